@@ -31,6 +31,8 @@ DEFAULT_MODEL: Final = "default"
 DECLARED: Final = ConfigDict(extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 """Of all classes whose fields are settings or options: a field's docstring describes it to people, too."""
 
+_RENAMED: Final = {"LABELNEXT_MIRROR": "LABELNEXT_VERSION_CACHE"}
+"""Variables of old, and what they are called now."""
 _EXPECTED: Final = {"int_parsing": "a whole number", "int_from_float": "a whole number", "float_parsing": "a number"}
 """What pydantic says at more length."""
 
@@ -79,9 +81,9 @@ class SharedSettings:
     models: Annotated[str | Path, text(parse_location)] = Path("models")
     """The model repository: a folder, or `s3://bucket/prefix` with the usual `AWS_*` variables and
     `requirements/s3.txt`."""
-    mirror: Path | None = None
-    """The folder that versions from a bucket are copied to; by default below `~/.cache`. It holds two versions, and
-    three while one is downloaded."""
+    version_cache: Path | None = None
+    """The local cache of versions from a bucket: a folder, by default below `~/.cache`. It holds two versions, and three
+    while one is downloaded."""
     verify_key: Annotated[str, text(read_public_key)] | None = None
     """A minisign public key, or the path of its `.pub` file: versions that its secret key has not signed are
     refused. Needs `requirements/signatures.txt`."""
@@ -118,15 +120,18 @@ class SharedSettings:
         """
         named = {item.name: environ.get(PREFIX + item.name.upper(), "").strip() for item in fields(cls)}
         given: dict[str, Any] = {name: value for name, value in named.items() if value}
+        faults = [f"{name} is now called {now}" for name, now in _RENAMED.items() if environ.get(name, "").strip()]
         try:
-            return cls(**given)
+            read = cls(**given)
         except ValidationError as err:
             secrets = {item.name for item in fields(cls) if not item.repr}
-            faults = [
+            faults += [
                 f"{PREFIX}{name.upper()} must be {expected}, got {quote(given[name], secret=name in secrets)}"
                 for name, expected in explain(err)
             ]
-        raise ConfigError("; ".join(faults))
+        if faults:
+            raise ConfigError("; ".join(faults))
+        return read
 
     def fetch_settings(self) -> FetchSettings:
         """Return where images may come from, with the default limits."""

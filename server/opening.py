@@ -22,7 +22,7 @@ def open_models(settings: Settings) -> Repository:
         ConfigError: if it cannot be opened, or the key cannot be used.
     """
     keys = Keys.read(verifying=settings.verify_key)
-    return open_repository(settings.models, settings.model or DEFAULT_MODEL, settings.mirror, keys=keys)
+    return open_repository(settings.models, settings.model or DEFAULT_MODEL, settings.version_cache, keys=keys)
 
 
 def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngine:

@@ -1,6 +1,6 @@
 """One process at a time: locks beside what is written, which the system releases however their holder ends.
 
-Of a repository in a bucket it is the mirror that is locked, and so one machine; between machines the condition decides
+Of a repository in a bucket it is the local cache that is locked, and so one machine; between machines the condition decides
 under which CURRENT is replaced (`contract.versions.local_cache`).
 """
 

@@ -162,7 +162,7 @@ class Environment(SharedSettings):
 
     def repository(self) -> Repository:
         """Return the model's repository; raises ConfigError if it cannot be opened, or a key cannot be used."""
-        return open_repository(self.models, self.model, self.mirror, keys=self.keys())
+        return open_repository(self.models, self.model, self.version_cache, keys=self.keys())
 
     def label_studio(self) -> tuple[str, str]:
         """Return Label Studio's address and token; raises ConfigError if one is not set."""

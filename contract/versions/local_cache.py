@@ -68,7 +68,7 @@ class CachedRepository(Repository):
     where the local cache cannot be written.
     """
 
-    _remedy = "make room, or set LABELNEXT_MIRROR to a folder on another disk"
+    _remedy = "make room, or set LABELNEXT_VERSION_CACHE to a folder on another disk"
 
     def __init__(self, bucket: "Bucket", root: Path, model: str = "default", *, keys: Keys = Keys()) -> None:
         super().__init__(root, model, keys=keys)

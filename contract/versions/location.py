@@ -26,14 +26,14 @@ def parse_location(text: str) -> str | Path:
 
 
 def open_repository(
-    location: str | Path, model: str = "default", mirror: Path | None = None, *, keys: Keys = Keys()
+    location: str | Path, model: str = "default", cache: Path | None = None, *, keys: Keys = Keys()
 ) -> Repository:
     """Return a model's repository, in a folder or in a bucket.
 
     Args:
         location: a folder, or `s3://bucket/prefix`.
         model: the model's name.
-        mirror: the folder that local caches of buckets are kept in; None for one below the user's cache.
+        cache: the folder that local caches of buckets are kept in; None for one below the user's cache.
         keys: what versions are signed and verified with.
 
     Raises:
@@ -55,13 +55,15 @@ def open_repository(
     name, prefix = _split(where)
     bucket = Bucket(name, prefix)
     unique = hashlib.sha256(bucket.location.encode()).hexdigest()[:12]
-    root = (mirror or _default_cache()) / f"{name}-{unique}"
+    root = (cache or _default_cache()) / f"{name}-{unique}"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(root, os.W_OK | os.X_OK):
             raise PermissionError("it is not this user's to write")
     except OSError as err:
-        raise ConfigError(f"the local cache {root} cannot be made ({err}); set LABELNEXT_MIRROR to a folder") from err
+        raise ConfigError(
+            f"the local cache {root} cannot be made ({err}); set LABELNEXT_VERSION_CACHE to a folder"
+        ) from err
     return CachedRepository(bucket, root, model, keys=keys)
 
 
@@ -78,5 +80,5 @@ def _default_cache() -> Path:
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as err:
-        raise ConfigError("this user has no home for a local cache; set LABELNEXT_MIRROR to a folder") from err
-    return cache / "labelnext" / "mirror"
+        raise ConfigError("this user has no home for a local cache; set LABELNEXT_VERSION_CACHE to a folder") from err
+    return cache / "labelnext" / "versions"

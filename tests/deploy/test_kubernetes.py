@@ -131,12 +131,12 @@ def test_the_example_can_be_built():
 @pytest.mark.slow
 @needs_kustomize
 def test_an_object_store_needs_no_shared_volume(tmp_path: Path):
-    """With s3 nothing claims the volume of models, and each pod writes a mirror of its own."""
+    """With s3 nothing claims the volume of models, and each pod writes a local cache of its own."""
     built = build(tmp_path, ("s3",))
     assert "labelnext-models" not in str([each for each in built if each["kind"] != "NetworkPolicy"])
     [container] = containers(find("Deployment", "labelnext-server", built))
     assert {"name": "models", "mountPath": "/models"} in container["volumeMounts"]
-    assert {"name": "LABELNEXT_MIRROR", "value": "/models"} in container["env"]
+    assert {"name": "LABELNEXT_VERSION_CACHE", "value": "/models"} in container["env"]
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("kustomization.yaml")), ids=lambda path: path.parent.name)

@@ -37,7 +37,7 @@ from contract.versions.location import open_repository
 from contract.versions.bucket import Bucket
 from tests.versions import manifest, write_files
 
-location, mirror, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+location, cache, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 calls = 0
 
 def killed_at_step(write):
@@ -51,7 +51,7 @@ def killed_at_step(write):
 
 for name in ("upload", "overwrite", "replace"):
     setattr(Bucket, name, killed_at_step(getattr(Bucket, name)))
-with open_repository(location, mirror=mirror).stage(datetime.now(UTC)) as staged:
+with open_repository(location, cache=cache).stage(datetime.now(UTC)) as staged:
     write_files(staged.path, b"whole")
     (staged.path / "backbone.onnx.data").write_bytes(b"shared")
     staged.publish(manifest(staged.version))
@@ -87,7 +87,7 @@ def _point_to(port: int, monkeypatch: pytest.MonkeyPatch) -> int:
 
 @contextmanager
 def server_of(folder: Path, version: str) -> Iterator[tuple[Client, Server]]:
-    settings = {"LABELNEXT_MIRROR": str(folder / "mirror"), "LABELNEXT_POLL_S": "0.2"}
+    settings = {"LABELNEXT_VERSION_CACHE": str(folder / "cache"), "LABELNEXT_POLL_S": "0.2"}
     with serving(LOCATION, log=folder / "server.log", settings=settings, python=sys.executable) as server:
         server.wait_until_ready(version)
         yield Client(server.url), server
@@ -95,7 +95,7 @@ def server_of(folder: Path, version: str) -> Iterator[tuple[Client, Server]]:
 
 def test_a_server_follows_the_bucket(store: Store, tmp_path: Path) -> None:
     """A version that another machine publishes is swapped in, and a rollback swaps it back; both are shown."""
-    trainer = open_repository(LOCATION, mirror=tmp_path / "trainer")
+    trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
     first = publish(trainer, seed=1)
     with server_of(tmp_path, first) as (client, server):
         assert client.serves(first)
@@ -105,7 +105,7 @@ def test_a_server_follows_the_bucket(store: Store, tmp_path: Path) -> None:
         assert client.get("/versions").body["versions"] == [first, second]
         assert client.get(f"/report/{second}/index.html").status == 200
         assert client.get("/").status == 200
-        open_repository(LOCATION, mirror=tmp_path / "desk").rollback(first)
+        open_repository(LOCATION, cache=tmp_path / "desk").rollback(first)
         server.wait_until_ready(first)
         assert client.serves(first)
     assert "not-to-be-seen" not in (tmp_path / "server.log").read_text()
@@ -114,7 +114,7 @@ def test_a_server_follows_the_bucket(store: Store, tmp_path: Path) -> None:
 def test_the_commands_take_a_bucket_for_a_folder(port: int, tmp_path: Path) -> None:
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:
-        settings = {"LABELNEXT_MODELS": LOCATION, "LABELNEXT_MIRROR": str(tmp_path / "desk")}
+        settings = {"LABELNEXT_MODELS": LOCATION, "LABELNEXT_VERSION_CACHE": str(tmp_path / "desk")}
         return subprocess.run(
             [sys.executable, "-m", *command],
             cwd=CHECKOUT,
@@ -126,7 +126,7 @@ def test_the_commands_take_a_bucket_for_a_folder(port: int, tmp_path: Path) -> N
 
     with running_store(tmp_path, port=port) as store:
         store.make("models")
-        trainer = open_repository(LOCATION, mirror=tmp_path / "trainer")
+        trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
         first, second = publish(trainer, seed=1), publish(trainer, seed=2)
         assert f"* {second}" in run("trainer", "versions").stdout
         assert run("trainer", "rollback", first).returncode == 0
@@ -142,7 +142,7 @@ def test_a_bucket_that_goes_away_takes_no_server_along(port: int, tmp_path: Path
     """What was loaded is served on, /health says why it may be old, and what comes back is followed again."""
     with running_store(tmp_path, port=port) as store:
         store.make("models")
-        trainer = open_repository(LOCATION, mirror=tmp_path / "trainer")
+        trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
         first = publish(trainer, seed=1)
         with server_of(tmp_path, first) as (client, server):
             store.child.stop()
@@ -156,7 +156,7 @@ def test_a_bucket_that_goes_away_takes_no_server_along(port: int, tmp_path: Path
                 restarted.make("models")
                 client.await_detail(f"no version has been published in {LOCATION}")
                 assert client.serves(first)
-                server.wait_until_ready(publish(open_repository(LOCATION, mirror=tmp_path / "trainer"), seed=3))
+                server.wait_until_ready(publish(open_repository(LOCATION, cache=tmp_path / "trainer"), seed=3))
 
 
 def test_a_download_that_breaks_off_is_taken_up_again(port: int, tmp_path: Path) -> None:
@@ -164,10 +164,10 @@ def test_a_download_that_breaks_off_is_taken_up_again(port: int, tmp_path: Path)
     with ExitStack() as until_it_broke:
         store = until_it_broke.enter_context(running_store(tmp_path, port=port))
         store.make("models")
-        trainer = open_repository(LOCATION, mirror=tmp_path / "trainer")
+        trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
         first = publish(trainer, seed=1)
         with server_of(tmp_path, first) as (client, server):
-            folder = open_repository(LOCATION, mirror=tmp_path / "mirror").folder
+            folder = open_repository(LOCATION, cache=tmp_path / "cache").folder
             with (folder / ".lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # the server knows of the version, and waits with the download
                 second = publish(trainer, seed=2)
@@ -188,13 +188,13 @@ def test_a_publisher_killed_at_any_object_is_never_seen(store: Store, tmp_path: 
     """Readers find the version before, whole, until the new one is whole."""
 
     def read() -> tuple[str, list[str]]:
-        repository = open_repository(LOCATION, mirror=tmp_path / "reader")
+        repository = open_repository(LOCATION, cache=tmp_path / "reader")
         repository.open(repository.current()).verify()
         for name in repository.versions():
             repository.read_manifest(name)
         return repository.current(), repository.versions()
 
-    first = publish(open_repository(LOCATION, mirror=tmp_path / "first"), seed=1)
+    first = publish(open_repository(LOCATION, cache=tmp_path / "first"), seed=1)
     killed, status = 0, -signal.SIGKILL
     while status == -signal.SIGKILL:
         assert read()[0] == first
@@ -218,14 +218,14 @@ def test_a_real_store_keeps_the_conditions(port: int, tmp_path: Path, monkeypatc
     with ceph.running_ceph(tmp_path / "ceph", **keys) as url:
         monkeypatch.setenv("AWS_ENDPOINT", url)
         boto3.client("s3", endpoint_url=url).create_bucket(Bucket="models")
-        winner, loser = (open_repository(LOCATION, mirror=tmp_path / name) for name in ("winner", "loser"))
+        winner, loser = (open_repository(LOCATION, cache=tmp_path / name) for name in ("winner", "loser"))
         first = publish(winner, seed=1)
         with loser.stage(datetime.now(UTC)) as staged:
             write_files(staged.path, b"x" * (20 * 2**20))
             second = publish(winner, seed=2)
             with pytest.raises(PublishConflict):
                 staged.publish(manifest(staged.version))
-        reader = open_repository(LOCATION, mirror=tmp_path / "reader")
+        reader = open_repository(LOCATION, cache=tmp_path / "reader")
         assert sorted(reader.versions()) == sorted([first, second, staged.version])
         assert reader.current() == second
         assert loser.rollback(staged.version).name == reader.current()
@@ -235,4 +235,4 @@ def test_a_real_store_keeps_the_conditions(port: int, tmp_path: Path, monkeypatc
             assert client.serves(first)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
         with pytest.raises(RepositoryUnreachable, match=r"403 \(SignatureDoesNotMatch\); check AWS_ACCESS_KEY_ID"):
-            open_repository(LOCATION, mirror=tmp_path / "reader").current()
+            open_repository(LOCATION, cache=tmp_path / "reader").current()

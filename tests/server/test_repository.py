@@ -13,11 +13,11 @@ from tests.buckets import environment
 from tests.server.conftest import make_predict_body, make_tasks, service_of
 
 
-def test_a_bucket_is_opened_through_its_mirror(monkeypatch, tmp_path):
+def test_a_bucket_is_opened_through_its_local_cache(monkeypatch, tmp_path):
     """Nothing is asked of it before it is read; credentials are in no setting, and so in no log."""
     for name, value in environment("http://127.0.0.1:1").items():
         monkeypatch.setenv(name, value)
-    settings = Settings.read({"LABELNEXT_MODELS": "s3://models/x/", "LABELNEXT_MIRROR": str(tmp_path)})
+    settings = Settings.read({"LABELNEXT_MODELS": "s3://models/x/", "LABELNEXT_VERSION_CACHE": str(tmp_path)})
     repository = open_models(settings)
     assert repository.location == "s3://models/x/default"
     assert repository.folder.is_relative_to(tmp_path)

@@ -10,7 +10,7 @@ KEY = "RWT/9m+og4isUpyk8iGW2RjY53oZpnrl1ErOe3Pq4B/4AJZTCk4Wz5TX"
 SET = {
     "models": ("/srv/models", Path("/srv/models")),
     "model": ("birds", "birds"),
-    "mirror": ("/srv/mirror", Path("/srv/mirror")),
+    "version_cache": ("/srv/versions", Path("/srv/versions")),
     "verify_key": (KEY, KEY),
     "label_studio_url": ("https://studio.example.org/", "https://studio.example.org"),
     "label_studio_public_url": ("https://studio.example.org/labels/", "https://studio.example.org/labels"),

@@ -7,10 +7,10 @@ from tests.buckets import environment
 from trainer.settings import Environment, Source
 
 
-def test_a_bucket_is_opened_through_its_mirror_and_a_folder_as_it_is(monkeypatch, tmp_path):
+def test_a_bucket_is_opened_through_its_local_cache_and_a_folder_as_it_is(monkeypatch, tmp_path):
     for name, value in environment("http://127.0.0.1:1").items():
         monkeypatch.setenv(name, value)
-    read = Environment.read({"LABELNEXT_MODELS": " s3://models/x ", "LABELNEXT_MIRROR": str(tmp_path)})
+    read = Environment.read({"LABELNEXT_MODELS": " s3://models/x ", "LABELNEXT_VERSION_CACHE": str(tmp_path)})
     assert read.models == "s3://models/x"
     assert read.repository().location == "s3://models/x/default"
     assert read.repository().root.parent == tmp_path

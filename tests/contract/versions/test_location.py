@@ -20,14 +20,14 @@ def test_each_repository_has_a_local_cache_of_its_own(location, monkeypatch, tmp
     """Below the user's cache unless it is said, where nobody else reads it; a slash at the end makes no other place."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = open_repository(location).root
-    assert root.parent == tmp_path / "cache" / "labelnext" / "mirror"
+    assert root.parent == tmp_path / "cache" / "labelnext" / "versions"
     assert root.stat().st_mode & 0o077 == 0
     assert open_repository(f"{location}/").root == root
     wheres = (location, f"{location}/x", "s3://models")
     folders = {open_repository(where, model, tmp_path).folder for where in wheres for model in ("a", "b")}
     assert len(folders) == 6
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ConfigError, match="set LABELNEXT_MIRROR to a folder"):
+    with pytest.raises(ConfigError, match="set LABELNEXT_VERSION_CACHE to a folder"):
         open_repository(location, "birds", tmp_path / "file")
 
 
