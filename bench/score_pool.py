@@ -38,7 +38,7 @@ from demo.product import CHECKOUT
 from server.inference.batching import ImageScores
 from server.inference.resources import available_cpus
 from server.pool.shards import Folder
-from server.pool.worker import build_table, make_schema
+from server.pool.worker import make_row, make_schema
 from server.settings import Precision, Score
 
 _PYTHON = CHECKOUT / ".venv-ray" / "bin" / "python"
@@ -155,7 +155,8 @@ def _measure_output(manifest: Manifest, folder: Path) -> float:
     bald, entropy = rng.random((2, _ROWS))
     outcomes = [ImageScores(*each) for each in zip(probabilities, bald.tolist(), entropy.tolist(), strict=True)]
     schema = make_schema(manifest, pa.int64(), {})
-    table = build_table(pa.array(range(_ROWS)), outcomes, schema=schema, manifest=manifest, direction=Score.AGREEMENT)
+    rows = [{"id": number, **make_row(each, manifest, Score.AGREEMENT)} for number, each in enumerate(outcomes)]
+    table = pa.Table.from_pylist(rows, schema=schema)
     Folder(str(folder)).write("shard.parquet", table)
     return (folder / "shard.parquet").stat().st_size / _ROWS
 

@@ -10,7 +10,6 @@ import json
 import logging.config
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,9 +17,10 @@ from pydantic.dataclasses import dataclass
 
 from contract.commands import Command, Option, parse
 from contract.errors import ConfigError, LabelnextError
-from contract.settings import DECLARED, Count, text
+from contract.settings import DECLARED, text
 from contract.versions.location import parse_location
 from server.observe.logs import logging_config
+from server.pool.options import PoolOptions
 from server.settings import Settings
 
 
@@ -72,34 +72,7 @@ def _dev() -> None:
         close_app(app)
 
 
-def _parse_workers(value: str) -> tuple[int, int]:
-    least, _, most = value.partition("-")
-    if not least.isdecimal() or not (most or least).isdecimal() or not 1 <= int(least) <= int(most or least):
-        raise ValueError("a number or the least and the most, such as 2-8")
-    return int(least), int(most or least)
-
-
-@dataclass(frozen=True, kw_only=True, config=DECLARED)
-class _Pool:
-    input: str
-    """A folder or s3:// URI with parquet files."""
-    output: str
-    """A folder or s3:// URI that gets one file of scores for each input file."""
-    id: str = "id"
-    """The column that names an image."""
-    column: str = "image"
-    """The column that says where the image is."""
-    version: str | None = None
-    """The version to score with (default: the current one)."""
-    workers: Annotated[tuple[int, int] | None, text(_parse_workers), Option(metavar="N|MIN-MAX")] = None
-    """Processes that score (default: up to one for each GPU or, without GPUs, for each machine)."""
-    cpus: Count | None = None
-    """Cores of each worker (default: an even share of all)."""
-    batch: Count | None = None
-    """Images in one run of the graph (default: LABELNEXT_MAX_BATCH_IMAGES)."""
-
-
-def _score_pool(options: _Pool) -> None:
+def _score_pool(options: PoolOptions) -> None:
     """Score a pool that is not in Label Studio."""
     settings = Settings.read()
     try:
@@ -109,15 +82,7 @@ def _score_pool(options: _Pool) -> None:
             f"score-pool needs Ray Data and pyarrow ({err}); pip install -r requirements/score-pool.txt, in an "
             "environment of its own"
         ) from err
-    wanted = job.Job(
-        settings=dataclasses.replace(settings, max_batch_images=options.batch or settings.max_batch_images),
-        source=options.input,
-        target=options.output,
-        id_column=options.id,
-        image_column=options.column,
-        version=options.version,
-    )
-    print(json.dumps(job.score_pool(wanted, partial(cluster.run, workers=options.workers, cpus=options.cpus))))
+    print(json.dumps(job.score_pool(settings, options, cluster.run)))
 
 
 COMMANDS: Final = {
@@ -127,7 +92,7 @@ COMMANDS: Final = {
         {"options": _Check},
     ),
     "dev": Command(_dev, "Serve on a laptop, without gunicorn."),
-    "score-pool": Command(_score_pool, "Score parquet files of image references.", {"options": _Pool}),
+    "score-pool": Command(_score_pool, "Score parquet files of image references.", {"options": PoolOptions}),
 }
 
 

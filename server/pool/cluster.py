@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ import ray.exceptions
 
 from contract.errors import ConfigError, LabelnextError
 from server.observe.logs import logging_config
-from server.pool.job import Done, Job, describe
+from server.pool.job import describe
+from server.pool.options import PoolOptions
 from server.pool.shards import PoolError, Shard
-from server.pool.worker import Worker
-from server.settings import Device
+from server.pool.worker import Done, Worker
+from server.settings import Device, Settings
 
 _ATTEMPTS = 4
 """How often a shard is begun whose workers die; it may be one image of it that kills."""
@@ -35,32 +37,24 @@ _STORE_BYTES = 128 * 2**20
 """Of Ray's store of objects on this machine; what flows through it is small."""
 
 
-def run(
-    job: Job, shards: Sequence[Shard], *, workers: tuple[int, int] | None = None, cpus: int | None = None
-) -> list[Done]:
+def run(settings: Settings, options: PoolOptions, shards: Sequence[Shard]) -> list[Done]:
     """Score shards on the cluster that RAY_ADDRESS names, or on this machine; tell stderr how far it is.
-
-    Args:
-        job: with its version named.
-        shards: to be scored.
-        workers: the least and the most; None means up to one for each GPU or, where there is none, for each machine.
-        cpus: of each worker; None shares those of all machines out evenly.
 
     Raises:
         ConfigError: if the cluster cannot be joined.
         PoolError: if a worker cannot go on, or workers die again and again.
     """
     with _ray():
-        gpus = 0 if job.settings.provider is Device.CPU else int(ray.cluster_resources().get("GPU", 0))
-        least, most = workers or (1, gpus or sum(node["Alive"] for node in ray.nodes()))
+        gpus = 0 if settings.provider is Device.CPU else int(ray.cluster_resources().get("GPU", 0))
+        least, most = options.workers or (1, gpus or sum(node["Alive"] for node in ray.nodes()))
         most = min(most, len(shards))
-        cpus = cpus or max(1, int(ray.cluster_resources()["CPU"]) // most)
+        cpus = options.cpus or max(1, int(ray.cluster_resources()["CPU"]) // most)
         attempts = ray.remote(num_cpus=0, max_restarts=-1)(_Attempts).remote()
         items = [asdict(shard) for shard in shards]
         scored = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Actor,
             batch_size=1,
-            fn_constructor_args=(job, cpus, attempts),
+            fn_constructor_args=(settings, options, cpus, attempts),
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(least, most),
                 max_size=most,
@@ -69,53 +63,45 @@ def run(
             num_cpus=cpus,
             num_gpus=int(gpus > 0),
         )
-        return list(_collect(scored, sum(shard.rows for shard in shards)))
-
-
-def _collect(scored: ray.data.Dataset, rows: int) -> Iterator[Done]:
-    """Read what workers say of their shards, until one cannot go on; tell stderr how far the job is."""
-    started, images, failed = time.monotonic(), 0, 0
-    try:
-        for row in scored.iter_rows():
-            if row["fault"]:
-                raise PoolError(f"a worker stopped: {row['fault']} ({_KEPT})")
-            done = Done(**json.loads(row["done"]))
-            images, failed = images + done.images, failed + done.failed
-            print(describe(images, failed, of=rows, seconds=time.monotonic() - started), file=sys.stderr, flush=True)
-            yield done
-    except ray.exceptions.RayError as err:
-        raise PoolError(f"the job stopped: {err} ({_KEPT})") from err
-    except KeyboardInterrupt as err:
-        raise PoolError(f"interrupted ({_KEPT})") from err
+        started, done = time.monotonic(), list[Done]()
+        rows = sum(shard.rows for shard in shards)
+        try:
+            for row in scored.iter_rows():
+                if row["fault"]:
+                    raise PoolError(f"a worker stopped: {row['fault']} ({_KEPT})")
+                done.append(Done(**json.loads(row["done"])))
+                print(describe(done, of=rows, seconds=time.monotonic() - started), file=sys.stderr, flush=True)
+        except ray.exceptions.RayError as err:
+            raise PoolError(f"the job stopped: {err} ({_KEPT})") from err
+        except KeyboardInterrupt as err:
+            raise PoolError(f"interrupted ({_KEPT})") from err
+    return done
 
 
 class _Actor:
     """A worker as Ray Data calls it."""
 
-    def __init__(self, job: Job, cpus: int, attempts: Any) -> None:
+    def __init__(self, settings: Settings, options: PoolOptions, cpus: int, attempts: Any) -> None:
         logging.config.dictConfig(logging_config("WARNING"))
         # Its warnings name some failures of each request; here all of them are in the output.
         logging.getLogger("server.inference.scoring").setLevel(logging.ERROR)
-        self._job, self._cpus, self._attempts = job, cpus, attempts
+        self._make_worker = partial(Worker, settings, options, str(options.version), threads=cpus)
+        self._attempts = attempts
         self._worker: Worker | None = None
 
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
         """Return what came of a shard, as JSON; what was foreseen to fail is told in words, not by Ray's traceback."""
+        shard = Shard(str(batch["name"][0]), int(batch["rows"][0]))
         try:
-            done = self._score(Shard(str(batch["name"][0]), int(batch["rows"][0])))
+            if (attempt := ray.get(self._attempts.begin.remote(shard.name))) > _ATTEMPTS:
+                raise PoolError(
+                    f"{shard.name} was begun {attempt - 1} times, and each time its worker died; see Ray's log for "
+                    "whether memory ran out, or take the shard out of the input"
+                )
+            self._worker = self._worker or self._make_worker()
+            return {"fault": [""], "done": [json.dumps(asdict(self._worker.score_shard(shard)))]}
         except LabelnextError as err:
             return {"fault": [str(err)], "done": [""]}
-        return {"fault": [""], "done": [json.dumps(asdict(done))]}
-
-    def _score(self, shard: Shard) -> Done:
-        if (attempt := ray.get(self._attempts.begin.remote(shard.name))) > _ATTEMPTS:
-            raise PoolError(
-                f"{shard.name} was begun {attempt - 1} times, and each time its worker died; see Ray's log for whether "
-                "memory ran out, or take the shard out of the input"
-            )
-        if self._worker is None:
-            self._worker = Worker(self._job, threads=self._cpus)
-        return self._worker.score_shard(shard)
 
     def __del__(self) -> None:
         if self._worker is not None:

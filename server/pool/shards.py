@@ -1,7 +1,7 @@
 """Shards: which parquet files are to be scored, which have been, and how one becomes whole at once.
 
 Each file of the input is a shard, and has a file of the same name in the output, which exists once every row of it has
-been scored. So a job that was broken off goes on by the files that are missing. Knows no engine and no Ray.
+been scored. So a job that was broken off goes on by the files that are missing.
 """
 
 import json
@@ -17,6 +17,7 @@ from pyarrow import fs
 from pyarrow import parquet as pq
 
 from contract.errors import ConfigError, LabelnextError
+from server.pool.options import PoolOptions
 
 LOCK_FILE = "_score-pool.json"
 """What scores in the output depend on; readers of parquet folders leave out names that begin so."""
@@ -47,50 +48,59 @@ class Folder:
             ConfigError: if the URI is of no file system that pyarrow knows, or cannot be understood.
         """
         try:
-            self._files, path = fs.FileSystem.from_uri(location if "://" in location else str(Path(location).resolve()))
+            files, path = fs.FileSystem.from_uri(location if "://" in location else str(Path(location).resolve()))
         except (pa.ArrowException, OSError, ValueError) as err:
             raise ConfigError(f"expected a folder or an s3:// URI, got {location!r}: {err}") from err
         self.location = location
-        self._root = PurePosixPath(path)
+        self._files = fs.SubTreeFileSystem(path, files)
 
     def __contains__(self, other: "Folder") -> bool:
-        return self._files.equals(other._files) and other._root.is_relative_to(self._root)
+        inner, outer = other._files, self._files
+        return inner.base_fs.equals(outer.base_fs) and inner.base_path.startswith(outer.base_path)
 
     def names(self) -> list[str]:
         """Return the paths of all parquet files below, sorted; those below names that begin with _ or . are no data."""
         with _explaining(f"{self.location} cannot be listed"):
-            found = self._files.get_file_info(fs.FileSelector(str(self._root), allow_not_found=True, recursive=True))
-        paths = [PurePosixPath(each.path).relative_to(self._root) for each in found if each.is_file]
-        return [
+            found = self._files.get_file_info(fs.FileSelector("", allow_not_found=True, recursive=True))
+        paths = [PurePosixPath(each.path) for each in found if each.is_file]
+        return sorted(
             str(path)
-            for path in sorted(paths, key=str)
+            for path in paths
             if path.suffix == ".parquet" and not any(part.startswith(("_", ".")) for part in path.parts)
-        ]
+        )
 
-    def footer(self, name: str) -> tuple[int, pa.Schema]:
-        """Return how many rows a file has, and its schema."""
-        with self._open(name) as file:
-            return file.metadata.num_rows, file.schema_arrow
+    @contextmanager
+    def open(self, name: str) -> Iterator[pq.ParquetFile]:
+        """Open a file to read."""
+        with (
+            _explaining(f"{name} in {self.location} cannot be read; write it again"),
+            pq.ParquetFile(name, filesystem=self._files) as file,
+        ):
+            yield file
 
-    def read(self, name: str, columns: list[str], *, rows: int) -> Iterator[pa.RecordBatch]:
-        """Read some columns of a file from its beginning, so many rows at a time."""
-        with self._open(name) as file:
-            yield from file.iter_batches(rows, columns=columns)
+    def footers(self) -> dict[str, tuple[int, pa.Schema]]:
+        """Return how many rows each file has, and its schema."""
+
+        def read(name: str) -> tuple[int, pa.Schema]:
+            with self.open(name) as file:
+                return file.metadata.num_rows, file.schema_arrow
+
+        with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as threads:
+            return dict(zip(names := self.names(), threads.map(read, names), strict=True))
 
     def write(self, name: str, table: pa.Table) -> None:
         """Write a file that appears under its name when it is whole, in the place of any other."""
-        target = self._root / name
-        partial = self._root / _PARTIAL / f"{secrets.token_hex(8)}.parquet"
+        partial = f"{_PARTIAL}/{secrets.token_hex(8)}.parquet"
         with _explaining(f"{name} cannot be written to {self.location}"):
-            for folder in (target.parent, partial.parent):
-                self._files.create_dir(str(folder), recursive=True)
-            pq.write_table(table, str(partial), filesystem=self._files, compression="zstd")
-            self._files.move(str(partial), str(target))
+            for path in (name, partial):
+                self._files.create_dir(str(PurePosixPath(path).parent), recursive=True)
+            pq.write_table(table, partial, filesystem=self._files, compression="zstd")
+            self._files.move(partial, name)
 
     def remove_partial(self) -> None:
         """Remove what writers left that were killed; no other may be at work."""
         with suppress(FileNotFoundError):
-            self._files.delete_dir(str(self._root / _PARTIAL))
+            self._files.delete_dir(_PARTIAL)
 
     def lock(self, wanted: Mapping[str, object]) -> None:
         """Note what scores in this folder depend on, or compare it with what was noted when the folder was begun.
@@ -99,15 +109,14 @@ class Folder:
             ConfigError: if the folder was begun with something else, so that scores in it could not be compared, or
                 holds files that nobody noted anything about.
         """
-        path = str(self._root / LOCK_FILE)
         with _explaining(f"{LOCK_FILE} in {self.location} cannot be used"):
-            if self._files.get_file_info(path).type == fs.FileType.NotFound:
+            if self._files.get_file_info(LOCK_FILE).type == fs.FileType.NotFound:
                 if self.names():
                     raise ConfigError(f"{self.location} holds parquet files of others; name an empty folder")
-                self._files.create_dir(str(self._root), recursive=True)
-                with self._files.open_output_stream(path) as file:
+                self._files.base_fs.create_dir(self._files.base_path, recursive=True)
+                with self._files.open_output_stream(LOCK_FILE) as file:
                     file.write(json.dumps(wanted).encode())
-            with self._files.open_input_stream(path) as file:
+            with self._files.open_input_stream(LOCK_FILE) as file:
                 found = json.loads(file.read())
         if found != dict(wanted):
             raise ConfigError(
@@ -115,44 +124,36 @@ class Folder:
                 "go on with the same version and settings (--version), or name another output"
             )
 
-    @contextmanager
-    def _open(self, name: str) -> Iterator[pq.ParquetFile]:
-        with (
-            _explaining(f"{name} in {self.location} cannot be read; write it again"),
-            pq.ParquetFile(str(self._root / name), filesystem=self._files) as file,
-        ):
-            yield file
 
-
-def find_shards(source: Folder, target: Folder, *, id_column: str, image_column: str) -> tuple[list[Shard], int]:
+def find_shards(options: PoolOptions) -> tuple[list[Shard], int]:
     """Return the shards without scores as yet, and of how many others the output has scores for as many rows.
 
     Raises:
         ConfigError: if there are none, one lacks a column, or the output lies in the input.
         PoolError: if a file cannot be read.
     """
+    source, target = Folder(options.input), Folder(options.output)
     if target in source:
         raise ConfigError(f"the output {target.location} would become part of the input {source.location}; part them")
-    with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as threads:
-        footers = dict(zip(names := source.names(), threads.map(source.footer, names), strict=True))
-        scored = dict(zip(names := target.names(), threads.map(target.footer, names), strict=True))
+    footers = source.footers()
     if not footers:
         raise ConfigError(f"expected parquet files in {source.location}, found none")
     for name, (_, schema) in footers.items():
-        _check_columns(name, schema, id_column, image_column)
-    shards = [Shard(name, rows) for name, (rows, _) in footers.items() if scored.get(name, (-1,))[0] != rows]
+        _check_columns(name, schema, options)
+    scored = {name: rows for name, (rows, _) in target.footers().items()}
+    shards = [Shard(name, rows) for name, (rows, _) in footers.items() if scored.get(name) != rows]
     return shards, len(footers) - len(shards)
 
 
-def _check_columns(name: str, schema: pa.Schema, id_column: str, image_column: str) -> None:
-    if missing := {id_column, image_column} - set(schema.names):
+def _check_columns(name: str, schema: pa.Schema, options: PoolOptions) -> None:
+    if missing := {options.id, options.column} - set(schema.names):
         raise ConfigError(
             f"{name} has no column {', '.join(sorted(missing))}, only {', '.join(schema.names[:10])}; "
             "name them with --id and --column"
         )
-    kind = schema.field(image_column).type
+    kind = schema.field(options.column).type
     if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
-        raise ConfigError(f"column {image_column} of {name} must hold strings, where images are; it holds {kind}")
+        raise ConfigError(f"column {options.column} of {name} must hold strings, where images are; it holds {kind}")
 
 
 @contextmanager

@@ -1,22 +1,19 @@
 """A worker: validates the version once, and scores shards of a pool by the same parts as the server does requests.
 
 Owns what the output holds of each image: its scores, or why it has none; one row for each row of the input, in its
-order. Knows no Ray: what runs it as an actor is `cluster`.
+order.
 """
 
 import json
 import resource
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from typing import cast
+from dataclasses import dataclass, replace
 
-import numpy as np
 import pyarrow as pa
 
-from contract.errors import ImageError
 from contract.images.fetch import FetchSettings
 from contract.scores.acquisition import label_studio_score, normalised_bald
 from contract.versions.manifest import Manifest
@@ -24,32 +21,51 @@ from server.inference.batching import ImageScores, Outcome
 from server.inference.known_images import ImageReference, NoImage
 from server.inference.validation import admit
 from server.opening import engine_loader, open_models
-from server.pool.job import Done, Job
+from server.pool.options import PoolOptions
 from server.pool.shards import Folder, PoolError, Shard
 from server.service import Service
-from server.settings import Score
+from server.settings import Score, Settings
 
 _AHEAD = 2
 """Requests to the scorer at a time: while the last images of one run, the first of the next are fetched."""
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of a shard."""
+
+    images: int
+    failed: int
+    seconds: float
+    core_seconds: float
+    """Of all of the worker's threads."""
+    precision: str
+    """What the worker's backbone computed in."""
+    peak_rss_mb: float
+    """The most memory that the worker has had so far, in MB (2**20 bytes)."""
+
+
 class Worker:
     """Scores one shard after the other."""
 
-    def __init__(self, job: Job, *, threads: int | None = None) -> None:
-        """Load the version that the job names and validate it here; `threads` None takes all processors for a run.
+    def __init__(self, settings: Settings, options: PoolOptions, version: str, *, threads: int | None = None) -> None:
+        """Load a version and validate it here; `threads` None takes all processors for a run.
 
         Raises:
             RepositoryError, InvalidVersion: if it is not valid.
             ConfigError: if the settings cannot be met on this machine.
         """
-        # In memory a cache is of no use to images that each come once; on a disk it is, when the pool is scored again.
-        settings = job.settings if job.settings.cache_dir else replace(job.settings, cache_mb=0)
-        self._job = job
+        self._settings = replace(
+            settings,
+            max_batch_images=options.batch or settings.max_batch_images,
+            # In memory a cache is of no use to images that each come once; on a disk it is, at the next version.
+            cache_mb=settings.cache_mb if settings.cache_dir else 0,
+        )
+        self._options = options
         self._engine = admit(
-            open_models(settings), cast(str, job.version), engine_loader(settings, threads=threads)
+            open_models(self._settings), version, engine_loader(self._settings, threads=threads)
         ).engine
-        self._service = Service(settings)
+        self._service = Service(self._settings)
         self._service.batcher.start()
         self._requests = ThreadPoolExecutor(_AHEAD, thread_name_prefix="request")
 
@@ -66,14 +82,14 @@ class Worker:
             Unavailable, InferenceError: if the failure is this worker's and no image's.
         """
         started, used, precision = time.monotonic(), time.process_time(), self._engine.precision.value
-        source, job = Folder(self._job.source), self._job
-        notes = {"precision": precision, "provider": self._engine.provider}
-        id_type = source.footer(shard.name)[1].field(job.id_column).type
-        schema = make_schema(self._engine.manifest, id_type, notes)
-        rows = 2 * job.settings.max_batch_images
-        batches = source.read(shard.name, [job.id_column, job.image_column], rows=rows)
-        table = pa.concat_tables([schema.empty_table(), *self._score(batches, schema)])
-        Folder(job.target).write(shard.name, table)
+        columns = [self._options.id, self._options.column]
+        with Folder(self._options.input).open(shard.name) as file:
+            id_type = file.schema_arrow.field(self._options.id).type
+            notes = {"precision": precision, "provider": self._engine.provider}
+            schema = make_schema(self._engine.manifest, id_type, notes)
+            batches = file.iter_batches(2 * self._settings.max_batch_images, columns=columns)
+            table = pa.concat_tables([schema.empty_table(), *self._score(batches, schema)])
+        Folder(self._options.output).write(shard.name, table)
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds, core_seconds = time.monotonic() - started, time.process_time() - used
         failed = len(table) - table["error"].null_count
@@ -92,15 +108,16 @@ class Worker:
     def _score_batch(self, batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
         images = [
             ImageReference(value) if value else NoImage("expected an image's address, got none; fill the row's column")
-            for value in batch.column(self._job.image_column).to_pylist()
+            for value in batch.column(self._options.column).to_pylist()
         ]
         # Long enough even if each image took as long as one may be fetched: what is slow is no failure here.
         deadline = time.monotonic() + len(images) * FetchSettings().total_timeout_s
         outcomes = self._service.scorer.score(images, self._engine, deadline=deadline)
         if (fault := self._service.batcher.fault) is not None:
             raise PoolError(f"images can no longer be scored: {fault}")
-        ids, direction = batch.column(self._job.id_column), self._job.settings.score
-        return build_table(ids, outcomes, schema=schema, manifest=self._engine.manifest, direction=direction)
+        rows = (make_row(outcome, self._engine.manifest, self._settings.score) for outcome in outcomes)
+        table = pa.Table.from_pylist(list(rows), schema=schema)
+        return table.set_column(0, schema.field("id"), batch.column(self._options.id))
 
 
 def make_schema(manifest: Manifest, id_type: pa.DataType, notes: Mapping[str, str]) -> pa.Schema:
@@ -124,24 +141,16 @@ def make_schema(manifest: Manifest, id_type: pa.DataType, notes: Mapping[str, st
     return pa.schema(fields.items(), metadata={"labels": json.dumps(manifest.labels), **notes})
 
 
-def build_table(
-    ids: pa.Array, outcomes: Sequence[Outcome], *, schema: pa.Schema, manifest: Manifest, direction: Score
-) -> pa.Table:
-    """Return one row per outcome, in order, in the columns of `make_schema`."""
-    scored = [outcome if isinstance(outcome, ImageScores) else None for outcome in outcomes]
-    failed = [outcome if isinstance(outcome, ImageError) else None for outcome in outcomes]
+def make_row(outcome: Outcome, manifest: Manifest, direction: Score) -> dict[str, object]:
+    """Return what the output says of an image, but its id; columns that are left out are null."""
+    if not isinstance(outcome, ImageScores):
+        return {"version": manifest.version, "error": outcome.code, "detail": str(outcome)}
     share = label_studio_score if direction is Score.AGREEMENT else normalised_bald
-    bald = np.array([each.bald if each else np.nan for each in scored])
-    scores = share(bald, len(manifest.labels), multiple=manifest.multiple).astype(np.float32)
-    columns = {
-        "id": ids,
-        "score": pa.array(scores, mask=np.array([each is None for each in scored], bool)),
-        "bald": [each and each.bald for each in scored],
-        "entropy": [each and each.entropy for each in scored],
-        "label": [each and manifest.labels[int(each.mean_probabilities.argmax())] for each in scored],
-        "probabilities": [each and each.mean_probabilities for each in scored],
-        "version": [manifest.version] * len(outcomes),
-        "error": [each and each.code for each in failed],
-        "detail": [each and str(each) for each in failed],
+    return {
+        "score": float(share(outcome.bald, len(manifest.labels), multiple=manifest.multiple)),
+        "bald": outcome.bald,
+        "entropy": outcome.entropy,
+        "label": manifest.labels[int(outcome.mean_probabilities.argmax())],
+        "probabilities": outcome.mean_probabilities,
+        "version": manifest.version,
     }
-    return pa.table(columns, schema=schema)

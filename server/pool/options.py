@@ -1,0 +1,37 @@
+"""What a score pool is told by its command line. Imports neither Ray nor pyarrow, which the server's images lack."""
+
+from typing import Annotated
+
+from pydantic.dataclasses import dataclass
+
+from contract.commands import Option
+from contract.settings import DECLARED, Count, text
+
+
+def _parse_workers(value: str) -> tuple[int, int]:
+    least, _, most = value.partition("-")
+    if not least.isdecimal() or not (most or least).isdecimal() or not 1 <= int(least) <= int(most or least):
+        raise ValueError("a number or the least and the most, such as 2-8")
+    return int(least), int(most or least)
+
+
+@dataclass(frozen=True, kw_only=True, config=DECLARED)
+class PoolOptions:
+    """What is to be scored, by which version, and on how much of the cluster."""
+
+    input: str
+    """A folder or s3:// URI with parquet files."""
+    output: str
+    """A folder or s3:// URI that gets one file of scores for each input file."""
+    id: str = "id"
+    """The column that names an image."""
+    column: str = "image"
+    """The column that says where the image is."""
+    version: str | None = None
+    """The version to score with (default: the current one)."""
+    workers: Annotated[tuple[int, int] | None, text(_parse_workers), Option(metavar="N|MIN-MAX")] = None
+    """Processes that score (default: up to one for each GPU or, without GPUs, for each machine)."""
+    cpus: Count | None = None
+    """Cores of each worker (default: an even share of all)."""
+    batch: Count | None = None
+    """Images in one run of the graph (default: LABELNEXT_MAX_BATCH_IMAGES)."""
