@@ -56,7 +56,7 @@ class Folder:
 
     def __contains__(self, other: "Folder") -> bool:
         inner, outer = other._files, self._files
-        return inner.base_fs.equals(outer.base_fs) and inner.base_path.startswith(outer.base_path)
+        return bool(inner.base_fs.equals(outer.base_fs)) and str(inner.base_path).startswith(outer.base_path)
 
     def names(self) -> list[str]:
         """Return the paths of all parquet files below, sorted; those below names that begin with _ or . are no data."""

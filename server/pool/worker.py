@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 
 from contract.images.fetch import FetchSettings
@@ -147,7 +148,7 @@ def make_row(outcome: Outcome, manifest: Manifest, direction: Score) -> dict[str
         return {"version": manifest.version, "error": outcome.code, "detail": str(outcome)}
     share = label_studio_score if direction is Score.AGREEMENT else normalised_bald
     return {
-        "score": float(share(outcome.bald, len(manifest.labels), multiple=manifest.multiple)),
+        "score": float(share(np.array(outcome.bald), len(manifest.labels), multiple=manifest.multiple)),
         "bald": outcome.bald,
         "entropy": outcome.entropy,
         "label": manifest.labels[int(outcome.mean_probabilities.argmax())],
