@@ -1,13 +1,11 @@
 """The server's command line.
 
 python -m server check [MODELS]   would a server with these settings do its work here? one line of JSON
-python -m server dev              serve on a laptop, without gunicorn
 python -m server score-pool ...   score parquet files of image references, on any number of machines
 """
 
 import dataclasses
 import json
-import logging.config
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,6 @@ from contract.commands import Command, Option, parse
 from contract.errors import ConfigError, LabelnextError
 from contract.settings import DECLARED, text
 from contract.versions.location import parse_location
-from server.observe.logs import logging_config
 from server.pool.options import PoolOptions
 from server.settings import Settings
 
@@ -56,22 +53,6 @@ def _check(options: _Check) -> int:
     return 0 if report.ok else 1
 
 
-def _dev() -> None:
-    """Serve until interrupted."""
-    from werkzeug.serving import run_simple
-
-    from server.app import close_app, create_app
-
-    settings = Settings.read()
-    logging.config.dictConfig(logging_config())
-    host, _, port = settings.bind.rpartition(":")
-    app = create_app(settings)
-    try:
-        run_simple(host, int(port), app, threaded=True)
-    finally:
-        close_app(app)
-
-
 def _score_pool(options: PoolOptions) -> None:
     """Score a pool that is not in Label Studio."""
     settings = Settings.read()
@@ -91,7 +72,6 @@ COMMANDS: Final = {
         "Validate the version published in MODELS, by default LABELNEXT_MODELS, on this machine.",
         {"options": _Check},
     ),
-    "dev": Command(_dev, "Serve on a laptop, without gunicorn."),
     "score-pool": Command(_score_pool, "Score parquet files of image references.", {"options": PoolOptions}),
 }
 

@@ -5,10 +5,8 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache, partial
-from itertools import chain
 from typing import Any, NoReturn
 from urllib.parse import quote
 
@@ -53,9 +51,6 @@ _AT_ONCE = OPEN | {"/setup"}
 _STATUS_LINE = 1000
 """Characters; proxies take a few thousand."""
 
-_WANTS_BODY = "labelnext.wants_body"
-"""Where the application holds what says of a request's head, as a WSGI environment, whether the body will be read."""
-
 _BY_NAME = f"{PREFIX}<model>"
 """What stands before the routes of a model that is named."""
 
@@ -79,9 +74,7 @@ class FiniteJSON(DefaultJSONProvider):
 def create_app(settings: Settings | None = None, *, fetcher: Fetcher | None = None) -> Flask:
     """Build the application and start its threads; `close_app` ends them.
 
-    Args:
-        settings: None reads the environment.
-        fetcher: what gets images; None makes one from the settings.
+    `settings` are by default those of the environment, `fetcher` the one that these ask for.
 
     Raises:
         ConfigError: if the settings are wrong or cannot be met on this machine.
@@ -91,16 +84,16 @@ def create_app(settings: Settings | None = None, *, fetcher: Fetcher | None = No
     app = Flask("labelnext", static_folder=None)
     app.json = FiniteJSON(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.extensions["labelnext"] = service
     check_head = _make_check(settings)
-    app.extensions[_WANTS_BODY] = lambda environ: _wants_body(app, environ, check_head)
-    _add_routes(app, service)
+    app.extensions["labelnext"] = service
+    app.extensions["labelnext.wants_body"] = partial(_wants_body, app, check_head)
     routes = _routes_of_models(service)
     _add_pages(app, routes, service)
     app.register_blueprint(routes, name="by_project")
     app.register_blueprint(routes, name="by_name", url_prefix=_BY_NAME)
+    _add_probes(app, service)
     _add_hooks(app, service, check_head)
-    app.register_error_handler(Exception, lambda error: _to_json(error, service.metrics))
+    app.register_error_handler(Exception, partial(_to_json, counted=service.metrics))
     service.start()
     return app
 
@@ -110,14 +103,14 @@ def close_app(app: Flask) -> None:
     app.extensions["labelnext"].close()
 
 
-def _add_routes(app: Flask, service: Service) -> None:
+def _add_probes(app: Flask, service: Service) -> None:
     @app.get("/health/live")
     def live() -> tuple[dict[str, Any], int]:
         return {"live": service.live, "detail": service.fault}, 200 if service.live else 503
 
     @app.get("/health/ready")
     def ready() -> tuple[dict[str, Any], int]:
-        return {"ready": (is_ready := service.ready), "detail": service.health().detail}, 200 if is_ready else 503
+        return {"ready": (is_ready := service.ready), "detail": service.health()["detail"]}, 200 if is_ready else 503
 
     @app.get("/metrics")
     def render_metrics() -> Response:
@@ -136,9 +129,8 @@ def _routes_of_models(service: Service) -> Blueprint:
     def health() -> tuple[dict[str, Any], int]:
         if wanted := request.args.get("version"):  # of who waits for it
             service.models.look_soon(wanted)
-        report = asdict(service.health(g.model, version=wanted))
-        up = report.pop("up")
-        return {"status": "UP" if up else "DOWN", **report}, 200 if up else 503
+        report = service.health(g.model, version=wanted)
+        return report, 200 if report["status"] == "UP" else 503
 
     @routes.post("/setup")
     def setup() -> Response:
@@ -158,7 +150,7 @@ def _routes_of_models(service: Service) -> Blueprint:
 
     @routes.get("/versions")
     def versions() -> Response:
-        return jsonify(versions=sorted(chain.from_iterable(each.repository.versions() for each in _asked_for(service))))
+        return jsonify(versions=sorted(name for each in _asked_for(service) for name in each.repository.versions()))
 
     return routes
 
@@ -197,19 +189,19 @@ def _add_pages(app: Flask, routes: Blueprint, service: Service) -> None:
     @routes.get("/")
     def show() -> Response:
         health, models, now = service.health(g.model), _asked_for(service), datetime.now(UTC)
-        detail = health.detail or health.refused_project
+        up, refused = health["status"] == "UP", health["refused_project"]
         if len(models) == 1:
             (model,) = models
             html = page_of(model.repository).render(
-                up=health.up,
-                detail=detail,
+                up=up,
+                detail=health["detail"] or refused,
                 serving=model.engine,
                 now=now,
                 is_one_of_several=g.model is not None and service.models.alone is None,
             )
         else:
-            said = health.refused_project if health.up else detail  # what models say stands beside them
-            html = render_models(models, up=health.up, detail=said, label_studio_url=address, now=now)
+            detail = refused if up else health["detail"]  # what models say stands beside them
+            html = render_models(models, up=up, detail=detail, label_studio_url=address, now=now)
         return Response(html, content_type="text/html; charset=utf-8", headers=HEADERS)
 
     @app.get(_BY_NAME)
@@ -237,8 +229,9 @@ def _add_hooks(app: Flask, service: Service, check_head: Callable[[], None]) -> 
 
     @app.before_request
     def begin() -> None:
-        g.started = time.perf_counter()
-        g.deadline = time.monotonic() + service.settings.deadline_s - _waited_s()
+        g.started = now = time.monotonic()
+        began = getattr(request.environ.get("gunicorn.socket"), "began", now)  # when its first byte came in
+        g.deadline = began + service.settings.deadline_s
         g.held = ExitStack()
         request_id = logs.accept_request_id(request.headers.get("X-Request-Id"))
         g.held.callback(logs.request_id.reset, logs.request_id.set(request_id))
@@ -249,8 +242,7 @@ def _add_hooks(app: Flask, service: Service, check_head: Callable[[], None]) -> 
 
     @app.after_request
     def end(response: Response) -> Response:
-        route = _route() or "unmatched"
-        seconds = time.perf_counter() - g.started
+        route, seconds = _route() or "unmatched", time.monotonic() - g.started
         service.metrics.http_requests.labels(route, response.status_code).inc()
         service.metrics.http_request_duration.labels(route).observe(seconds)
         facts = {"route": route, "method": request.method, "status": response.status_code, **g.get("facts", {})}
@@ -270,13 +262,8 @@ def _route() -> str | None:
     return request.url_rule.rule.removeprefix(_BY_NAME) or "/" if request.url_rule else None
 
 
-def _waited_s() -> float:
-    """Seconds since the request began to come in; 0 where nobody has looked."""
-    now = time.monotonic()
-    return now - float(getattr(request.environ.get("gunicorn.socket"), "began", now))
-
-
 def _make_check(settings: Settings) -> Callable[[], None]:
+    """Return what refuses a request by its head."""
     guard = Guard(settings.basic_auth, settings.webhook_secret)
     origins = Origins(settings.allowed_hosts, (settings.label_studio_url, settings.label_studio_public_url))
 
@@ -293,7 +280,6 @@ def _make_check(settings: Settings) -> Callable[[], None]:
 
 
 def _check_length() -> None:
-    """Refuse a body that is too large, or whose size nobody knows."""
     if "Transfer-Encoding" in request.headers:
         raise LengthRequired("the request must say how long its body is, in Content-Length, and not come in chunks")
     size, most = request.content_length or 0, request.max_content_length
@@ -302,14 +288,13 @@ def _check_length() -> None:
 
 
 def _authorization() -> Authorization | None:
-    """The credentials; None too where they are such as no client sends."""
     try:
         return request.authorization
-    except ValueError:  # not ASCII
+    except ValueError:  # not ASCII, as no client sends them
         return None
 
 
-def _wants_body(app: Flask, environ: dict[str, Any], check_head: Callable[[], None]) -> bool:
+def _wants_body(app: Flask, check_head: Callable[[], None], environ: dict[str, Any]) -> bool:
     """Whether a request's body will be read: what the application refuses by its head alone is not waited for."""
     with app.request_context(environ):
         if request.routing_exception is not None or request.method != "POST":
@@ -321,10 +306,16 @@ def _wants_body(app: Flask, environ: dict[str, Any], check_head: Callable[[], No
         return True
 
 
-def _to_json(error: Exception, counted: metrics.Metrics) -> Response:
+def _to_json(error: Exception, *, counted: metrics.Metrics) -> Response:
     """Turn any error into JSON; what the server did wrong is told to its log only."""
-    status, code, detail = _describe(error)
-    if reason := _reason(error):
+    status, code, detail = 500, "internal", ""
+    if isinstance(error, LabelnextError):
+        status, code, detail = error.status, error.code, str(error)
+    elif isinstance(error, HTTPException):
+        name = error.name.lower().replace(" ", "_")
+        status, code, detail = error.code or 500, name, error.description or error.name
+    if isinstance(error, Unavailable | Unauthorized):  # not refused for what it asks
+        reason = "auth" if isinstance(error, Unauthorized) else getattr(error, "reason", "unavailable")
         counted.rejected_requests.labels(reason).inc()
     if status >= 500 and not isinstance(error, Overloaded):
         foreseen = isinstance(error, Unavailable)
@@ -339,24 +330,6 @@ def _to_json(error: Exception, counted: metrics.Metrics) -> Response:
     if isinstance(error, HTTPException):  # such as what is allowed instead, or how to authenticate
         response.headers.extend((name, value) for name, value in error.get_headers() if name != "Content-Type")
     return response
-
-
-def _describe(error: Exception) -> tuple[int, str, str]:
-    """Return status, code and detail."""
-    if isinstance(error, LabelnextError):
-        return error.status, error.code, str(error)
-    if isinstance(error, HTTPException):
-        return error.code or 500, error.name.lower().replace(" ", "_"), error.description or error.name
-    return 500, "internal", ""
-
-
-def _reason(error: Exception) -> str | None:
-    """Why a request was turned away, for the metrics; None for one that was looked at."""
-    if isinstance(error, Overloaded):
-        return error.reason
-    if isinstance(error, Unavailable):
-        return "unavailable"
-    return "auth" if isinstance(error, Unauthorized) else None
 
 
 def _in_one_line(text: str) -> str:

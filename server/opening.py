@@ -35,7 +35,6 @@ def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngi
         threads=threads or available_cpus(),
         max_batch_images=settings.max_batch_images,
         passes=settings.passes,
-        masks=settings.masks,
         precision=settings.precision,
     )
     backbones = Backbones()

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from contract.errors import ConfigError, LabelMismatch, OtherVersion, Unavailable
@@ -16,6 +16,7 @@ from contract.versions.manifest import Manifest
 from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
 from server.http import labelstudio
 from server.http.concurrency_limiter import ConcurrencyLimiter
+from server.http.labelstudio import JsonObject
 from server.http.projects import choose_model
 from server.inference.batching import Batcher, ImageScores, Outcome
 from server.inference.engine import Engine
@@ -26,7 +27,7 @@ from server.inference.scoring import Scorer
 from server.inference.sessions import check_device
 from server.observe.metrics import Metrics
 from server.opening import engine_loader, open_models, open_store
-from server.settings import MaskPolicy, Settings
+from server.settings import Settings
 
 _log = logging.getLogger(__name__)
 _CONFIGS_REMEMBERED = 64
@@ -36,36 +37,13 @@ _CONFIGS_REMEMBERED = 64
 class Scored:
     """The answer to a request for predictions or scores."""
 
-    results: Sequence[labelstudio.JsonObject]
+    results: Sequence[JsonObject]
     failed: int
     """Images that got no score."""
     version: str | None
     """None where nothing has been published."""
     about: Mapping[str, object] = field(default_factory=dict)
     """What is said beside the results."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelHealth:
-    """What a model would do its work with."""
-
-    model: str | None
-    """None where there are several, and none of them was asked for."""
-    model_version: str | None = None
-    provider: str | None = None
-    precision: str | None = None
-    detail: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health(ModelHealth):
-    """Whether the process can do its work, and what it would do it with."""
-
-    up: bool
-    refused_project: str | None
-    """Why the project that connected last, or asked last whether it still may, gets no predictions."""
-    models: tuple[ModelHealth, ...]
-    """Each that there is."""
 
 
 class Service:
@@ -94,9 +72,6 @@ class Service:
         )
         self._fetcher = fetcher or Fetcher(settings.fetch_settings())
         self._store = open_store(settings, self.metrics)
-        known = None
-        if self._store is not None:
-            known = KnownImages(self._store, self._fetcher, recheck_s=settings.recheck_s, metrics=self.metrics)
         self.batcher = Batcher(
             max_batch_images=settings.max_batch_images,
             metrics=self.metrics,
@@ -104,13 +79,12 @@ class Service:
             stall_s=settings.deadline_s,
         )
         self.scorer = Scorer(
-            self._fetcher,
+            KnownImages(self._store, self._fetcher, recheck_s=settings.recheck_s, metrics=self.metrics),
             self.batcher,
             fetch_threads=settings.fetch_threads,
             queue_images=settings.images_under_way,
             max_megapixels=settings.max_megapixels,
             metrics=self.metrics,
-            known=known,
         )
         self.limiter = ConcurrencyLimiter(
             most_requests=settings.threads,
@@ -148,9 +122,7 @@ class Service:
     @property
     def fault(self) -> str | None:
         """What the process cannot recover from; None if it can work."""
-        if self.batcher.fault is not None:
-            return self.batcher.fault
-        return None if self.models.alive else "the thread that follows the repository has ended"
+        return self.batcher.fault or (None if self.models.alive else "the thread that follows the repository has ended")
 
     @property
     def live(self) -> bool:
@@ -167,26 +139,24 @@ class Service:
         """All that are in use."""
         return tuple(model.engine.version for model in self.models.all if model.engine)
 
-    def health(self, name: str | None = None, *, version: str | None = None) -> Health:
-        """Look at every part without waiting for any.
+    def health(self, name: str | None = None, *, version: str | None = None) -> JsonObject:
+        """Return the answer to /health, without waiting for any part.
 
-        Args:
-            name: the model that is asked for.
-            version: one whose model is told of, if it is in use.
+        It is about the model of that name, or the one that has that version in use; where there are several and none is
+        asked for, about all together.
         """
-        fault = self.fault
-        if self._draining.is_set():
-            fault = fault or "the server is shutting down"
+        fault = self.fault or ("the server is shutting down" if self._draining.is_set() else None)
         asked = self.models.alone if name is None else self.models.find(name)
         if asked is None and version is not None:
             asked = self.models.find_version(version)
-        told = _describe(asked) if asked else ModelHealth(model=name, detail=self._detail(name))
-        return Health(
-            **{**asdict(told), "detail": fault or told.detail},
-            up=fault is None,
-            refused_project=self._refusals.get(self._versions),
-            models=tuple(_describe(model) for model in self.models.all),
-        )
+        told = _describe(asked) if asked else {**_NOTHING_IN_USE, "model": name, "detail": self._detail(name)}
+        return {
+            "status": "DOWN" if fault else "UP",
+            **told,
+            "detail": fault or told["detail"],
+            "refused_project": self._refusals.get(self._versions),
+            "models": [_describe(model) for model in self.models.all],
+        }
 
     def _detail(self, name: str | None) -> str | None:
         """What there is to say of all models together."""
@@ -238,14 +208,9 @@ class Service:
         """Answer /score: what a ranking needs to know of each task, in order, all of the version that was asked for.
 
         Raises:
-            ConfigError: if it asks for passes under fresh masks.
             OtherVersion: if no model has that version in use.
         """
         request, version = labelstudio.parse_score(body)
-        if request.extras.passes and self.settings.masks is not MaskPolicy.FIXED:
-            raise ConfigError(
-                "passes of several images belong together only under the same masks; serve with LABELNEXT_MASKS=fixed"
-            )
         self._await_models(deadline)
         asked = self.models.alone if name is None else self.models.find(name)
         model = asked or self.models.find_version(version)
@@ -317,16 +282,15 @@ def _engine_of(model: Model | None) -> Engine | None:
     return model.engine if model else None
 
 
-def _describe(model: Model) -> ModelHealth:
-    if (engine := model.engine) is None:
-        return ModelHealth(model=model.name, detail=model.detail)
-    return ModelHealth(
-        model=model.name,
-        model_version=engine.version,
-        provider=engine.provider,
-        precision=engine.precision,
-        detail=model.detail,
-    )
+_NOTHING_IN_USE = dict.fromkeys(("model", "model_version", "provider", "precision", "detail"))
+
+
+def _describe(model: Model) -> JsonObject:
+    """Return what /health says of a model."""
+    about: JsonObject = {**_NOTHING_IN_USE, "model": model.name, "detail": model.detail}
+    if (engine := model.engine) is not None:
+        about |= {"model_version": engine.version, "provider": engine.provider, "precision": engine.precision}
+    return about
 
 
 def _count_failed(outcomes: Sequence[Outcome]) -> int:

@@ -28,15 +28,6 @@ class Score(StrEnum):
     """BALD / ln C, for those who sort descending."""
 
 
-class MaskPolicy(StrEnum):
-    """Which dropout masks the passes use."""
-
-    FIXED = "fixed"
-    """The version's own: every replica and every request gives the same score."""
-    FRESH = "fresh"
-    """Drawn anew for each batch."""
-
-
 class Device(StrEnum):
     """Where the graph may run."""
 
@@ -99,9 +90,6 @@ class Settings(SharedSettings):
     score: Annotated[Score, text(str.lower)] = Score.AGREEMENT
     """`agreement` sends 1 - BALD / ln C, to sort ascending; `bald` sends BALD / ln C, to sort descending. Do not
     combine `bald` with `trainer rank`, whose scores ascend."""
-    masks: Annotated[MaskPolicy, text(str.lower)] = MaskPolicy.FIXED
-    """`fixed` uses the version's own dropout masks; `fresh` draws new ones for each batch: replicas then give different
-    scores, and `/score` returns no passes."""
     provider: Annotated[Device, text(str.lower)] = Device.AUTO
     """`auto` uses a GPU if there is one, `cuda` refuses to start without one, `cpu` does not look for one."""
     precision: Annotated[Precision, text(str.lower)] = Precision.AUTO

@@ -11,7 +11,7 @@ than T independent ones do, at no cost (docs/decisions/0006-balanced-masks.md).
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -39,26 +39,6 @@ def draw_masks(version: str, sites: Sequence[DropoutSite], passes: int) -> dict[
     Raises:
         LoweringError: if they would take more than `MOST_MASK_BYTES`.
     """
-    return _draw(lambda site, index: _philox(version, site, index), sites, passes)
-
-
-def fresh_masks(
-    rng: np.random.Generator, sites: Sequence[DropoutSite], passes: int
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Return masks drawn from `rng`, in the form and with the errors of `draw_masks`."""
-    draw = rng.integers(2**63)
-    return _draw(lambda site, index: _philox(f"fresh/{draw}", site, index), sites, passes)
-
-
-def _philox(version: str, site: int, index: int) -> np.random.Philox:
-    digest = hashlib.sha256(f"{version}/{site}/{index}".encode()).digest()
-    return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
-
-
-def _draw(
-    generator: Callable[[int, int], np.random.Philox], sites: Sequence[DropoutSite], passes: int
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Draw from generators by site and pass; the one after the last pass does the rounding."""
     needed = 4 * passes * sum(math.prod(site.features) for site in sites)
     if needed > MOST_MASK_BYTES:
         raise LoweringError(
@@ -68,11 +48,16 @@ def _draw(
     masks = {}
     for i, site in enumerate(sites):
         units = math.prod(site.features)
-        bits = np.stack([generator(i, t).random_raw(units) for t in range(passes)])  # (T, units)
-        kept = _balance(bits, generator(i, passes).random_raw(units), site.probability)
+        bits = np.stack([_philox(version, i, t).random_raw(units) for t in range(passes)])  # (T, units)
+        kept = _balance(bits, _philox(version, i, passes).random_raw(units), site.probability)
         scale = np.float32(1.0 / (1.0 - site.probability))
         masks[mask_name(i)] = np.where(kept, scale, np.float32(0)).reshape(passes, *site.features)
     return masks
+
+
+def _philox(version: str, site: int, index: int) -> np.random.Philox:
+    digest = hashlib.sha256(f"{version}/{site}/{index}".encode()).digest()
+    return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
 
 
 def _balance(

@@ -9,12 +9,12 @@ import numpy as np
 
 from contract.graph.builder import OUTPUTS
 from contract.graph.lowering import FEATURES, PassOutputs, lower_version
-from contract.graph.masks import Masks, draw_masks, fresh_masks
+from contract.graph.masks import Masks, draw_masks
 from contract.versions.manifest import Manifest
 from contract.versions.version import Version
 from server.inference.backbone import Backbones, Features, Images, open_backbone
 from server.inference.sessions import SessionOptions, batch_buckets, choose_device, open_session, run
-from server.settings import Device, MaskPolicy, Precision
+from server.settings import Device, Precision
 
 _ROWS_A_RUN = 1024
 """Of features in one run of the head, which would take memory for the rows of all passes at once."""
@@ -30,7 +30,6 @@ class EngineOptions:
     max_batch_images: int = 32
     passes: int | None = None
     """T; None takes the manifest's."""
-    masks: MaskPolicy = MaskPolicy.FIXED
     precision: Precision = Precision.AUTO
     """Of the backbone; the head always computes in float32."""
 
@@ -69,11 +68,7 @@ class Engine:
         self.last_stage = self.manifest.backbone.last_stage
         """How many of the features, the last ones, embeddings are made of; None for all."""
         self._head = open_session(lowered.head, version.path, how)
-        self.masks: Masks | None = None
-        """The version's own; None where each batch gets fresh ones."""
-        if options.masks is MaskPolicy.FIXED:
-            self.masks = draw_masks(version.name, lowered.sites, self.passes)
-        self._rng = np.random.default_rng()
+        self._masks = draw_masks(version.name, lowered.sites, self.passes)
 
     def in_fp32(self) -> "Engine":
         """Return an engine of the same version and options, but in full precision."""
@@ -88,12 +83,11 @@ class Engine:
         return self.backbone.compute(images)
 
     def run_passes(self, features: Features, masks: Masks | None = None) -> PassOutputs:
-        """Run the head, all passes at once, on float32 (N, F), under the engine's own masks unless others are given."""
-        chosen = masks or self.masks or fresh_masks(self._rng, self.sites, self.passes)
+        """Run the head, all passes at once, on float32 (N, F), under the version's masks unless others are given."""
         parts = []
         for start in range(0, len(features), _ROWS_A_RUN):
             part = features[start : start + _ROWS_A_RUN]
-            outputs = run(self._head, OUTPUTS, {FEATURES: self.backbone.options.pad(part), **chosen})
+            outputs = run(self._head, OUTPUTS, {FEATURES: self.backbone.options.pad(part), **(masks or self._masks)})
             parts.append([output[: len(part)] for output in outputs])
         return PassOutputs(*(np.concatenate(outputs) for outputs in zip(*parts, strict=True)))
 

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from contract.errors import ImageError
 from contract.features.store import FeatureStore
@@ -34,8 +35,7 @@ class NoImage(ImageError):
     code = "no_image"
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """An image whose features are not known."""
 
     data: bytes
@@ -44,18 +44,18 @@ class File:
 
 
 class KnownImages:
-    """A store of features, and the sources of images. Used by many threads."""
+    """A store of features, if there is one, and the sources of images. Used by many threads."""
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: FeatureStore | None,
         fetcher: Fetcher,
         *,
         recheck_s: float,
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take a store, what fetches, and for how many seconds a source's word is taken; 0 asks it each time."""
+        """Take for how many seconds a source's word is taken; 0 asks it each time."""
         self._store = store
         self._fetcher = fetcher
         self._recheck_s = recheck_s
@@ -64,18 +64,19 @@ class KnownImages:
 
     def recall(self, images: Mapping[int, ImageReference], engine: Engine) -> dict[int, Features]:
         """Return float32 (F,) of those images whose sources need not be asked, in order. Asks no image host."""
-        if not self._recheck_s:
+        if (store := self._store) is None or not self._recheck_s:
             return {}
-        named = {index: source for index, image in images.items() if (source := self._source(image))}
-        last = dict(zip(named, self._store.recall_many([*named.values()]), strict=True))
-        now = self._clock()
-        digests = {
-            index: download.digest
-            for index, download in last.items()
-            if download and 0 <= now - download.checked_at < self._recheck_s
-        }
-        rows = zip(digests, self._rows([*digests.values()], engine), strict=True)
-        found = {index: row for index, row in rows if row is not None}
+        with self._metrics.stage("recall"):
+            named = {index: source for index, image in images.items() if (source := self._source(image))}
+            last = dict(zip(named, store.recall_many([*named.values()]), strict=True))
+            now = self._clock()
+            digests = {
+                index: download.digest
+                for index, download in last.items()
+                if download and 0 <= now - download.checked_at < self._recheck_s
+            }
+            rows = zip(digests, _rows(store, [*digests.values()], engine), strict=True)
+            found = {index: row for index, row in rows if row is not None}
         self._metrics.feature_cache_hits.inc(len(found))
         return found
 
@@ -85,30 +86,33 @@ class KnownImages:
         Raises:
             ImageError: if the source does not give it.
         """
+        if (store := self._store) is None:
+            return File(self._fetch(image, deadline).data, None)
         source = self._source(image)
-        last = self._store.recall(source) if source else None
-        (row,) = self._rows([last.digest], engine) if last else (None,)
+        last = store.recall(source) if source else None
+        (row,) = _rows(store, [last.digest], engine) if last else (None,)
         known = last if row is not None else None  # who has no features needs the file, changed or not
-        fetched = fetch(self._fetcher, image, deadline, known.validators if known else None)
+        fetched = self._fetch(image, deadline, known.validators if known else None)
         if known and fetched.unchanged:
             digest, result = known.digest, "unchanged"
         else:
             digest = hashlib.sha256(fetched.data).digest()
             result = "ignored" if known and digest == known.digest else "changed"
-            (row,) = self._rows([digest], engine)
+            (row,) = _rows(store, [digest], engine)
         if known and (fetched.unchanged or known.validators.can_ask):
             self._metrics.image_revalidations.labels(result).inc()
-        self._store.remember(source, fetched.validators, digest, at=self._clock())
+        store.remember(source, fetched.validators, digest, at=self._clock())
         if row is None:
             self._metrics.feature_cache_misses.inc()
             return File(fetched.data, digest)
         self._metrics.feature_cache_hits.inc()
         return row
 
-    def _rows(self, digests: Sequence[bytes], engine: Engine) -> list[Features | None]:
-        """Features of files, where there are as many as the head takes: the store's folder may be written by others."""
-        rows = self._store.get_many(engine.backbone.key, digests)
-        return [row if row is not None and len(row) == engine.backbone.features else None for row in rows]
+    def _fetch(self, image: ImageReference, deadline: float, known: Validators | None = None) -> Fetched:
+        """Fetch an image, unless its source says that it is the one that is known."""
+        return self._fetcher.fetch_if_changed(
+            image.reference, known=known, task_id=image.task_id, project_id=image.project_id, deadline=deadline
+        )
 
     def _source(self, image: ImageReference) -> str | None:
         """Where an image is asked for; None too where that cannot be said, which is told when it is fetched."""
@@ -118,8 +122,7 @@ class KnownImages:
             return None
 
 
-def fetch(fetcher: Fetcher, image: ImageReference, deadline: float, known: Validators | None = None) -> Fetched:
-    """Fetch an image, unless its source says that it is the one that is known."""
-    return fetcher.fetch_if_changed(
-        image.reference, known=known, task_id=image.task_id, project_id=image.project_id, deadline=deadline
-    )
+def _rows(store: FeatureStore, digests: Sequence[bytes], engine: Engine) -> list[Features | None]:
+    """Features of files, where there are as many as the head takes: the store's folder may be written by others."""
+    rows = store.get_many(engine.backbone.key, digests)
+    return [row if row is not None and len(row) == engine.backbone.features else None for row in rows]

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextvars import copy_context
 from functools import partial
@@ -19,15 +19,13 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from contract.errors import ImageError
-from contract.images.fetch import Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.images.spelling import as_browsers_read, is_data_uri
 from contract.settings import DEFAULT_MODEL
-from server.inference.backbone import Features
 from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, ImageScores, Outcome, Pixels, Work
 from server.inference.engine import Engine
 from server.inference.host_queues import HostQueues
-from server.inference.known_images import File, ImageReference, KnownImages, fetch
+from server.inference.known_images import File, ImageReference, KnownImages
 from server.observe.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -39,31 +37,26 @@ _KNOWN_BYTES = 4 * 2**20
 _LABELS = {"fetch": "fetch_error", "decode": "decode_error"}
 """Error codes to outcomes in the metrics, where they differ."""
 
-_Started = tuple[Sequence[int], "Future[list[Outcome]]"]
-"""Which images of a request, and what becomes of them."""
-
 
 class Scorer:
     """Scores the images of requests, with one set of fetching threads for all of them."""
 
     def __init__(
         self,
-        fetcher: Fetcher,
+        known: KnownImages,
         batcher: Batcher,
         *,
         fetch_threads: int,
         queue_images: int,
         max_megapixels: int = MAX_MEGAPIXELS,
         metrics: Metrics,
-        known: KnownImages | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what fetches, scores and remembers; at most `queue_images` are fetched or wait for the graph."""
-        self._fetcher = fetcher
+        """Start the fetching threads; at most `queue_images` images are fetched or wait for the graph."""
+        self._known = known
         self._batcher = batcher
         self._max_megapixels = max_megapixels
         self._metrics = metrics
-        self._known = known
         self._clock = clock
         self._queues = HostQueues(threads=fetch_threads, most_under_way=queue_images)
         self._decoding = threading.BoundedSemaphore(fetch_threads)  # which takes memory; fetching mostly waits
@@ -89,27 +82,33 @@ class Scorer:
         Raises:
             Unavailable, InferenceError: if the failure is the server's and not an image's.
         """
-        work = Work(engine, deadline, extras)
         outcomes: list[Outcome] = [image if isinstance(image, ImageError) else _expired() for image in images]
         references = {index: image for index, image in enumerate(images) if isinstance(image, ImageReference)}
-        for indices, outcome in self._start(references, work):
-            for index, found in zip(indices, self._collect(outcome, len(indices), deadline), strict=True):
-                outcomes[index] = found
+        for indices, future in [*self._start(references, Work(engine, deadline, extras))]:
+            try:
+                found = future.result(timeout=max(0.0, deadline - self._clock()))
+            except TimeoutError:
+                continue
+            except ImageError as err:
+                found = [err] * len(indices)
+            for index, outcome in zip(indices, found, strict=True):
+                outcomes[index] = outcome
         self._report(images, outcomes, model)
         return outcomes
 
-    def _start(self, images: Mapping[int, ImageReference], work: Work) -> list[_Started]:
-        """Begin with all images: what is known of the next ones is looked up while the last ones are scored."""
+    def _start(
+        self, images: Mapping[int, ImageReference], work: Work
+    ) -> Iterator[tuple[Sequence[int], "Future[list[Outcome]]"]]:
+        """Begin with all images: what is known of the next ones is looked up while the last ones are scored.
+
+        Yields which images, and what becomes of them.
+        """
         step = max(1, min(MOST_KNOWN, _KNOWN_BYTES // (4 * work.engine.backbone.features)))
-        started: list[_Started] = []
         last: Future[list[Outcome]] | None = None
         for first in range(0, len(images), step):
             part = dict([*images.items()][first : first + step])
-            rows: dict[int, Features] = {}
-            if self._known is not None:
-                with self._metrics.stage("recall"):
-                    rows = self._known.recall(part, work.engine)
-            started += [([index], self._ask(image, work)) for index, image in part.items() if index not in rows]
+            rows = self._known.recall(part, work.engine)
+            yield from (([index], self._ask(image, work)) for index, image in part.items() if index not in rows)
             if not rows:
                 continue
             if last is not None:
@@ -118,8 +117,7 @@ class Scorer:
                 break
             last = Future()
             self._batcher.submit(np.stack([*rows.values()]), work, last)
-            started.append(([*rows], last))
-        return started
+            yield [*rows], last
 
     def _ask(self, image: ImageReference, work: Work) -> "Future[list[Outcome]]":
         outcome: Future[list[Outcome]] = Future()
@@ -133,24 +131,13 @@ class Scorer:
         if self._clock() >= work.deadline:
             raise _expired()
         with self._metrics.stage("fetch"):
-            if self._known is None:
-                found: File | Features = File(fetch(self._fetcher, image, work.deadline).data, None)
-            else:
-                found = self._known.find(image, work.engine, work.deadline)
-        if isinstance(found, np.ndarray):
+            found = self._known.find(image, work.engine, work.deadline)
+        if not isinstance(found, File):
             self._batcher.submit(found[None], work, outcome)
             return
         with self._decoding, self._metrics.stage("decode"):
             pixels = decode_image(found.data, work.engine.manifest.input, max_megapixels=self._max_megapixels)
         self._batcher.submit(Pixels(pixels, found.digest), work, outcome)
-
-    def _collect(self, outcome: "Future[list[Outcome]]", images: int, deadline: float) -> Sequence[Outcome]:
-        try:
-            return outcome.result(timeout=max(0.0, deadline - self._clock()))
-        except TimeoutError:
-            return [_expired()] * images
-        except ImageError as err:
-            return [err] * images
 
     def _report(self, images: Sequence[ImageReference | ImageError], outcomes: Sequence[Outcome], model: str) -> None:
         bald, counts, failures = self._metrics.bald.labels(model), Counter[str](), []

@@ -54,6 +54,5 @@ def logging_config(level: str = "INFO") -> dict[str, Any]:
         "loggers": {
             "gunicorn.error": {"propagate": True, "handlers": []},
             "gunicorn.access": {"propagate": False, "handlers": []},
-            "werkzeug": {"level": "WARNING"},  # its access log shows queries
         },
     }

@@ -11,7 +11,7 @@ from contract.errors import FetchError, TemporaryFetchError
 from contract.graph.masks import draw_masks
 from contract.scores.calibration import temper
 from contract.scores.embedding import EMBEDDING, embed
-from server.settings import MaskPolicy, Score
+from server.settings import Score
 from tests.server.conftest import CONFIG, CallFetcher, make_predict_body, make_task, make_tasks, wait_until
 
 IMAGES = 5
@@ -118,15 +118,6 @@ def test_a_body_that_is_not_understood_is_refused(client, repository):
         reply = client.post("/score", json={**make_score_body(repository.current()), name: value})
         assert reply.status_code == 400
         assert name in reply.json["detail"]
-
-
-def test_passes_under_fresh_masks_are_refused(serve, repository):
-    """Joint information of several images needs the same networks for all; scores alone do not."""
-    client = serve(masks=MaskPolicy.FRESH)
-    reply = client.post("/score", json=make_score_body(repository.current(), passes=True))
-    assert reply.status_code == 400
-    assert "LABELNEXT_MASKS=fixed" in reply.json["detail"]
-    assert client.post("/score", json=make_score_body(repository.current())).status_code == 200
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import ConfigError
-from server.settings import Device, MaskPolicy, Precision, Score, Settings
+from server.settings import Device, Precision, Score, Settings
 
 KEY = "RWT/9m+og4isUpyk8iGW2RjY53oZpnrl1ErOe3Pq4B/4AJZTCk4Wz5TX"
 SET = {
@@ -28,7 +28,6 @@ SET = {
     "queue_images": ("50", 50),
     "passes": ("50", 50),
     "score": ("bald", Score.BALD),
-    "masks": ("FRESH", MaskPolicy.FRESH),
     "provider": ("cuda", Device.CUDA),
     "precision": ("int8", Precision.INT8),
     "poll_s": ("0.5", 0.5),

@@ -71,6 +71,6 @@ def test_links_lead_to_files_of_the_site(site):
 def test_the_search_finds_a_setting_on_pages_opened_from_the_disk(site, browser):
     page = browser.new_page()
     page.goto((site / "index.html").as_uri())
-    page.get_by_placeholder("Search").fill("LABELNEXT_MASKS")
+    page.get_by_placeholder("Search").fill("LABELNEXT_POLL_S")
     page.locator(".md-search-result__link").first.click()
     page.wait_for_url("**/settings.html*")

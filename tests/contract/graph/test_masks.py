@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.errors import LoweringError
-from contract.graph.masks import draw_masks, fresh_masks
+from contract.graph.masks import draw_masks
 from contract.versions.manifest import DropoutSite
 
 VERSION = "20260102T030405678Z-0a1b2c"
@@ -77,14 +77,6 @@ def test_rounding_is_unbiased(probability, passes):
     share = (1 - probability) * passes
     rest = share - math.floor(share)
     assert abs((on == math.floor(share) + 1).mean() - rest) < 5 * math.sqrt(rest * (1 - rest) / on.size)
-
-
-def test_fresh_masks_differ_from_draw_to_draw():
-    rng, sites = np.random.default_rng(0), (DropoutSite((64,), 0.5),)
-    first, second = fresh_masks(rng, sites, 4), fresh_masks(rng, sites, 4)
-    assert first["mask_0"].shape == (4, 64)
-    assert not np.array_equal(first["mask_0"], second["mask_0"])
-    assert ((first["mask_0"] > 0).sum(axis=0) == 2).all()
 
 
 def test_masks_that_would_fill_the_memory_are_refused():

@@ -99,12 +99,11 @@ def make_scorer(metrics):
         batcher = Batcher(max_batch_images=4, metrics=metrics, store=store)
         batcher.start()
         scorer = Scorer(
-            fetcher,
+            KnownImages(store, fetcher, recheck_s=recheck_s, metrics=metrics, clock=now),
             batcher,
             fetch_threads=fetch_threads,
             queue_images=queue_images,
             metrics=metrics,
-            known=store and KnownImages(store, fetcher, recheck_s=recheck_s, metrics=metrics, clock=now),
             clock=clock,
         )
         closing.extend([batcher, scorer])

@@ -12,7 +12,7 @@ from server.inference import backbone as backbone_module
 from server.inference.backbone import Backbone
 from server.inference.engine import Engine, EngineOptions
 from server.inference.sessions import InferenceError, check_device
-from server.settings import Device, MaskPolicy, Precision
+from server.settings import Device, Precision
 from tests.networks import open_session
 from tests.trainer.small import coloured_images, freeze_network, lively_network
 
@@ -111,13 +111,6 @@ def test_a_cpu_runs_the_backbone_on_few_images_at_a_time(version, monkeypatch):
     features = engine.compute_features(draw_images(37))
     assert recorder.rows == [16, 16, 8]
     np.testing.assert_allclose(features, TinyModel.draw().features(draw_images(37)), atol=1e-2)
-
-
-def test_fresh_masks_are_drawn_for_each_batch(version):
-    engine = make_engine(version, masks=MaskPolicy.FRESH)
-    first, second = (engine.run(draw_images(8)).bald for _ in range(2))
-    assert engine.masks is None
-    assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize(
