@@ -82,8 +82,8 @@ class SharedSettings:
     """The model repository: a folder, or `s3://bucket/prefix` with the usual `AWS_*` variables and
     `requirements/s3.txt`."""
     version_cache: Path | None = None
-    """The local cache of versions from a bucket: a folder, by default below `~/.cache`. It holds two versions, and three
-    while one is downloaded."""
+    """The local cache of versions from a bucket: a folder, by default below `~/.cache`. It holds two versions, and
+    three while one is downloaded."""
     verify_key: Annotated[str, text(read_public_key)] | None = None
     """A minisign public key, or the path of its `.pub` file: versions that its secret key has not signed are
     refused. Needs `requirements/signatures.txt`."""

@@ -1,4 +1,4 @@
-"""The demo, from images to the tasks that are worth labelling next: `python -m demo --help`."""
+"""The demo, from a folder of images to a ranked Label Studio project: `python -m demo --help`."""
 
 import argparse
 import signal
@@ -13,6 +13,7 @@ from types import FrameType
 
 from contract.errors import LabelnextError, name_some
 from demo import clipart
+from demo.comparison import Outcome, count_rare, write_page
 from demo.label_studio import EMAIL, PASSWORD, label_studio
 from demo.loop import MODEL, Loop
 from demo.packages import PackageError
@@ -21,33 +22,32 @@ from demo.processes import Child, DemoError, ProcessError
 from demo.product import CHECKOUT, Server, Workplace
 from demo.project import Project
 from demo.screen import Screen
-from demo.weights import choose_start
-from demo.worth import Worth, count_rare, write_page
+from demo.weights import choose_network
 
-_LABEL_STUDIO_PORT, _SERVER_PORT = 8080, 9090  # preferred, since people know them
+_LABEL_STUDIO_PORT, _SERVER_PORT = 8080, 9090  # the usual ports, if they are free
 _WATCH_S = 0.5
-_NAMED = 6  # classes in a line
+_NAMED = 6  # classes named in one line
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _Stopped(BaseException):
-    """A signal of this number asked the demo to end."""
+    """The demo received the stop signal with this number."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Images:
-    """What is to be labelled, and where it is from."""
+    """The images of the demo, and how many of them are labelled in each step."""
 
     pool: Pool
     origin: str
     first: int
-    """So many are labelled at random."""
+    """Images labelled at random, before round 1."""
     then: int
-    """So many are labelled in the order of the first round."""
+    """Images labelled in the order of round 1."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo and return its exit status: 0 also when a person ends it while it serves."""
+    """Run the demo and return its exit status; ending it while it serves is no failure."""
     options = _parse(arguments)
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
@@ -84,7 +84,7 @@ def _count(text: str) -> int:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    # Once is enough: the children are to be stopped in peace.
+    # Further signals must not interrupt the shutdown of the child processes.
     for signal_number in _STOP_SIGNALS:
         signal.signal(signal_number, signal.SIG_IGN)
     raise _Stopped(number)
@@ -95,9 +95,9 @@ def _run(options: argparse.Namespace) -> None:
     screen = Screen()
     screen.title("Labelnext: which image should be labelled next?")
     images = _find_images(options, data, screen)
-    start = choose_start(options.weights, options.backbone)
-    screen.note("Network", start.explanation)
-    training = [*start.options, *(["--epochs", str(options.epochs)] if options.epochs else [])]
+    network = choose_network(options.weights, options.backbone)
+    screen.note("Network", network.explanation)
+    training = [*network.options, *(["--epochs", str(options.epochs)] if options.epochs else [])]
     with ExitStack() as stack:
         with screen.step("Label Studio", "starting; the first time it makes its database, for a minute") as step:
             studio = stack.enter_context(label_studio(data / "label-studio", port=_LABEL_STUDIO_PORT))
@@ -113,7 +113,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _find_images(options: argparse.Namespace, data: Path, screen: Screen) -> _Images:
-    """Return a person's own images, else the drawings, else digits."""
+    """Return the images given by --images, else the drawings, else digits."""
     with screen.step("Images", "downloading a package of drawings, once") as step:
         root, origin = options.images, "images"
         if root is None:
@@ -127,13 +127,13 @@ def _find_images(options: argparse.Namespace, data: Path, screen: Screen) -> _Im
             )
         step.outcome = f"{len(pool.images)} {origin}"
     counts = {label: f"{label} {count}" for label, count in pool.counts.items()}
-    screen.say(name_some([text for label, text in counts.items() if label not in pool.rare], most=_NAMED))
-    screen.say("rare: " + name_some([counts[label] for label in counts if label in pool.rare], most=_NAMED))
+    screen.detail(name_some([text for label, text in counts.items() if label not in pool.rare], most=_NAMED))
+    screen.detail("rare: " + name_some([counts[label] for label in counts if label in pool.rare], most=_NAMED))
     return _Images(pool, origin, first, then)
 
 
 def _provide_images(data: Path) -> tuple[Path, str]:
-    """Return a folder of class folders that need not be given, and what lies there."""
+    """Return a folder of class folders for a demo without --images, and a description of its images."""
     drawings = CHECKOUT / ".cache" / clipart.PACKAGE
     try:
         clipart.provide_drawings(drawings)
@@ -144,7 +144,7 @@ def _provide_images(data: Path) -> tuple[Path, str]:
 
 
 def _label_and_rank(loop: Loop, images: _Images, screen: Screen, stack: ExitStack) -> Server:
-    """Go through both rounds, show what they were worth, and return the server, which runs on."""
+    """Run both rounds, show the comparison with random labelling, and return the server, which keeps running."""
     pool, then = images.pool, images.then
     with screen.step("Project", "uploading the images and labelling the first") as step:
         loop.upload()
@@ -152,26 +152,26 @@ def _label_and_rank(loop: Loop, images: _Images, screen: Screen, stack: ExitStac
         step.outcome = f"{len(pool.images)} tasks, of which {images.first} are labelled, drawn at random"
     with screen.step("Round 1", f"training on {images.first} labels") as step:
         loop.train()
-        step.say("starting the server")
+        step.update("starting the server")
         server = stack.enter_context(loop.serve(port=_SERVER_PORT))
-        step.say("ranking what is left")
+        step.update("ranking what is left")
         first = loop.rank(server.url)
         step.outcome = f"trained on {images.first} labels; {_first_of(first, then, pool)}"
     with screen.step("Round 2", f"labelling the {then} that came first") as step, ThreadPoolExecutor(1) as beside:
         random = beside.submit(loop.measure_random, pool.images[: images.first + then])
         loop.label(first[:then])
-        step.say(f"training on {len(loop.labelled)} labels, and on as many drawn at random")
+        step.update(f"training on {len(loop.labelled)} labels, and on as many drawn at random")
         loop.train()
-        step.say("ranking what is left")
+        step.update("ranking what is left")
         second = loop.rank(server.url)
-        step.say("counting what is right")
-        worths = {"in this order": loop.measure(server), "at random": random.result()}
+        step.update("counting what is right")
+        outcomes = {"in this order": loop.measure(server), "at random": random.result()}
         step.outcome = f"trained on {len(loop.labelled)} labels; {_first_of(second, then, pool)}"
     page = loop.data / "report.html"
     by_chance = pool.images[images.first :]
     orders = {"First in round 1": first, "First in round 2": second, "First at random": by_chance}
-    write_page(page, pool, orders, worths, origin=images.origin)
-    _show(worths, pool, screen)
+    write_page(page, pool, orders, outcomes, origin=images.origin)
+    _show(outcomes, pool, screen)
     screen.links(
         {
             "Label next": loop.project.tab("Label next"),
@@ -184,28 +184,30 @@ def _label_and_rank(loop: Loop, images: _Images, screen: Screen, stack: ExitStac
 
 
 def _first_of(order: Sequence[PoolImage], count: int, pool: Pool) -> str:
-    """Say how many of the first are rare, and how many chance would give."""
+    """Describe how many of the first `count` images are rare, and how many of a random selection would be."""
     rare = count_rare(pool, order[:count])
     expected = count * count_rare(pool, order) / len(order)
     return f"{rare} of the next {min(count, len(order))} are rare, by chance {expected:.0f}"
 
 
-def _show(worths: Mapping[str, Worth], pool: Pool, screen: Screen) -> None:
+def _show(outcomes: Mapping[str, Outcome], pool: Pool, screen: Screen) -> None:
     rare = count_rare(pool, pool.images)
-    labels = next(iter(worths.values())).labels
+    labels = next(iter(outcomes.values())).labels
     screen.table(
         f"What {labels} labels came to",
-        list(worths),
+        list(outcomes),
         {
-            "rare images labelled": [f"{worth.rare_labelled} of {rare}" for worth in worths.values()],
-            "rare images right, labelled or guessed": [f"{worth.rare_right} of {rare}" for worth in worths.values()],
-            "all images right, labelled or guessed": [f"{worth.right:.1%}" for worth in worths.values()],
+            "rare images labelled": [f"{outcome.rare_labelled} of {rare}" for outcome in outcomes.values()],
+            "rare images right, labelled or guessed": [
+                f"{outcome.rare_right} of {rare}" for outcome in outcomes.values()
+            ],
+            "all images right, labelled or guessed": [f"{outcome.right:.1%}" for outcome in outcomes.values()],
         },
     )
 
 
 def _serve_on(*children: Child) -> None:
-    """Return when a person asks for it."""
+    """Wait until the user stops the demo; raise ProcessError if a child process ends before."""
     print("\nCtrl-C ends it all.", flush=True)
     try:
         while all(child.popen.poll() is None for child in children):

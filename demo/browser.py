@@ -1,4 +1,4 @@
-"""A headless Chromium of this machine: what somebody who is logged in to Label Studio sees in it, and a film of it."""
+"""Headless Chromium: pages of a user logged in to Label Studio, and animated GIFs of them."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from demo.label_studio import EMAIL, PASSWORD
 from demo.processes import DemoError
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE_MS = 60_000  # Label Studio's own code is some megabytes to load
+PATIENCE_MS = 60_000  # Label Studio loads several megabytes of JavaScript
 _OWN = ("http://127.0.0.1:", "data:", "blob:")
 _COLOURS = 128
 _CAPTION = """text => {
@@ -29,11 +29,11 @@ _CAPTION = """text => {
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Run a browser for as long as the block lasts."""
+    """Context manager for a running browser."""
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
         raise DemoError(f"needs a browser, found none of {', '.join(_NAMES)}; apt install chromium brings one")
-    # Chromium's own sandbox refuses to run for root.
+    # Chromium's sandbox does not work for root.
     options = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=options)
@@ -43,7 +43,7 @@ def open_browser() -> Iterator[Browser]:
 
 @contextmanager
 def logged_in(browser: Browser, url: str, *, width: int = 1360, height: int = 820) -> Iterator[Page]:
-    """Open a page of somebody who is logged in to the Label Studio at `url`; it asks nothing of other machines."""
+    """Context manager for a page logged in to the Label Studio at `url`; requests to other hosts are blocked."""
     page = browser.new_page(viewport={"width": width, "height": height})
     page.set_default_timeout(PATIENCE_MS)
     page.route(lambda address: not address.startswith(_OWN), lambda route: route.abort())
@@ -58,16 +58,16 @@ def logged_in(browser: Browser, url: str, *, width: int = 1360, height: int = 82
 
 @dataclass(slots=True)
 class Film:
-    """What was seen of a page so far."""
+    """Screenshots of a page, to be saved as an animated GIF."""
 
     page: Page
     width: int
-    """In pixels, of the picture; its height follows."""
+    """Width of the GIF in pixels; the height keeps the aspect ratio."""
     _frames: list[Image.Image] = field(default_factory=list)
     _milliseconds: list[int] = field(default_factory=list)
 
     def shoot(self, caption: str, seconds: float = 1.0) -> None:
-        """Add what is to be seen now, for so long."""
+        """Add a screenshot with a caption, shown for `seconds`."""
         self.page.evaluate(_CAPTION, caption)
         frame = Image.open(io.BytesIO(self.page.screenshot(animations="disabled"))).convert("RGB")
         height = round(frame.height * self.width / frame.width)
@@ -75,7 +75,7 @@ class Film:
         self._milliseconds.append(round(1000 * seconds))
 
     def save(self, path: Path) -> None:
-        """Write a GIF that begins again at its end; all frames share their colours, so that only changes take room."""
+        """Write an endless GIF. All frames share one palette, so that unchanged areas compress to nothing."""
         all_colours = Image.new("RGB", (self.width, sum(frame.height for frame in self._frames)))
         for number, frame in enumerate(self._frames):
             all_colours.paste(frame, (0, number * frame.height))

@@ -1,7 +1,6 @@
-"""Drawings of the Open Clip Art Library in class folders: public domain, from the package that Debian makes of them.
+"""Drawings of the Open Clip Art Library in class folders: public domain, from Debian's package of them.
 
-Knows the folders of the package. Nothing is installed: what the package holds is unpacked beside what is made of it,
-and goes when that is done.
+The package is not installed; it is unpacked into a temporary folder.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ from demo.packages import PackageError, unpack
 PACKAGE = "openclipart-png"
 ORIGIN = "drawings from the Open Clip Art Library, public domain"
 
-# Animals, plants and things as the package sorts them, by the name that the demo gives the class.
+# The package's folders of animals, plants and things, by the name of the class in the demo.
 CLASSES = {
     "bird": "animals/birds",
     "bug": "animals/bugs",
@@ -32,23 +31,23 @@ CLASSES = {
     "mammal": "animals/mammals",
     "vehicle": "transportation/vehicles",
 }
-_LEAST_IMAGES = 10  # of each class; with fewer it is not the package that is known here
+_LEAST_IMAGES = 10  # of each class; fewer mean that the layout of the package has changed
 
 _BELOW = Path("usr/share/openclipart/png")
 _SIDE_PX = 320
-_MOST_PIXELS = 10_000_000  # eleven have 17 times as many, and would take longer than all others together
+_MOST_PIXELS = 10_000_000  # eleven drawings have 17 times as many and would take longer than all others together
 
 
 def provide_drawings(root: Path) -> None:
-    """Write the drawings into class folders below `root`, unless they are there: RGB on white, 320 pixels at most.
+    """Write the drawings into class folders below `root` unless it exists: RGB on white, at most 320 pixels a side.
 
-    A drawing that the package has in folders of two classes is left out, and of equal ones all but one are.
+    Identical drawings are written once; those in folders of two classes are left out.
     """
     if root.exists():
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{root.name}-", dir=root.parent) as scratch:
-        source = Path("/") / _BELOW  # a person may have installed it
+        source = Path("/") / _BELOW  # if the package is installed
         if not source.is_dir():
             source = unpack([PACKAGE], Path(scratch) / "content") / PACKAGE / _BELOW
         made = Path(scratch) / "made"
@@ -57,12 +56,12 @@ def provide_drawings(root: Path) -> None:
 
 
 def _choose(source: Path) -> Mapping[str, Sequence[Path]]:
-    """Return the drawings of each class, each of them once, without those that are as large as a wall."""
+    """Return the distinct drawings of each class, without those that are too large to decode quickly."""
     copies: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     for label, folder in CLASSES.items():
         for path in sorted((source / folder).rglob("*.png")):
             content = path.read_bytes()
-            width, height = struct.unpack(">II", content[16:24])  # where every PNG file has them
+            width, height = struct.unpack(">II", content[16:24])  # of the IHDR chunk, which comes first
             if width * height <= _MOST_PIXELS:
                 copies[hashlib.sha256(content).hexdigest()].append((label, path))
     chosen: dict[str, list[Path]] = {label: [] for label in CLASSES}
@@ -88,7 +87,7 @@ def _write(chosen: Mapping[str, Sequence[Path]], root: Path) -> None:
 
 
 def _draw(source: Path, target: Path) -> None:
-    """Save a drawing as it looks on white paper, unless there is nothing to be seen of it."""
+    """Save a drawing on a white background, unless nothing of it is visible."""
     try:
         with Image.open(source) as opened:
             drawing = opened.convert("RGBA")
@@ -97,5 +96,5 @@ def _draw(source: Path, target: Path) -> None:
     drawing.thumbnail((_SIDE_PX, _SIDE_PX), reducing_gap=2.0)
     paper = Image.new("RGB", drawing.size, "white")
     paper.paste(drawing, mask=drawing)
-    if paper.getcolors(maxcolors=1) is None:  # there are more
+    if paper.getcolors(maxcolors=1) is None:  # None: more than one colour
         paper.save(target)

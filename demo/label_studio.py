@@ -1,6 +1,6 @@
 """A headless Label Studio on this machine: SQLite, loopback only, no traffic to the outside.
 
-Its folder keeps database, uploads and token, so that a later start needs no migrations. Knows nothing of projects.
+Database, uploads and token are kept in its data folder, so that a later start needs no migrations.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from demo.processes import Child, free_port, running
 from demo.product import python_of
 
 EMAIL = "demo@example.com"
-PASSWORD = "labelnext"  # noqa: S105  # of a throw-away account on the loopback address, printed by the demo
+PASSWORD = "labelnext"  # noqa: S105  # of a throw-away account on loopback, printed by the demo
 
-_TIMEOUT_S = 300.0  # retrieving predictions answers only when all are stored
+_TIMEOUT_S = 300.0  # "Retrieve predictions" answers only when all are stored
 _START_TIMEOUT_S = 480.0  # the first start migrates the database: 50 s on two idle cores, over 300 on busy slow ones
 
 
@@ -30,20 +30,20 @@ class LabelStudio:
     process: Child
 
     def client(self) -> LabelStudioClient:
-        """Return what makes requests with the token."""
+        """Return an API client that uses the token."""
         return LabelStudioClient(self.url, self.token, timeout_s=_TIMEOUT_S)
 
 
 @contextlib.contextmanager
 def label_studio(data: Path, *, port: int | None = None) -> Iterator[LabelStudio]:
-    """Run Label Studio for as long as the block lasts.
+    """Context manager for a running Label Studio.
 
     Args:
-        data: its folder; made when absent, and good for the next start.
-        port: the one to take, if it is free.
+        data: its data folder; created if it does not exist.
+        port: the preferred port.
     """
     data.mkdir(parents=True, exist_ok=True)
-    port = free_port(port)  # of one that is not, Label Studio would silently take the next
+    port = free_port(port)  # if the port is in use, Label Studio silently takes the next one
     url = f"http://127.0.0.1:{port}"
     if not (kept := data / "legacy-token").exists():
         _write_secret(kept, secrets.token_hex(20))
@@ -64,13 +64,13 @@ def _environment(data: Path, url: str) -> dict[str, str]:
         "LABEL_STUDIO_BASE_DATA_DIR": str(data),
         "DJANGO_DB": "sqlite",
         "LABEL_STUDIO_HOST": url,
-        # What it would send or ask outside.
+        # No requests to the outside.
         "COLLECT_ANALYTICS": "0",
         "LATEST_VERSION_CHECK": "0",
         "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "",
         "FEATURE_FLAGS_OFFLINE": "true",
-        # It refuses backends and webhooks on loopback and private addresses unless both are off.
+        # Backends and webhooks on loopback and private addresses are refused unless both are off.
         "ML_BLOCK_LOCAL_IP": "false",
         "SSRF_PROTECTION_ENABLED": "false",
         "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
@@ -79,19 +79,19 @@ def _environment(data: Path, url: str) -> dict[str, str]:
 
 
 def _personal_access_token(path: Path, url: str, legacy_token: str) -> str:
-    """Return the token kept in `path`, after making it with the legacy one where there is none that works."""
+    """Return the token kept in `path`; if there is none that works, create one by means of the legacy token."""
     if path.exists():
         token = path.read_text()
         with contextlib.suppress(ConfigError):
             LabelStudioClient(url, token).get(WHOAMI)
             return token
-    # Label Studio knows one token a person: an unfinished earlier start may have made it and lost it.
+    # Label Studio allows one token per user; an interrupted earlier start may have created it without saving it.
     legacy = LabelStudioClient(url, legacy_token)
     for old in legacy.get("/api/token/"):
         legacy.post("/api/token/blacklist/", {"refresh": old["token"]})
     token = str(legacy.post("/api/token/", {})["token"])
     _write_secret(path, token)
-    # Off by default in Label Studio, on only to get here; the product must work as most people have it.
+    # Legacy tokens were needed only to get here; the product must work with Label Studio's default, which is off.
     settings = {"api_tokens_enabled": True, "legacy_api_tokens_enabled": False}
     LabelStudioClient(url, token).post("/api/jwt/settings", settings)
     return token

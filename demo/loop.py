@@ -1,7 +1,4 @@
-"""The loop of the demo: label, train, rank, with the true classes in place of a person, and once more at random.
-
-Knows nothing of what is shown of it.
-"""
+"""The active learning loop of the demo, with the true classes as the annotator, and its comparison: random labels."""
 
 import shutil
 from collections.abc import Sequence
@@ -9,48 +6,48 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from demo.comparison import Outcome, measure
 from demo.pool import Pool, PoolImage
 from demo.processes import DemoError
 from demo.product import Server, Workplace, rank, serving, train
 from demo.project import Project, Task, label_config
-from demo.worth import Worth, measure
 
 MODEL = "demo"
 _RANDOM_MODEL = "random"
-_BY_SCORE = "tasks:predictions_score"  # ascending: the lowest score is what the model knows least about
+_BY_SCORE = "tasks:predictions_score"  # ascending: the most informative task has the lowest score
 
 
 @dataclass(slots=True)
 class Loop:
-    """A project that is being labelled, and what trains and ranks it."""
+    """A project, its images, and the trainer and server that work on it."""
 
     workplace: Workplace
     project: Project
     pool: Pool
     options: Sequence[str]
-    """For `python -m trainer run`."""
+    """Further options of `python -m trainer run`."""
     data: Path
-    """Takes logs, and the labels of those that are chosen at random."""
+    """Folder for logs and for the images labelled at random."""
     labelled: list[PoolImage] = field(default_factory=list)
     _tasks: dict[str, Task] = field(default_factory=dict)
 
     def upload(self) -> None:
-        """Make a task of each image."""
+        """Upload all images; each becomes a task."""
         self.project.upload({image.name: image.path.read_bytes() for image in self.pool.images})
         self._tasks = {task.file: task for task in self.project.tasks()}
 
     def label(self, images: Sequence[PoolImage]) -> None:
-        """Label images, as a person who knows the truth."""
+        """Annotate images with their true classes."""
         for image in images:
             self.project.annotate(self._tasks[image.name].id, image.label)
         self.labelled += images
 
     def train(self) -> None:
-        """Train on what is labelled, and publish."""
+        """Train on the labels and publish a version."""
         train(self.workplace, self.project.id, self.options, log=self.data / "trainer.log")
 
     def rank(self, server: str) -> list[PoolImage]:
-        """Have a server score what is unlabelled, and return it in the order in which Label Studio now gives it."""
+        """Rank the unlabelled tasks, and return their images in the order in which Label Studio now serves them."""
         rank(self.workplace, self.project.id, server, log=self.data / "trainer.log")
         tasks = [task for task in self.project.tasks(ordering=_BY_SCORE) if task.predictions and not task.labelled]
         scores = [task.predictions[0].score for task in tasks]
@@ -61,19 +58,19 @@ class Loop:
         return [images[task.file] for task in tasks]
 
     def serve(self, *, port: int | None = None) -> AbstractContextManager[Server]:
-        """Run a server on the version that was published, for as long as the block lasts."""
+        """Return a context manager for a server of the published version."""
         return serving(self.workplace, log=self.data / f"server-{self.workplace.model}.log", port=port)
 
-    def measure(self, server: Server) -> Worth:
-        """Have a server guess all that is not labelled, and count what is right in the pool."""
+    def measure(self, server: Server) -> Outcome:
+        """Predict all unlabelled images, and count the right labels and predictions of the pool."""
         known = {image.name for image in self.labelled}
         left = [image.name for image in self.pool.images if image.name not in known]
         references = [self._tasks[name].reference for name in left]
-        guesses = server.predict(references, label_config(self.pool.labels))
-        return measure(self.pool, known, dict(zip(left, guesses, strict=True)))
+        predicted = server.predict(references, label_config(self.pool.labels))
+        return measure(self.pool, known, dict(zip(left, predicted, strict=True)))
 
-    def measure_random(self, images: Sequence[PoolImage]) -> Worth:
-        """Train a model of its own on other labels, outside of Label Studio, and count what is right then."""
+    def measure_random(self, images: Sequence[PoolImage]) -> Outcome:
+        """Train another model on randomly chosen `images`, outside of Label Studio, and measure it in the same way."""
         folder = self.data / "random"
         shutil.rmtree(folder, ignore_errors=True)
         for image in images:

@@ -1,7 +1,4 @@
-"""What Debian's packages hold, unpacked without being installed.
-
-Knows apt and dpkg; asks for no rights, and leaves the system's own lists of packages alone.
-"""
+"""Downloads Debian packages and unpacks them without installing them; needs no root."""
 
 import shutil
 import subprocess
@@ -12,18 +9,18 @@ from pathlib import Path
 from demo.processes import DemoError
 
 _TIMEOUT_S = 600.0
-# Where root runs apt, it would download as a user who cannot write into our folder.
+# Run by root, apt would download as a user who cannot write into our folder.
 _APT = ("apt-get", "--quiet", "--option", "APT::Sandbox::User=root", "--option", "Acquire::Retries=1")
 
 
 class PackageError(DemoError):
-    """A package cannot be had, or is not what is known here; the message says why, in a few words."""
+    """A package cannot be downloaded, or its content is not as expected."""
 
 
 def unpack(packages: Sequence[str], folder: Path) -> Path:
-    """Have for each package a folder of its name in `folder`, with what it would install, and return `folder`.
+    """Unpack each package into a subfolder of `folder` that has its name, and return `folder`; nothing if it exists.
 
-    What is there is not asked for again. Where the system has no lists of packages, own ones are downloaded.
+    If the system's package lists are missing or stale, temporary ones are downloaded.
     """
     if folder.exists():
         return folder

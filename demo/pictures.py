@@ -1,6 +1,6 @@
-"""Pictures of the product for README and docs, a moving one among them: `python -m demo.pictures`.
+"""Screenshots and the animated GIF of README and docs: `python -m demo.pictures`.
 
-Labels, trains and ranks the demo's drawings on a real Label Studio, and looks at it in a real browser as people would.
+Labels, trains and ranks the demo's drawings on a real Label Studio, and captures it in a real browser.
 """
 
 import re
@@ -22,58 +22,58 @@ from demo.pool import read_pool
 from demo.processes import DemoError
 from demo.product import CHECKOUT, Server, Workplace, rank, serving, train
 from demo.project import Project
-from demo.weights import choose_start
+from demo.weights import choose_network
 
 _IMAGES: Final = CHECKOUT / "docs" / "images"
 _COLOURS: Final = 128
 _FILM_WIDTH: Final = 960
 
 _FIRST, _THEN = 80, 60
-"""Labels before the first round, and before each that follows."""
+"""Labels before the first round, and before each later one."""
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 6
-"""More than the least where no label may be confirmed before."""
+"""Rounds are added until there is a tab of labels to confirm in bulk."""
 _HOLDOUT: Final = ("--holdout-share", "0.3")
-"""More than anybody would take: a tenth of a few hundred drawings is too few to confirm anything by."""
+"""Far above the default: a tenth of a few hundred drawings is too few to certify any precision."""
 _SURE: Final = ("--sure", "0.7")
-"""Less than the default: what kind a drawing shows is hard to tell, and some orders of them would offer none."""
+"""Below the default: classes of drawings are hard, and at 0.8 some runs would offer nothing to confirm."""
 _MISTAKES: Final = 5
-"""Labels that are wrong on purpose, to be found."""
+"""Wrong labels, for the tab Look again to find."""
 _SUBMITTED: Final = 3
 
 _CHOSEN: Final = "window.Htx?.annotationStore?.selected?.names?.get('label')?.selectedValues() ?? []"
 
 
 @dataclass(frozen=True, slots=True)
-class _Scene:
-    """A project that was labelled, trained on and ranked, and who plays in it."""
+class _Demo:
+    """A project in Label Studio with its trainer and server."""
 
     studio: LabelStudio
     server: Server
     project: Project
     workplace: Workplace
     truth: Mapping[int, str]
-    """Of each task, by its number."""
+    """The true class of each task, by task number."""
 
 
 def main() -> int:
     """Make all pictures; return the exit status."""
     try:
         with ExitStack() as stack:
-            scene = _play(stack)
+            demo = _prepare(stack)
             browser = stack.enter_context(open_browser())
-            page = stack.enter_context(logged_in(browser, scene.studio.url, width=1200, height=720))
-            _take_pictures(page, scene)
-            _film(page, scene)
+            page = stack.enter_context(logged_in(browser, demo.studio.url, width=1200, height=720))
+            _take_pictures(page, demo)
+            _film(page, demo)
     except DemoError as err:
         print(f"There can be no pictures: {err}", file=sys.stderr)
         return 1
     return 0
 
 
-def _play(stack: ExitStack) -> _Scene:
-    """Go through rounds with the true classes, but for a few mistakes, until labels may be confirmed in bulk."""
+def _prepare(stack: ExitStack) -> _Demo:
+    """Run rounds with the true classes and a few wrong labels, until labels can be confirmed in bulk."""
     data = CHECKOUT / ".cache" / "pictures"
-    shutil.rmtree(data, ignore_errors=True)  # rounds of former projects are none of this one
+    shutil.rmtree(data, ignore_errors=True)  # versions of an earlier run belong to another project
     drawings = CHECKOUT / ".cache" / clipart.PACKAGE
     clipart.provide_drawings(drawings)
     pool = read_pool(drawings, limit=1000, seed=0)
@@ -89,47 +89,47 @@ def _play(stack: ExitStack) -> _Scene:
         wrong = next(label for label in pool.labels if label != truth[task])
         project.annotate(task, wrong if task in tasks[:_MISTAKES] else truth[task])
     server = stack.enter_context(serving(workplace, log=data / "server.log"))
-    scene = _Scene(studio, server, project, workplace, truth)
-    _round(scene)
-    _label_tab(scene, "Random holdout")
+    demo = _Demo(studio, server, project, workplace, truth)
+    _round(demo)
+    _label_tab(demo, "Random holdout")
     for done in range(1, _MOST_ROUNDS):
-        if done >= _LEAST_ROUNDS and _sure_tabs(scene):
+        if done >= _LEAST_ROUNDS and _sure_tabs(demo):
             break
-        _label_tab(scene, "Label next", most=_THEN)
-        _round(scene)
+        _label_tab(demo, "Label next", most=_THEN)
+        _round(demo)
     project.connect(server.url, title="Labelnext")
-    return scene
+    return demo
 
 
-def _label_tab(scene: _Scene, title: str, *, most: int | None = None) -> None:
-    """Label what a tab shows, from its beginning."""
-    for task in scene.project.held(title)[:most]:
-        scene.project.annotate(task, scene.truth[task])
+def _label_tab(demo: _Demo, title: str, *, most: int | None = None) -> None:
+    """Annotate the first `most` tasks of a tab."""
+    for task in demo.project.tasks_in(title)[:most]:
+        demo.project.annotate(task, demo.truth[task])
 
 
-def _round(scene: _Scene) -> None:
-    train(scene.workplace, scene.project.id, [*choose_start(None, None).options, *_HOLDOUT])
-    rank(scene.workplace, scene.project.id, scene.server.url, (*_HOLDOUT, *_SURE))
+def _round(demo: _Demo) -> None:
+    train(demo.workplace, demo.project.id, [*choose_network(None, None).options, *_HOLDOUT])
+    rank(demo.workplace, demo.project.id, demo.server.url, (*_HOLDOUT, *_SURE))
 
 
-def _take_pictures(page: Page, scene: _Scene) -> None:
-    _open_list(page, scene.project.tab("Label next"))
+def _take_pictures(page: Page, demo: _Demo) -> None:
+    _open_list(page, demo.project.tab("Label next"))
     _keep(page, "label-next")
-    _open_grid(page, _largest_sure(scene))
+    _open_grid(page, _largest_sure(demo))
     _keep(page, "sure")
-    _open_list(page, scene.project.tab("Look again"))
+    _open_list(page, demo.project.tab("Look again"))
     _keep(page, "look-again")
 
 
-def _film(page: Page, scene: _Scene) -> None:
-    """Label a few, confirm many, and see what came of it."""
+def _film(page: Page, demo: _Demo) -> None:
+    """Film the labelling of a few tasks, a bulk confirmation, and the server's page after the next round."""
     film = Film(page, _FILM_WIDTH)
-    _open_list(page, scene.project.tab("Label next"))
+    _open_list(page, demo.project.tab("Label next"))
     film.shoot("1. Label next: what teaches the model most comes first, and why", 3)
     page.get_by_text("Label All Tasks").click()
     for _ in range(_SUBMITTED):
-        _label(page, scene, film)
-    _open_grid(page, _largest_sure(scene))
+        _label(page, demo, film)
+    _open_grid(page, _largest_sure(demo))
     count = int(page.get_by_title("Filtered tasks").inner_text())
     film.shoot("3. Sure: look over many labels at once, untick what is wrong", 3)
     page.get_by_text(re.compile(r"^\d+ Tasks?$")).first.click()
@@ -141,21 +141,21 @@ def _film(page: Page, scene: _Scene) -> None:
     expect(page.get_by_title("Filtered tasks")).to_have_text("0", timeout=PATIENCE_MS)
     page.wait_for_timeout(1000)
     film.shoot(f"5. {count} labels at once", 2)
-    _round(scene)
-    page.goto(scene.server.url)
+    _round(demo)
+    page.goto(demo.server.url)
     page.wait_for_timeout(1000)
     _keep(page, "server")
     film.shoot("6. Each round: how good it is, and whether more labels would help", 4)
     film.save(_IMAGES / "loop.gif")
 
 
-def _label(page: Page, scene: _Scene, film: Film) -> None:
+def _label(page: Page, demo: _Demo, film: Film) -> None:
     caption = "2. Label as always: the prediction is ticked, a key corrects it"
     page.get_by_role("button", name="Submit").first.wait_for()
     page.wait_for_timeout(1500)
     task = page.locator("[class*=current-task__task-id]").inner_text().split()[0]
     film.shoot(caption, 1)
-    label = scene.truth[int(task)]
+    label = demo.truth[int(task)]
     if page.evaluate(_CHOSEN) != [label]:
         page.get_by_label(label).first.click()
         film.shoot(caption, 0.8)
@@ -166,34 +166,34 @@ def _label(page: Page, scene: _Scene, film: Film) -> None:
     )
 
 
-def _sure_tabs(scene: _Scene) -> list[str]:
-    """Return the titles of the tabs of what may be confirmed of the most frequent label: one, or none yet."""
-    frequent = Counter(scene.truth.values()).most_common(1)[0][0]
-    return [title for title in scene.project.tabs() if title.startswith(f"Sure: {frequent} ")]
+def _sure_tabs(demo: _Demo) -> list[str]:
+    """Return the titles of the tabs Sure of the most frequent label: one, or none yet."""
+    frequent = Counter(demo.truth.values()).most_common(1)[0][0]
+    return [title for title in demo.project.tabs() if title.startswith(f"Sure: {frequent} ")]
 
 
-def _largest_sure(scene: _Scene) -> str:
-    """Return the tab of what may be confirmed of the most frequent label."""
-    sure = _sure_tabs(scene)
+def _largest_sure(demo: _Demo) -> str:
+    """Return the address of the tab Sure of the most frequent label."""
+    sure = _sure_tabs(demo)
     if not sure:
         raise DemoError("no label may be confirmed: the holdout is too small, or the model too poor")
-    return scene.project.tab(sure[0])
+    return demo.project.tab(sure[0])
 
 
 def _open_list(page: Page, url: str) -> None:
     page.goto(url)
     page.get_by_test_id("table-row-wrapper").first.wait_for()
-    page.wait_for_timeout(2000)  # for the images
+    page.wait_for_timeout(2000)  # until images have loaded
 
 
 def _open_grid(page: Page, url: str) -> None:
     page.goto(url)
     page.get_by_title("Filtered tasks").wait_for()
-    page.wait_for_timeout(4000)  # for the images
+    page.wait_for_timeout(4000)  # until images have loaded
 
 
 def _keep(page: Page, name: str) -> None:
-    """Write what is to be seen now; few colours keep the file small."""
+    """Save a screenshot; a small palette keeps the file small."""
     path = _IMAGES / f"{name}.png"
     page.screenshot(path=path, animations="disabled")
     Image.open(path).convert("RGB").quantize(_COLOURS).save(path, optimize=True)

@@ -1,7 +1,4 @@
-"""The images of the demo and their true classes, which stand in for the person who labels.
-
-Knows folders of class folders, and how to write scikit-learn's handwritten digits as one; nothing of Label Studio.
-"""
+"""The images of the demo and their true classes, from class folders, or from scikit-learn's handwritten digits."""
 
 import random
 from collections import Counter
@@ -15,15 +12,15 @@ from PIL import Image
 from demo.processes import DemoError
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-_SIDE_PX = 64  # scikit-learn's digits are 8 x 8; a person is to see what they label
+_SIDE_PX = 64  # scikit-learn's digits have 8 x 8 pixels: too small to look at
 
-# How many of each digit there are: a long tail, one class in front. scikit-learn has at least 174 of each.
+# Images of each digit: a long tail. scikit-learn has at least 174 of each.
 DIGIT_COUNTS = (170, 90, 60, 45, 35, 28, 22, 18, 16, 14)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolImage:
-    """A file, the name that it is uploaded under, and its true class, which only the annotator knows."""
+    """An image file, the name under which it is uploaded, and its true class, which only the annotator knows."""
 
     path: Path
     name: str
@@ -32,32 +29,32 @@ class PoolImage:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Images in random order, and their classes in the order of the labelling config."""
+    """Images in random order, and the classes in the order of the labelling config."""
 
     labels: tuple[str, ...]
     images: tuple[PoolImage, ...]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many images each class has, most frequent first."""
+        """Images of each class, most frequent first."""
         return dict(Counter(image.label for image in self.images).most_common())
 
     @property
     def rare(self) -> frozenset[str]:
-        """The classes with under half of what each would have if all had as many; the rarest where none has so few."""
+        """The classes with less than half of the mean number of images; if there are none, the rarest class."""
         counts = self.counts
         few = {label for label, count in counts.items() if 2 * len(counts) * count < len(self.images)}
         return frozenset(few or {min(counts, key=counts.__getitem__)})
 
 
 def read_pool(root: Path, *, limit: int, seed: int) -> Pool:
-    """Return at most `limit` images of a folder of class folders, in an order that `seed` fixes."""
+    """Return at most `limit` images of a folder of class folders, shuffled by `seed`."""
     found = [(path, path.parent.name) for path in sorted(root.glob("*/*")) if path.suffix.lower() in _SUFFIXES]
     labels = tuple(sorted({label for _, label in found}))
     if len(labels) < 2:
         raise DemoError(f"expected {root} to hold two or more class folders with images, found {len(labels)}")
-    random.Random(seed).shuffle(found)  # noqa: S311  # an order, not a secret
-    # The name that Label Studio shows must not give the class away, and must be unlike all others.
+    random.Random(seed).shuffle(found)  # noqa: S311  # not for cryptography
+    # Label Studio shows the name: it must be unique and must not reveal the class.
     images = [
         PoolImage(path, f"image-{index:05}{path.suffix.lower()}", label)
         for index, (path, label) in enumerate(found[:limit])
@@ -66,9 +63,9 @@ def read_pool(root: Path, *, limit: int, seed: int) -> Pool:
 
 
 def write_digits(root: Path, counts: Sequence[int] = DIGIT_COUNTS) -> None:
-    """Write so many of scikit-learn's handwritten digits from 0 on as PNG files in class folders "0" to "9".
+    """Write scikit-learn's handwritten digits as PNG files in class folders "0" to "9"; existing files are kept.
 
-    Files that are there already stay as they are.
+    `counts` has the number of images of each digit, from 0 on.
     """
     from sklearn.datasets import load_digits
 
@@ -79,6 +76,6 @@ def write_digits(root: Path, counts: Sequence[int] = DIGIT_COUNTS) -> None:
         for index in np.flatnonzero(digits.target == digit)[:count]:
             path = folder / f"{index:04}.png"
             if not path.exists():
-                # (8, 8) with ink from 0 to 16: it becomes dark ink on white paper with a margin.
+                # (8, 8), 0 for background and 16 for ink: becomes black on white, with a margin.
                 paper = Image.fromarray((255 - np.pad(digits.images[index], 1) * (255 / 16)).astype(np.uint8))
                 paper.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BICUBIC).convert("RGB").save(path)

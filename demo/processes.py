@@ -1,7 +1,4 @@
-"""Child processes: started in their own groups, waited for over HTTP, and stopped whatever happens.
-
-Knows nothing of what the processes are.
-"""
+"""Child processes: started in their own process groups, awaited over HTTP, and always stopped."""
 
 import contextlib
 import os
@@ -20,16 +17,16 @@ _POLL_S = 0.2
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message is meant for the person who runs it."""
+    """The demo cannot go on; the message is printed for the user."""
 
 
 class ProcessError(DemoError):
-    """A process that the demo needs ended early or did not answer in time."""
+    """A child process ended early or did not answer in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A running process, and the file that its output goes to."""
+    """A running process and its log file."""
 
     name: str
     popen: subprocess.Popen[bytes]
@@ -49,11 +46,11 @@ class Child:
                 time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """End the process and all that it started: asked first, killed after ten seconds."""
+        """End the process group: SIGTERM, and SIGKILL after ten seconds."""
         self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(10)
-        # Also when the leader is gone: what it started may have outlived it.
+        # Also if the leader has ended: its own children may still run.
         self._signal(signal.SIGKILL)
         self.popen.wait()
 
@@ -66,13 +63,13 @@ class Child:
 def running(
     name: str, command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str], cwd: Path | None = None
 ) -> Iterator[Child]:
-    """Run `command`, which messages call `name`, for as long as the block lasts.
+    """Context manager for a running `command`; error messages call it `name`.
 
-    `log` is replaced by what it prints, and `environment` is added to this process's own.
+    Its output replaces the file `log`; `environment` is added to this process's own.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        # A group of its own keeps Ctrl-C in the terminal for this process, which then stops the child in good order.
+        # In its own group the child gets no Ctrl-C from the terminal; this process stops it in order.
         popen = subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.DEVNULL,
@@ -90,12 +87,12 @@ def running(
 
 
 def tail(log: Path) -> str:
-    """Return the end of what a process wrote."""
+    """Return the end of a log file."""
     return log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
 
 
 def free_port(preferred: int | None = None) -> int:
-    """Return `preferred` when nothing listens on it on the loopback address, else a port that is free now."""
+    """Return `preferred` if it is free on the loopback address, else any free port."""
     for port in (preferred, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             if port is not None:

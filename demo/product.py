@@ -1,7 +1,4 @@
-"""Trainer and server, run as their users run them: one as a command, the other under gunicorn.
-
-Knows their command lines, environment variables and replies; imports neither.
-"""
+"""Runs the trainer as a command, and the server under gunicorn, as users run them. Imports neither."""
 
 import contextlib
 import json
@@ -24,20 +21,20 @@ _SERVER_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """What trainer and server share: the model repository, a cache, and the Label Studio that they work for."""
+    """What trainer and server share: the model repository, the caches, and the Label Studio they work for."""
 
     models: Path
     cache: Path
     label_studio_url: str
     token: str
     model: str | None = None
-    """The one that is trained and served; by default the trainer's default and all of them."""
+    """The model to train and serve; by default the trainer's default, and all models."""
     features: Path | None = None
-    """Where both keep what a backbone has made of an image; each in its own way by default."""
+    """Folder of the feature store that both share; by default each has its own."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """The product's settings."""
+        """The environment variables of trainer and server."""
         return {
             "LABELNEXT_MODELS": str(self.models),
             "LABELNEXT_CACHE": str(self.cache),
@@ -50,13 +47,13 @@ class Workplace:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: where it answers, and its process."""
+    """A running server: its address and its process."""
 
     url: str
     process: Child
 
     def wait_for(self, version: str | None) -> None:
-        """Return once it serves `version`; None takes any, or none."""
+        """Return once it serves `version`; with None, once it answers."""
 
         def serves(health: bytes) -> bool:
             return version is None or json.loads(health)["model_version"] == version
@@ -64,7 +61,7 @@ class Server:
         self.process.wait_for(f"{self.url}/health", timeout_s=_SERVER_TIMEOUT_S, until=serves)
 
     def predict(self, references: Sequence[str], config: str) -> list[str]:
-        """Return what it takes each image for, asked as Label Studio asks; `config` is the labelling config."""
+        """Return the predicted label of each image; `config` is the labelling config."""
         tasks = [{"id": number, "data": {"image": reference}} for number, reference in enumerate(references, 1)]
         reply = urllib3.request(
             "POST",
@@ -81,13 +78,13 @@ class Server:
 def train(
     workplace: Workplace, source: int | Path, options: Sequence[str] = (), *, log: Path | None = None
 ) -> dict[str, Any]:
-    """Run the trainer on labels until it has published, and return its report: "version", "labels" and more.
+    """Train and publish a version, and return the trainer's report: "version", "labels" and more.
 
     Args:
-        workplace: where it publishes, and where the project is.
+        workplace: the repository to publish to, and the Label Studio of the project.
         source: a project's number, or a folder of class folders.
         options: further arguments of `python -m trainer run`.
-        log: takes what the trainer says, in a folder that is there; this process's stderr by default.
+        log: file to which the trainer's output is appended; by default its stderr is this process's own.
     """
     labels = ["--images" if isinstance(source, Path) else "--project", str(source)]
     report: dict[str, Any] = json.loads(run_trainer(workplace, "run", *labels, *options, log=log))
@@ -97,15 +94,12 @@ def train(
 def rank(
     workplace: Workplace, project_id: int, server: str, options: Sequence[str] = (), *, log: Path | None = None
 ) -> None:
-    """Run the trainer's ranking of a project's unlabelled tasks, by the server of the current version at a URL.
-
-    Options and log are as for `train`.
-    """
+    """Rank a project's unlabelled tasks by the server at a URL; `options` and `log` are as for `train`."""
     run_trainer(workplace, "rank", "--project", str(project_id), "--server", server, *options, log=log)
 
 
 def run_trainer(workplace: Workplace, *arguments: str, log: Path | None = None) -> str:
-    """Run a command of the trainer, and return the last line that it prints."""
+    """Run a command of the trainer, and return the last line of its output."""
     with log.open("a", encoding="utf-8") if log else contextlib.nullcontext() as written:
         done = subprocess.run(
             [sys.executable, "-m", "trainer", *arguments],
@@ -125,7 +119,7 @@ def run_trainer(workplace: Workplace, *arguments: str, log: Path | None = None) 
 
 
 def python_of(environment: str) -> Path:
-    """Return the interpreter of an environment that the Makefile makes, such as "server"."""
+    """Return the interpreter of one of the Makefile's environments, such as "server"."""
     python = CHECKOUT / f".venv-{environment}" / "bin" / "python"
     if not python.exists():
         raise ProcessError(f"expected the environment .venv-{environment}; `make environments` makes it")
@@ -141,9 +135,9 @@ def serving(
     version: str | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Run the server under gunicorn for as long as the block lasts, on a port if that is free.
+    """Context manager for a server under gunicorn that serves `version`, or any if None.
 
-    It is waited for until it serves a version; by default only until it answers. `settings` are variables of its own.
+    `port` is taken if it is free. `settings` are further environment variables.
     """
     address = f"127.0.0.1:{free_port(port)}"
     arguments = ["-m", "gunicorn", "-c", "server/gunicorn_conf.py", "server.app:create_app()"]

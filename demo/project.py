@@ -1,7 +1,4 @@
-"""A Label Studio project of images to classify: made, filled, labelled, and read in the Data Manager's order.
-
-Knows Label Studio's endpoints; knows nothing of the product but that it is a machine learning backend with a URL.
-"""
+"""A Label Studio project for image classification, by Label Studio's API: create, upload, annotate, read in order."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,23 +10,23 @@ from xml.sax.saxutils import quoteattr
 
 from contract.label_studio import LabelStudioClient
 
-_FILES_PER_UPLOAD = 100  # Label Studio refuses more in one form
+_FILES_PER_UPLOAD = 100  # Label Studio's limit for one request
 _TASKS_PER_PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What Label Studio stored of one prediction."""
+    """A prediction as Label Studio stores it."""
 
     model_version: str
     score: float
     label: str | None
-    """None of the random sample, in which nobody is told what is predicted, and of labels to be looked at again."""
+    """None in the random holdout, whose predictions are hidden from annotators, and of labels to be checked again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task: the file name that was uploaded, where Label Studio serves it, and what is known of it."""
+    """A task: the name of its uploaded file, the reference to it in Label Studio, and its state."""
 
     id: int
     file: str
@@ -39,7 +36,7 @@ class Task:
 
 
 class Project:
-    """One project, as its owner acts on it by a client of the Label Studio that holds it."""
+    """A project, and a client of its Label Studio."""
 
     def __init__(self, client: LabelStudioClient, id: int) -> None:
         self.client = client
@@ -47,51 +44,51 @@ class Project:
 
     @property
     def url(self) -> str:
-        """Where a person opens the project."""
+        """Address of the project's Data Manager."""
         return f"{self.client.url}/projects/{self.id}/data"
 
     def tab(self, title: str) -> str:
-        """Return where a person opens a tab of the Data Manager, or the project where it has none of that title."""
+        """Return the address of the tab with this title, or of the Data Manager if there is none."""
         number = self.tabs().get(title)
         return f"{self.url}?tab={number}" if number else self.url
 
     def tabs(self) -> dict[str, int]:
-        """Return the numbers of the Data Manager's tabs by their titles, from left to right."""
+        """Return the ids of the Data Manager's tabs by title, from left to right."""
         tabs = self.client.get("/api/dm/views", project=self.id)
         return {tab["data"]["title"]: tab["id"] for tab in tabs if "title" in tab["data"]}
 
-    def held(self, title: str) -> list[int]:
-        """Return the tasks that a tab shows, in its order."""
+    def tasks_in(self, title: str) -> list[int]:
+        """Return the ids of the tasks in a tab, in its order."""
         reply = self.client.get("/api/tasks/", view=self.tabs()[title], page_size=_TASKS_PER_PAGE)
         return [task["id"] for task in reply["tasks"]]
 
     @classmethod
     def create(cls, client: LabelStudioClient, *, title: str, labels: Sequence[str]) -> Self:
-        """Make a project in which an image gets one of `labels`."""
+        """Create a project in which each image gets one of `labels`."""
         body = {"title": title, "label_config": label_config(labels)}
         return cls(client, client.post("/api/projects", body)["id"])
 
     def upload(self, files: Mapping[str, bytes]) -> None:
-        """Make a task of each file, given by name and content, many in one request."""
+        """Upload files, given by name and content; each becomes a task."""
         items = list(files.items())
         for start in range(0, len(items), _FILES_PER_UPLOAD):
             self.client.upload(f"/api/projects/{self.id}/import", items[start : start + _FILES_PER_UPLOAD])
 
     def annotate(self, task_id: int, label: str) -> None:
-        """Label a task, as a person does who submits."""
+        """Annotate a task."""
         self.client.post(f"/api/tasks/{task_id}/annotations/", {"result": [choice(label)], "lead_time": 1.0})
 
     def connect(self, url: str, *, title: str) -> None:
-        """Connect the machine learning backend at `url`."""
+        """Connect the ML backend at `url`."""
         self.client.post("/api/ml/", {"project": self.id, "url": url, "title": title, "is_interactive": False})
 
     def settings(self) -> dict[str, Any]:
-        """Return the project as Label Studio describes it."""
+        """Return the project's fields in Label Studio's API."""
         settings: dict[str, Any] = self.client.get(f"/api/projects/{self.id}")
         return settings
 
     def tasks(self, *, ordering: str = "tasks:id") -> list[Task]:
-        """Return every task in the Data Manager's order, such as "tasks:predictions_score" for ascending scores."""
+        """Return all tasks in an order of the Data Manager, such as "tasks:predictions_score" for ascending scores."""
         query = json.dumps({"ordering": [ordering]})
         tasks: list[Task] = []
         for page in count(1):
@@ -104,12 +101,12 @@ class Project:
         return tasks
 
     def next_task_id(self) -> int:
-        """Return the task that the label stream serves."""
+        """Return the id of the task that the label stream serves next."""
         return int(self.client.get(f"/api/projects/{self.id}/next")["id"])
 
 
 def label_config(labels: Sequence[str]) -> str:
-    """Return a labelling config in which an image, `$image`, gets one of `labels`."""
+    """Return the labelling config of a single choice of `labels` for the image `$image`."""
     choices = "".join(f"<Choice value={quoteattr(label)}/>" for label in labels)
     return (
         '<View><Image name="image" value="$image" zoom="true"/>'
@@ -118,7 +115,7 @@ def label_config(labels: Sequence[str]) -> str:
 
 
 def choice(label: str) -> dict[str, object]:
-    """Return the region by which a person says that an image is of a class."""
+    """Return an annotation's region that chooses `label`."""
     return {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}
 
 
@@ -126,7 +123,7 @@ def _task(document: Mapping[str, Any]) -> Task:
     reference = document["data"]["image"]
     return Task(
         id=document["id"],
-        # Label Studio puts a random prefix and a hyphen before the name that was uploaded.
+        # Label Studio adds a random prefix and a hyphen to the uploaded name.
         file=PurePosixPath(reference).name.partition("-")[2],
         reference=reference,
         labelled=document["total_annotations"] > 0,

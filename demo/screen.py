@@ -1,7 +1,6 @@
-"""What a person sees while the demo runs: a line for each step, with how long it took, and a table at the end.
+"""The demo's output: a line with the duration of each step, and a table at the end.
 
-On a terminal the step at work shows that it lives; elsewhere, as in a container's log, a step is a plain line once it
-has ended.
+On a terminal the running step has a spinner; elsewhere, as in a container's log, a step is printed when it has ended.
 """
 
 import time
@@ -19,32 +18,32 @@ _TITLE_COLUMNS = 14
 
 @dataclass(slots=True)
 class Step:
-    """One step at work."""
+    """A running step."""
 
     _progress: Progress
     _task: TaskID
     outcome: str = ""
-    """What is said of it once it has ended."""
+    """Printed when the step has ended."""
 
-    def say(self, doing: str) -> None:
-        """Say what it does now."""
+    def update(self, doing: str) -> None:
+        """Show what the step is doing now."""
         self._progress.update(self._task, doing=doing)
 
 
 class Screen:
-    """The terminal, or the file that stands in for it."""
+    """The terminal, or a file that output is redirected to."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._plain = not self._console.is_terminal
 
     def title(self, text: str) -> None:
-        """Say what begins."""
+        """Print the title."""
         self._console.print(f"\n[bold]{escape(text)}[/]\n")
 
     @contextmanager
     def step(self, title: str, doing: str = "") -> Iterator[Step]:
-        """Show a step for as long as the block lasts, and then its outcome and the seconds that it took."""
+        """Context manager for a running step; prints its outcome and duration at the end."""
         started = time.monotonic()
         columns = (
             SpinnerColumn(),
@@ -59,15 +58,15 @@ class Screen:
         self._console.print(f"[green]{self._mark}[/] {title:<{_TITLE_COLUMNS}} {escape(step.outcome)}  {seconds}")
 
     def note(self, title: str, text: str) -> None:
-        """Write a line that stands beside those of the steps."""
+        """Print a line in the layout of a step."""
         self._console.print(f"[green]{self._mark}[/] {title:<{_TITLE_COLUMNS}} {escape(text)}")
 
-    def say(self, text: str) -> None:
-        """Write a line that belongs to the one above."""
+    def detail(self, text: str) -> None:
+        """Print a detail of the line above."""
         self._console.print(f"{'':{_TITLE_COLUMNS + 2}} [dim]{escape(text)}[/]")
 
     def table(self, title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
-        """Write figures under columns, each row with its name in front."""
+        """Print a table of named rows."""
         self._console.print()
         table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 3, 0, 0))
         for name in ("", *columns):
@@ -78,7 +77,7 @@ class Screen:
         self._console.print()
 
     def links(self, rows: Mapping[str, str]) -> None:
-        """Write where to go on: a name and an address or a path in each line."""
+        """Print addresses and paths by name."""
         width = max(map(len, rows))
         for name, target in rows.items():
             self._console.print(f"  [bold]{name:<{width}}[/]  {escape(target)}")

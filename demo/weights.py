@@ -1,31 +1,31 @@
-"""What the demo's network starts from, and why: what is asked for, else what nobody has to wait for.
+"""Chooses the demo's network: by default one whose weights need no download.
 
-The weights of EfficientNet-Lite0 are installed with the trainer; VGG-16's are half a gigabyte to download.
+The weights of EfficientNet-Lite0 are installed with the trainer; VGG-16's are a download of half a gigabyte.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-# With weights the backbone is good as it is, and labels teach the head.
+# With pretrained weights only the head is trained.
 _VGG = ("--backbone", "vgg16", "--image-size", "96", "--train", "classifier")
-# Its few images are not worth finding out whether 8-bit integers would do as well, which takes longer than they do.
+# For a few hundred images, comparing int8 with fp32 takes longer than it saves.
 _LITE0 = ("--backbone", "efficientnet_lite0", "--train", "classifier", "--precision", "fp32")
-# Without, a smaller network learns everything from few and small images; batch normalisation makes that possible.
+# Without weights, a smaller network with batch normalisation learns from few small images.
 _FROM_SCRATCH = ("--backbone", "vgg11_bn", "--image-size", "32", "--train", "all", "--epochs", "14")
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """Options for the trainer, and what to tell people about them."""
+class Network:
+    """Options for the trainer, and their explanation for the user."""
 
     options: tuple[str, ...]
     explanation: str
 
 
-def choose_start(weights: str | None, backbone: str | None = None) -> Start:
-    """Return how to train with what a person asks for, and with what is installed where they ask for nothing.
+def choose_network(weights: str | None, backbone: str | None = None) -> Network:
+    """Return the network for the given weights or backbone, and for neither the one that is installed.
 
-    Weights are "imagenet", "none" or a file. A backbone is one of the trainer's, and trained as the trainer would.
+    Weights are "imagenet", "none" or a file; a backbone is any of the trainer's.
 
     Raises:
         FileNotFoundError: `weights` or `backbone` names a file that is not there.
@@ -34,14 +34,14 @@ def choose_start(weights: str | None, backbone: str | None = None) -> Start:
     named = ("--weights", source)
     if backbone is not None:
         name = _absolute(backbone) if backbone.endswith(".onnx") else backbone
-        return Start(("--backbone", name, *(named if weights else ())), f"{name}, as asked")
+        return Network(("--backbone", name, *(named if weights else ())), f"{name}, as asked")
     if weights == "none":
-        return Start(
+        return Network(
             (*named, *_FROM_SCRATCH), "a VGG-11 that starts from nothing, as asked, and learns from the labels alone"
         )
     if weights is None:
-        return Start((*named, *_LITE0), "an EfficientNet-Lite0 made on ImageNet, whose head learns")
-    return Start((*named, *_VGG), f"a VGG-16 that starts from {source}, whose head learns")
+        return Network((*named, *_LITE0), "an EfficientNet-Lite0 made on ImageNet, whose head learns")
+    return Network((*named, *_VGG), f"a VGG-16 that starts from {source}, whose head learns")
 
 
 def _absolute(name: str) -> str:

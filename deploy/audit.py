@@ -1,7 +1,7 @@
-"""Looks for known vulnerabilities in what the images install: python -m deploy.audit.
+"""Checks the packages of the images for known vulnerabilities: python -m deploy.audit.
 
-Runs pip-audit, from requirements/audit.txt, on the pinned requirements and on what these brought into the environments
-of this checkout. Where it reaches no data it says so, and that is no failure; what it finds is one.
+Runs pip-audit (requirements/audit.txt) on the pinned requirements and on the environments of this checkout. A
+vulnerability fails the check; missing vulnerability data, as without network, does not.
 """
 
 import json
@@ -17,17 +17,17 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ("s3.txt", "score-pool.txt", "server-cpu.txt", "server-gpu.txt", "signatures.txt", "trainer.txt")
 ENVIRONMENTS = (".venv", ".venv-server")
 
-# Vulnerable without doubt (CVE-2020-28493): pip-audit finds nothing here when it has no data, and calls that a success.
+# Known to be vulnerable (CVE-2020-28493): without data pip-audit reports success, but finds nothing here either.
 _CANARY = "jinja2==2.11.2"
 _TOOL = (".venv-audit/bin/pip-audit", "--progress-spinner=off", "--format=json", "--desc=off")
 
 
 class AuditError(RuntimeError):
-    """pip-audit made no report."""
+    """pip-audit printed no report."""
 
 
 def main() -> int:
-    """Audit; return the exit status."""
+    """Run the check and return the exit status."""
     if not _has_data():
         print("pip-audit: no vulnerability data reachable, skipped")
         return 0
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def findings(report: Mapping[str, Any]) -> dict[str, str]:
-    """Return the vulnerable packages of pip-audit's JSON report, and what is known of each."""
+    """Return the vulnerable packages in pip-audit's JSON report, with their vulnerabilities."""
     return {
         f"{package['name']} {package['version']}": ", ".join(
             f"{known['id']} (mended in {' or '.join(known['fix_versions']) or 'no version yet'})"
@@ -68,7 +68,7 @@ def _audit(options: Sequence[str]) -> Mapping[str, Any]:
     """Return pip-audit's report.
 
     Raises:
-        AuditError: if it makes none.
+        AuditError: if it prints none.
     """
     done = subprocess.run([*_TOOL, *options], cwd=CHECKOUT, check=False, capture_output=True, text=True)
     try:

@@ -1,7 +1,4 @@
-"""A hook of mkdocs: what lies outside of docs/ becomes part of the site, with links as they are in the repository.
-
-These are the pages named here, and files that any page links to.
-"""
+"""A hook of mkdocs that adds pages and linked files from outside docs/ to the site, and rewrites links to them."""
 
 import posixpath
 import re
@@ -19,7 +16,7 @@ _LINK: Final = re.compile(r"(?<=\]\()(?!https?://|#)([^)#\s]+)")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add the pages, and what any page links to and docs/ has not."""
+    """Add the pages, and the files outside docs/ that any page links to."""
     for source, page in _PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(_CHECKOUT / source)))
     for file in list(files.documentation_pages()):
@@ -30,13 +27,13 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Have links lead to where things are in the site."""
+    """Rewrite links from paths in the repository to paths in the site."""
     folder = posixpath.dirname(page.file.src_uri)
     return _LINK.sub(lambda link: posixpath.relpath(_in_site(_resolve(page.file, link[1])), folder or "."), markdown)
 
 
 def _outside(file: File) -> Iterator[str]:
-    """Yield the files outside of docs/ that a page links to, and that are no pages."""
+    """Yield the files outside docs/ that a page links to, without pages."""
     for link in _LINK.findall(file.content_string):
         target = _resolve(file, link)
         if not target.startswith("docs/") and target not in _PAGES and (_CHECKOUT / target).is_file():
@@ -44,7 +41,7 @@ def _outside(file: File) -> Iterator[str]:
 
 
 def _resolve(file: File, link: str) -> str:
-    """Return where a page's link leads in the repository."""
+    """Return the path in the repository that a page's link points to."""
     source = next((source for source, page in _PAGES.items() if page == file.src_uri), f"docs/{file.src_uri}")
     return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
 

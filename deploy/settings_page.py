@@ -1,4 +1,4 @@
-"""Writes the tables of docs/settings.md from what is declared in the code: python -m deploy.settings_page."""
+"""Writes the tables of docs/settings.md from the declarations in the code: python -m deploy.settings_page."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ _COMMANDS: Final[Mapping[str, Mapping[str, Command]]] = {
     "server": server.__main__.COMMANDS,
 }
 _ITS_OWN: Final = "options"
-"""The heading of options that no other command shares."""
+"""The heading of options that belong to one command only."""
 _NONE: Final = "not set"
 _SHARED: Final = tuple(item.name for item in fields(SharedSettings))
 
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def render(page: str) -> str:
-    """Return the page with its tables as they should be; what stands before them in each section is left as it is.
+    """Return the page with new tables; the text before the tables of each section is kept.
 
     Raises:
         ValueError: if the page lacks a section, or one has no table.
@@ -56,7 +56,7 @@ def _variables(kind: Any, *, without: Sequence[str]) -> str:
 
 
 def _commands() -> Iterator[str]:
-    """Yield the table of commands, and for each group of options, under its heading, their table."""
+    """Yield the table of commands, then a headed table for each group of options."""
     named = [(f"{program} {name}", each) for program, found in _COMMANDS.items() for name, each in found.items()]
     groups: dict[str, Any] = {}
     for name, command in named:
@@ -72,7 +72,7 @@ def _commands() -> Iterator[str]:
 
 
 def _takes(name: str, command: Command, groups: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the groups of a command's options, and which of a group it has not."""
+    """Yield links to a command's groups of options, with the options of the group that it lacks."""
     own = {option for kind in command.takes.values() for option in _names(kind, command.without)}
     for heading in command.takes:
         title = _title(name, heading)

@@ -1,7 +1,7 @@
 """One process at a time: locks beside what is written, which the system releases however their holder ends.
 
-Of a repository in a bucket it is the local cache that is locked, and so one machine; between machines the condition decides
-under which CURRENT is replaced (`contract.versions.local_cache`).
+Of a repository in a bucket it is the local cache that is locked, and so one machine; between machines the condition
+decides under which CURRENT is replaced (`contract.versions.local_cache`).
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""Builds the images for real: python -m deploy.images [--trainer] [--variant gpu] [--extras "s3 signatures"].
+"""Builds the container images: python -m deploy.images [--trainer] [--variant gpu] [--extras "s3 signatures"].
 
-With Docker where its daemon answers, else with podman. The last line is JSON: what was built, its size in MB (10**6
-bytes, unpacked, its base included) and the seconds that it took.
+Uses Docker if its daemon answers, else podman. The last line of output is JSON: for each image its size in MB (10**6
+bytes, unpacked, with its base) and the seconds that the build took.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from deploy.images.engine import Engine, EngineError, find_engine
 SERVER = "labelnext-server"
 TRAINER = "labelnext-trainer"
 
-# The server for CPUs, without extras. The trainer's size is torch's, and is only told.
+# Of the CPU variant without extras. The trainer's size is mostly torch's, and has no limit.
 SERVER_LIMIT_MB = 700
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build; return the exit status, which is 0 where nothing can be built for want of a builder."""
+    """Build the images and return the exit status, which is 0 if no builder is available."""
     options = _parser().parse_args(arguments)
     try:
         engine = find_engine()

@@ -1,6 +1,6 @@
-"""Docker, or podman where no Docker daemon answers: both build, show and run images by the same commands.
+"""Docker, or podman if no Docker daemon answers: both build, inspect and run images by the same commands.
 
-podman, which builds by buildah, needs root. The script `podman` beside this file runs it with a store of its own.
+podman needs root here. The script `podman` beside this file runs it with its own image store.
 """
 
 import json
@@ -27,32 +27,32 @@ _PROXIES = ("http_proxy", "https_proxy", "no_proxy")
 
 
 class EngineError(RuntimeError):
-    """No image can be built here, or one could not be; the message says why."""
+    """Images cannot be built on this machine, or a command of the engine failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """A program that takes docker's commands; methods raise EngineError where one fails."""
+    """A program with docker's commands. Methods raise EngineError if a command fails."""
 
     program: str
 
     @property
     def is_podman(self) -> bool:
-        """Whether it is podman: it has no daemon, so that its builds may use folders of this machine."""
+        """Podman has no daemon, so that builds can mount folders of this machine."""
         return self.program == str(_PODMAN)
 
     def run(self, *arguments: str) -> str:
-        """Return what a command prints."""
+        """Run a command and return its output."""
         return _run([self.program, *arguments])
 
     def inspect(self, tag: str) -> Mapping[str, Any] | None:
-        """Return what is known of an image: its "Size" in bytes, "Config" and more; None if there is no such image."""
+        """Return an image's metadata ("Size" in bytes, "Config" and more), or None if there is no such image."""
         done = subprocess.run([self.program, "image", "inspect", tag], check=False, capture_output=True, text=True)
         found: list[Mapping[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
         return found[0] if found else None
 
     def prepare(self) -> str:
-        """Fetch the base image, or make a stand-in under its name where that fails, and return which it is."""
+        """Pull the base image, or build a stand-in under its name if that fails, and return which it is."""
         if (known := self.inspect(BASE)) is None:
             try:
                 self.run("pull", BASE)
@@ -63,12 +63,11 @@ class Engine:
         return str((labels or {}).get(_STAND_IN, BASE))
 
     def build(self, tag: str, recipe: str, arguments: Mapping[str, str]) -> None:
-        """Build an image from a Dockerfile of the checkout, with pip set up as on this machine.
+        """Build an image from a Dockerfile of the checkout, with this machine's pip configuration.
 
-        Of pip's settings a Docker daemon is given those that rely on nothing but the network. What the build says goes
-        to this process's output.
+        Docker gets only the settings that do not refer to local files. The build's output is this process's own.
         """
-        # Proxies are known to every build without being named in it, and are not kept in the image.
+        # Build arguments for proxies are predefined, and are not kept in the image.
         proxies = {name: os.environ[name] for name in _PROXIES if name in os.environ}
         options = [f"--build-arg={name}={value}" for name, value in {**proxies, **arguments}.items()]
         options += ["--file", recipe, "--tag", tag]
@@ -82,12 +81,12 @@ class Engine:
                 options += ["--isolation", "chroot", "--format", "docker", "--pull=never"]
                 options += [f"--layers={self._keeps_layers()}", "--volume", f"{folder / 'sources'}:{MOUNTED_AT}:ro"]
             _run([*within, self.program, "build", *options, "."], shown=True)
-        if self.is_podman:  # what the tag stood for before goes; a daemon's images may be somebody else's
+        if self.is_podman:  # removes the tag's former image; a daemon's images may belong to others
             self.run("image", "prune", "--force")
 
     @contextmanager
     def exported(self, tag: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Have a process that writes an image's files to its stdout, as a tar archive."""
+        """Context manager for a process that writes an image's files to its stdout as a tar archive."""
         container = self.run("create", tag).strip()
         try:
             with subprocess.Popen([self.program, "export", container], stdout=subprocess.PIPE) as process:
@@ -96,7 +95,7 @@ class Engine:
             self.run("rm", container)
 
     def _keeps_layers(self) -> str:
-        # Where each layer is a copy of all before it (vfs), one has to do, and a cache costs more than it saves.
+        # With vfs each layer is a full copy: a build cache costs more than it saves.
         return str(self.run("info", "--format", "{{.Store.GraphDriverName}}").strip() != "vfs").lower()
 
     def _make_stand_in(self) -> None:
@@ -132,10 +131,7 @@ def find_engine() -> Engine:
 
 
 def _mounting(config: PipConfig, folder: Path) -> list[str]:
-    """Return the command to run a build in, which gathers in a folder all that pip's settings rely on.
-
-    It does so by mounts that nobody else sees, and that end with it.
-    """
+    """Return a command prefix that mounts the local files of pip's configuration below a folder, privately."""
     folder.mkdir()
     mounts = []
     for name, source in config.sources.items():

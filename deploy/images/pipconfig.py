@@ -1,7 +1,4 @@
-"""How pip reaches its packages on this machine, so that it reaches them the same way while an image is built.
-
-What is found goes into a build as a secret, which leaves nothing behind in the image.
-"""
+"""This machine's pip configuration, translated for use in an image build, to which it is passed as a secret."""
 
 import ast
 import subprocess
@@ -12,32 +9,29 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-# An empty folder of every image; what is mounted within it makes no new one.
+# An empty folder of every image, so that mounts below it add no folders to the image.
 MOUNTED_AT = Path("/mnt")
 
 
 @dataclass(frozen=True, slots=True)
 class PipConfig:
-    """A configuration file for pip within a build."""
+    """A pip configuration file for a build."""
 
     text: str
     sources: Mapping[str, Path]
-    """Files and folders of this machine that the text relies on, by their name below `MOUNTED_AT`."""
+    """Local files and folders that the text refers to, by their name below `MOUNTED_AT`."""
     portable: str
-    """The same without the settings that rely on such: for builders that can mount nothing."""
+    """The text without settings that refer to local files, for builders that cannot mount them."""
 
 
 def pip_config() -> PipConfig:
-    """Return this machine's settings of pip: those of its files and of PIP_ variables, which take precedence.
-
-    There are none where this Python has no pip.
-    """
+    """Return the settings of pip's files and, with precedence, of PIP_ variables; empty if this Python has no pip."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     return translate(subprocess.run(command, check=False, capture_output=True, text=True).stdout)
 
 
 def translate(listing: str) -> PipConfig:
-    """Return what `pip config list` printed as a file for another root, in which local paths stand elsewhere."""
+    """Translate the output of `pip config list`: local paths become paths below `MOUNTED_AT`."""
     found: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listing.splitlines():
         name, _, value = line.partition("=")
@@ -55,12 +49,12 @@ def translate(listing: str) -> PipConfig:
 
 
 def _moved(word: str, sources: dict[str, Path]) -> str:
-    """Return a word of a setting, with `MOUNTED_AT` in it if it names something on this disk, which joins `sources`."""
+    """Translate a word of a setting; a local path is added to `sources`."""
     is_url = word.startswith("file://")
     path = Path(url2pathname(urlsplit(word).path) if is_url else word)
     if not path.is_absolute() or not path.exists():
         return word
-    # The pages of an index name files beside it, not below it.
+    # The pages of a package index link to files beside it, not below it.
     source = path.parent if is_url else path
     known = {kept: name for name, kept in sources.items()}
     name = known.get(source, str(len(sources)))

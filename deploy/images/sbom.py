@@ -1,7 +1,7 @@
-"""Writes bills of materials in CycloneDX's JSON, one per image: python -m deploy.images.sbom [FOLDER].
+"""Writes a software bill of materials (CycloneDX JSON) for each image: python -m deploy.images.sbom [FOLDER].
 
-A bill lists the packages of Python and Debian that are installed in the image. Where the image was not built, it lists
-what is in the environment that comes closest, and says so. Runs syft, from requirements/audit.txt.
+Lists the Python and Debian packages of the image or, if it has not been built, of the closest environment of this
+checkout. Runs syft (requirements/audit.txt).
 """
 
 import json
@@ -17,13 +17,13 @@ from deploy.images.engine import CHECKOUT, EngineError, find_engine
 
 FOLDER = CHECKOUT / ".cache" / "sbom"
 
-# What else holds an image's packages. The trainer's has the developers' tools beside them.
+# The closest environment to each image; the trainer's also has the developers' tools.
 _ENVIRONMENTS = {SERVER: ".venv-server", TRAINER: ".venv"}
 _CATALOGERS = "python-installed-package-cataloger,dpkg-db-cataloger"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the bills; return the exit status."""
+    """Write all bills and return the exit status."""
     given = sys.argv[1:] if arguments is None else arguments
     folder = Path(given[0]) if given else FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write_bill(tag: str, target: Path) -> str:
-    """Write the bill for an image, and return of what it is."""
+    """Write an image's bill, and return the source it was made from."""
     try:
         engine = find_engine()
         known = engine.inspect(tag)

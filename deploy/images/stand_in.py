@@ -1,6 +1,6 @@
-"""A stand-in for the base image, where no registry of images can be reached: Debian's packages and Debian's Python.
+"""A stand-in for the base image where no registry can be reached: Debian with its own Python.
 
-It is laid out as the official image: `python` and `pip` in /usr/local/bin, packages in /usr/local/lib, no caches.
+The layout is that of the official image: `python` and `pip` in /usr/local/bin, packages in /usr/local/lib, no caches.
 """
 
 import subprocess
@@ -13,23 +13,23 @@ SUITE = "bookworm"
 PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 _PACKAGES = "ca-certificates,python3,python3-venv"
-# What Debian's own images leave out, too; and devices, which whoever starts a container makes.
+# Left out of Debian's images, too; devices are created when a container starts.
 _SUPERFLUOUS = ("dev/*", "usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man", "var/cache/apt",
                 "var/cache/debconf", "var/lib/apt/lists")  # fmt: skip
 
 
 @contextmanager
 def archive() -> Iterator[Path]:
-    """Have the stand-in's files in a tar archive.
+    """Context manager for a tar archive of the stand-in's files.
 
     Raises:
-        CalledProcessError: if it cannot be made; what debootstrap says goes to this process's output.
+        CalledProcessError: if debootstrap or tar fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         root, made = Path(folder) / "root", Path(folder) / "files.tar"
         debootstrap = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", SUITE, str(root), *_mirror()]
         subprocess.run(debootstrap, check=True, stdout=subprocess.DEVNULL)
-        # Debian's pip refuses to install beside Debian's packages; an environment at /usr/local is apart from them.
+        # Debian's pip refuses to install into Debian's Python, so packages go into a virtual environment at /usr/local.
         subprocess.run(["chroot", str(root), "python3", "-m", "venv", "/usr/local"], check=True)
         left_out = [f"--exclude=./{name}" for name in _SUPERFLUOUS]
         subprocess.run(["tar", "--create", f"--file={made}", f"--directory={root}", *left_out, "."], check=True)
@@ -37,7 +37,7 @@ def archive() -> Iterator[Path]:
 
 
 def _mirror() -> list[str]:
-    """Return where this machine has its Debian packages from; nothing, which is debootstrap's own, if it says none."""
+    """Return this machine's Debian mirror, if apt knows one, as an argument for debootstrap."""
     wanted = ["--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", f"Codename: {SUITE}"]
     listed = subprocess.run(["apt-get", "indextargets", *wanted], check=False, capture_output=True, text=True)
     return listed.stdout.split()[:1]

@@ -1,8 +1,7 @@
-"""The cluster: a pool of workers as a Ray Data pipeline. Alone knows Ray.
+"""Workers on a cluster, as a Ray Data pipeline.
 
-What flows through the pipeline are names of shards. Images go from their source straight to the worker that scores
-them, and rows from there to the output, so Ray's store holds next to nothing. A worker that dies takes no more with it
-than what it had done of its shard: Ray starts another in its place, and gives it the shard again.
+The pipeline's items are names of shards: a worker fetches the images and writes the scores itself, so that Ray's object
+store stays almost empty. If a worker dies, Ray starts another, which scores the shard again from its beginning.
 """
 
 import json
@@ -27,18 +26,18 @@ from server.observe.logs import logging_config
 from server.pool.job import describe
 from server.pool.options import PoolOptions
 from server.pool.shards import PoolError, Shard
-from server.pool.worker import Done, Worker
+from server.pool.worker import ShardResult, Worker
 from server.settings import Device, Settings
 
 _ATTEMPTS = 4
-"""How often a shard is begun whose workers die; it may be one image of it that kills."""
+"""How often a shard is started whose workers die: one of its images may be the cause."""
 _KEPT = "shards that are done are kept; run it again to go on"
 _STORE_BYTES = 128 * 2**20
-"""Of Ray's store of objects on this machine; what flows through it is small."""
+"""Size of Ray's object store if it is started on this machine."""
 
 
-def run(settings: Settings, options: PoolOptions, shards: Sequence[Shard]) -> list[Done]:
-    """Score shards on the cluster that RAY_ADDRESS names, or on this machine; tell stderr how far it is.
+def run(settings: Settings, options: PoolOptions, shards: Sequence[Shard]) -> list[ShardResult]:
+    """Score shards on the cluster at RAY_ADDRESS, or else on this machine; print progress to stderr.
 
     Raises:
         ConfigError: if the cluster cannot be joined.
@@ -58,18 +57,18 @@ def run(settings: Settings, options: PoolOptions, shards: Sequence[Shard]) -> li
             compute=ray.data.ActorPoolStrategy(
                 min_size=min(least, most),
                 max_size=most,
-                max_tasks_in_flight_per_actor=1,  # a shard that waits should wait for whoever is free first
+                max_tasks_in_flight_per_actor=1,  # a waiting shard goes to the first free worker
             ),
             num_cpus=cpus,
             num_gpus=int(gpus > 0),
         )
-        started, done = time.monotonic(), list[Done]()
+        started, done = time.monotonic(), list[ShardResult]()
         rows = sum(shard.rows for shard in shards)
         try:
             for row in scored.iter_rows():
                 if row["fault"]:
                     raise PoolError(f"a worker stopped: {row['fault']} ({_KEPT})")
-                done.append(Done(**json.loads(row["done"])))
+                done.append(ShardResult(**json.loads(row["done"])))
                 print(describe(done, of=rows, seconds=time.monotonic() - started), file=sys.stderr, flush=True)
         except ray.exceptions.RayError as err:
             raise PoolError(f"the job stopped: {err} ({_KEPT})") from err
@@ -79,18 +78,18 @@ def run(settings: Settings, options: PoolOptions, shards: Sequence[Shard]) -> li
 
 
 class _Actor:
-    """A worker as Ray Data calls it."""
+    """A worker in the form that Ray Data calls."""
 
     def __init__(self, settings: Settings, options: PoolOptions, cpus: int, attempts: Any) -> None:
         logging.config.dictConfig(logging_config("WARNING"))
-        # Its warnings name some failures of each request; here all of them are in the output.
+        # It warns of failed images, which are all in the output.
         logging.getLogger("server.inference.scoring").setLevel(logging.ERROR)
         self._make_worker = partial(Worker, settings, options, str(options.version), threads=cpus)
         self._attempts = attempts
         self._worker: Worker | None = None
 
     def __call__(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, list[str]]:
-        """Return what came of a shard, as JSON; what was foreseen to fail is told in words, not by Ray's traceback."""
+        """Return the result for a shard as JSON, or the message of an expected failure."""
         shard = Shard(str(batch["name"][0]), int(batch["rows"][0]))
         try:
             if (attempt := ray.get(self._attempts.begin.remote(shard.name))) > _ATTEMPTS:
@@ -110,7 +109,7 @@ class _Actor:
 
 @contextmanager
 def _ray() -> Iterator[None]:
-    """Join the cluster, or make one of this machine; nothing is reported to anybody, and no dashboard started."""
+    """Join the cluster, or start one on this machine; without dashboard and usage reports."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
@@ -120,17 +119,17 @@ def _ray() -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # Workers that have one shard each are all busy, and that is when there should be more of them.
+    # Add workers as soon as each has a shard.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     try:
-        with redirect_stdout(sys.stderr):  # Ray prints there what workers say, and stdout belongs to results
+        with redirect_stdout(sys.stderr):  # Ray prints the output of workers, and stdout is for the summary
             yield
     finally:
         ray.shutdown()
 
 
 class _Attempts(Counter[str]):
-    """How often each shard was begun, by whatever worker."""
+    """How often each shard was started by any worker."""
 
     def begin(self, shard: str) -> int:
         self[shard] += 1

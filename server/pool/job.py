@@ -1,4 +1,4 @@
-"""The job: what there is to score, by which version, and what came of it. Who does the work is the caller's choice."""
+"""A job: scores the shards that have no scores yet, by one version. The caller chooses what runs the workers."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,20 +8,20 @@ from datetime import timedelta
 from server.opening import open_models
 from server.pool.options import PoolOptions
 from server.pool.shards import Folder, Shard, find_shards
-from server.pool.worker import Done
+from server.pool.worker import ShardResult
 from server.settings import Settings
 
-Run = Callable[[Settings, PoolOptions, Sequence[Shard]], Sequence[Done]]
-"""Scores shards by the version that the options name, in any order, and returns what came of each."""
+Run = Callable[[Settings, PoolOptions, Sequence[Shard]], Sequence[ShardResult]]
+"""Scores shards in any order by the version in the options, and returns the result for each."""
 
 
 def score_pool(settings: Settings, options: PoolOptions, run: Run) -> dict[str, object]:
-    """Score what has no scores yet, by one version, and return a summary.
+    """Score the shards that have no scores yet, and return a summary.
 
     Raises:
-        RepositoryError: if the version is not there.
-        ConfigError: if the input holds nothing that can be scored, or the output was begun with something else.
-        PoolError: if the job had to stop; what was done is kept.
+        RepositoryError: if there is no such version.
+        ConfigError: if the input cannot be scored, or the output belongs to another version or other settings.
+        PoolError: if the job has to stop; finished shards are kept.
     """
     started, target = time.monotonic(), Folder(options.output)
     repository = open_models(settings)
@@ -47,8 +47,8 @@ def score_pool(settings: Settings, options: PoolOptions, run: Run) -> dict[str, 
     }
 
 
-def describe(done: Sequence[Done], *, of: int, seconds: float) -> str:
-    """Say how far a job is that has run for so long; the time left is by the mean rate so far."""
+def describe(done: Sequence[ShardResult], *, of: int, seconds: float) -> str:
+    """Describe the progress towards `of` images after some seconds, with the time left at the mean rate so far."""
     images = sum(each.images for each in done)
     rate = max(images, 1) / seconds
     left = timedelta(seconds=round((of - images) / rate))

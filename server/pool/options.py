@@ -1,4 +1,4 @@
-"""What a score pool is told by its command line. Imports neither Ray nor pyarrow, which the server's images lack."""
+"""Options of `score-pool`. Imports neither Ray nor pyarrow, which the server's images lack."""
 
 from typing import Annotated
 
@@ -17,7 +17,7 @@ def _parse_workers(value: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True, config=DECLARED)
 class PoolOptions:
-    """What is to be scored, by which version, and on how much of the cluster."""
+    """Input, output, version and resources of a job."""
 
     input: str
     """A folder or s3:// URI with parquet files."""

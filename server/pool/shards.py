@@ -1,7 +1,7 @@
-"""Shards: which parquet files are to be scored, which have been, and how one becomes whole at once.
+"""Shards: the parquet files of input and output.
 
-Each file of the input is a shard, and has a file of the same name in the output, which exists once every row of it has
-been scored. So a job that was broken off goes on by the files that are missing.
+Each file of the input is a shard. Its scores are a file of the same name in the output, which appears when every row
+has been scored, so that an interrupted job continues with the missing files.
 """
 
 import json
@@ -20,13 +20,13 @@ from contract.errors import ConfigError, LabelnextError
 from server.pool.options import PoolOptions
 
 LOCK_FILE = "_score-pool.json"
-"""What scores in the output depend on; readers of parquet folders leave out names that begin so."""
+"""Records the version and settings of the scores. Readers of parquet folders skip names that begin with _."""
 _PARTIAL = "_partial"
 _FOOTERS_AT_A_TIME = 16
 
 
 class PoolError(LabelnextError):
-    """Could not go on scoring a pool; what was done is kept."""
+    """The job cannot go on; finished shards are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class Shard:
 
 
 class Folder:
-    """A folder of parquet files, on this machine's disks or in a bucket. Its methods raise PoolError where it fails."""
+    """A folder of parquet files, local or in a bucket. Methods raise PoolError if reading or writing fails."""
 
     def __init__(self, location: str) -> None:
-        """Take a path, or a URI such as s3://bucket/prefix, for which AWS_* variables say how to get in.
+        """Open a path, or a URI such as s3://bucket/prefix, which needs credentials in AWS_* variables.
 
         Raises:
-            ConfigError: if the URI is of no file system that pyarrow knows, or cannot be understood.
+            ConfigError: if pyarrow does not support the URI.
         """
         try:
             files, path = fs.FileSystem.from_uri(location if "://" in location else str(Path(location).resolve()))
@@ -59,7 +59,7 @@ class Folder:
         return bool(inner.base_fs.equals(outer.base_fs)) and str(inner.base_path).startswith(outer.base_path)
 
     def names(self) -> list[str]:
-        """Return the paths of all parquet files below, sorted; those below names that begin with _ or . are no data."""
+        """Return the sorted paths of all parquet files below, without paths in which a part begins with _ or a dot."""
         with _explaining(f"{self.location} cannot be listed"):
             found = self._files.get_file_info(fs.FileSelector("", allow_not_found=True, recursive=True))
         paths = [PurePosixPath(each.path) for each in found if each.is_file]
@@ -71,7 +71,7 @@ class Folder:
 
     @contextmanager
     def open(self, name: str) -> Iterator[pq.ParquetFile]:
-        """Open a file to read."""
+        """Context manager for a file to read."""
         with (
             _explaining(f"{name} in {self.location} cannot be read; write it again"),
             pq.ParquetFile(name, filesystem=self._files) as file,
@@ -79,7 +79,7 @@ class Folder:
             yield file
 
     def footers(self) -> dict[str, tuple[int, pa.Schema]]:
-        """Return how many rows each file has, and its schema."""
+        """Return the number of rows and the schema of each file."""
 
         def read(name: str) -> tuple[int, pa.Schema]:
             with self.open(name) as file:
@@ -89,7 +89,7 @@ class Folder:
             return dict(zip(names := self.names(), threads.map(read, names), strict=True))
 
     def write(self, name: str, table: pa.Table) -> None:
-        """Write a file that appears under its name when it is whole, in the place of any other."""
+        """Write or replace a file; readers see it only when it is complete."""
         partial = f"{_PARTIAL}/{secrets.token_hex(8)}.parquet"
         with _explaining(f"{name} cannot be written to {self.location}"):
             for path in (name, partial):
@@ -98,16 +98,15 @@ class Folder:
             self._files.move(partial, name)
 
     def remove_partial(self) -> None:
-        """Remove what writers left that were killed; no other may be at work."""
+        """Remove the unfinished files of killed writers; no writer may be running."""
         with suppress(FileNotFoundError):
             self._files.delete_dir(_PARTIAL)
 
     def lock(self, wanted: Mapping[str, object]) -> None:
-        """Note what scores in this folder depend on, or compare it with what was noted when the folder was begun.
+        """Record the version and settings of the scores in this folder, or compare them with those recorded.
 
         Raises:
-            ConfigError: if the folder was begun with something else, so that scores in it could not be compared, or
-                holds files that nobody noted anything about.
+            ConfigError: if the recorded ones differ, or the folder has files but no record.
         """
         with _explaining(f"{LOCK_FILE} in {self.location} cannot be used"):
             if self._files.get_file_info(LOCK_FILE).type == fs.FileType.NotFound:
@@ -126,10 +125,10 @@ class Folder:
 
 
 def find_shards(options: PoolOptions) -> tuple[list[Shard], int]:
-    """Return the shards without scores as yet, and of how many others the output has scores for as many rows.
+    """Return the shards to score, and the number of those whose scores the output has, for as many rows.
 
     Raises:
-        ConfigError: if there are none, one lacks a column, or the output lies in the input.
+        ConfigError: if the input has no files, one lacks a column, or the output lies in the input.
         PoolError: if a file cannot be read.
     """
     source, target = Folder(options.input), Folder(options.output)

@@ -1,7 +1,6 @@
-"""A worker: validates the version once, and scores shards of a pool by the same parts as the server does requests.
+"""A worker: validates a version once, then scores shards with the parts of the server.
 
-Owns what the output holds of each image: its scores, or why it has none; one row for each row of the input, in its
-order.
+Defines the output: a row for each row of the input, in its order, with scores or an error.
 """
 
 import json
@@ -28,38 +27,38 @@ from server.service import Service
 from server.settings import Score, Settings
 
 _AHEAD = 2
-"""Requests to the scorer at a time: while the last images of one run, the first of the next are fetched."""
+"""Concurrent requests to the scorer: the first images of one are fetched while the last of another are scored."""
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What came of a shard."""
+class ShardResult:
+    """The result for a shard."""
 
     images: int
     failed: int
     seconds: float
     core_seconds: float
-    """Of all of the worker's threads."""
+    """Of all threads of the worker."""
     precision: str
-    """What the worker's backbone computed in."""
+    """Precision of the worker's backbone."""
     peak_rss_mb: float
-    """The most memory that the worker has had so far, in MB (2**20 bytes)."""
+    """Peak memory of the worker so far, in MiB."""
 
 
 class Worker:
     """Scores one shard after the other."""
 
     def __init__(self, settings: Settings, options: PoolOptions, version: str, *, threads: int | None = None) -> None:
-        """Load a version and validate it here; `threads` None takes all processors for a run.
+        """Load and validate a version; a run of the graph uses `threads`, or all processors if None.
 
         Raises:
-            RepositoryError, InvalidVersion: if it is not valid.
+            RepositoryError, InvalidVersion: if the version is not valid.
             ConfigError: if the settings cannot be met on this machine.
         """
         self._settings = replace(
             settings,
             max_batch_images=options.batch or settings.max_batch_images,
-            # In memory a cache is of no use to images that each come once; on a disk it is, at the next version.
+            # Each image comes once: a cache in memory is useless, one on disk serves the next version.
             cache_mb=settings.cache_mb if settings.cache_dir else 0,
         )
         self._options = options
@@ -75,12 +74,12 @@ class Worker:
         self._requests.shutdown(cancel_futures=True)
         self._service.close()
 
-    def score_shard(self, shard: Shard) -> Done:
-        """Score every row of a shard and write it to the output, whole or not at all.
+    def score_shard(self, shard: Shard) -> ShardResult:
+        """Score every row of a shard and write the output, completely or not at all.
 
         Raises:
             PoolError: if the shard cannot be read or written, or images can no longer be scored.
-            Unavailable, InferenceError: if the failure is this worker's and no image's.
+            Unavailable, InferenceError: if the failure is not an image's.
         """
         started, used, precision = time.monotonic(), time.process_time(), self._engine.precision.value
         columns = [self._options.id, self._options.column]
@@ -94,10 +93,10 @@ class Worker:
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds, core_seconds = time.monotonic() - started, time.process_time() - used
         failed = len(table) - table["error"].null_count
-        return Done(len(table), failed, seconds, core_seconds, precision, round(peak_kb / 1024, 1))
+        return ShardResult(len(table), failed, seconds, core_seconds, precision, round(peak_kb / 1024, 1))
 
     def _score(self, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
-        """Score batches in order, few ahead of what is taken: their references may be whole images."""
+        """Yield the rows of each batch in order. Few batches are read ahead, since references may be entire images."""
         under_way: deque[Future[pa.Table]] = deque()
         for batch in batches:
             under_way.append(self._requests.submit(self._score_batch, batch, schema))
@@ -111,7 +110,7 @@ class Worker:
             ImageReference(value) if value else NoImage("expected an image's address, got none; fill the row's column")
             for value in batch.column(self._options.column).to_pylist()
         ]
-        # Long enough even if each image took as long as one may be fetched: what is slow is no failure here.
+        # Long enough for every image to take its longest fetching time: slowness is no failure here.
         deadline = time.monotonic() + len(images) * FetchSettings().total_timeout_s
         outcomes = self._service.scorer.score(images, self._engine, deadline=deadline)
         if (fault := self._service.batcher.fault) is not None:
@@ -122,11 +121,10 @@ class Worker:
 
 
 def make_schema(manifest: Manifest, id_type: pa.DataType, notes: Mapping[str, str]) -> pa.Schema:
-    """Return the output's columns; `notes` and the labels, in the order of the probabilities, go into the footer.
+    """Return the schema of the output; its metadata are `notes`, and the labels in the order of the probabilities.
 
-    `score` is what Label Studio would get, `bald` and `entropy` are in nats, `label` is the likeliest, and
-    `probabilities` are the means over the passes. Where an image failed these are null, and `error` and `detail` are
-    set.
+    `score` is that for Label Studio, `bald` and `entropy` are in nats, `label` is the most probable one, and
+    `probabilities` are means over the passes. Of a failed image these are null, and `error` and `detail` are set.
     """
     fields = {
         "id": id_type,
@@ -143,7 +141,7 @@ def make_schema(manifest: Manifest, id_type: pa.DataType, notes: Mapping[str, st
 
 
 def make_row(outcome: Outcome, manifest: Manifest, direction: Score) -> dict[str, object]:
-    """Return what the output says of an image, but its id; columns that are left out are null."""
+    """Return an image's row without its id; missing columns are null."""
     if not isinstance(outcome, ImageScores):
         return {"version": manifest.version, "error": outcome.code, "detail": str(outcome)}
     share = label_studio_score if direction is Score.AGREEMENT else normalised_bald

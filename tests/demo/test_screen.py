@@ -11,9 +11,9 @@ def test_a_log_has_a_plain_line_for_each_step():
     written = io.StringIO()
     screen = Screen(Console(file=written, highlight=False, soft_wrap=True, width=40))
     with screen.step("Images", "downloading") as step:
-        step.say("unpacking")
+        step.update("unpacking")
         step.outcome = "656 drawings [of the package] with a name that is long enough to be broken elsewhere"
-    screen.say("food 333")
+    screen.detail("food 333")
     lines = written.getvalue().splitlines()
     assert re.fullmatch(r". Images +656 drawings \[of the package\] with a name that is .* elsewhere  0 s", lines[0])
     assert lines[1].strip() == "food 333"

@@ -3,25 +3,25 @@ from pathlib import Path
 import pytest
 
 from demo import weights
-from demo.weights import choose_start
+from demo.weights import choose_network
 from trainer.__main__ import read
 
 
 def test_the_demo_is_pretrained_everywhere_unless_it_is_told_otherwise(tmp_path: Path):
     """Nobody waits for a download unless they ask for it: the weights of Lite0 are installed."""
-    assert choose_start(None).options[:4] == ("--weights", "imagenet", "--backbone", "efficientnet_lite0")
+    assert choose_network(None).options[:4] == ("--weights", "imagenet", "--backbone", "efficientnet_lite0")
     file, graph = tmp_path / "vgg16.pth", tmp_path / "net.onnx"
     file.touch()
     graph.touch()
-    assert choose_start("imagenet").options[:4] == ("--weights", "imagenet", "--backbone", "vgg16")
-    assert choose_start("none").options[:4] == ("--weights", "none", "--backbone", "vgg11_bn")
-    assert choose_start(str(file)).options[:4] == ("--weights", str(file), "--backbone", "vgg16")
-    assert choose_start(None, "resnet18").options == ("--backbone", "resnet18")
-    assert choose_start(str(file), "resnet18").options == ("--backbone", "resnet18", "--weights", str(file))
-    assert choose_start(None, str(graph)).options == ("--backbone", str(graph))
+    assert choose_network("imagenet").options[:4] == ("--weights", "imagenet", "--backbone", "vgg16")
+    assert choose_network("none").options[:4] == ("--weights", "none", "--backbone", "vgg11_bn")
+    assert choose_network(str(file)).options[:4] == ("--weights", str(file), "--backbone", "vgg16")
+    assert choose_network(None, "resnet18").options == ("--backbone", "resnet18")
+    assert choose_network(str(file), "resnet18").options == ("--backbone", "resnet18", "--weights", str(file))
+    assert choose_network(None, str(graph)).options == ("--backbone", str(graph))
     for gone in ((str(tmp_path / "gone.pth"), None), (None, str(tmp_path / "gone.onnx"))):
         with pytest.raises(FileNotFoundError):
-            choose_start(*gone)
+            choose_network(*gone)
 
 
 def test_the_trainer_takes_what_the_demo_gives_it():

@@ -22,7 +22,7 @@ from server.pool.job import describe
 from server.pool.job import score_pool as score
 from server.pool.options import PoolOptions
 from server.pool.shards import LOCK_FILE, Folder, PoolError, find_shards
-from server.pool.worker import Done, Worker
+from server.pool.worker import ShardResult, Worker
 from server.settings import Score
 from tests.buckets import running_store
 from tests.server.conftest import to_data_uri
@@ -269,7 +269,7 @@ def test_the_candidates_of_the_document_are_the_lowest_of_all(score_pool, versio
 
 
 def test_the_time_left_is_by_the_mean_rate():
-    done = [Done(images, 2, 1.0, 1.0, "fp32", 1.0) for images in (500, 2000)]
+    done = [ShardResult(images, 2, 1.0, 1.0, "fp32", 1.0) for images in (500, 2000)]
     said = describe(done, of=10_000, seconds=600)
     assert said == "2,500 of 10,000 images (25.0%), 4.2 images/s, 0:30:00 left, 4 failed"
 

@@ -52,7 +52,7 @@ class DataManager:
         return self.check(title, grid=grid)
 
     def check(self, title: str, *, grid: bool = False) -> Locator:
-        held = self.project.held(title)
+        held = self.project.tasks_in(title)
         shown = self.page.locator(".lsf-grid-view__cell") if grid else self.page.get_by_test_id("table-row-wrapper")
         shown.first.wait_for()
         expect(self.page.get_by_title("Filtered tasks")).to_have_text(str(len(held)), timeout=PATIENCE_MS)
@@ -79,7 +79,7 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
     with serve(workplace, version=before["version"]) as server:
         rank(workplace, project.id, server.url, (*HOLDOUT, "--sure", "0.98"))
         assert list(project.tabs()) == ["Label next", "Look again", "Random holdout", "Default"]
-        held = project.held("Random holdout")
+        held = project.tasks_in("Random holdout")
         manager.open("Random holdout", grid=True)
         assert not any(manager.task(task)["predictions"][0]["result"] for task in held[:5])
 
@@ -93,10 +93,10 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         row = manager.check("Label next").filter(has_text="reason: ").first
         expect(row).to_contain_text("value: {choices: [")
         expect(page.get_by_text("Prediction score").first).to_be_visible()
-        _check_stream(page, project.held("Label next")[0])
+        _check_stream(page, project.tasks_in("Label next")[0])
 
         kept = _keep_a_doubted_label(manager, digits, wrong)
-        title = max(sure, key=lambda each: len(project.held(each)))
+        title = max(sure, key=lambda each: len(project.tasks_in(each)))
         confirmed, unticked = _confirm_all_but_one(manager, title)
         found = re.fullmatch(r"Sure: (.+) ≥(\d+) %", title)
         assert found
@@ -105,18 +105,18 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         for task in confirmed:
             assert decide(manager.task(task), "label", {*digits.labels}) == {label}
             assert is_confirmed(manager.task(task))
-        assert project.held(title) == [unticked]
+        assert project.tasks_in(title) == [unticked]
 
         after = train(workplace, project.id, (*TRAINING, *HOLDOUT))
         manifest = Repository(workplace.models).read_manifest(after["version"])
         assert (after["labels"], manifest.training.confirmed) == (before["labels"], len(confirmed))
         server.wait_for(after["version"])
         rank(workplace, project.id, server.url, RANKING)
-        offered = [task for each in project.tabs() if each.startswith("Sure: ") for task in project.held(each)]
+        offered = [task for each in project.tabs() if each.startswith("Sure: ") for task in project.tasks_in(each)]
         assert not {*confirmed, unticked} & {*offered}
-        assert project.held("Label next")[0] == unticked
+        assert project.tasks_in("Label next")[0] == unticked
         if "Look again" in project.tabs():
-            assert kept not in project.held("Look again")
+            assert kept not in project.tasks_in("Look again")
 
 
 def _check_stream(page: Page, first: int) -> None:
@@ -129,7 +129,7 @@ def _check_stream(page: Page, first: int) -> None:
 def _keep_a_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[int]) -> int:
     """Say of the label that is doubted most that it is right, and see that its task leaves; return that."""
     rows = manager.open("Look again")
-    doubted = manager.project.held("Look again")
+    doubted = manager.project.tasks_in("Look again")
     assert {*wrong} & {*doubted}
     expect(rows.first).to_contain_text("looks like ")
     [given] = decide(manager.task(doubted[0]), "label", {*digits.labels})
@@ -147,14 +147,14 @@ def _keep_a_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[in
     with page.expect_response(lambda reply: reply.request.method == "PATCH" and "/annotations" in reply.url):
         update.click()
     assert decide(manager.task(doubted[0]), "label", {*digits.labels}) == {given}
-    assert doubted[0] not in (manager.project.held("Look again") if len(doubted) > 1 else ())
+    assert doubted[0] not in (manager.project.tasks_in("Look again") if len(doubted) > 1 else ())
     return doubted[0]
 
 
 def _confirm_all_but_one(manager: DataManager, title: str) -> tuple[Sequence[int], int]:
     """Untick the first, confirm the others, and return those and that."""
     cells, page = manager.open(title, grid=True), manager.page
-    unticked, *confirmed = manager.project.held(title)
+    unticked, *confirmed = manager.project.tasks_in(title)
     menu = page.get_by_label("Tasks Actions")
     expect(menu).to_have_text(f"{len(confirmed) + 1} Tasks")
     cells.first.get_by_role("checkbox").click()

@@ -1,0 +1,58 @@
+"""Compares labels given in the ranked order with as many random ones: figures, and an HTML page."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from demo.pool import Pool, PoolImage
+
+_SHOWN = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The state of a pool: an image is right if it is labelled or its prediction is right."""
+
+    labels: int
+    rare_labelled: int
+    """Labelled images of rare classes."""
+    rare_right: int
+    """Right images of rare classes."""
+    right: float
+    """The share of right images in the pool, in [0, 1]."""
+
+
+def measure(pool: Pool, labelled: Collection[str], predicted: Mapping[str, str]) -> Outcome:
+    """Return the outcome for the names of labelled images, and the predictions of the others by name."""
+    known = [image for image in pool.images if image.name in labelled]
+    right = [image for image in pool.images if image.name in labelled or predicted.get(image.name) == image.label]
+    return Outcome(len(labelled), count_rare(pool, known), count_rare(pool, right), len(right) / len(pool.images))
+
+
+def count_rare(pool: Pool, images: Sequence[PoolImage]) -> int:
+    """Return the number of images of rare classes."""
+    return sum(image.label in pool.rare for image in images)
+
+
+def write_page(
+    path: Path, pool: Pool, orders: Mapping[str, Sequence[PoolImage]], outcomes: Mapping[str, Outcome], *, origin: str
+) -> None:
+    """Write the page: the first images of each order, and the outcome of each way to choose labels."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html").render(
+        pool=pool,
+        rare_images=count_rare(pool, pool.images),
+        origin=origin,
+        outcomes=outcomes,
+        orders={heading: images[:_SHOWN] for heading, images in orders.items()},
+        count_rare=count_rare,
+    )
+    path.write_text(page, encoding="utf-8")
