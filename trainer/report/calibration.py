@@ -5,8 +5,7 @@ temperature that is fitted and judged on the same images flatters, so what is re
 """
 
 import math
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +19,8 @@ FOLDS: Final = 5
 LEAST_IMAGES: Final = 30
 """Below which a temperature would be fitted to chance."""
 
-_LOWEST, _HIGHEST = math.log(0.05), math.log(20)
-_AT_A_BOUND = 1e-3
 _BINS: Final = 15
 _EDGES: Final = np.linspace(0, 1, _BINS + 1)
-_CHANCES: Final = 1000
-"""How often chance is asked."""
 _LEAST = 1e-12
 """Probability that stands for 0, as in the version's own figures."""
 
@@ -33,8 +28,7 @@ Probabilities = npt.NDArray[np.float32]
 """(N, C)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bin:
+class Bin(TypedDict):
     """The predictions whose confidence lies in one interval."""
 
     low: float
@@ -63,16 +57,15 @@ def fit_temperature(probabilities: Probabilities, targets: Targets, *, multiple:
         tempered = temper(exact, math.exp(log_temperature), multiple=multiple)
         return float(-np.log(tempered if multiple else tempered[true]).sum())
 
-    found = float(minimize_scalar(loss, bounds=(_LOWEST, _HIGHEST), method="bounded").x)
-    inside = _LOWEST + _AT_A_BOUND < found < _HIGHEST - _AT_A_BOUND
-    return math.exp(found) if inside else 1.0
+    lowest, highest = math.log(0.05), math.log(20)
+    found = float(minimize_scalar(loss, bounds=(lowest, highest), method="bounded").x)
+    return math.exp(found) if lowest + 1e-3 < found < highest - 1e-3 else 1.0
 
 
 def deal(targets: Targets, groups: Integers) -> Indices:
     """Return a fold in [0, 5) for each image, (N,): alike in size and in classes, images of equal groups, (N,), in one.
 
-    The images of a class are dealt out in turn, in an order drawn by a fixed seed. Of several labels, `strata` says
-    which is an image's class.
+    The images of a class, as `strata` has it, are dealt out in turn, in an order drawn by a fixed seed.
     """
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     shuffled = np.random.default_rng(0).permutation(len(first))
@@ -105,12 +98,12 @@ def error_by_chance(probabilities: Probabilities, *, multiple: bool) -> float:
     rng = np.random.default_rng(0)
     errors = [
         np.abs(np.bincount(places, confidence - (rng.random(len(confidence)) < confidence), _BINS)).sum()
-        for _ in range(_CHANCES)
+        for _ in range(1000)
     ]
     return float(np.quantile(errors, 0.95) / len(confidence))
 
 
-def reliability(probabilities: Probabilities, targets: Targets, *, multiple: bool) -> tuple[Bin, ...]:
+def reliability(probabilities: Probabilities, targets: Targets, *, multiple: bool) -> list[Bin]:
     """Return those of 15 bins that hold a prediction, by rising confidence; their intervals divide [0, 1] evenly.
 
     Of one label an image, its confidence is that of the likeliest; of several, each label of each image is a prediction
@@ -120,10 +113,13 @@ def reliability(probabilities: Probabilities, targets: Targets, *, multiple: boo
     predicted = np.ones_like(true) if multiple else decide(probabilities, multiple=False)
     confidence, right = probabilities[predicted].astype(np.float64), true[predicted]
     places = np.digitize(confidence, _EDGES[1:-1])
-    found = []
-    for place in np.unique(places):
-        here = places == place
-        low, high = _EDGES[place], _EDGES[place + 1]
-        means = float(confidence[here].mean()), float(right[here].mean())
-        found.append(Bin(float(low), float(high), *means, int(here.sum())))
-    return tuple(found)
+    return [
+        Bin(
+            low=float(_EDGES[place]),
+            high=float(_EDGES[place + 1]),
+            confidence=float(confidence[places == place].mean()),
+            accuracy=float(right[places == place].mean()),
+            count=int(np.count_nonzero(places == place)),
+        )
+        for place in np.unique(places)
+    ]

@@ -1,8 +1,7 @@
 """Plots as SVG that stands inside a page: one look for all of them, and the same file for the same figures.
 
-The one place that imports matplotlib. Text stays text, in the page's own font, and there is no background, so that a
-plot takes on the card it stands on. Those of a version's report hold no label: what people call their classes may be in
-any script.
+The one place that imports matplotlib. Text stays text, in the page's own font, and there is no background. Plots of a
+version's report hold no label: what people call their classes may be in any script.
 """
 
 import io
@@ -48,9 +47,6 @@ _STYLE: Final[dict[Any, Any]] = {
 _DOTS_PER_INCH: Final = 160
 """Of PNG files."""
 
-_WIDTH, _HEIGHT = 5.2, 3.4
-"""Inches."""
-_SQUARE: Final = 4.2
 _LEAST_DOT, _DOT = 12, 160
 """Areas of dots, in square points: of none and of all predictions."""
 
@@ -78,31 +74,27 @@ def save_png(figure: Figure, path: Path) -> None:
 
 def draw_reliability(before: Sequence[Bin], after: Sequence[Bin], *, multiple: bool) -> Markup:
     """Draw accuracy over confidence, as it is and tempered; a dot's area says how many predictions it stands for."""
-    figure, (plot,) = new_plots(_WIDTH, _SQUARE)
+    figure, (plot,) = new_plots(5.2, 4.2)
     plot.plot([0, 1], [0, 1], color=TEXT, linewidth=0.8, linestyle="--", label="as sure as right")
-    _draw_bins(plot, before, colour=FAULT, label="as it is")
-    _draw_bins(plot, after, colour=ACCENT, label="tempered")
+    for bins, colour, label in ((before, FAULT, "as it is"), (after, ACCENT, "tempered")):
+        confidence, accuracy = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
+        total = sum(each["count"] for each in bins)
+        areas = [_LEAST_DOT + _DOT * each["count"] / total for each in bins]
+        plot.plot(confidence, accuracy, color=colour, linewidth=1.4, label=label)
+        plot.scatter(confidence, accuracy, s=areas, color=colour, alpha=0.6, linewidths=0)
     names = ("probability of a label", "share of the images it holds of") if multiple else ("confidence", "share right")
     plot.set(xlabel=names[0], ylabel=names[1], xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     plot.legend(loc="upper left")
     return to_svg(figure, title="Share of predictions that are right over their confidence, before and after tempering")
 
 
-def _draw_bins(plot: Axes, bins: Sequence[Bin], *, colour: str, label: str) -> None:
-    confidence, accuracy = [each.confidence for each in bins], [each.accuracy for each in bins]
-    total = sum(each.count for each in bins)
-    areas = [_LEAST_DOT + _DOT * each.count / total for each in bins]
-    plot.plot(confidence, accuracy, color=colour, linewidth=1.4, label=label)
-    plot.scatter(confidence, accuracy, s=areas, color=colour, alpha=0.6, linewidths=0)
-
-
 def draw_histogram(histogram: Histogram) -> Markup:
     """Draw how BALD is spread over right predictions and over wrong ones."""
-    figure, (plot,) = new_plots(_WIDTH, _HEIGHT)
-    lefts = histogram.edges[:-1]
-    width = histogram.edges[1] - histogram.edges[0]
-    plot.bar(lefts, histogram.right, width, align="edge", color=ACCENT, label="right")
-    plot.bar(lefts, histogram.wrong, width, align="edge", bottom=histogram.right, color=FAULT, label="wrong")
+    figure, (plot,) = new_plots(5.2, 3.4)
+    edges, right, wrong = histogram["edges"], histogram["right"], histogram["wrong"]
+    width = edges[1] - edges[0]
+    plot.bar(edges[:-1], right, width, align="edge", color=ACCENT, label="right")
+    plot.bar(edges[:-1], wrong, width, align="edge", bottom=right, color=FAULT, label="wrong")
     plot.set(xlabel="BALD, nats", ylabel="images", axisbelow=True)
     plot.locator_params(axis="y", integer=True)
     plot.legend(loc="upper right")

@@ -6,54 +6,55 @@ import pytest
 
 from contract.scores.calibration import temper
 from tests.trainer.report.examples import make_inputs
-from trainer.report.data import to_json, work_out
+from trainer.report.data import work_out
 
 
-@pytest.mark.parametrize("multiple", [False, True])
-def test_the_figures_are_those_of_the_manifest(multiple):
-    inputs = make_inputs(multiple=multiple)
+@pytest.mark.parametrize("inputs", [make_inputs(), make_inputs(multiple=True), make_inputs(images=2)])
+def test_the_figures_are_json_and_agree_with_the_manifest(inputs):
     found, metrics = work_out(inputs), inputs.manifest.metrics
-    assert np.mean([each.f1 for each in found.classes]) == pytest.approx(metrics.macro_f1)
-    assert sum(found.histogram.right) == round(metrics.accuracy * metrics.images)
-    assert sum(found.histogram.right) + sum(found.histogram.wrong) == len(inputs.bald)
-    assert (found.matrix is None) is multiple
-    assert multiple or np.trace(found.matrix) == sum(found.histogram.right)
+    assert json.loads(json.dumps(found, allow_nan=False)) == json.loads(json.dumps(found))
+    assert found["metrics"] == asdict(metrics)
+    assert [each["label"] for each in found["classes"]] == list(inputs.manifest.labels)
+    if metrics.images:
+        assert np.mean([each["f1"] for each in found["classes"]]) == pytest.approx(metrics.macro_f1)
+        assert sum(found["bald"]["right"]) == round(metrics.accuracy * metrics.images)
+        assert sum(found["bald"]["right"] + found["bald"]["wrong"]) == len(inputs.bald)
+    wrong = 0 if inputs.manifest.multiple else sum(found["bald"]["wrong"])
+    assert sum(each["images"] for each in found["confusions"]) == wrong
 
 
 def test_images_are_shown_with_what_they_are_and_what_was_said_of_them():
     inputs = make_inputs()
     manifest = inputs.manifest
     assert manifest.temperature != 1
-    for shown in work_out(inputs).uncertain:
-        row = inputs.parts.validation.tolist().index(shown.image)
-        assert shown.given == (manifest.labels[inputs.pixels.targets[shown.image]],)
-        assert shown.predicted == (manifest.labels[inputs.probabilities[row].argmax()],)
-        assert shown.right == (shown.given == shown.predicted)
-        assert shown.probability == pytest.approx(temper(inputs.probabilities[row], manifest.temperature).max())
-        assert shown.bald == inputs.bald[row]
+    for shown in work_out(inputs)["most_uncertain"]:
+        row = inputs.parts.validation.tolist().index(shown["image"])
+        assert shown["given"] == (manifest.labels[inputs.pixels.targets[shown["image"]]],)
+        assert shown["predicted"] == (manifest.labels[inputs.probabilities[row].argmax()],)
+        assert shown["right"] == (shown["given"] == shown["predicted"])
+        assert shown["probability"] == pytest.approx(temper(inputs.probabilities[row], manifest.temperature).max())
+        assert shown["bald"] == inputs.bald[row]
 
 
 def test_images_that_neither_train_nor_validate_are_not_judged():
     inputs = make_inputs()
     parts = replace(inputs.parts, train=inputs.parts.train[5:])
-    found = work_out(replace(inputs, parts=parts))
-    assert found.judgement.images == 85
-    assert not {each.image for each in found.judgement.found} & set(inputs.parts.train[:5].tolist())
+    found = work_out(replace(inputs, parts=parts))["label_errors"]
+    assert found["judged"] == 85
+    assert not {each["image"] for each in found["likeliest"]} & set(inputs.parts.train[:5].tolist())
 
 
 def test_all_labels_that_look_wrong_are_named_by_their_tasks():
-    """In the figures, for people to be led to them; images of no task are not."""
+    """For people to be led to them; images of no task are not."""
     inputs = make_inputs()
-    found = work_out(inputs)
-    assert len(found.judgement.found) > 24
-    assert to_json(found, inputs.manifest)["label_errors"]["tasks"] == []
+    found = work_out(inputs)["label_errors"]
+    assert (len(found["likeliest"]), found["tasks"]) == (24, [])
     tasks = np.arange(90) * 10
-    tasks[found.judgement.found[1].image] = -1
-    numbered = replace(inputs, pixels=replace(inputs.pixels, task_ids=tasks))
-    named = to_json(work_out(numbered), inputs.manifest)["label_errors"]["tasks"]
-    others = [each for rank, each in enumerate(found.judgement.found) if rank != 1]
-    assert [each["task"] for each in named] == [10 * each.image for each in others]
-    assert [each["given"] for each in named] == [each.given for each in others]
+    tasks[found["likeliest"][1]["image"]] = -1
+    named = work_out(replace(inputs, pixels=replace(inputs.pixels, task_ids=tasks)))["label_errors"]["tasks"]
+    assert len(named) == found["found"] - 1 > 24
+    others = [each for rank, each in enumerate(found["likeliest"]) if rank != 1]
+    assert [(each["task"], each["given"]) for each in named[:23]] == [(10 * e["image"], e["given"]) for e in others]
 
 
 def test_an_image_is_named_by_its_task_or_its_file():
@@ -75,13 +76,5 @@ def test_of_several_labels_an_image_is_as_certain_as_the_least_sure_of_what_is_s
     bald = np.zeros(rows)
     bald[0] = 1
     found = work_out(replace(inputs, manifest=manifest, probabilities=probabilities, bald=bald))
-    assert found.uncertain[0].probability == pytest.approx(0.6)
-    assert {round(each.probability, 6) for each in found.confident} == {0.97}
-
-
-@pytest.mark.parametrize("inputs", [make_inputs(), make_inputs(multiple=True), make_inputs(images=2)])
-def test_data_are_json(inputs):
-    document = to_json(work_out(inputs), inputs.manifest)
-    assert json.loads(json.dumps(document, allow_nan=False)) == json.loads(json.dumps(document))
-    assert document["metrics"] == asdict(inputs.manifest.metrics)
-    assert [each["label"] for each in document["classes"]] == list(inputs.manifest.labels)
+    assert found["most_uncertain"][0]["probability"] == pytest.approx(0.6)
+    assert {round(each["probability"], 6) for each in found["most_confident"]} == {0.97}
