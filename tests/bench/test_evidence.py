@@ -7,7 +7,7 @@ from bench.evidence import plan_studies
 from bench.subjects import sets
 from trainer.__main__ import read
 from trainer.study.options import queries
-from trainer.study.reference import read as read_reference
+from trainer.study.records import read_reference
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 

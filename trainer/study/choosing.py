@@ -10,7 +10,7 @@ from contract.scores.holdout import DEFAULT_SHARE
 from contract.scores.keyed_uniforms import keyed_uniforms
 from trainer.labels.dataset import Indices
 from trainer.ordering.order import arrange
-from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates, LabelledImages
+from trainer.ordering.strategies import DEFAULT_STRATEGY, LabelledImages
 from trainer.study.model import Floats, Model
 from trainer.study.options import BAAL_BALD, CORE_SET, ORACLE, PRODUCT, RANDOM
 
@@ -33,18 +33,28 @@ def choose(strategy: str, model: Model, left: Indices, labelled: Indices, *, pro
     The model was trained on the labelled ones, and its name decides what falls to chance; `project` decides which
     images are of the random holdout.
     """
-    candidates = None
-    features: Floats = np.empty((0, 0), np.float32)
     started = time.perf_counter()
+    features: Floats = np.empty((0, 0), np.float32)
+    candidates = None
     if strategy not in (RANDOM, ORACLE):
         features = model.compute_features(left)  # (n, D)
     if strategy not in (RANDOM, ORACLE, CORE_SET, BAAL_BALD):
         candidates = model.score(left, features)
     scored = time.perf_counter()
     if candidates is not None:
-        order = _arrange(
-            strategy, model, labelled, candidates=candidates, features=features, project=project, query=query
-        )
+        product = strategy == PRODUCT
+        order = arrange(
+            candidates,
+            strategy=DEFAULT_STRATEGY if product else strategy,
+            project=project,
+            name=model.name,
+            labels_by_class=model.dataset.count(labelled),
+            holdout_share=DEFAULT_SHARE if product else 0.0,
+            batch_size=query,
+            labelled=LabelledImages(model.as_sent(model.compute_features(labelled)), model.dataset.targets[labelled]),
+            duplicates=product,
+            passes=lambda indices: model.passes(features[indices]),
+        ).order
     elif strategy == BAAL_BALD:
         order = model.rank_by_baal(features)
     elif strategy == CORE_SET:
@@ -55,31 +65,6 @@ def choose(strategy: str, model: Model, left: Indices, labelled: Indices, *, pro
     else:
         order = np.argsort(keyed_uniforms(f"random/{model.name}", left), kind="stable")
     return Choice(left[order[:query]], round(scored - started, 3), round(time.perf_counter() - scored, 3))
-
-
-def _arrange(
-    strategy: str,
-    model: Model,
-    labelled: Indices,
-    *,
-    candidates: Candidates,
-    features: Floats,
-    project: int,
-    query: int,
-) -> Indices:
-    product = strategy == PRODUCT
-    return arrange(
-        candidates,
-        strategy=DEFAULT_STRATEGY if product else strategy,
-        project=project,
-        name=model.name,
-        labels_by_class=model.dataset.count(labelled),
-        holdout_share=DEFAULT_SHARE if product else 0.0,
-        batch_size=query,
-        labelled=LabelledImages(model.as_sent(model.compute_features(labelled)), model.dataset.targets[labelled]),
-        duplicates=product,
-        passes=lambda indices: model.passes(features[indices]),
-    ).order
 
 
 def cover_greedily(vectors: Floats, covered: Floats, *, count: int) -> Indices:

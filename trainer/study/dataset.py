@@ -1,7 +1,6 @@
 """The images of a study: labelled ones whose labels are hidden until they are asked for, and those it is tested on.
 
-Owns where images and labels come from, a folder or a zip that is read as it is, and which images are for testing, which
-is the same whatever is then studied. Decodes none.
+Which are for testing is the same whatever is then studied. A zip is read as it is. Decodes none.
 """
 
 import csv
@@ -12,9 +11,10 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,15 +28,12 @@ Flags = npt.NDArray[np.bool_]
 Root = Path | zipfile.Path
 """A folder, or one in a zip."""
 
-_COLUMNS: Final = ("path", "label")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pool:
     """N labelled images of C classes."""
 
     name: str
-    """Of the folder or zip."""
     classes: tuple[str, ...]
     """(C,), sorted."""
     references: tuple[str, ...]
@@ -63,8 +60,7 @@ class Pool:
     def state(self) -> list[Any]:
         """Return, as JSON, what differs as soon as one of the files is another: names, sizes, times of change."""
         if isinstance(self.root, Path):
-            files = [[each, *_size_and_time(self.root / each)] for each in self.references]
-            return [str(self.root.resolve()), files]
+            return [str(self.root.resolve()), [[each, *_size_and_time(self.root / each)] for each in self.references]]
         archive = Path(str(self.root.root.filename))
         return [str(archive.resolve()), *_size_and_time(archive), self.root.at, list(self.references)]
 
@@ -125,9 +121,6 @@ def long_tail(targets: Indices, eligible: Flags, ratio: float) -> Flags:
     return stays
 
 
-# ---- what the images show
-
-
 _Row = tuple[str, str, bool]
 """An image's path, its label, and whether it is for testing."""
 
@@ -152,12 +145,12 @@ def _read_manifest(path: Path) -> list[_Row]:
         raise LabelError(f"the manifest {path} cannot be read: {err.strerror}; check --manifest") from err
     except (UnicodeDecodeError, csv.Error) as err:
         raise LabelError(f"expected a CSV file in UTF-8, {path} is not one ({err}); save it as such") from err
-    if missing := [name for name in _COLUMNS if name not in columns]:
+    if missing := [name for name in ("path", "label") if name not in columns]:
         raise LabelError(
             f"expected the columns path, label and perhaps split in {path}, parted by commas; it has no "
             f"{' and no '.join(missing)}, its first line is {','.join(columns) or 'empty'}; add it"
         )
-    if empty := [number for number, row in enumerate(cells, start=1) if not all(row[name] for name in _COLUMNS)]:
+    if empty := [number for number, row in enumerate(cells, start=1) if not (row["path"] and row["label"])]:
         raise LabelError(
             f"expected a path and a label in each row of {path}, {len(empty)} have not both, the first being row "
             f"{empty[0]} after the header; fill them in or leave them out"
@@ -199,17 +192,13 @@ def _groups(references: Sequence[str], root: Root) -> Indices:
 
 
 def _check_split(classes: Sequence[str], targets: Indices, test: Flags) -> None:
-    to_test = np.bincount(targets[test], minlength=len(classes))  # (C,)
-    to_label = np.bincount(targets[~test], minlength=len(classes))
-    for label, labelled, tested in zip(classes, to_label, to_test, strict=True):
+    sides = (np.bincount(targets[side], minlength=len(classes)) for side in (~test, test))  # (C,)
+    for label, labelled, tested in zip(classes, *sides, strict=True):
         if not labelled or not tested:
             raise LabelError(
                 f"expected images of each class to label and others to test on, {label!r} has {labelled} and {tested}; "
                 "add images, leave the class out, or divide it by the manifest's column split"
             )
-
-
-# ---- where they lie
 
 
 def _open(images: Path) -> Root:
@@ -235,8 +224,7 @@ def _read(root: Root, reference: str) -> bytes:
 
 def _size_and_time(path: Path) -> list[int]:
     """In bytes and nanoseconds; nothing for a file that is not there: that is a state too."""
-    try:
+    with suppress(OSError):
         found = path.stat()
-    except OSError:
-        return []
-    return [found.st_size, found.st_mtime_ns]
+        return [found.st_size, found.st_mtime_ns]
+    return []

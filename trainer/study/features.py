@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -44,10 +44,8 @@ class Decoded:
 
     path: Path
     """Of a .npy file: uint8 (N, H, W, 3), RGB; images that cannot be read are black."""
-    unreadable: tuple[tuple[str, str], ...]
-    """Reference and reason of each image that is not readable."""
-    readable: npt.NDArray[np.bool_]
-    """(N,)"""
+    faults: Mapping[int, str]
+    """Why an image is not readable."""
     key: str
     """Names the pixels: others have another."""
 
@@ -55,6 +53,11 @@ class Decoded:
     def images(self) -> npt.NDArray[np.uint8]:
         """The pixels, mapped."""
         return np.asarray(np.load(self.path, mmap_mode="r"))
+
+    @property
+    def readable(self) -> npt.NDArray[np.bool_]:
+        """Which images are, (N,)."""
+        return ~np.isin(np.arange(len(self.images)), [*self.faults])
 
 
 def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Decoded:
@@ -84,11 +87,8 @@ def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MA
         told.write_text(json.dumps(faults), encoding="utf-8")  # before the array has its name
 
     _write_once(path, batches(), count=count, title="images")
-    reasons = {int(image): reason for image, reason in json.loads(told.read_text(encoding="utf-8")).items()}
-    readable = np.ones(count, bool)
-    readable[list(reasons)] = False
-    unreadable = tuple((pool.references[image], reason) for image, reason in reasons.items())
-    return Decoded(path, unreadable, readable, key)
+    faults = {int(image): reason for image, reason in json.loads(told.read_text(encoding="utf-8")).items()}
+    return Decoded(path, faults, key)
 
 
 def compute(pool: Pool, decoded: Decoded, *, backbone: FrozenBackbone, store: FeatureStore, cache: Path) -> Path:
@@ -98,23 +98,17 @@ def compute(pool: Pool, decoded: Decoded, *, backbone: FrozenBackbone, store: Fe
     """
     images = decoded.images
 
+    def sha256(image: int) -> bytes:  # of an image's file; if it cannot be read, of nothing: the digest of no image
+        return hashlib.sha256(b"" if image in decoded.faults else pool.read(image)).digest()
+
     def batches() -> Iterator[Array]:
         for first in range(0, len(images), _IMAGES_A_BATCH):
             rows = range(first, min(len(images), first + _IMAGES_A_BATCH))
-            digests = [_sha256(pool, row) for row in rows]
-            yield backbone.compute_once(np.array(images[first : rows.stop]), digests, store)
+            yield backbone.compute_once(np.array(images[first : rows.stop]), list(map(sha256, rows)), store)
 
     path = cache / f"features-{_digest([decoded.key, backbone.key])}.npy"
     _write_once(path, batches(), count=len(images), title="features")
     return path
-
-
-def _sha256(pool: Pool, image: int) -> bytes:
-    """Of an image's file; of one that cannot be read, of nothing, which is the digest of no image."""
-    try:
-        return hashlib.sha256(pool.read(image)).digest()
-    except ImageError:
-        return hashlib.sha256().digest()
 
 
 def _digest(parts: list[Any]) -> str:

@@ -35,7 +35,6 @@ Floats = npt.NDArray[np.float32]
 _Number = TypeVar("_Number", bound=np.generic)
 
 _IMAGES_AT_ONCE = 128
-"""In a run of the passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +153,9 @@ class Model:
     def score(self, images: Indices, features: Floats) -> Candidates:
         """Run the passes on features (n, F) of images, each of which is a task of its own number."""
         outputs = self._run(features, self._masks)
-        return Candidates(
-            images,
-            np.concatenate([each.mean_probabilities for each in outputs]),
-            np.concatenate([each.bald for each in outputs]),
-            np.concatenate([each.entropy for each in outputs]),
-            self.as_sent(features),
-            multiple=False,
-        )
+        names = ("mean_probabilities", "bald", "entropy")
+        figures = [np.concatenate([getattr(each, name) for each in outputs]) for name in names]
+        return Candidates(images, *figures, self.as_sent(features), multiple=False)
 
     def bald(self, features: Floats, passes: int) -> Floats:
         """Return BALD in nats from T passes of their own: (n, F) to (n,)."""
@@ -178,11 +172,8 @@ class Model:
         """
         wrapper = ModelWrapper(self._trainer.head, TrainingArgs(use_cuda=self._trainer.device.type == "cuda"))
         wrapper.eval()
-        passes = self._trainer.training.passes
-        logits = [
-            wrapper.predict_on_batch(torch.from_numpy(chunk), iterations=passes).cpu().numpy()  # (n, C, T)
-            for chunk in _chunks(features)
-        ]
+        passes, chunks = self._trainer.training.passes, map(torch.from_numpy, _chunks(features))
+        logits = [wrapper.predict_on_batch(chunk, iterations=passes).cpu().numpy() for chunk in chunks]  # (n, C, T)
         ranks, _ = BaalBALD().get_ranks(np.concatenate(logits))
         return np.asarray(ranks, np.int64)
 

@@ -91,9 +91,10 @@ def _draw_curves(
     lines: Sequence[Line],
     *,
     title: str,
-    level: tuple[str, float] | None = None,
+    level: tuple[str, float] | None,
     by: str = "strategy",
 ) -> Markup:
+    """Draw curves over labels, those without a line in grey, and a level with its name."""
     figure, (axes,) = new_plots(4.4, 2.9)
     named = {line.strategy for line in lines}
     for name, curve in curves.items():

@@ -1,19 +1,20 @@
-"""What a study writes down, and reads again when it goes on: one line for each round of each run.
+"""What a study comes to: its rounds, and curves of another study that it is held against."""
 
-A run is one strategy with one seed. Its file holds a line of JSON for each round that ended, so that a study that was
-interrupted loses the rounds under way and no others.
-"""
-
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Self
 
+import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked
 
-from contract.files import recover_lines
-from trainer.study.reference import Reference
+from contract.errors import ConfigError
+from contract.settings import explain
+
+_Height = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Curves = Annotated[tuple[tuple[_Height, ...], ...], Field(min_length=1)]
+"""By seed and round."""
 
 
 @checked(frozen=True, slots=True)
@@ -57,8 +58,48 @@ class PassAgreement:
     """Share of the first 100 in common."""
 
 
-Rounds = tuple[Round, ...]
-"""Those of a whole run, in order."""
+@checked(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
+class Reference:
+    """Curves of another study, such as what random labels came to with an earlier learner."""
+
+    source: str
+    """For people: what was studied, and where its rounds are."""
+    labels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    """(R,), rising."""
+    macro_f1: _Curves
+    minority_f1: _Curves
+    accuracy: _Curves
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if list(self.labels) != sorted(set(self.labels)):
+            raise ValueError("labels must rise")
+        if any(len(each) != len(self.labels) for name in CURVES for each in getattr(self, name)):
+            raise ValueError(f"each curve must have a value for each of {len(self.labels)} numbers of labels")
+        return self
+
+    @property
+    def levels(self) -> Mapping[str, float]:
+        """The final level of each measure, as a mean over the seeds."""
+        return {name: float(np.mean([each[-1] for each in getattr(self, name)])) for name in CURVES}
+
+
+CURVES: Final = ("macro_f1", "minority_f1", "accuracy")
+"""The measures that a reference has."""
+
+
+def read_reference(path: Path) -> Reference:
+    """Read a reference from a file of JSON; one that is none is a ConfigError."""
+    try:
+        return TypeAdapter(Reference).validate_json(path.read_bytes())
+    except OSError as err:
+        raise ConfigError(f"--reference {path} cannot be read ({err.strerror}); check the path") from err
+    except ValidationError as err:
+        faults = "; ".join(f"{name or 'it'}: {expected}" for name, expected in explain(err))
+        raise ConfigError(
+            f"expected a reference in {path}, with source, labels and curves of {', '.join(CURVES)}: {faults}; "
+            "name one of bench/references, or make it like these"
+        ) from err
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +116,8 @@ class Study:
     """(C,)"""
     settings: Mapping[str, Any]
     """Everything that the figures hang on, as JSON: the command's options and what they stood for."""
-    runs: Mapping[str, tuple[Rounds, ...]]
+    runs: Mapping[str, tuple[tuple[Round, ...], ...]]
     """By strategy, in the order in which these were asked for, and seed: all alike in rounds and labels."""
     agreement: tuple[PassAgreement, ...] = ()
     reference: Reference | None = None
     """Curves whose final level is to be reached, too."""
-
-
-def recover(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's file; one that was cut short is taken out of the file, with all that follows it."""
-    return recover_lines(path, json.loads)

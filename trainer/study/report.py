@@ -8,7 +8,7 @@ backbones, too, are compared by pairs.
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +17,8 @@ import numpy as np
 from trainer.report.html import render
 from trainer.study import plots
 from trainer.study.options import PRODUCT, RANDOM
-from trainer.study.records import PassAgreement, Round, Study
-from trainer.study.statistics import Difference, Measure, Summary, compare, labels_of, summarise, to_json
+from trainer.study.records import Round, Study
+from trainer.study.statistics import Difference, Measure, compare, labels_of, summarise
 
 _SEQUENCES: Final = ("labels_by_class", "f1")
 """Of a round: what has a value for each class, and a row of classes.csv instead of a column of rounds.csv."""
@@ -35,76 +35,60 @@ _COMPARED: Final[tuple[Measure, ...]] = ("macro_f1", "minority_f1", "accuracy")
 
 def write(study: Study, folder: Path) -> dict[str, Any]:
     """Write report.html, rounds.csv, classes.csv, summary.json and curves.png; return what summary.json holds."""
-    summaries = summarise(study)
-    name = study.settings.get("default")
+    figures, name = summarise(study), study.settings.get("default")
     default = name if name in study.runs else None
-    page = _render(study, summaries, default)
-    return _write_files({"": study}, folder, figures=to_json(summaries), page=page, curves=study, default=default)
+    _write_files({"": study}, folder, page=_render(study, figures, default), curves=study, default=default)
+    return _write_summary(figures, folder)
 
 
 def write_comparison(studies: Mapping[str, Study], folder: Path, *, title: str) -> dict[str, Any]:
     """Do as `write` does, of studies by their backbones' names, which folders below with their own reports have too."""
-    figures = {name: to_json(summarise(study)) for name, study in studies.items()}
     reference, first = next(iter(studies.items()))
     strategies = choose_strategies([*first.runs])
     page, curves = _render_comparison(studies, strategies, title=title), _by_backbone(studies, strategies[-1])
-    return _write_files(studies, folder, figures=figures, page=page, curves=curves, default=reference)
+    _write_files(studies, folder, page=page, curves=curves, default=reference)
+    return _write_summary({name: summarise(study) for name, study in studies.items()}, folder)
 
 
-def _write_files(
-    studies: Mapping[str, Study],
-    folder: Path,
-    *,
-    figures: dict[str, Any],
-    page: str,
-    curves: Study,
-    default: str | None,
-) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_tables(studies, folder)
-    document = json.dumps(figures, ensure_ascii=False, allow_nan=False, indent=2)
+def _write_summary(figures: dict[str, Any], folder: Path) -> dict[str, Any]:
+    document = json.dumps(figures, ensure_ascii=False, allow_nan=False, indent=2, default=asdict)
     (folder / "summary.json").write_text(document + "\n", encoding="utf-8")
-    plots.save_curves(curves, folder / "curves.png", default)
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    return figures
+    return dict(json.loads(document))
 
 
-def _write_tables(studies: Mapping[str, Study], folder: Path) -> None:
-    """Write rounds.csv and classes.csv; those of several studies begin with the backbone."""
-    several = len(studies) > 1
+def _write_files(studies: Mapping[str, Study], folder: Path, *, page: str, curves: Study, default: str | None) -> None:
+    """Write all but the summary; the tables of several studies begin with the backbone."""
+    folder.mkdir(parents=True, exist_ok=True)
     rounds = [
-        ([backbone] if several else [], study.classes, each)
+        (backbone, study.classes, each)
         for backbone, study in studies.items()
         for runs in study.runs.values()
         for run in runs
         for each in run
     ]
-    first = ["backbone"] if several else []
     names = [field.name for field in fields(Round) if field.name not in _SEQUENCES]
-    rows = ([*backbone, *(getattr(each, name) for name in names)] for backbone, _, each in rounds)
-    _write_csv(folder / "rounds.csv", [*first, *names], rows)
+    by_round = ([backbone, *(getattr(each, name) for name in names)] for backbone, _, each in rounds)
     by_class = (
-        [*backbone, each.strategy, each.seed, each.round, each.labels, name, labels, f1]
+        [backbone, each.strategy, each.seed, each.round, each.labels, name, labels, f1]
         for backbone, classes, each in rounds
         for name, labels, f1 in zip(classes, each.labels_by_class, each.f1, strict=True)
     )
-    header = [*first, "strategy", "seed", "round", "labels", "class", "labels_of_class", "f1"]
-    _write_csv(folder / "classes.csv", header, by_class)
+    of_class = ["strategy", "seed", "round", "labels", "class", "labels_of_class", "f1"]
+    for file, header, rows in (("rounds.csv", names, by_round), ("classes.csv", of_class, by_class)):
+        with (folder / file).open("w", encoding="utf-8", newline="") as opened:
+            own = 0 if len(studies) > 1 else 1
+            csv.writer(opened, lineterminator="\n").writerows(row[own:] for row in [["backbone", *header], *rows])
+    plots.save_curves(curves, folder / "curves.png", default)
+    (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
-
-
-def _render(study: Study, summaries: Sequence[Summary], default: str | None) -> str:
-    ranked = sorted(summaries, key=lambda each: -each.areas["minority_f1"])
-    names = [each.strategy for each in ranked]
+def _render(study: Study, figures: Mapping[str, dict[str, Any]], default: str | None) -> str:
+    ranked = dict(sorted(figures.items(), key=lambda each: -each[1]["aulc_minority_f1"]))
     lines = plots.choose_lines([*study.runs], default)
     against_random = {
-        each.strategy: difference
-        for each in ranked
-        if each.strategy != RANDOM and (difference := each.differences["minority_f1"])
+        strategy: difference
+        for strategy, found in ranked.items()
+        if strategy != RANDOM and (difference := found["aulc_minority_f1_vs_random"])
     }
     return render(
         "study.html",
@@ -114,33 +98,30 @@ def _render(study: Study, summaries: Sequence[Summary], default: str | None) -> 
         titles=plots.TITLES,
         default=default,
         labels=labels_of(study).astype(int).tolist(),
-        seeds=summaries[0].seeds,
+        seeds=len(next(iter(study.runs.values()))),
         summaries=ranked,
         rare=[study.classes[index] for index in study.minority],
         differences=against_random
         and plots.draw_differences(against_random, title="Minority-F1 area less that of random"),
-        duels=_duels(study, names, default),
+        duels=_duels(study, ranked, default) if default else {},
         lines=lines,
-        unnamed=len(summaries) > len(lines),
+        unnamed=len(ranked) > len(lines),
         measures=plots.draw_measures(study, lines),
-        each=plots.draw_each(study, names, "minority_f1", default),
+        each=plots.draw_each(study, [*ranked], "minority_f1", default),
         minority_share=plots.draw_minority_share(study, lines),
         shown=_choose_classes(study),
-        labels_by_class=_by_class(study, names, "labels_by_class"),
-        f1_by_class=_by_class(study, names, "f1"),
+        labels_by_class=_by_class(study, ranked, "labels_by_class"),
+        f1_by_class=_by_class(study, ranked, "f1"),
         classes_left=max(0, len(study.classes) - _CLASSES),
         agreement=sorted(study.agreement, key=lambda each: (each.passes, each.seed)),
-        mean_agreement=_mean_agreement(study.agreement),
         settings=_show_settings(study.settings),
     )
 
 
-def _duels(study: Study, rivals: Iterable[str], default: str | None) -> dict[str, dict[Measure, Difference | None]]:
+def _duels(study: Study, rivals: Iterable[str], default: str) -> dict[str, list[Difference | None]]:
     """The default's areas less each rival's."""
-    if default is None:
-        return {}
     return {
-        rival: {measure: compare(study, default, rival, measure) for measure in _COMPARED}
+        rival: [compare(study, default, rival, measure) for measure in _COMPARED]
         for rival in rivals
         if rival != default
     }
@@ -157,17 +138,6 @@ def _by_class(study: Study, strategies: Iterable[str], name: str) -> list[list[f
     last = [[getattr(run[-1], name) for run in study.runs[strategy]] for strategy in strategies]  # (strategies, S, C)
     means: list[list[float]] = np.mean(last, axis=1).T.tolist()
     return means
-
-
-def _mean_agreement(agreement: Sequence[PassAgreement]) -> dict[int, Mapping[str, float]]:
-    """Means over the seeds, by passes."""
-    return {
-        passes: {
-            name: float(np.mean([getattr(each, name) for each in agreement if each.passes == passes]))
-            for name in ("spearman", "top100")
-        }
-        for passes in sorted({each.passes for each in agreement})
-    }
 
 
 def _show_settings(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -228,9 +198,9 @@ def _compare(studies: Mapping[str, Study], strategy: str, lines: Sequence[plots.
     A row is what a backbone, in the place of a strategy, came to, and its macro-F1 area less the first named's.
     """
     study, reference = _by_backbone(studies, strategy), next(iter(studies))
-    ranked = sorted(summarise(study), key=lambda each: -each.areas["macro_f1"])
+    ranked = sorted(summarise(study).items(), key=lambda each: -each[1]["aulc_macro_f1"])
     return {
         "strategy": strategy,
-        "rows": [(each, compare(study, each.strategy, reference, "macro_f1")) for each in ranked],
+        "rows": [(name, found, compare(study, name, reference, "macro_f1")) for name, found in ranked],
         "measures": plots.draw_measures(study, lines, measures=_COMPARED, by="backbone"),
     }

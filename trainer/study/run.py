@@ -1,7 +1,6 @@
 """One run of a study: a strategy and a seed, from the initial set to the last round.
 
-Each round that ended is on disk, with what it chose, so that a run that was interrupted goes on after it and comes to
-the same end as one that was not.
+A run that was interrupted goes on after the last round that ended, and comes to the same end as one that was not.
 """
 
 import json
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from sklearn.metrics import balanced_accuracy_score
 
+from contract.files import recover_lines
 from contract.scores.acquisition import rank_correlation
 from contract.scores.holdout import DEFAULT_SHARE
 from trainer.evaluation.metrics import measure
@@ -25,7 +25,7 @@ from trainer.settings import Training
 from trainer.study.choosing import Choice, choose
 from trainer.study.model import Dataset, Model, Trainer
 from trainer.study.options import PRODUCT, START, begins_chosen
-from trainer.study.records import PassAgreement, Round, recover
+from trainer.study.records import PassAgreement, Round
 
 MANY_PASSES = 200
 """What T passes are compared with."""
@@ -62,7 +62,11 @@ class Run:
     strategy: str
     seed: int
     path: Path
-    """A line of JSON for each round that ended; what it chose is labelled in the next."""
+    """A line of JSON for each round that ended, so that what interrupts a study loses only the rounds under way."""
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the rounds that ended; a line that was cut short is taken out of the file, with all that follows."""
+        return recover_lines(self.path, json.loads)
 
 
 def draw_initial(pool: Indices, *, count: int, seed: int) -> Indices:
@@ -85,11 +89,10 @@ def choose_initial(pool: Indices, trainer: Trainer, *, count: int, seed: int) ->
 
 def complete(run: Run, dataset: Dataset, protocol: Protocol) -> None:
     """Do the rounds that are missing, and write each down when it has ended, until a training diverges."""
-    lines = recover(run.path)
+    lines = run.lines()
     if len(lines) > protocol.rounds:
         return
-    training = replace(protocol.training, seed=run.seed)
-    trainer = Trainer(dataset, training, device=protocol.device)
+    trainer = Trainer(dataset, replace(protocol.training, seed=run.seed), device=protocol.device)
     if begins_chosen(run.strategy):
         initial = choose_initial(protocol.pool, trainer, count=protocol.initial, seed=run.seed)
     else:
@@ -129,7 +132,6 @@ def _do_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, la
 
 
 def _measure(model: Model, protocol: Protocol) -> dict[str, Any]:
-    """Return a round's figures on the test images."""
     targets = model.dataset.targets[protocol.test]
     mean = model.score(protocol.test, model.compute_features(protocol.test)).probabilities  # (M, C)
     metrics = measure(mean, targets)

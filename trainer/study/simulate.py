@@ -42,11 +42,8 @@ from trainer.study.dataset import Pool, long_tail, read_pool
 from trainer.study.features import Decoded, compute, decode
 from trainer.study.model import open_dataset
 from trainer.study.options import PRODUCT, StudyOptions, check, queries, split_backbones
-from trainer.study.records import PassAgreement, Round, Rounds, Study, recover
-from trainer.study.reference import Reference
-from trainer.study.reference import read as read_reference
+from trainer.study.records import PassAgreement, Reference, Round, Study, read_reference
 from trainer.study.run import Protocol, Run
-from trainer.study.statistics import summarise, to_json
 from trainer.study.workers import complete_all, count_processors
 from trainer.subsampling import evenly_spaced
 
@@ -84,35 +81,27 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
         LabelnextError: if the images cannot be used, the folder holds another study, or a training diverges.
     """
     check(options.strategies)
-    trainings = split_backbones(training)
-    several = len(trainings) > 1
-    _check_layout(options.out, several=several)
+    trainings, out = split_backbones(training), options.out
+    if any(out.glob("chains/*" if len(trainings) > 1 else "*/chains/*")):  # files of the same names
+        holds, has = ("one backbone", "several") if len(trainings) > 1 else ("several backbones", "one")
+        raise ConfigError(f"--out {out} holds a study of {holds}, this one has {has}; name another folder")
     pool = read_pool(options.images, options.manifest, test_share=options.test_share)
     if options.long_tail is not None:
         pool = pool.take(pool.test | long_tail(pool.targets, ~pool.test, options.long_tail))
     title = options.name or pool.name
     plans = {name: _plan(pool, options, each, environment) for name, each in trainings.items()}
-    if not several:
-        (plan,) = plans.values()
-        study = _complete(plan, options, environment, title=title)
-        _log.info("the report is %s", options.out / "report.html")
-        return to_json(summarise(study))
-    studies: dict[str, Study] = {}
-    with _holding(options.out):
-        for name, plan in plans.items():
-            _log.info("%s, %d of %d backbones", name, len(studies) + 1, len(plans))
-            own = replace(options, out=options.out / name)
-            studies[name] = _complete(plan, own, environment, title=f"{title}, {name}")
-        found = report.write_comparison(studies, options.out, title=title)
-    _log.info("the report is %s", options.out / "report.html")
+    if len(plans) == 1:
+        _, found = _complete(*plans.values(), options, environment, title=title)
+    else:
+        studies: dict[str, Study] = {}
+        with _holding(out):
+            for name, plan in plans.items():
+                _log.info("%s, %d of %d backbones", name, len(studies) + 1, len(plans))
+                own = replace(options, out=out / name)
+                studies[name], _ = _complete(plan, own, environment, title=f"{title}, {name}")
+            found = report.write_comparison(studies, out, title=title)
+    _log.info("the report is %s", out / "report.html")
     return found
-
-
-def _check_layout(out: Path, *, several: bool) -> None:
-    """Keep apart a study of one backbone and one of several, whose files have the same names."""
-    if any(out.glob("chains/*" if several else "*/chains/*")):
-        holds, has = ("one backbone", "several") if several else ("several backbones", "one")
-        raise ConfigError(f"--out {out} holds a study of {holds}, this one has {has}; name another folder")
 
 
 def _plan(pool: Pool, options: StudyOptions, training: Training, environment: Environment) -> _Plan:
@@ -121,42 +110,50 @@ def _plan(pool: Pool, options: StudyOptions, training: Training, environment: En
     backbone = open_backbone_of(training, cache=environment.cache_dir)
     size = backbone.spec.height
     decoded = decode(pool, image_size=size, cache=_cache(environment), max_megapixels=environment.max_megapixels)
-    for name, reason in decoded.unreadable[:_NAMED]:
-        _log.warning("left out: %s", name_once(name, reason))
-    if len(decoded.unreadable) > _NAMED:
-        _log.warning("and %d more", len(decoded.unreadable) - _NAMED)
+    for image, reason in [*decoded.faults.items()][:_NAMED]:
+        _log.warning("left out: %s", name_once(pool.references[image], reason))
+    if len(decoded.faults) > _NAMED:
+        _log.warning("and %d more", len(decoded.faults) - _NAMED)
     protocol = _make_protocol(pool, decoded, options, training)
     if isinstance(backbone, FrozenBackbone) and training.precision == "auto":
         some = protocol.pool[evenly_spaced(len(protocol.pool), most=_CALIBRATED)]
         backbone = in_best_precision(backbone, decoded.images[some])
-    settings = _describe(options, decoded, protocol, backbone)
-    return _Plan(pool, backbone, decoded, protocol, settings, reference)
+    return _Plan(pool, backbone, decoded, protocol, _describe(options, decoded, protocol, backbone), reference)
 
 
-def _complete(plan: _Plan, options: StudyOptions, environment: Environment, *, title: str) -> Study:
-    """Do what is missing of a study, and write its report into its folder."""
-    pool, protocol = plan.pool, plan.protocol
+def _complete(
+    plan: _Plan, options: StudyOptions, environment: Environment, *, title: str
+) -> tuple[Study, dict[str, Any]]:
+    """Do what is missing of a study, write its report into its folder, and return what that says."""
+    protocol = plan.protocol
     with _holding(options.out):
         runs = _plan_runs(options, plan.settings)
-        _log_plan(pool, protocol, options)
-        if any(len(recover(run.path)) <= protocol.rounds for run in runs):
-            features, cache = None, _cache(environment)
-            if isinstance(plan.backbone, FrozenBackbone):
-                with open_store(environment) as store:
-                    features = compute(pool, plan.decoded, backbone=plan.backbone, store=store, cache=cache)
-            dataset = partial(
-                open_dataset,
-                pool.classes,
-                pool.targets,
-                images=plan.decoded.path,
-                features=features,
-                cache=environment.cache_dir,
-            )
-            at_once = count_processors() if protocol.device.type == "cpu" else 1  # a GPU is not shared
-            complete_all(runs, dataset, protocol, workers=options.workers or at_once)
-        study = _collect(runs, plan, name=title)
-        report.write(study, options.out)
-    return study
+        study = Study(
+            name=title,
+            classes=plan.pool.classes,
+            minority=protocol.minority,
+            pool_by_class=plan.pool.count(protocol.pool),
+            test_by_class=plan.pool.count(protocol.test),
+            settings=plan.settings,
+            runs={},
+            reference=plan.reference,
+        )
+        _log_plan(study, protocol, options)
+        if any(len(run.lines()) <= protocol.rounds for run in runs):
+            _run_all(runs, plan, environment, workers=options.workers)
+        study = _collect(runs, study)
+        return study, report.write(study, options.out)
+
+
+def _run_all(runs: Sequence[Run], plan: _Plan, environment: Environment, *, workers: int | None) -> None:
+    pool, cache, features = plan.pool, _cache(environment), None
+    if isinstance(plan.backbone, FrozenBackbone):
+        with open_store(environment) as store:
+            features = compute(pool, plan.decoded, backbone=plan.backbone, store=store, cache=cache)
+    files = {"images": plan.decoded.path, "features": features, "cache": environment.cache_dir}
+    at_once = count_processors() if plan.protocol.device.type == "cpu" else 1  # a GPU is not shared
+    dataset = partial(open_dataset, pool.classes, pool.targets, **files)
+    complete_all(runs, dataset, plan.protocol, workers=workers or at_once)
 
 
 def _cache(environment: Environment) -> Path:
@@ -225,7 +222,7 @@ def _describe(
         "weights": training.weights if training.weights in ("imagenet", "none") else Path(training.weights).name,
         "device": protocol.device.type,
         "recipe_at_start": asdict(recipe),
-        "unreadable": len(decoded.unreadable),
+        "unreadable": len(decoded.faults),
         "machine": f"{count_processors()} processors, {platform.machine()}",
         "date": datetime.now(UTC).date().isoformat(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
@@ -238,25 +235,30 @@ def _command() -> str:
     words = []
     for word in sys.argv[1:]:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        words.append(
-            option + equals + ",".join(Path(each).name if os.sep in each else each for each in value.split(","))
-        )
+        names = (Path(each).name if os.sep in each else each for each in value.split(","))
+        words.append(option + equals + ",".join(names))
     return shlex.join(["python", "-m", "trainer", *words])
 
 
 def _plan_runs(options: StudyOptions, settings: Mapping[str, Any]) -> list[Run]:
     """Make sure that the folder is this study's, and return its runs, all of the first seed first."""
-    path, begun = options.out / _SETTINGS, options.out / "chains"
+    out, begun, found = options.out, options.out / "chains", settings
     begun.mkdir(parents=True, exist_ok=True)
-    found = _read_settings(path) if any(begun.iterdir()) else settings
-    other = [name for name in settings if name not in _NOT_IDENTITY and found.get(name) != settings[name]]
-    if other:
-        name = other[0]
-        raise ConfigError(
-            f"--out {options.out} holds a study with {name} {found.get(name)}, this one has {settings[name]}; "
-            "name another folder, or remove that one"
-        )
-    Documents(options.out).write(_SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
+    if any(begun.iterdir()):
+        try:
+            found = dict(json.loads((out / _SETTINGS).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as err:
+            raise ConfigError(
+                f"--out {out} holds rounds of a study, but its {_SETTINGS} cannot be read; remove the folder, or name "
+                "another one"
+            ) from err
+    for name in settings:
+        if name not in _NOT_IDENTITY and found.get(name) != settings[name]:
+            raise ConfigError(
+                f"--out {out} holds a study with {name} {found.get(name)}, this one has {settings[name]}; "
+                "name another folder, or remove that one"
+            )
+    Documents(out).write(_SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
     return [
         Run(strategy, seed, begun / f"{strategy}-{seed}.jsonl")
         for seed in range(options.seeds)
@@ -264,39 +266,22 @@ def _plan_runs(options: StudyOptions, settings: Mapping[str, Any]) -> list[Run]:
     ]
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as err:
-        raise ConfigError(
-            f"--out {path.parent} holds rounds of a study, but its {path.name} cannot be read; remove the folder, "
-            "or name another one"
-        ) from err
-
-
-def _collect(runs: Sequence[Run], plan: _Plan, *, name: str) -> Study:
-    pool, protocol = plan.pool, plan.protocol
-    rounds, agreement = dict[str, tuple[Rounds, ...]](), list[PassAgreement]()
-    for run in runs:
-        lines = recover(run.path)
-        rounds[run.strategy] = (*rounds.get(run.strategy, ()), tuple(Round(**line["round"]) for line in lines))
-        agreement += [PassAgreement(**line["agreement"]) for line in lines if line["agreement"]]
-    return Study(
-        name=name,
-        classes=pool.classes,
-        minority=protocol.minority,
-        pool_by_class=pool.count(protocol.pool),
-        test_by_class=pool.count(protocol.test),
-        settings=plan.settings,
-        runs=rounds,
-        agreement=tuple(agreement),
-        reference=plan.reference,
+def _collect(runs: Sequence[Run], study: Study) -> Study:
+    """Return a study with all rounds."""
+    lines = [(run.strategy, run.lines()) for run in runs]
+    return replace(
+        study,
+        runs={
+            strategy: tuple(tuple(Round(**line["round"]) for line in own) for name, own in lines if name == strategy)
+            for strategy, _ in lines
+        },
+        agreement=tuple(PassAgreement(**line["agreement"]) for _, own in lines for line in own if line["agreement"]),
     )
 
 
-def _log_plan(pool: Pool, protocol: Protocol, options: StudyOptions) -> None:
+def _log_plan(study: Study, protocol: Protocol, options: StudyOptions) -> None:
+    counts = study.pool_by_class
     rounds = (options.rounds, _join(protocol.queries), options.initial)
-    counts = pool.count(protocol.pool)
     images = (len(protocol.pool), len(counts), max(counts), min(counts), len(protocol.test))
     _log.info(
         "%d strategies, %d seeds, %d rounds of %s labels after %d, of %d images of %d classes (%d to %d each); "

@@ -4,9 +4,8 @@ Strategies are compared by pairs of runs with equal seeds: those that begin with
 by these. Knows neither files nor pages.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from trainer.study.records import Study
 Floats = npt.NDArray[np.float64]
 
 Measure = Literal["accuracy", "balanced_accuracy", "macro_f1", "minority_f1", "nll", "ece"]
-MEASURES: Final[tuple[Measure, ...]] = ("accuracy", "balanced_accuracy", "macro_f1", "minority_f1", "nll", "ece")
+MEASURES: Final[tuple[Measure, ...]] = get_args(Measure)
 LOWER_IS_BETTER: Final[frozenset[Measure]] = frozenset({"nll", "ece"})
 TARGETS: Final[tuple[Measure, ...]] = ("macro_f1", "minority_f1")
 """Measures of which is asked how many labels it takes to come as far as random."""
@@ -29,11 +28,10 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean difference of two strategies' areas over the seeds, and its 95 % interval."""
+    """Mean difference of two strategies' areas over the seeds, and its 95 % interval, which a single seed has not."""
 
     mean: float
     low: float | None
-    """None for a single seed, as is `high`."""
     high: float | None
     seeds: int
 
@@ -64,42 +62,13 @@ class LabelRatio:
     has_interval: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Mean over seeds, by labels."""
+class Curve(NamedTuple):
+    """Mean over seeds, by labels, (R,) each."""
 
     labels: Floats
-    """(R,)"""
     mean: Floats
-    """(R,)"""
     error: Floats
-    """(R,): the standard error of the mean; 0 for a single seed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What a strategy came to."""
-
-    strategy: str
-    seeds: int
-    areas: Mapping[Measure, float]
-    """Mean of the normalised areas."""
-    differences: Mapping[Measure, Difference | None]
-    """Of areas, to random; None where that was not studied."""
-    final: Mapping[Measure, float]
-    """Mean after the last round."""
-    label_ratios: Mapping[Measure, LabelRatio | None]
-    """For random's final value of the measures in `TARGETS`; None where that was not studied."""
-    reference_ratios: Mapping[Measure, LabelRatio | None]
-    """For the reference's; None where there is none."""
-    choose_s: float
-    """Mean seconds a round spends on choosing, of those after which something is chosen."""
-    score_s: float
-    """Likewise of the passes over the pool."""
-    minority_labels: float
-    """Mean number of images of minority classes that are labelled after the last round."""
-    minority_labels_random: float | None
-    """How many random has."""
+    """The standard error of the mean; 0 for a single seed."""
 
 
 def labels_of(study: Study) -> Floats:
@@ -152,10 +121,7 @@ def label_ratio(study: Study, strategy: str, measure: Measure) -> LabelRatio | N
 
 
 def reference_ratio(study: Study, strategy: str, measure: Measure) -> LabelRatio | None:
-    """Return how many labels a strategy needs for the reference's final mean, as a share of the reference's.
-
-    As `label_ratio`; the reference's mean is taken as it is, without an interval of its own. None without a reference.
-    """
+    """Return what `label_ratio` does, for the reference in random's place; its mean is taken without an interval."""
     reference = study.reference
     if reference is None or measure not in reference.levels:
         return None
@@ -178,16 +144,19 @@ def _reach_zero(labels: Floats, above: Floats, *, of: float, sure: bool = False)
 
 
 def share_to_reach(labels: Floats, curve: Floats, *, of: float) -> float | None:
-    """Return at which share of a number of labels a curve first comes to zero, straight between points.
-
-    None where never. `labels` (R,) rise, `curve` is (R,).
-    """
+    """Return at which share of a number of labels a curve, (R,), first comes to zero, straight between points."""
     reached = curve >= 0
     first = int(reached.argmax())
     if not reached[first]:
         return None
     ends = [max(first - 1, 0), first]
     return float(np.interp(0.0, curve[ends], labels[ends])) / of
+
+
+def _margin(values: Floats) -> Floats:
+    """Half the width of Student's interval of the mean over the first axis, of at least two: (S, R) to (R,)."""
+    margin: Floats = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1) * stats.sem(values, axis=0)
+    return margin
 
 
 def mean_curve(study: Study, strategy: str, measure: Measure) -> Curve:
@@ -212,55 +181,32 @@ def _minority_labels(study: Study, strategy: str) -> Floats:
     return np.asarray(counts[:, :, list(study.minority)].sum(axis=2))
 
 
-def summarise(study: Study) -> tuple[Summary, ...]:
-    """Return what each strategy came to, in the order of the strategies."""
-    return tuple(_summary(study, strategy) for strategy in study.runs)
+def summarise(study: Study) -> dict[str, dict[str, Any]]:
+    """Return what each strategy came to, under the names of summary.json.
+
+    aulc_M                     mean of the normalised areas under the curves of a measure M
+    aulc_M_vs_random           a `Difference` of areas; like all that follows None where that was not studied
+    M_final                    mean after the last round
+    label_ratio_M_vs_random    a `LabelRatio`, for measures in `TARGETS`, as is `label_ratio_M_vs_reference`
+    choose_s, score_s          mean seconds of a round after which something is chosen, for choosing and for passes
+    minority_labels            mean number of images of minority classes that are labelled in the end
+    """
+    return {strategy: _summarise(study, strategy) for strategy in study.runs}
 
 
-def _summary(study: Study, strategy: str) -> Summary:
+def _summarise(study: Study, strategy: str) -> dict[str, Any]:
     labels = labels_of(study)
     values = {measure: values_of(study, strategy, measure) for measure in MEASURES}
     minority = {each: float(_minority_labels(study, each)[:, -1].mean()) for each in {strategy, RANDOM} & {*study.runs}}
     seconds = {name: values_of(study, strategy, name)[:, :-1] for name in ("choose_s", "score_s")}
-    return Summary(
-        strategy=strategy,
-        seeds=len(study.runs[strategy]),
-        areas={measure: float(areas(labels, found).mean()) for measure, found in values.items()},
-        differences={measure: compare(study, strategy, RANDOM, measure) for measure in MEASURES},
-        final={measure: float(found[:, -1].mean()) for measure, found in values.items()},
-        label_ratios={measure: label_ratio(study, strategy, measure) for measure in TARGETS},
-        reference_ratios={measure: reference_ratio(study, strategy, measure) for measure in TARGETS},
-        **{name: float(found.mean()) if found.size else 0.0 for name, found in seconds.items()},
-        minority_labels=minority[strategy],
-        minority_labels_random=minority.get(RANDOM),
-    )
-
-
-def to_json(summaries: Iterable[Summary]) -> dict[str, dict[str, Any]]:
-    """Return the summaries as a JSON object, by strategy."""
-    return {each.strategy: _document(each) for each in summaries}
-
-
-def _document(summary: Summary) -> dict[str, Any]:
-    ratios = {"random": summary.label_ratios, "reference": summary.reference_ratios}
     return {
-        "seeds": summary.seeds,
-        **{f"aulc_{measure}": value for measure, value in summary.areas.items()},
-        **{f"aulc_{measure}_vs_random": each and asdict(each) for measure, each in summary.differences.items()},
-        **{f"{measure}_final": value for measure, value in summary.final.items()},
-        **{
-            f"label_ratio_{measure}_vs_{other}": each and asdict(each)
-            for other, of_measures in ratios.items()
-            for measure, each in of_measures.items()
-        },
-        "choose_s": summary.choose_s,
-        "score_s": summary.score_s,
-        "minority_labels": summary.minority_labels,
-        "minority_labels_random": summary.minority_labels_random,
+        "seeds": len(study.runs[strategy]),
+        **{f"aulc_{measure}": float(areas(labels, found).mean()) for measure, found in values.items()},
+        **{f"aulc_{measure}_vs_random": compare(study, strategy, RANDOM, measure) for measure in MEASURES},
+        **{f"{measure}_final": float(found[:, -1].mean()) for measure, found in values.items()},
+        **{f"label_ratio_{measure}_vs_random": label_ratio(study, strategy, measure) for measure in TARGETS},
+        **{f"label_ratio_{measure}_vs_reference": reference_ratio(study, strategy, measure) for measure in TARGETS},
+        **{name: float(found.mean()) if found.size else 0.0 for name, found in seconds.items()},
+        "minority_labels": minority[strategy],
+        "minority_labels_random": minority.get(RANDOM),
     }
-
-
-def _margin(values: Floats) -> Floats:
-    """Half the width of Student's interval of the mean over the first axis, of at least two: (S, R) to (R,)."""
-    margin: Floats = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1) * stats.sem(values, axis=0)
-    return margin

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Final
 
 import torch
 
@@ -22,9 +21,6 @@ from contract.errors import ConfigError
 from trainer.progress_bar import Bar, lock_within_process
 from trainer.study.model import Dataset
 from trainer.study.run import Protocol, Run, complete
-
-_LOOK_S: Final = 0.5
-"""Between two looks at how far the workers are."""
 
 
 def count_processors() -> int:
@@ -56,7 +52,7 @@ def complete_all(runs: Sequence[Run], open_dataset: Callable[[], Dataset], proto
         waiting = {executor.submit(_work, run, open_dataset, protocol) for run in runs}
         try:
             while waiting:
-                ended, waiting = wait(waiting, timeout=_LOOK_S, return_when=FIRST_EXCEPTION)
+                ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
                 bar.update(count_rounds(runs) - bar.n)
                 for each in ended:
                     each.result()

@@ -55,7 +55,6 @@ class TestDecode:
         for image, pixels in enumerate(decoded.images):
             assert pixels.tobytes() == decode_image(pool.read(image), InputSpec(SIZE, SIZE)).tobytes()
         assert decoded.readable.all()
-        assert decoded.unreadable == ()
         assert not decoded.images.flags.writeable
         monkeypatch.setattr(dataset, "_read", None)
         assert decode(pool, image_size=SIZE, cache=decoded.path.parent).path == decoded.path
@@ -70,11 +69,10 @@ class TestDecode:
         for _ in range(2):
             decoded = decode(pool, image_size=SIZE, cache=cache)
             assert [pool.references[row] for row in np.flatnonzero(~decoded.readable)] == names
-            assert [name for name, _ in decoded.unreadable] == names
-            reasons = [reason for _, reason in decoded.unreadable]
-            assert "something else" in reasons[0]
-            assert "cannot be decoded" in reasons[1]
-            assert "cannot be read" in reasons[2]
+            reasons = ("something else", "cannot be decoded", "cannot be read")
+            for (image, found), name, reason in zip(decoded.faults.items(), names, reasons, strict=True):
+                assert pool.references[image] == name
+                assert reason in found
             assert (decoded.images.any(axis=(1, 2, 3)) == decoded.readable).all()
 
     def test_other_pixels_are_kept_apart(self, folder, pool, cache, tmp_path):

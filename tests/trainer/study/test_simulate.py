@@ -16,7 +16,7 @@ from tests.trainer.report.pages import Page
 from tests.trainer.small import write_folders
 from trainer.__main__ import main
 from trainer.study import simulate as simulate_module
-from trainer.study.records import recover
+from trainer.study.run import Run
 from trainer.study.simulate import find_minority
 from trainer.watching.processes import LABELS_AT_FAULT
 
@@ -205,7 +205,7 @@ def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path,
         assert simulate(tmp_path / "study", *more) == LABELS_AT_FAULT
         assert "set a lower --learning-rate" in capsys.readouterr().err
     assert json.loads((tmp_path / "study" / "settings.json").read_text())["learning_rate"] == 0.01
-    assert not recover(tmp_path / "study" / "chains" / "random-0.jsonl")
+    assert not Run("random", 0, tmp_path / "study" / "chains" / "random-0.jsonl").lines()
 
 
 @pytest.mark.slow

@@ -9,13 +9,14 @@ from scipy.optimize import isotonic_regression
 from sklearn.metrics import auc
 
 from tests.trainer.study.studies import change, make_study
-from trainer.study.reference import Reference
+from trainer.study.records import Reference
 from trainer.study.statistics import (
     LOWER_IS_BETTER,
     MEASURES,
     areas,
     compare,
     label_ratio,
+    labels_of,
     mean_curve,
     minority_share,
     reference_ratio,
@@ -152,32 +153,32 @@ def test_labels_for_the_end_of_a_reference_are_a_share_of_the_references():
 
 
 def test_without_random_there_is_nothing_to_compare_with():
-    (found,) = summarise(make_study(strategies=["margin"], seeds=3))
-    assert found.differences["accuracy"] is None
-    assert found.label_ratios["minority_f1"] is None
-    assert found.minority_labels_random is None
-    assert found.areas["accuracy"] > 0
+    found = summarise(make_study(strategies=["margin"], seeds=3))["margin"]
+    assert {name for name, value in found.items() if value is None} == {
+        "minority_labels_random",
+        *(name for name in found if name.endswith(("_vs_random", "_vs_reference"))),
+    }
 
 
 def test_the_summary_is_of_means_over_seeds():
     study = make_study(seeds=3, rounds=4)
-    summaries = summarise(study)
-    assert [each.strategy for each in summaries] == list(study.runs)
-    found = next(each for each in summaries if each.strategy == "margin")
+    found = summarise(study)
+    assert [*found] == list(study.runs)
     ends, random = ([run[-1] for run in study.runs[name]] for name in ("margin", "random"))
-    assert found.final["ece"] == pytest.approx(np.mean([each.ece for each in ends]))
-    assert found.minority_labels == pytest.approx(np.mean([sum(each.labels_by_class[-3:]) for each in ends]))
-    assert found.minority_labels_random == pytest.approx(np.mean([sum(each.labels_by_class[-3:]) for each in random]))
-    assert found.differences["nll"] == compare(study, "margin", "random", "nll")
+    margin = found["margin"]
+    assert margin["ece_final"] == pytest.approx(np.mean([each.ece for each in ends]))
+    for name, rounds in (("minority_labels", ends), ("minority_labels_random", random)):
+        assert margin[name] == pytest.approx(np.mean([sum(each.labels_by_class[-3:]) for each in rounds]))
+    assert margin["aulc_nll_vs_random"] == compare(study, "margin", "random", "nll")
+    labels, values = labels_of(study), values_of(study, "margin", "nll")
+    assert margin["aulc_nll"] == pytest.approx(areas(labels, values).mean())
 
 
 def test_seconds_are_of_the_rounds_that_choose():
     """The last round chooses nothing, and does not make the others look faster."""
-    (found,) = summarise(make_study(strategies=["margin"], seeds=2, rounds=4))
-    assert found.choose_s == pytest.approx(0.18)
-    assert found.score_s == pytest.approx(9.05)
-    (alone,) = summarise(make_study(strategies=["margin"], seeds=2, rounds=1))
-    assert (alone.choose_s, alone.score_s) == (0, 0)
+    for rounds, seconds in ((4, (0.18, 9.05)), (1, (0, 0))):
+        found = summarise(make_study(strategies=["margin"], seeds=2, rounds=rounds))["margin"]
+        assert (found["choose_s"], found["score_s"]) == pytest.approx(seconds)
 
 
 def test_curves_are_means_over_seeds():
