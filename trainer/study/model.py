@@ -154,8 +154,8 @@ class Model:
         """Run the passes on features (n, F) of images, each of which is a task of its own number."""
         outputs = self._run(features, self._masks)
         names = ("mean_probabilities", "bald", "entropy")
-        figures = [np.concatenate([getattr(each, name) for each in outputs]) for name in names]
-        return Candidates(images, *figures, self.as_sent(features), multiple=False)
+        mean, bald, nats = (np.concatenate([getattr(each, name) for each in outputs]) for name in names)
+        return Candidates(images, mean, bald, nats, self.as_sent(features), multiple=False)
 
     def bald(self, features: Floats, passes: int) -> Floats:
         """Return BALD in nats from T passes of their own: (n, F) to (n,)."""

@@ -91,7 +91,8 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
     title = options.name or pool.name
     plans = {name: _plan(pool, options, each, environment) for name, each in trainings.items()}
     if len(plans) == 1:
-        _, found = _complete(*plans.values(), options, environment, title=title)
+        (plan,) = plans.values()
+        _, found = _complete(plan, options, environment, title=title)
     else:
         studies: dict[str, Study] = {}
         with _holding(out):
@@ -150,9 +151,15 @@ def _run_all(runs: Sequence[Run], plan: _Plan, environment: Environment, *, work
     if isinstance(plan.backbone, FrozenBackbone):
         with open_store(environment) as store:
             features = compute(pool, plan.decoded, backbone=plan.backbone, store=store, cache=cache)
-    files = {"images": plan.decoded.path, "features": features, "cache": environment.cache_dir}
+    dataset = partial(
+        open_dataset,
+        pool.classes,
+        pool.targets,
+        images=plan.decoded.path,
+        features=features,
+        cache=environment.cache_dir,
+    )
     at_once = count_processors() if plan.protocol.device.type == "cpu" else 1  # a GPU is not shared
-    dataset = partial(open_dataset, pool.classes, pool.targets, **files)
     complete_all(runs, dataset, plan.protocol, workers=workers or at_once)
 
 
