@@ -27,7 +27,7 @@ def score_pool(settings: Settings, options: PoolOptions, run: Run) -> dict[str, 
     repository = open_models(settings)
     version = repository.open(options.version or repository.current()).name
     shards, skipped = find_shards(options)
-    decides_scores = {name: getattr(settings, name) for name in ("passes", "masks", "precision", "score")}
+    decides_scores = {name: getattr(settings, name) for name in ("passes", "precision", "score")}
     target.lock({"version": version, **decides_scores})
     done = run(settings, replace(options, version=version), shards) if shards else ()
     target.remove_partial()
