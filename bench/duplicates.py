@@ -89,7 +89,7 @@ def _score(subject: Subject, photos: Sequence[Path]) -> Candidates:
         with Image.open(photo) as image:
             upright = image.convert("RGB")
         files = [save(each, "PNG", compress_level=1) for each in (upright, *near_copies(upright, rng).values())]
-        features = engine.compute_features(np.stack([decode_image(file, manifest.input) for file in files]))
+        features = engine.backbone.compute(np.stack([decode_image(file, manifest.input) for file in files]))
         embeddings.append(embed(features, last=engine.last_stage).astype(np.float16))  # as they travel
         outputs.append(engine.run_passes(features))
     return Candidates(

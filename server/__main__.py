@@ -44,7 +44,7 @@ def _check(options: _Check) -> int:
     try:
         settings = Settings.read()
     except ConfigError as err:  # nothing else can be asked then
-        report = checking.Report((checking.Check("settings", False, str(err)),), {})
+        report = checking.Report([checking.Check("settings", False, str(err))], {})
     else:
         report = checking.check(dataclasses.replace(settings, models=options.models or settings.models))
     print(report.to_json())

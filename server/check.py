@@ -10,8 +10,8 @@ import logging
 import shutil
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+import timeit
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
@@ -36,19 +36,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question and its answer."""
+    """One question and its answer: what was found, or what is wrong and what to do."""
 
     name: str
     ok: bool
     detail: str
-    """What was found, or what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """All answers."""
 
-    checks: tuple[Check, ...]
+    checks: Sequence[Check]
     figures: Mapping[str, object]
     """What is known of the version in use and of this machine; empty without a version. Where there are several models,
     what is known of their versions stands in `models`, by name."""
@@ -70,9 +69,7 @@ class Report:
 
 def check(settings: Settings) -> Report:
     """Ask everything."""
-    questions = _Questions(settings)
-    questions.ask_all()
-    return Report(tuple(questions.checks), questions.figures)
+    return _Questions(settings).ask_all()
 
 
 class _Questions:
@@ -88,7 +85,7 @@ class _Questions:
         self._engines: list[Engine] = []
         """Of the versions that are valid, which are in memory together as they are when they are served."""
 
-    def ask_all(self) -> None:
+    def ask_all(self) -> Report:
         self.checks.append(Check("settings", True, "all are valid"))
         self._ask("repository", self._read_repository)
         for repository in self._repositories:
@@ -97,6 +94,7 @@ class _Questions:
             self._ask("memory", self._weigh)  # after the largest batch has been run
         self._ask("cache", partial(_use_cache, self._settings))
         self._ask("label_studio", partial(_reach_label_studio, self._settings))
+        return Report(self.checks, self.figures)
 
     def _ask_of(self, repository: Repository) -> None:
         """Ask what is asked of each model; where there are several, the questions and the figures name it."""
@@ -198,12 +196,7 @@ def _seconds(engine: Engine, images: int) -> float:
     """The median time of scoring so many at once."""
     spec = engine.manifest.input
     batch = np.random.default_rng(0).integers(0, 256, (images, spec.height, spec.width, 3), np.uint8)
-    times = []
-    for _ in range(_RUNS):
-        started = time.perf_counter()
-        engine.run(batch)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+    return statistics.median(timeit.repeat(lambda: engine.run(batch), number=1, repeat=_RUNS))
 
 
 def _mebibytes(size: int) -> int:

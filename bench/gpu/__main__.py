@@ -232,7 +232,7 @@ def _validate(setting: Setting, precision: Precision) -> Row:
         "largest_difference": admitted.validation.largest_difference,
         "rank_correlation": admitted.validation.rank_correlation,
         "mean_bald": admitted.validation.mean_bald,
-        "features_largest_difference": float(np.abs(engine.compute_features(probe.images) - probe.features).max()),
+        "features_largest_difference": float(np.abs(engine.backbone.compute(probe.images) - probe.features).max()),
         "features_largest": float(np.abs(probe.features).max()),
     }
     reasons = [str(getattr(record, "reason", record.getMessage())) for record in told.buffer]
@@ -246,7 +246,7 @@ def _time(setting: Setting, precision: Precision) -> Row:
     spec, known = engine.manifest.input, engine.manifest.backbone.name == "vgg16"
     # Two for each multiplication and addition.
     operations = 2 * _VGG16_MULTIPLY_ADDS * spec.height * spec.width / 224**2 if known else None
-    backbone = Contender(engine.compute_features, setting.sizes.batches)
+    backbone = Contender(engine.backbone.compute, setting.sizes.batches)
     timings = time_in_turn({"backbone": backbone}, setting.images, rounds=setting.sizes.runs)
     rows: dict[str, Row] = {}
     for batch, rate in timings.images_per_s("backbone").items():

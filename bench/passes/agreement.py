@@ -42,7 +42,7 @@ def compare(found: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]
 
 def compute_features(engine: Engine, images: Images, *, batch: int = 32) -> Floats:
     """Return the backbone's output on uint8 (N, H, W, 3): float32 (N, F)."""
-    return np.concatenate([engine.compute_features(images[i : i + batch]) for i in range(0, len(images), batch)])
+    return np.concatenate([engine.backbone.compute(images[i : i + batch]) for i in range(0, len(images), batch)])
 
 
 def compute_bald(engine: Engine, features: Floats, masks: Masks | None = None) -> Floats:

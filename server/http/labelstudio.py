@@ -6,7 +6,7 @@ the field. Knows no HTTP and no graph.
 
 import base64
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -151,9 +151,37 @@ def find_images(request: PredictRequest, target: Target) -> list[ImageReference 
 def build_predictions(
     outcomes: Sequence[Outcome], manifest: Manifest, target: Target, direction: Score
 ) -> list[JsonObject]:
-    """Return one element per outcome, in order; of an image without a score an empty one, which Label Studio skips."""
-    built = _build_scored([each for each in outcomes if isinstance(each, ImageScores)], manifest, target, direction)
-    return [next(built) if isinstance(outcome, ImageScores) else {} for outcome in outcomes]
+    """Return one element per outcome, in order; of an image without a score an empty one, which Label Studio skips.
+
+    A result is a region with the predicted labels, or empty if the config lacks them. A region's probability is for
+    people and so calibrated. Label Studio sorts by the prediction's score, which is not.
+    """
+    predictions: list[JsonObject] = [{} for _ in outcomes]
+    scored = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, ImageScores)}
+    if not scored:
+        return predictions
+    measure = label_studio_score if direction is Score.AGREEMENT else normalised_bald
+    bald = np.array([scores.bald for scores in scored.values()])  # (N,)
+    directed = measure(bald, len(manifest.labels), multiple=manifest.multiple).tolist()
+    means = np.stack([scores.mean_probabilities for scores in scored.values()])  # (N, C)
+    predicted = _predict_labels(means, manifest, target)
+    calibrated = temper(means, manifest.temperature, multiple=manifest.multiple)  # (N, C)
+    forms = {choice.stored: choice.form for choice in target.control.choices}  # as they stand in a result's `choices`
+    for (index, scores), score, labels, shown in zip(scored.items(), directed, predicted, calibrated, strict=True):
+        predictions[index] = {"model_version": manifest.version, "score": score, "result": []}
+        if chosen := {label: stored for label in labels if (stored := target.stored[label]) is not None}:
+            probability = float(shown[list(chosen)].min())
+            about = {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version}
+            region = {
+                "from_name": target.control.from_name,
+                "to_name": target.control.to_name,
+                "type": "choices",
+                "value": {"choices": [forms[stored] for stored in dict.fromkeys(chosen.values())]},
+                "score": probability,
+                "meta": {**about, "probability": probability},
+            }
+            predictions[index]["result"] = [region]
+    return predictions
 
 
 def withhold_labels(request: PredictRequest, predictions: Sequence[JsonObject], manifest: Manifest) -> list[JsonObject]:
@@ -199,40 +227,6 @@ def _build_score(outcome: Outcome, prediction: JsonObject) -> JsonObject:
 
 def _encode(array: npt.NDArray[np.float32], kind: str) -> str:
     return base64.b64encode(array.astype(kind).tobytes()).decode()
-
-
-def _build_scored(
-    scored: Sequence[ImageScores], manifest: Manifest, target: Target, direction: Score
-) -> Iterator[JsonObject]:
-    """Yield the prediction of each image; arrays are gone through for all at once, which is most of the time.
-
-    Its result is a region with the predicted labels, or empty if the config lacks them. A region's probability is for
-    people and so calibrated. Label Studio sorts by the prediction's score, which is not.
-    """
-    if not scored:
-        return
-    measure = label_studio_score if direction is Score.AGREEMENT else normalised_bald
-    bald = np.array([scores.bald for scores in scored])  # (N,)
-    directed = measure(bald, len(manifest.labels), multiple=manifest.multiple).tolist()
-    means = np.stack([scores.mean_probabilities for scores in scored])  # (N, C)
-    predicted = _predict_labels(means, manifest, target)
-    calibrated = temper(means, manifest.temperature, multiple=manifest.multiple)  # (N, C)
-    forms = {choice.stored: choice.form for choice in target.control.choices}  # as they stand in a result's `choices`
-    for scores, score, labels, probabilities in zip(scored, directed, predicted, calibrated, strict=True):
-        prediction = {"model_version": manifest.version, "score": score, "result": list[JsonObject]()}
-        if chosen := {label: stored for label in labels if (stored := target.stored[label]) is not None}:
-            probability = float(probabilities[list(chosen)].min())
-            about = {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version}
-            region = {
-                "from_name": target.control.from_name,
-                "to_name": target.control.to_name,
-                "type": "choices",
-                "value": {"choices": [forms[stored] for stored in dict.fromkeys(chosen.values())]},
-                "score": probability,
-                "meta": {**about, "probability": probability},
-            }
-            prediction["result"] = [region]
-        yield prediction
 
 
 def _predict_labels(means: npt.NDArray[np.float32], manifest: Manifest, target: Target) -> list[list[int]]:

@@ -11,13 +11,12 @@ from weakref import WeakValueDictionary
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import ModelProto
 
 from contract.graph.fingerprint import features_key
 from contract.graph.lowering import FEATURES, load_graph
 from contract.versions.version import INT8_BACKBONE_FILE, Version
-from server.inference.sessions import SessionOptions, device_name, open_session, run
+from server.inference.sessions import Session, SessionOptions, open_session
 from server.settings import Device, Precision
 
 Images = npt.NDArray[np.uint8]
@@ -41,28 +40,17 @@ class Backbone:
     precision: Precision
     features: int
     """F"""
-    session: onnxruntime.InferenceSession
-    options: SessionOptions
+    session: Session
     _warm: set[int] = field(default_factory=set)
     """By how many images at once it has been warmed."""
     _remembered: dict[bytes, Features] = field(default_factory=dict)
     """Features (F,) by the digest of the image, those last asked for at the end."""
 
-    @property
-    def provider(self) -> str:
-        """Where it runs: "cuda" or "cpu"."""
-        return device_name(self.session)
-
     def compute(self, images: Images) -> Features:
         """Compute the features of uint8 (N, H, W, 3): float32 (N, F)."""
-        step = len(images) if self.provider == Device.CUDA else _IMAGES_A_RUN
-        (images_input,) = self.session.get_inputs()
-        parts = []
-        for start in range(0, len(images), step):
-            part = images[start : start + step]
-            (features,) = run(self.session, [FEATURES], {images_input.name: self.options.pad(part)})
-            parts.append(features[: len(part)])
-        return np.concatenate(parts)
+        most = len(images) if self.session.provider == Device.CUDA else _IMAGES_A_RUN
+        (features,) = self.session.run([FEATURES], images, most=most)
+        return features
 
     def warm(self, images: Images) -> None:
         """Run on so many images at once, unless that has been done before."""
@@ -98,38 +86,33 @@ def open_backbone(
 ) -> Backbone:
     """Open a version's backbone in the precision that is wanted, or in float32 where that fails.
 
-    Args:
-        version: whose weights it has.
-        graph: the backbone in float32, of which the weights lie in the version's folder.
-        wanted: the precision.
-        options: how it is run.
-        used: those of other versions: one that is the same is taken, and a new one joins them.
+    `graph` is in float32, and its weights lie in the version's folder. Of those that are used, one that is the same is
+    taken; a new one joins them.
 
     Raises:
         ConfigError: if CUDA is demanded and the session would run elsewhere.
     """
     precision = _choose_precision(wanted, version, options.device)
-    key = _key(version, precision)
+    key = features_key(_source(version, precision), precision)
     if (found := used.get((key, options))) is not None:
         return found
     try:
         session = open_session(_in_precision(graph, version, precision), version.path, options)
-        (output,) = session.get_outputs()
+        (output,) = session.graph.get_outputs()
         features = int(output.shape[1])
     except Exception as err:  # of a converter, a processor without the instructions, a file that is no backbone
         if precision is Precision.FP32:
             raise
         _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
     else:
-        opened = used[key, options] = Backbone(key, precision, features, session, options)
+        opened = used[key, options] = Backbone(key, precision, features, session)
         return opened
     return open_backbone(version, graph, Precision.FP32, options, used=used)  # with nothing kept of what failed
 
 
-def _key(version: Version, precision: Precision) -> str:
+def _source(version: Version, precision: Precision) -> str:
     manifest = version.manifest
-    made = manifest.files[INT8_BACKBONE_FILE].sha256 if precision is Precision.INT8 else manifest.backbone.fingerprint
-    return features_key(made, precision)
+    return manifest.files[INT8_BACKBONE_FILE].sha256 if precision is Precision.INT8 else manifest.backbone.fingerprint
 
 
 def _in_precision(graph: ModelProto, version: Version, precision: Precision) -> ModelProto:

@@ -237,7 +237,7 @@ class Batcher:
     def _compute(self, pixels: Sequence[Pixels], engine: Engine) -> Features:
         """Run the backbone (N, H, W, 3) -> (N, F), and keep what it makes."""
         with self._metrics.stage("backbone"):
-            rows = engine.compute_features(np.stack([each.image for each in pixels]))
+            rows = engine.backbone.compute(np.stack([each.image for each in pixels]))
         for each, row in zip(pixels, rows, strict=True):
             if self._store is not None and each.digest is not None:
                 self._store.put(engine.backbone.key, each.digest, row)

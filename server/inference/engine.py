@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from contract.graph.builder import OUTPUTS
-from contract.graph.lowering import FEATURES, PassOutputs, lower_version
+from contract.graph.lowering import PassOutputs, lower_version
 from contract.graph.masks import Masks, draw_masks
 from contract.versions.manifest import Manifest
 from contract.versions.version import Version
 from server.inference.backbone import Backbones, Features, Images, open_backbone
-from server.inference.sessions import SessionOptions, batch_buckets, choose_device, open_session, run
+from server.inference.sessions import SessionOptions, batch_buckets, choose_device, open_session
 from server.settings import Device, Precision
 
 _ROWS_A_RUN = 1024
@@ -26,7 +26,7 @@ class EngineOptions:
 
     device: Device = Device.AUTO
     threads: int
-    """Threads of one run on the CPU."""
+    """Of one run on the CPU."""
     max_batch_images: int = 32
     passes: int | None = None
     """T; None takes the manifest's."""
@@ -61,7 +61,7 @@ class Engine:
             choose_device(options.device), options.device is Device.CUDA, options.threads, self.buckets
         )
         self.backbone = open_backbone(version, lowered.backbone, options.precision, how, used=self._backbones)
-        self.provider = self.backbone.provider
+        self.provider = self.backbone.session.provider
         """Where it runs: "cuda" or "cpu"."""
         self.precision = self.backbone.precision
         """In which it runs, which may not be the one that was asked for."""
@@ -76,20 +76,11 @@ class Engine:
 
     def run(self, images: Images, masks: Masks | None = None) -> PassOutputs:
         """Compute all passes of uint8 (N, H, W, 3), as `run_passes` does of their features."""
-        return self.run_passes(self.compute_features(images), masks)
-
-    def compute_features(self, images: Images) -> Features:
-        """Run the backbone, once per image: uint8 (N, H, W, 3) to float32 (N, F)."""
-        return self.backbone.compute(images)
+        return self.run_passes(self.backbone.compute(images), masks)
 
     def run_passes(self, features: Features, masks: Masks | None = None) -> PassOutputs:
         """Run the head, all passes at once, on float32 (N, F), under the version's masks unless others are given."""
-        parts = []
-        for start in range(0, len(features), _ROWS_A_RUN):
-            part = features[start : start + _ROWS_A_RUN]
-            outputs = run(self._head, OUTPUTS, {FEATURES: self.backbone.options.pad(part), **(masks or self._masks)})
-            parts.append([output[: len(part)] for output in outputs])
-        return PassOutputs(*(np.concatenate(outputs) for outputs in zip(*parts, strict=True)))
+        return PassOutputs(*self._head.run(OUTPUTS, features, masks or self._masks, most=_ROWS_A_RUN))
 
     def warm(self) -> None:
         """Run what a first request would pay for: on a GPU every bucket, for each has an algorithm search of its own.

@@ -55,10 +55,7 @@ class Model:
         is_waiting: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the repository to follow and what turns a version into an engine; `poll` follows it.
-
-        `is_waiting` says whether whoever polls is at work on another model.
-        """
+        """Take whom to follow; `is_waiting` says whether whoever polls is at work on another model."""
         self.repository = repository
         self.name = repository.model
         self.engine: Engine | None = None
@@ -84,9 +81,8 @@ class Model:
     @property
     def detail(self) -> str | None:
         """Why the version in use is not the published one, or may not be; None if it is."""
-        silent_s = self._clock() - self._answered_at
-        loading, refused = self.loading, self._refused
-        if loading is not None:
+        silent_s, refused = self._clock() - self._answered_at, self._refused
+        if (loading := self.loading) is not None:
             return f"loading version {loading}"
         if silent_s > max(_SILENT_S, 10 * self._poll_s) and not self._is_waiting():
             return f"the repository has not answered for {silent_s:.0f} s; look at its volume"
@@ -123,13 +119,12 @@ class Model:
         self._metrics.repository_polled.labels(self.name).set_to_current_time()
 
     def _follow(self, published: str) -> None:
-        refused = self._refused
         if self.engine is not None and published == self.engine.version:
             self._refused = None
-        elif refused is None or refused.version != published or self._clock() >= refused.retry_at:
-            self._take_up(published)
+            return
+        if (refused := self._refused) and refused.version == published and self._clock() < refused.retry_at:
+            return
 
-    def _take_up(self, published: str) -> None:
         def say_loading(seconds: float) -> None:
             _log.info("still loading version %s", published, extra={"model": self.name, "seconds": round(seconds, 1)})
 
@@ -147,12 +142,11 @@ class Model:
 
     def _swap(self, admitted: Admitted) -> None:
         engine, former = admitted.engine, self.engine
-        rolled_back = former is not None and engine.version < former.version
         self.engine, self._refused = engine, None
         self._hold.close()
         self._hold.enter_context(self.repository.holding(engine.version))
         runs_on = {"provider": engine.provider, "precision": engine.precision.value}
-        result = "rolled_back" if rolled_back else "ok"
+        result = "rolled_back" if former and engine.version < former.version else "ok"
         self._metrics.serve(self.name, version=engine.version, result=result, **runs_on)
         _log.info(
             "version taken into use",
@@ -188,11 +182,7 @@ class Model:
 
 
 def _may_pass(err: Exception) -> bool:
-    """Say whether a version may be admitted later that was refused now.
-
-    What was published does not change; but what memory, a volume or a bucket makes of it may: files that cannot be
-    read, or not whole, may be there again when the volume is.
-    """
+    """Whether a version may be admitted later: what memory, a volume or a bucket made of it may change, it does not."""
     if not isinstance(err, LabelnextError) or isinstance(err, OSError) or isinstance(err.__cause__, OSError):
         return True
     return isinstance(err, RepositoryError) and not isinstance(err, (ManifestError, SignatureError))

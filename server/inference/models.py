@@ -39,10 +39,7 @@ class Models:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what to follow and what turns a version into an engine; `start` begins.
-
-        `repository` is of a model that is there while there is no other; `only` says to serve that model alone.
-        """
+        """Take the repository of a model that is there while there is no other; `only` says to serve that one alone."""
         self._repository = repository
         self._load = load
         self._only = only
@@ -86,12 +83,9 @@ class Models:
 
         A model whose version is refused does not keep others from being served.
         """
-        if (alone := self.alone) is not None:
-            return alone.engine is not None or alone.unpublished
         models = self.all
-        return self.settled.is_set() and (
-            all(model.unpublished for model in models) or any(model.engine for model in models)
-        )
+        can_answer = all(model.unpublished for model in models) or any(model.engine for model in models)
+        return can_answer and (len(models) == 1 or self.settled.is_set())
 
     @property
     def alive(self) -> bool:
@@ -130,6 +124,7 @@ class Models:
                 self.settled.set()
 
     def _try(self, look: Callable[[], None]) -> bool:
+        """Return whether a look went as was foreseen."""
         try:
             look()
         except Exception:

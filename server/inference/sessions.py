@@ -34,6 +34,9 @@ _ONE_NODE = '<ir_version: 8, opset_import: ["": 17]> one_node (float[1] x) => (f
 _log = logging.getLogger(__name__)
 
 
+Array = npt.NDArray[Any]
+
+
 class InferenceError(LabelnextError):
     """Ran a batch and got an error from onnxruntime instead of numbers."""
 
@@ -51,7 +54,39 @@ class SessionOptions:
     buckets: tuple[int, ...]
     """Batch sizes that are run, rising: on a GPU each new one costs a search for an algorithm."""
 
-    def pad(self, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """A graph that is ready to run."""
+
+    graph: onnxruntime.InferenceSession
+    buckets: tuple[int, ...]
+
+    @property
+    def provider(self) -> str:
+        """Where it runs: "cuda" or "cpu"."""
+        return Device.CUDA.value if self.graph.get_providers()[0] == CUDA else Device.CPU.value
+
+    def run(
+        self, outputs: Sequence[str], rows: Array, others: Mapping[str, Array] | None = None, *, most: int
+    ) -> list[Array]:
+        """Compute outputs of (N, ...), which is the graph's first input, at most so many rows at a time.
+
+        Raises:
+            InferenceError: if onnxruntime fails.
+        """
+        (name, *_) = (each.name for each in self.graph.get_inputs())
+        parts = []
+        for start in range(0, len(rows), most):
+            part = rows[start : start + most]
+            try:
+                found = self.graph.run(outputs, {name: self._pad(part), **(others or {})})
+            except Exception as err:  # onnxruntime's exceptions share no base class of their own
+                raise InferenceError(f"onnxruntime failed on a batch of {len(part)}: {err}") from err
+            parts.append([each[: len(part)] for each in found])
+        return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+    def _pad(self, rows: Array) -> Array:
         """Fill up with zeros to a batch size that is run."""
         bucket = next((size for size in self.buckets if size >= len(rows)), len(rows))
         padded = np.zeros((bucket, *rows.shape[1:]), rows.dtype)
@@ -64,7 +99,7 @@ def batch_buckets(most: int) -> tuple[int, ...]:
     return (*(2**i for i in range((most - 1).bit_length())), most)
 
 
-def open_session(model: ModelProto, folder: Path, options: SessionOptions) -> onnxruntime.InferenceSession:
+def open_session(model: ModelProto, folder: Path, options: SessionOptions) -> Session:
     """Open a graph whose external weights are in the folder.
 
     Raises:
@@ -76,38 +111,19 @@ def open_session(model: ModelProto, folder: Path, options: SessionOptions) -> on
     settings.enable_mem_pattern = False  # it would hold feature maps twice, once for each way of allocating them
     settings.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
     providers = [(CUDA, _CUDA_OPTIONS), _CPU] if options.device is Device.CUDA else [_CPU]
-    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=providers)
-    session.disable_fallback()  # a failing GPU is an error to report, not a reason to go on 50 times slower
-    if options.must_be and device_name(session) != options.device:
+    graph = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=providers)
+    graph.disable_fallback()  # a failing GPU is an error to report, not a reason to go on 50 times slower
+    session = Session(graph, options.buckets)
+    if options.must_be and session.provider != options.device:
         raise ConfigError(
-            f"LABELNEXT_PROVIDER=cuda, but onnxruntime opened the model on {session.get_providers()}; "
+            f"LABELNEXT_PROVIDER=cuda, but onnxruntime opened the model on {graph.get_providers()}; "
             "see its messages above, or set LABELNEXT_PROVIDER=auto"
         )
     return session
 
 
-def run(
-    session: onnxruntime.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]
-) -> list[npt.NDArray[np.float32]]:
-    """Run a session; InferenceError if onnxruntime fails."""
-    try:
-        return list(session.run(outputs, feeds))
-    except Exception as err:  # onnxruntime's exceptions share no base class of their own
-        rows = len(next(iter(feeds.values())))
-        raise InferenceError(f"onnxruntime failed on a batch of {rows}: {err}") from err
-
-
-def device_name(session: onnxruntime.InferenceSession) -> str:
-    """Say where a session runs: "cuda" or "cpu"."""
-    return Device.CUDA.value if session.get_providers()[0] == CUDA else Device.CPU.value
-
-
 def check_device(wanted: Device) -> None:
-    """Fail now, rather than at the first version, if CUDA is demanded and cannot be had.
-
-    Raises:
-        ConfigError: saying why not.
-    """
+    """Raise ConfigError now, rather than at the first version, if CUDA is demanded and cannot be had."""
     if wanted is Device.CUDA and (fault := _cuda_fault()) is not None:
         raise ConfigError(
             f"LABELNEXT_PROVIDER=cuda, but {fault}; install requirements/server-gpu.txt, give the process a GPU, "

@@ -72,11 +72,10 @@ def _load(version: Version, load: LoadEngine) -> Engine:
 
 def _validate(engine: Engine, probe: Probe) -> Admitted:
     engine.warm()
-    reduced = engine.precision is not Precision.FP32
-    validation = validate(
-        probe, engine.manifest, backbone=engine.backbone.compute_probe, head=engine.run_passes, reduced=reduced
+    backbone, reduced = engine.backbone.compute_probe, engine.precision is not Precision.FP32
+    return Admitted(
+        engine, validate(probe, engine.manifest, backbone=backbone, head=engine.run_passes, reduced=reduced)
     )
-    return Admitted(engine, validation)
 
 
 def _diagnose(repository: Repository, name: str) -> str:

@@ -65,7 +65,7 @@ class Page:
     """Renders the page; remembers what it has read of versions, which never change."""
 
     def __init__(self, repository: Repository, *, label_studio_url: str | None) -> None:
-        """Take the repository to show and Label Studio's address, to which links lead; None makes no links."""
+        """Take Label Studio's address, to which links lead; None makes no links."""
         self._repository = repository
         self._label_studio_url = label_studio_url
         self._read_manifest = lru_cache(maxsize=4 * _VERSIONS)(repository.read_manifest)
@@ -73,14 +73,10 @@ class Page:
     def render(
         self, *, up: bool, detail: str | None, serving: Engine | None, now: datetime, is_one_of_several: bool = False
     ) -> bytes:
-        """Return the page in UTF-8.
+        """Return the page in UTF-8; `now` is in UTC.
 
-        Args:
-            up: whether the server can do its work.
-            detail: why it cannot, or what else there is to say; None for nothing.
-            serving: the engine in use; None before the first.
-            now: in UTC.
-            is_one_of_several: whether there are other models, on a page two levels above this one.
+        `up` says whether the server can do its work, `detail` why it cannot, or what else there is to say. Where the
+        model is one of several, a page of all is two levels above this one.
         """
         manifest = serving.manifest if serving else None
         version = manifest.version if manifest else None
@@ -166,35 +162,21 @@ def _environment() -> Environment:
 
 
 def _link(label_studio_url: str | None, project: int, task: int | None = None) -> str | None:
-    """Return where a project, or a task of it, is in Label Studio."""
     if label_studio_url is None:
         return None
     return f"{label_studio_url}/projects/{project}/data{'' if task is None else f'?task={task}'}"
 
 
-class _Row(NamedTuple):
-    """A model as it is at one moment."""
-
-    name: str
-    manifest: Manifest | None
-    """Of the version in use."""
-    detail: str | None
-    """Why it cannot score, or what else there is to say."""
-    projects: list[int]
-    """Which it has ranked, or its version in use was trained on."""
-
-
-def _describe(model: Model) -> _Row:
+def _describe(model: Model) -> dict[str, object]:
+    """Return what the page says of a model, all of it of one moment."""
     manifest = engine.manifest if (engine := model.engine) else None
     trained_on = manifest.training.project if manifest else None
-    return _Row(model.name, manifest, model.detail, sorted({*model.projects, *([trained_on.id] if trained_on else [])}))
+    projects = {*model.projects, *([trained_on.id] if trained_on else [])}
+    return {"name": model.name, "manifest": manifest, "detail": model.detail, "projects": sorted(projects)}
 
 
 def _arrange_classes(manifest: Manifest) -> dict[str, list[_Class]]:
-    """Return a version's classes, the least F1 first and those without one last.
-
-    Where they are many, only the weakest and the strongest stand so, and the others in the order of the labels.
-    """
+    """Return a version's classes, the least F1 first and those without last; of many, only the ends are sorted."""
     images, f1 = manifest.training.images_by_class, manifest.metrics.f1 or (None,) * len(manifest.labels)
     classes = [_Class(label, images.get(label), f1) for label, f1 in zip(manifest.labels, f1, strict=True)]
     rated = sorted((each for each in classes if each.f1 is not None), key=lambda each: each.f1 or 0.0)
@@ -216,7 +198,6 @@ def show_ago(moment: datetime, now: datetime) -> str:
 
 
 def _parse_time(text: str) -> datetime | None:
-    """Return the moment that ISO 8601 names, in UTC; None for another text."""
     try:
         moment = datetime.fromisoformat(text)
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -45,8 +45,21 @@ def count(metrics):
     return lambda name, **labels: metrics.registry.get_sample_value(f"labelnext_{name}", labels)
 
 
+class EchoBackbone:
+    """Makes of each image its first pixel, its one feature."""
+
+    features = 1
+
+    def __init__(self, key=""):
+        self.key, self.batches = key, []
+
+    def compute(self, images):
+        self.batches.append([int(image[0, 0, 0]) for image in images])
+        return images[:, 0, 0, :1].astype(np.float32)
+
+
 class EchoEngine:
-    """Says of each image who scored it and what its first pixel is, its one feature; can be held at a gate."""
+    """Says of each image who scored it and what its first pixel is; can be held at a gate."""
 
     last_stage = None
     manifest = SimpleNamespace(input=SPEC)
@@ -54,14 +67,9 @@ class EchoEngine:
     def __init__(self, number=0, gate=None):
         self.number = number
         self.gate = gate
-        self.backbone = SimpleNamespace(key=f"backbone of {number}", features=1)
+        self.backbone = EchoBackbone(f"backbone of {number}")
         self.entered = threading.Event()
         self.batches = []
-        self.backbone_batches = []
-
-    def compute_features(self, images):
-        self.backbone_batches.append([int(image[0, 0, 0]) for image in images])
-        return images[:, 0, 0, :1].astype(np.float32)
 
     def run_passes(self, features, masks=None):
         self.entered.set()

@@ -1,7 +1,8 @@
+import itertools
 import threading
 import weakref
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from contract.scores.embedding import embed
 from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, NotFinite, Pixels, Work
 from server.observe.metrics import Metrics
 from tests.server.conftest import wait_until
-from tests.server.inference.conftest import EchoEngine
+from tests.server.inference.conftest import EchoBackbone, EchoEngine
 
 FOREVER = float("inf")
 
@@ -84,37 +85,28 @@ def test_a_batcher_that_waits_holds_no_version(make_batcher):
     wait_until(lambda: left() is None)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=50)
 @given(
-    requests=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 12)), min_size=1, max_size=8),
-    most=st.integers(1, 9),
+    asked=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=20),
+    most=st.integers(1, 6),
 )
-def test_every_image_gets_its_own_answer_from_its_own_engine(requests, most):
+def test_every_image_gets_its_own_answer_from_its_own_engine(asked, most):
+    """Known features skip the backbone, and keep their places; 0 of them stand for an image."""
     gate = threading.Event()
     engines = [EchoEngine(number, gate) for number in range(3)]
-    batcher = Batcher(max_batch_images=most, metrics=Metrics())
-    batcher.start()
-    answers = {}
-
-    def send(index, engine, count):
-        outcomes = [submit(batcher, engine, 20 * index + i) for i in range(count)]
-        answers[index] = [answer(outcome) for outcome in outcomes]
-
-    threads = [
-        threading.Thread(target=send, args=(i, engines[number], count)) for i, (number, count) in enumerate(requests)
-    ]
-    for thread in threads:
-        thread.start()
-    gate.set()
-    for thread in threads:
-        thread.join(10)
-    batcher.close()
-    assert answers == {
-        index: [(number, 20 * index + i) for i in range(count)] for index, (number, count) in enumerate(requests)
-    }
-    scored = [pixel for engine in engines for batch in engine.batches for pixel in batch]
-    assert len(scored) == len(set(scored)) == sum(count for _, count in requests)
-    assert max(len(batch) for engine in engines for batch in engine.batches) <= most
+    with closing(Batcher(max_batch_images=most, metrics=Metrics())) as batcher:
+        batcher.start()
+        outcomes = [
+            submit(batcher, engines[number], make_features(*range(10 * i, 10 * i + known)) if known else 10 * i)
+            for i, (number, known) in enumerate(asked)
+        ]
+        gate.set()
+        for i, ((number, known), outcome) in enumerate(zip(asked, outcomes, strict=True)):
+            means = [scores.mean_probabilities.tolist() for scores in outcome.result(timeout=10)]
+            assert means == [[number, 10 * i + j] for j in range(known or 1)]
+    computed = [batch for engine in engines for batch in engine.backbone.batches]
+    assert sorted(itertools.chain(*computed)) == [10 * i for i, (_, known) in enumerate(asked) if not known]
+    assert all(1 <= len(batch) <= most for batch in computed)
 
 
 def test_a_batch_takes_what_is_queued_of_one_engine(make_batcher):
@@ -124,23 +116,6 @@ def test_a_batch_takes_what_is_queued_of_one_engine(make_batcher):
     assert [answer(outcome) for outcome in outcomes] == [(1, 1), (2, 2), (1, 3), (2, 4), (1, 5)]
     assert first.batches == [[0], [1, 3, 5]]
     assert second.batches == [[2, 4]]
-
-
-@settings(deadline=None, max_examples=30)
-@given(known=st.lists(st.integers(0, 3), min_size=1, max_size=12), most=st.integers(1, 5))
-def test_known_features_skip_the_backbone_and_keep_their_places(known, most):
-    engine = EchoEngine(7)
-    batcher = Batcher(max_batch_images=most, metrics=Metrics())
-    batcher.start()
-    samples = [make_features(*range(10 * i, 10 * i + n)) if n else 10 * i for i, n in enumerate(known)]
-    outcomes = [submit(batcher, engine, sample) for sample in samples]
-    for i, (n, outcome) in enumerate(zip(known, outcomes, strict=True)):
-        means = [scores.mean_probabilities.tolist() for scores in outcome.result(timeout=10)]
-        assert means == [[7, 10 * i + j] for j in range(n or 1)]
-    batcher.close()
-    computed = [pixel for batch in engine.backbone_batches for pixel in batch]
-    assert computed == [10 * i for i, n in enumerate(known) if not n]
-    assert all(engine.backbone_batches)  # never run for nothing
 
 
 def test_known_features_of_many_requests_run_together_up_to_a_bound(make_batcher):
@@ -154,13 +129,14 @@ def test_known_features_of_many_requests_run_together_up_to_a_bound(make_batcher
 def test_known_features_do_not_wait_for_a_backbone(make_batcher):
     gate = threading.Event()
 
-    class Slow(EchoEngine):
-        def compute_features(self, images):
+    class Slow(EchoBackbone):
+        def compute(self, images):
             if images[0, 0, 0, 0]:
                 assert gate.wait(10)
-            return super().compute_features(images)
+            return super().compute(images)
 
-    batcher, engine = make_batcher(), gated(kind=Slow)
+    batcher, engine = make_batcher(), gated()
+    engine.backbone = Slow()
     with held(batcher, engine):
         new, known = submit(batcher, engine, 5), submit(batcher, engine, make_features(6))
     assert answer(known) == (0, 6)
@@ -183,7 +159,7 @@ def test_an_image_past_its_deadline_is_not_run(make_batcher):
 
 def test_an_engines_error_is_that_of_its_batch_only(make_batcher):
     batcher, broken = make_batcher(), EchoEngine()
-    broken.compute_features = lambda images: {}["no memory"]
+    broken.backbone.compute = lambda images: {}["no memory"]
     with pytest.raises(KeyError, match="no memory"):
         submit(batcher, broken, 1).result(timeout=10)
     assert answer(submit(batcher, EchoEngine(3), 2)) == (3, 2)

@@ -4,14 +4,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.subjects.tiny_model import PASSES, SITES, TinyModel, draw_images, expected_bald, publish
 from contract.errors import ConfigError
+from contract.graph.fingerprint import features_key
 from contract.graph.masks import draw_masks
 from server.inference import backbone as backbone_module
 from server.inference.backbone import Backbone
 from server.inference.engine import Engine, EngineOptions
-from server.inference.sessions import InferenceError, check_device
+from server.inference.sessions import InferenceError, Session, batch_buckets, check_device
 from server.settings import Device, Precision
 from tests.networks import open_session
 from tests.trainer.small import coloured_images, freeze_network, lively_network
@@ -53,7 +56,7 @@ def test_what_a_backbone_has_computed_of_probes_is_not_computed_again(repository
     retrained = model.with_head_of(TinyModel.draw(1))
     second = make_engine(repository.open(publish(repository, model=retrained)), former=first)
     images = draw_images(80)
-    expected, compute = first.compute_features(images), Backbone.compute
+    expected, compute = first.backbone.compute(images), Backbone.compute
     monkeypatch.setattr(Backbone, "compute", lambda self, images: computed.append(len(images)) or compute(self, images))
     for engine, rows, new in (
         (first, range(16), 16),
@@ -69,48 +72,32 @@ def test_what_a_backbone_has_computed_of_probes_is_not_computed_again(repository
         computed.clear()
 
 
-class Recorder:
-    """A session that notes how many rows it is given."""
+@given(count=st.integers(1, 40), most=st.integers(1, 40), largest=st.integers(1, 20))
+def test_rows_are_run_in_parts_that_are_padded_to_a_size_that_is_run(count, most, largest):
+    """On a GPU each new size costs a search; what was filled up is cut off again."""
+    ran, buckets = [], batch_buckets(largest)
 
-    def __init__(self, session):
-        self.session, self.rows = session, []
-        self.get_inputs, self.get_providers = session.get_inputs, session.get_providers
+    def run(_, feeds):
+        ran.append(len(feeds["x"]))
+        return [feeds["x"] + feeds["more"], np.zeros(len(feeds["x"]))]
 
-    def run(self, outputs, feeds):
-        self.rows.append(len(next(iter(feeds.values()))))
-        return self.session.run(outputs, feeds)
-
-
-def test_few_rows_are_padded_to_a_size_that_is_run(version, monkeypatch):
-    engine = make_engine(version, max_batch_images=6)
-    monkeypatch.setattr(engine, "_head", Recorder(engine._head))
-    images = draw_images(9)
-    expected = expected_bald(TinyModel.draw(), version.name, images)
-    for count in (1, 3, 5, 6, 9):
-        outputs = engine.run_passes(engine.compute_features(images[:count]))
-        np.testing.assert_allclose(outputs.bald, expected[:count], atol=1e-5)
-    assert engine._head.rows == [1, 4, 6, 6, 9]
+    session = Session(SimpleNamespace(run=run, get_inputs=lambda: [SimpleNamespace(name="x")]), buckets)
+    rows = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
+    found, others = session.run(["y", "z"], rows, {"more": 1}, most=most)
+    np.testing.assert_array_equal(found, rows + 1)
+    assert others.shape == (count,)
+    parts = [min(most, count - start) for start in range(0, count, most)]
+    assert ran == [min((size for size in buckets if size >= part), default=part) for part in parts]
 
 
-def test_many_rows_are_run_in_parts(version, monkeypatch):
-    """The passes of all at once would take memory without bounds; the outputs are those of one run."""
-    engine = make_engine(version)
-    images = draw_images(2500)
-    monkeypatch.setattr(engine, "_head", Recorder(engine._head))
+def test_many_images_are_run_in_parts(version, monkeypatch):
+    """Feature maps of all at once, and their passes, would take memory without bounds."""
+    engine, images, sizes, pad = make_engine(version), draw_images(1100), [], Session._pad
+    monkeypatch.setattr(Session, "_pad", lambda self, rows: sizes.append(len(rows)) or pad(self, rows))
     outputs = engine.run(images)
-    assert engine._head.rows == [1024, 1024, 452]
+    assert sizes == [*[16] * 68, 12, 1024, 76]
     np.testing.assert_allclose(outputs.bald, expected_bald(TinyModel.draw(), version.name, images), atol=1e-3)
-    assert outputs.pass_probabilities.shape == (2500, PASSES, 3)
-
-
-def test_a_cpu_runs_the_backbone_on_few_images_at_a_time(version, monkeypatch):
-    """Feature maps take memory, and more at once are no faster."""
-    engine = make_engine(version, max_batch_images=32)
-    recorder = Recorder(engine.backbone.session)
-    object.__setattr__(engine.backbone, "session", recorder)
-    features = engine.compute_features(draw_images(37))
-    assert recorder.rows == [16, 16, 8]
-    np.testing.assert_allclose(features, TinyModel.draw().features(draw_images(37)), atol=1e-2)
+    assert outputs.pass_probabilities.shape == (1100, PASSES, 3)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +111,7 @@ def test_what_computes_otherwise_is_opened_anew(repository, seed, options):
     engine = make_engine(version, former=in_use, **{"precision": Precision.FP32, **options})
     assert engine.backbone is not in_use.backbone
     images, own = draw_images(3), TinyModel.draw(2 if "precision" in options else seed)
-    np.testing.assert_allclose(engine.compute_features(images), own.features(images), atol=1e-2)
+    np.testing.assert_allclose(engine.backbone.compute(images), own.features(images), atol=1e-2)
 
 
 def test_int8_that_cannot_be_opened_falls_back_on_the_backbone_in_use(repository, caplog):
@@ -147,22 +134,26 @@ def test_the_key_names_precision_and_how_pixels_are_made(repository, monkeypatch
     again = repository.open(publish(repository, model=model, int8_of=TinyModel.draw(1)))
     keys = [make_engine(version, precision=precision).backbone.key for precision in (Precision.FP32, Precision.INT8)]
     keys.append(make_engine(again, precision=Precision.INT8).backbone.key)
-    keys.append(backbone_module._key(version, Precision.FP16))
+    keys.append(features_key(backbone_module._source(version, Precision.FP16), Precision.FP16))
     monkeypatch.setattr("contract.graph.fingerprint.RECIPE", "cropped-bicubic-2")
     keys.append(make_engine(version, precision=Precision.FP32).backbone.key)
     assert len(set(keys)) == 5
 
 
 def test_the_backbone_in_8_bit_integers_is_used_where_there_is_one(repository, caplog):
+    """Under any masks; in full precision the same version has the other backbone."""
     model, other = TinyModel.draw(0), TinyModel.draw(1)
-    engine = make_engine(repository.open(publish(repository, model=model, int8_of=other)), precision=Precision.INT8)
-    images = draw_images(3)
+    version = repository.open(publish(repository, model=model, int8_of=other))
+    engine = make_engine(version, precision=Precision.INT8, passes=7)
+    images, masks = draw_images(3), draw_masks("another", SITES, 5)
     assert engine.precision == "int8"
-    np.testing.assert_allclose(engine.compute_features(images), other.features(images), atol=1e-5)
-    masks = draw_masks("another", SITES, 5)
+    np.testing.assert_allclose(engine.backbone.compute(images), other.features(images), atol=1e-5)
     expected = other.with_head_of(model).passes(images, masks)
     np.testing.assert_allclose(engine.run(images, masks).pass_probabilities, expected, atol=1e-5)
     assert not caplog.records
+    full = engine.in_fp32()
+    assert (full.version, full.passes, full.precision, full.buckets) == (version.name, 7, "fp32", (1, 2, 4, 8))
+    np.testing.assert_allclose(full.backbone.compute(images), model.features(images), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -185,15 +176,6 @@ def test_precision_is_what_is_asked_for_or_the_fastest(repository, caplog, wante
     told = [(record.levelname, record.message, record.model_version) for record in caplog.records]
     assert told == ([("WARNING", "served in fp32", version.name)] if reason else [])
     assert all(reason in record.reason for record in caplog.records)
-
-
-def test_in_fp32_is_the_same_version_in_full_precision(repository):
-    model, other = TinyModel.draw(0), TinyModel.draw(1)
-    name = publish(repository, model=model, int8_of=other)
-    engine = make_engine(repository.open(name), precision=Precision.INT8, passes=7).in_fp32()
-    images = draw_images(2)
-    assert (engine.version, engine.passes, engine.precision, engine.buckets) == (name, 7, "fp32", (1, 2, 4, 8))
-    np.testing.assert_allclose(engine.compute_features(images), model.features(images), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_known_bytes_are_neither_decoded_nor_computed_again(serve, score, metric
     assert score(engine=engine) == [7]
     monkeypatch.setattr("server.inference.scoring.decode_image", lambda *_: pytest.fail("decoded"))
     assert score(engine=engine) == [7]
-    assert engine.backbone_batches == [[7]]
+    assert engine.backbone.batches == [[7]]
     assert engine.batches == [[7], [7]]
     assert len(sent) == 2
     assert hits_and_misses(metrics) == (1, 1)
@@ -87,7 +87,7 @@ def test_another_head_hits_and_another_backbone_misses(serve, score, image_host,
     engines = [EchoEngine(number) for number in range(3)]
     engines[1].backbone.key = engines[0].backbone.key
     assert [score(engine=engine, later=0) for engine in engines] == [[7]] * 3
-    assert [engine.backbone_batches for engine in engines] == [[[7]], [], [[7]]]
+    assert [engine.backbone.batches for engine in engines] == [[[7]], [], [[7]]]
     assert hits_and_misses(metrics) == (1, 2)
     assert len(sent) == 2
     assert not any("If-None-Match" in request.headers for request in image_host.requests)
@@ -100,10 +100,10 @@ def test_a_changed_source_is_downloaded_and_scored_anew(serve, score, metrics):
     serve(8, tag='"two"')
     assert [score(engine=engine), score(engine=engine)] == [[8]] * 2
     assert len(sent) == 2
-    assert engine.backbone_batches == [[7], [8]]
+    assert engine.backbone.batches == [[7], [8]]
     serve(8, tag='"three"')
     assert score(engine=engine) == [8]
-    assert engine.backbone_batches == [[7], [8]]
+    assert engine.backbone.batches == [[7], [8]]
     counted = [total(metrics, "image_revalidations", result=each) for each in ("changed", "unchanged", "ignored")]
     assert counted == [1, 1, 1]
 
@@ -162,7 +162,7 @@ def test_known_and_new_images_keep_their_places(serve, score):
     asked = [*names, "/data/upload/gone.png", names[0]]
     assert score(*asked, engine=engine, later=0) == [*range(10, 16), "fetch", 10]
     assert [10, 12, 14, 10] in engine.batches
-    assert sorted(itertools.chain(*engine.backbone_batches)) == [*range(10, 16)]
+    assert sorted(itertools.chain(*engine.backbone.batches)) == [*range(10, 16)]
 
 
 def test_a_row_of_another_length_is_none(serve, score, store):
@@ -172,7 +172,7 @@ def test_a_row_of_another_length_is_none(serve, score, store):
     assert score(engine=engine) == [7]
     store.put(engine.backbone.key, hashlib.sha256(make_png(7)).digest(), np.ones(2, np.float32))
     assert score(engine=engine, later=0) == [7]
-    assert engine.backbone_batches == [[7], [7]]
+    assert engine.backbone.batches == [[7], [7]]
 
 
 def test_of_a_long_request_few_features_are_read_ahead(serve, scorer, monkeypatch):

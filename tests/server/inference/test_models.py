@@ -122,14 +122,13 @@ def test_a_volume_that_is_away_makes_no_model_vanish(models, repository):
 def test_a_backbone_leaves_with_the_last_engine_that_has_it(repository):
     backbones = Backbones()
     engines = [Engine(repository.open(publish(repository)), OPTIONS, backbones=backbones) for _ in range(2)]
-    key, how = engines[0].backbone.key, engines[0].backbone.options
-    assert backbones.get((key, how)) is engines[0].backbone is engines[1].backbone
+    assert [*backbones.values()] == [engines[0].backbone] == [engines[1].backbone]
     del engines[0]
     gc.collect()
-    assert backbones.get((key, how)) is engines[0].backbone
+    assert [*backbones.values()] == [engines[0].backbone]
     engines.clear()
     gc.collect()
-    assert backbones.get((key, how)) is None
+    assert not backbones
 
 
 def test_one_that_is_being_loaded_is_no_silence_of_the_others(repository, metrics):
