@@ -28,15 +28,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.chaos.client import Answer, send
 from bench.chaos.faults import KILLS, Faults
 from bench.chaos.judge import Judge
-from bench.chaos.pictures import draw_pictures
-from bench.chaos.probes import probing
-from bench.chaos.traffic import KINDS, Sampler, bad_host
+from bench.chaos.traffic import KINDS, Request, Sampler, bad_host, draw_pictures
 from bench.harness.frame import print_table, say
 from bench.harness.hosts import image_host
-from bench.harness.load import percentile
+from bench.harness.load import Reply, percentile, probing
 from bench.harness.serving import Fleet, fleet, has_haproxy, wait_until
 from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
@@ -53,6 +50,8 @@ _MOST_GROWTH_MB = 50.0
 _SWAPS_A_REQUEST = 50 / 10_000
 _EXAMPLES = 20
 _QUANTILES = {"p50 s": 0.5, "p99 s": 0.99, "max s": 1.0}
+
+Answers = Sequence[tuple[Request, Reply]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class Run:
     faults: Faults
     sampler: Sampler
     requests: int
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[tuple[Request, Reply]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Plan what happens."""
@@ -104,10 +103,7 @@ class Run:
                 may_be_sent = min(self.requests, math.ceil((position + _AHEAD) * share))
                 sent += [clients.submit(self._ask, number) for number in range(len(sent), may_be_sent)]
                 self._await_answers(position * share)
-                try:
-                    self.faults.inject(name)
-                except Exception as err:  # told in the end; the requests go on
-                    self.faults.unrecovered.append(f"{name}: {err}")
+                self.faults.inject(name)
                 self._look(position)
         for each in sent:
             each.result()
@@ -127,7 +123,7 @@ class Run:
 
     def _ask(self, number: int) -> None:
         request = self.sampler.draw(number)
-        self.answers.append(send(self._spared.url if request.direct else self.servers.url, request))
+        self.answers.append((request, request.send(self._spared.url if request.direct else self.servers.url)))
 
     def _await_answers(self, count: float) -> None:
         wait_until(lambda: len(self.answers) >= count, f"{count:.0f} answers", timeout_s=_LONGEST_S)
@@ -177,15 +173,17 @@ def _run(options: argparse.Namespace, folder: Path) -> Result:
             faults = Faults(servers, repository, seed=options.seed)
             sampler = Sampler(pictures, good=good.url, bad=bad, seed=options.seed)
             run = Run(servers, faults, sampler, options.requests)
-            for replica in servers.replicas:
-                replica.up = object()
             with probing(servers.replicas) as health:
                 run.go()
             swaps, growth = run.swaps(), run.growth_mb()
     judge = Judge(repository, pictures, bad_versions=faults.bad_versions)
-    lost = [answer for answer in run.answers if judge.is_lost(answer)]
-    wrong = [(answer, fault) for answer in run.answers if (fault := judge.find_fault(answer))]
-    _report(run.answers, faults, lost, wrong)
+    lost = [answer for answer in run.answers if judge.is_lost(*answer)]
+    wrong = [(answer, fault) for answer in run.answers if (fault := judge.find_fault(*answer))]
+    _report(run.answers, faults)
+    _complain("lost", [(answer, f"{answer[1].status} {answer[1].fault}") for answer in lost])
+    _complain("wrong", wrong)
+    for fault in faults.unrecovered[:_EXAMPLES]:
+        say(f"wrong: {fault}")
     return Result(
         requests=len(run.answers),
         lost=len(lost),
@@ -198,23 +196,20 @@ def _run(options: argparse.Namespace, folder: Path) -> Result:
     )
 
 
-def _report(
-    answers: Sequence[Answer], faults: Faults, lost: Sequence[Answer], wrong: Sequence[tuple[Answer, str]]
-) -> None:
-    """Print what was asked and what happened; on stderr, what went wrong."""
+def _report(answers: Answers, faults: Faults) -> None:
+    """Print what was asked and what happened meanwhile."""
     rows = []
     for kind in KINDS:
-        if seconds := [answer.seconds for answer in answers if answer.request.kind == kind]:
+        if seconds := [reply.seconds for request, reply in answers if request.kind == kind]:
             quantiles = {name: percentile(seconds, share) for name, share in _QUANTILES.items()}
             rows.append({"requests": kind, "sent": len(seconds), **quantiles})
     print_table(rows)
     print_table([{"meanwhile": name, "times": times} for name, times in faults.done.items()])
-    for answer in lost[:_EXAMPLES]:
-        say(f"lost: {answer.request}, after {answer.seconds:.2f} s: {answer.status} {answer.fault}")
-    for answer, fault in wrong[:_EXAMPLES]:
-        say(f"wrong: {answer.request}, after {answer.seconds:.2f} s: {fault}")
-    for fault in faults.unrecovered[:_EXAMPLES]:
-        say(f"wrong: {fault}")
+
+
+def _complain(word: str, answers: Sequence[tuple[tuple[Request, Reply], str]]) -> None:
+    for (request, reply), fault in answers[:_EXAMPLES]:
+        say(f"{word}: {request}, after {reply.seconds:.2f} s: {fault}")
 
 
 if __name__ == "__main__":

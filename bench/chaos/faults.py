@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, datetime
 from itertools import count
@@ -21,7 +21,6 @@ from demo.product import CHECKOUT
 
 _NOTICED_S = 60.0
 """Within which a server has to have taken up, or refused, what is in its repository."""
-_AWAY_S = (0.5, 3.0)
 
 
 @dataclass
@@ -39,116 +38,88 @@ class Faults:
 
     def __post_init__(self, seed: int) -> None:
         """Begin at the seed."""
-        self._rng = random.Random(f"{seed}/faults")  # noqa: S311  # no secret
-        self._seeds = count(seed * 1_000_000 + 1)
-        self._recovery: threading.Thread | None = None
+        self.rng = random.Random(f"{seed}/faults")  # noqa: S311  # no secret
+        self.seeds = count(seed * 1_000_000 + 1)
+        self._recovery = threading.Thread()
+        self._recovery.start()
 
     def plan(self, requests: int) -> list[str]:
         """Return what is to happen during so many requests, in order."""
         planned = [name for name, (share, _) in KINDS.items() for _ in range(max(1, round(share * requests / 10_000)))]
-        self._rng.shuffle(planned)
+        self.rng.shuffle(planned)
         return planned
 
     def inject(self, name: str) -> None:
-        """Let one thing happen, and return when the servers have noticed."""
-        KINDS[name][1](self)
-        self.done[name] += 1
+        """Let one thing happen, and return when the servers have noticed; that they do not is noted."""
+        try:
+            KINDS[name][1](self)
+            self.done[name] += 1
+        except Exception as err:
+            self.unrecovered.append(f"{name}: {err}")
 
     def finish(self) -> None:
         """Return when what was killed is back, and every server uses the version that is published."""
-        self._wait_for_recovery()
+        self._recovery.join()
         self.swap()
         self.fleet.wait_until_ready(self.repository.current())
 
-    # Versions that are good.
-
     def swap(self) -> None:
-        """Publish a version."""
-        self._await_swap(publish(self.repository, seed=next(self._seeds)))
+        """Publish a version, and return when it is in use."""
+        publish(self.repository, seed=next(self.seeds))
+        self.await_swap()
 
-    def roll_back(self) -> None:
-        """Make an earlier version current again."""
-        good = self._good_versions()
-        self._point_to(self._rng.choice(good[-10:-1] or good))
+    def await_swap(self) -> None:
+        """Return when every server that is there uses the version that is current."""
+        version = self.repository.current()
 
-    def kill_publisher(self) -> None:
-        """Kill a program while it publishes one version after the other."""
-        command = [sys.executable, "-m", "bench.subjects.tiny_model"]
-        arguments = [str(self.repository.root), str(next(self._seeds)), "1000"]
-        with subprocess.Popen([*command, *arguments], cwd=CHECKOUT, stdout=subprocess.PIPE) as publisher:
-            assert publisher.stdout is not None
-            publisher.stdout.readline()
-            time.sleep(self._rng.uniform(0, 0.05))
-            publisher.kill()
-        self._await_swap(self.repository.current())
+        def reached() -> bool:
+            return all(replica.version == version for replica in self.fleet.replicas if replica.up)
 
-    # Versions that are not.
+        wait_until(reached, f"all servers to use {version}", timeout_s=_NOTICED_S)
 
-    def tear(self) -> None:
-        """Have a version that lacks the end of its weights, as after a copy that broke off."""
-        self._damage(BACKBONE_WEIGHTS_FILE, lambda data: data[: len(data) // 2])
+    def good_versions(self) -> list[str]:
+        """Return those that may be used, the newest last."""
+        return sorted(set(self.repository.versions()) - self.bad_versions)
 
-    def corrupt(self) -> None:
-        """Have a version in whose weights a bit is another."""
+    def damage(self, file: str, how: Callable[[bytes], bytes]) -> None:
+        """Offer a new version that is like the one in use, but for one of its files."""
+        name = new_version(datetime.now(UTC), after=max(self.repository.versions()))
+        self.bad_versions.add(name)
+        folder = self.repository.folder / name
+        shutil.copytree(self.repository.folder / self.repository.current(), folder)
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        (folder / MANIFEST_FILE).write_text(json.dumps({**manifest, "version": name}), encoding="utf-8")
+        (folder / file).write_bytes(how((folder / file).read_bytes()))
+        self.offer(name)
 
-        def flip(data: bytes) -> bytes:
-            middle = len(data) // 2
-            return data[:middle] + bytes([data[middle] ^ 0x40]) + data[middle + 1 :]
+    def offer(self, version: str) -> None:
+        """Make a bad version current until the spared server has refused it."""
+        self.bad_versions.add(version)
+        self.repository.point_to(version)
+        self.restore_once_noticed(f"does not refuse {version}")
 
-        self._damage(BACKBONE_WEIGHTS_FILE, flip)
+    def restore_once_noticed(self, otherwise: str) -> None:
+        """When the spared server says that something is wrong, make the version in use current again, or a new one."""
+        spared = self.fleet.replicas[0]
 
-    def garble(self) -> None:
-        """Have a version whose manifest is none."""
-        self._damage(MANIFEST_FILE, lambda _: self._rng.choice([b"", b"{", b"[]", b"\xff\xfe", b"null"]))
+        def noticed() -> bool:
+            detail = str(spared.health().get("detail"))
+            return detail != "None" and not detail.startswith("loading")
 
-    def pretend(self) -> None:
-        """Publish, by the book, a version that does not compute what its trainer computed."""
-        self._offer(publish(self.repository, seed=next(self._seeds), probe_of=TinyModel.draw(next(self._seeds))))
+        wait_until(noticed, f"{spared.name}, which {otherwise}", timeout_s=_NOTICED_S)
+        if self.rng.random() < 0.5:
+            self.swap()
+        else:
+            self.repository.point_to(self.good_versions()[-1])
+            self.await_swap()
 
-    def point_nowhere(self) -> None:
-        """Have CURRENT name what is not there, or nothing, or be no text."""
-        content = self._rng.choice(
-            [b"20200101T000000000Z-abcdef\n", b"", b"\xff\x00\xfe", b"../../etc\n", b"x" * 10**6]
-        )
-        (self.repository.folder / "CURRENT").write_bytes(content)
-        self._wait_for_notice("does not read CURRENT")
-        self._restore()
-
-    def lose_pointer(self) -> None:
-        """Have no CURRENT for a while."""
-        (self.repository.folder / "CURRENT").unlink()
-        self._wait_for_notice("does not miss CURRENT")
-        self._restore()
-
-    def take_away(self) -> None:
-        """Have no repository for a while."""
-        root = self.repository.root
-        away = root.with_name("away")
-        root.rename(away)
-        time.sleep(self._rng.uniform(*_AWAY_S))
-        away.rename(root)
-
-    # Servers.
-
-    def kill_worker(self) -> None:
-        """Kill a worker; its master starts another one."""
-        self._break(Server.kill_worker)
-
-    def kill_replica(self) -> None:
-        """Kill a whole server, and start it again."""
-        self._break(Server.kill, restart_s=self._rng.uniform(0, 2))
-
-    def drain(self) -> None:
-        """Ask a server to end, and start it again."""
-        self._break(Server.drain, restart_s=0)
-
-    def _break(self, how: Callable[[Server], object], *, restart_s: float | None = None) -> None:
+    def break_one(self, how: Callable[[Server], object], *, restart_s: float | None = None) -> None:
         """Break one of the replicas that are not spared, and see to it that it comes back, which takes its time.
 
         One that does not come back by itself is started again after so many seconds.
         """
-        self._wait_for_recovery()
-        replica = self._rng.choice(self.fleet.replicas[1:])
+        self._recovery.join()
+        replica = self.rng.choice(self.fleet.replicas[1:])
 
         def recover() -> None:
             replica.up = None
@@ -167,77 +138,77 @@ class Faults:
         self._recovery = threading.Thread(target=recover, name="recovery")
         self._recovery.start()
 
-    def _wait_for_recovery(self) -> None:
-        if self._recovery is not None:
-            self._recovery.join()
 
-    # The repository.
-
-    def _good_versions(self) -> list[str]:
-        return sorted(set(self.repository.versions()) - self.bad_versions)
-
-    def _point_to(self, version: str) -> None:
-        self.repository.point_to(version)
-        self._await_swap(version)
-
-    def _await_swap(self, version: str) -> None:
-        """Return when every server that is there uses the version."""
-
-        def reached() -> bool:
-            return all(replica.version == version for replica in self.fleet.replicas if replica.up)
-
-        wait_until(reached, f"all servers to use {version}", timeout_s=_NOTICED_S)
-
-    def _damage(self, file: str, how: Callable[[bytes], bytes]) -> None:
-        """Offer a new version that is like the one in use, but for one of its files."""
-        name = new_version(datetime.now(UTC), after=max(self.repository.versions()))
-        self.bad_versions.add(name)
-        folder = self.repository.folder / name
-        shutil.copytree(self.repository.folder / self.repository.current(), folder)
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        (folder / MANIFEST_FILE).write_text(json.dumps({**manifest, "version": name}), encoding="utf-8")
-        (folder / file).write_bytes(how((folder / file).read_bytes()))
-        self._offer(name)
-
-    def _offer(self, version: str) -> None:
-        """Make a bad version current until the spared server has refused it."""
-        self.bad_versions.add(version)
-        self.repository.point_to(version)
-        self._wait_for_notice(f"does not refuse {version}")
-        self._restore()
-
-    def _wait_for_notice(self, otherwise: str) -> None:
-        spared = self.fleet.replicas[0]
-
-        def noticed() -> bool:
-            detail = str(spared.health().get("detail"))
-            return detail != "None" and not detail.startswith("loading")
-
-        wait_until(noticed, f"{spared.name}, which {otherwise}", timeout_s=_NOTICED_S)
-
-    def _restore(self) -> None:
-        """Let the version in use be current again, or a new one."""
-        if self._rng.random() < 0.5:
-            self.swap()
-        else:
-            self._point_to(self._good_versions()[-1])
+def _roll_back(faults: Faults) -> None:
+    good = faults.good_versions()
+    faults.repository.point_to(faults.rng.choice(good[-10:-1] or good))
+    faults.await_swap()
 
 
-KINDS: Mapping[str, tuple[float, Callable[[Faults], None]]] = {
+def _kill_publisher(faults: Faults) -> None:
+    command = [sys.executable, "-m", "bench.subjects.tiny_model"]
+    arguments = [str(faults.repository.root), str(next(faults.seeds)), "1000"]
+    with subprocess.Popen([*command, *arguments], cwd=CHECKOUT, stdout=subprocess.PIPE) as publisher:
+        assert publisher.stdout is not None
+        publisher.stdout.readline()
+        time.sleep(faults.rng.uniform(0, 0.05))
+        publisher.kill()
+    faults.await_swap()
+
+
+def _pretend(faults: Faults) -> None:
+    """Publish, by the book, a version that does not compute what its trainer computed."""
+    model = TinyModel.draw(next(faults.seeds))
+    faults.offer(publish(faults.repository, seed=next(faults.seeds), probe_of=model))
+
+
+def _point_nowhere(faults: Faults) -> None:
+    contents = [b"20200101T000000000Z-abcdef\n", b"", b"\xff\x00\xfe", b"../../etc\n", b"x" * 10**6]
+    (faults.repository.folder / "CURRENT").write_bytes(faults.rng.choice(contents))
+    faults.restore_once_noticed("does not read CURRENT")
+
+
+def _lose_pointer(faults: Faults) -> None:
+    (faults.repository.folder / "CURRENT").unlink()
+    faults.restore_once_noticed("does not miss CURRENT")
+
+
+def _take_away(faults: Faults) -> None:
+    root = faults.repository.root
+    away = root.with_name("away")
+    root.rename(away)
+    time.sleep(faults.rng.uniform(0.5, 3))
+    away.rename(root)
+
+
+def _garble(faults: Faults) -> None:
+    faults.damage(MANIFEST_FILE, lambda _: faults.rng.choice([b"", b"{", b"[]", b"\xff\xfe", b"null"]))
+
+
+def _cut(data: bytes) -> bytes:
+    """As after a copy that broke off."""
+    return data[: len(data) // 2]
+
+
+def _flip_a_bit(data: bytes) -> bytes:
+    return data[:-9] + bytes([data[-9] ^ 0x40]) + data[-8:]
+
+
+KINDS: Mapping[str, tuple[float, Callable[[Faults], object]]] = {
     "a version is published": (36, Faults.swap),
-    "an earlier version is made current": (12, Faults.roll_back),
-    "a publisher is killed -9": (8, Faults.kill_publisher),
-    "a version is torn": (3, Faults.tear),
-    "a version is corrupted": (3, Faults.corrupt),
-    "a manifest is garbled": (3, Faults.garble),
-    "a version is not valid": (3, Faults.pretend),
-    "CURRENT points nowhere": (5, Faults.point_nowhere),
-    "CURRENT is gone": (3, Faults.lose_pointer),
-    "the repository is away": (5, Faults.take_away),
-    "a worker is killed -9": (8, Faults.kill_worker),
-    "a server is killed -9": (8, Faults.kill_replica),
-    "a server is drained": (5, Faults.drain),
+    "an earlier version is made current": (12, _roll_back),
+    "a publisher is killed -9": (8, _kill_publisher),
+    "a version is torn": (3, lambda faults: faults.damage(BACKBONE_WEIGHTS_FILE, _cut)),
+    "a version is corrupted": (3, lambda faults: faults.damage(BACKBONE_WEIGHTS_FILE, _flip_a_bit)),
+    "a manifest is garbled": (3, _garble),
+    "a version is not valid": (3, _pretend),
+    "CURRENT points nowhere": (5, _point_nowhere),
+    "CURRENT is gone": (3, _lose_pointer),
+    "the repository is away": (5, _take_away),
+    "a worker is killed -9": (8, lambda faults: faults.break_one(Server.kill_worker)),
+    "a server is killed -9": (8, lambda faults: faults.break_one(Server.kill, restart_s=faults.rng.uniform(0, 2))),
+    "a server is drained": (5, lambda faults: faults.break_one(Server.drain, restart_s=0)),
 }
 """Each with how often it happens in 10,000 requests."""
 
-KILLS: Sequence[str] = ("a publisher is killed -9", "a worker is killed -9", "a server is killed -9")
+KILLS = ("a publisher is killed -9", "a worker is killed -9", "a server is killed -9")

@@ -5,9 +5,8 @@ from functools import cache
 
 import numpy as np
 
-from bench.chaos.client import Answer
-from bench.chaos.pictures import Picture
-from bench.chaos.traffic import Manner
+from bench.chaos.traffic import Picture, Request
+from bench.harness.load import Reply
 from contract.images.preprocess import decode_image
 from contract.scores.acquisition import label_studio_score
 from contract.versions.repository import Repository
@@ -29,34 +28,32 @@ class Judge:
         self._good = frozenset(repository.versions()) - frozenset(bad_versions)
         self.scores_of = cache(self._scores_of)
 
-    def is_lost(self, answer: Answer) -> bool:
+    def is_lost(self, request: Request, reply: Reply) -> bool:
         """Whether a client waited for predictions and got none, or too few."""
-        if not answer.request.valid or not _waited(answer):
-            return False
-        return answer.status != 200 or answer.scores is None or len(answer.scores) < len(answer.request.images)
+        missing = reply.status != 200 or len(reply.scores) < len(request.images)
+        return request.valid and request.waits and missing
 
-    def find_fault(self, answer: Answer) -> str | None:
+    def find_fault(self, request: Request, reply: Reply) -> str | None:
         """Say what is wrong with an answer that is not lost; None if it is right."""
-        if not _waited(answer) or self.is_lost(answer):
+        if not request.waits or self.is_lost(request, reply):
             return None
-        if not answer.request.valid:
-            refused = answer.status is not None and 400 <= answer.status < 500
-            return None if refused else f"a bad request was answered with {answer.status}, {answer.fault}"
-        return self._compare(answer)
+        if not request.valid:
+            refused = reply.status is not None and 400 <= reply.status < 500
+            return None if refused else f"a bad request was answered with {reply.status}, {reply.fault}"
+        return self._compare(request.images, reply)
 
-    def _compare(self, answer: Answer) -> str | None:
-        asked, scores = answer.request.images, answer.scores or ()
-        if len(scores) != len(asked):
-            return f"{len(scores)} results to {len(asked)} tasks"
-        if not answer.versions <= self._good or len(answer.versions) > 1:
-            return f"predictions are of {sorted(answer.versions)}"
-        for position, (index, score) in enumerate(zip(asked, scores, strict=True)):
+    def _compare(self, asked: Sequence[int | None], reply: Reply) -> str | None:
+        if len(reply.scores) != len(asked):
+            return f"{len(reply.scores)} results to {len(asked)} tasks"
+        if not reply.versions <= self._good or len(reply.versions) > 1:
+            return f"predictions are of {sorted(reply.versions)}"
+        for position, (index, score) in enumerate(zip(asked, reply.scores, strict=True)):
             if (index is None) != (score is None):
                 return f"task {position} of {len(asked)} has the score {score}, its image is picture {index}"
             if index is not None and score is not None:
-                expected = self.scores_of(*answer.versions)[index]
+                expected = self.scores_of(*reply.versions)[index]
                 if not abs(score - expected) <= TOLERANCE:
-                    return f"picture {index} has the score {score}, expected is {expected} of {answer.versions}"
+                    return f"picture {index} has the score {score}, expected is {expected} of {reply.versions}"
         return None
 
     def _scores_of(self, version: str) -> Sequence[float]:
@@ -67,7 +64,3 @@ class Judge:
         bald = [engine.run(images[start : start + step]).bald for start in range(0, len(images), step)]
         scores: list[float] = label_studio_score(np.concatenate(bald), len(engine.manifest.labels)).tolist()
         return scores
-
-
-def _waited(answer: Answer) -> bool:
-    return answer.request.manner in (Manner.PLAIN, Manner.SLOWLY)

@@ -1,4 +1,4 @@
-"""What is asked, by kind, drawn by chance that is the same for the same seed; and an image host at its worst."""
+"""What is asked, by kind, drawn by chance that is the same for the same seed; of which images; and how it is sent."""
 
 import json
 import random
@@ -7,20 +7,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
-from bench.chaos.pictures import Picture
+import numpy as np
+from PIL import Image
+
 from bench.harness import hosts
+from bench.harness.load import Reply, exchange
 from bench.hostile.bodies import BODIES
+from bench.hostile.site import data_uri
+from bench.subjects.photos import save
 from bench.subjects.tiny_model import LABELS
 from demo.project import label_config
 
-_MOST_TASKS = 20
-_MOST_SMALL = 4
+_PICTURES, _SIDES, _LARGE_SIDE = 48, (8, 64), 512
+"""The large one is a PNG of three quarters of a megabyte."""
+_MOST_TASKS, _MOST_SMALL = 20, 4
 _CONFIG = label_config(LABELS)
+_PATIENCE_S = 120.0
+"""Label Studio's is 100."""
 
 _ADDRESS = "127.0.0.2"
 """Another host than that of the good images, lest its connections be counted as theirs."""
-_PIECES, _PAUSE_S = 10, 0.1
 _OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: image/png\r\n"
 
 BAD_ANSWERS: Mapping[str, hosts.Answer] = {
@@ -35,6 +43,31 @@ BAD_ANSWERS: Mapping[str, hosts.Answer] = {
 """What comes under each path that never gives an image, before the connection ends."""
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image that every server can score, in a file."""
+
+    path: Path
+    data: bytes
+
+    @property
+    def inline(self) -> str:
+        """Its data: URI."""
+        return data_uri(self.data)
+
+
+def draw_pictures(folder: Path, *, seed: int) -> tuple[Picture, ...]:
+    """Write images of noise into a folder; the last is large."""
+    rng = np.random.default_rng(seed)
+    pictures = []
+    for number, side in enumerate([*rng.integers(*_SIDES, _PICTURES - 1), _LARGE_SIDE]):
+        noise = rng.integers(0, 256, (side, side, 3)).astype(np.uint8)
+        picture = Picture(folder / f"{number}.png", save(Image.fromarray(noise), "PNG"))
+        picture.path.write_bytes(picture.data)
+        pictures.append(picture)
+    return tuple(pictures)
+
+
 @contextmanager
 def bad_host(pictures: Sequence[Picture]) -> Iterator[str]:
     """Run a host that breaks in every way, and has the pictures below /slow, in small pieces; give its address."""
@@ -42,21 +75,25 @@ def bad_host(pictures: Sequence[Picture]) -> Iterator[str]:
         host.answers |= {f"/{name}": answer for name, answer in BAD_ANSWERS.items()}
         host.serve("/hanging", hosts.silence())
         for picture in pictures:
-            host.serve(f"/slow/{picture.path.name}", _in_pieces(picture.data))
+            host.serve(f"/slow/{picture.path.name}", _answer_slowly(picture.data))
         yield host.url
 
 
-def _in_pieces(data: bytes) -> hosts.Answer:
-    size = len(data) // _PIECES + 1
-
+def _answer_slowly(data: bytes) -> hosts.Answer:
     def answer(handler: hosts.Handler, _: hosts.Request) -> None:
         handler.close_connection = True
         handler.wfile.write(_OK + b"Content-Length: %d\r\n\r\n" % len(data))
-        for start in range(0, len(data), size):
-            time.sleep(_PAUSE_S)
-            handler.wfile.write(data[start : start + size])
+        for piece in _in_pieces(data, count=10, pause_s=0.1):
+            handler.wfile.write(piece)
 
     return answer
+
+
+def _in_pieces(data: bytes, *, count: int, pause_s: float) -> Iterator[bytes]:
+    size = len(data) // count + 1
+    for start in range(0, len(data), size):
+        time.sleep(pause_s)
+        yield data[start : start + size]
 
 
 class Manner(StrEnum):
@@ -90,6 +127,24 @@ class Request:
     def __str__(self) -> str:
         target = "server" if self.direct else "proxy"
         return f"{self.kind}, {self.method} {self.path} to the {target}, {self.body[:60]!r}"
+
+    @property
+    def waits(self) -> bool:
+        """Whether the client is there when the answer comes."""
+        return self.manner in (Manner.PLAIN, Manner.SLOWLY)
+
+    def send(self, url: str) -> Reply:
+        """Send it to a proxy or server, as far as its manner has it."""
+        plain = self.manner is Manner.PLAIN
+        body = self.body if plain else self._body()
+        return exchange(url + self.path, body, size=len(self.body), method=self.method, timeout_s=_PATIENCE_S)
+
+    def _body(self) -> Iterator[bytes]:
+        if self.manner is Manner.SLOWLY:
+            yield from _in_pieces(self.body, count=8, pause_s=0.2)
+        else:
+            yield self.body[: len(self.body) // 2] if self.manner is Manner.BROKEN else self.body
+            raise ConnectionAbortedError("the client leaves")
 
 
 Task = tuple[str, int | None]
@@ -145,15 +200,12 @@ class Sampler:
         """An image that never comes."""
         return f"{self.bad}/hanging?{rng.random()}", None
 
-    def lost(self, rng: random.Random) -> Task:
-        """What cannot be had, each for another reason."""
-        return rng.choice([*(f"{self.bad}/{kind}" for kind in BAD_ANSWERS), *_LOST]), None
-
     def some_lost(self, rng: random.Random) -> list[Task]:
-        """Good images among such as cannot be had."""
+        """Good images among such as cannot be had, each for another reason."""
         tasks = _several(self.at_good_host, rng)
         for _ in range(rng.randint(1, 3)):
-            tasks.insert(rng.randint(0, len(tasks)), self.lost(rng))
+            lost = rng.choice([*(f"{self.bad}/{kind}" for kind in BAD_ANSWERS), *_LOST])
+            tasks.insert(rng.randint(0, len(tasks)), (lost, None))
         return tasks
 
 
@@ -204,6 +256,6 @@ _BAD: Sequence[tuple[str, str, bytes]] = (
     ("POST", "/webhook", b"[]"),
     ("POST", "/nowhere", b"{}"),
     ("GET", "/predict", b""),
-    ("GET", "/report/../../etc/passwd", b""),
+    ("GET", "/report/%2e%2e/%2e%2e/etc/passwd", b""),
 )
 """Method, path, body: each is to be answered with a 4xx."""

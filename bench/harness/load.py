@@ -1,22 +1,28 @@
-"""Requests as Label Studio sends them, from any number of clients at once, and what came of them."""
+"""Requests as Label Studio sends them, from any number of clients at once, what came of them, and /health meanwhile."""
 
+import json
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
 import urllib3
+from urllib3.exceptions import HTTPError
 
 from bench.harness.frame import say
+from bench.harness.serving import Fleet, Server
 from demo.project import label_config
 
 _TIMEOUT_S = 900
 _CREATED = "2026-10-05T08:15:30.250001Z"
+_PROBE_INTERVAL_S = 0.05
+_FAILED_S = 10.0
+"""What a probe counts that got no answer; also how long one is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +32,14 @@ class Reply:
     started: float
     """Seconds of `time.perf_counter`, as is `ended`."""
     ended: float
-    scores: tuple[float | None, ...]
+    scores: tuple[float | None, ...] = ()
     """One for each task; None where no score came back."""
-    versions: frozenset[str]
+    versions: frozenset[str] = frozenset()
     """Those that the predictions say they are of."""
+    status: int | None = None
+    """None where no answer came."""
+    fault: str = ""
+    """What went wrong on the way, or the answer's own words where it holds no predictions."""
 
     @property
     def seconds(self) -> float:
@@ -42,9 +52,29 @@ class Reply:
         return len(self.scores) if len(self.versions) > 1 else self.scores.count(None)
 
 
+def exchange(
+    url: str, body: bytes | Iterable[bytes], *, size: int, method: str = "POST", timeout_s: float = _TIMEOUT_S
+) -> Reply:
+    """Send a body of so many bytes over a connection of its own, as Label Studio does; what fails is in the reply."""
+    headers = {"Connection": "close", "Content-Type": "application/json", "Content-Length": str(size)}
+    started, status = time.perf_counter(), None
+    try:
+        with urllib3.PoolManager(retries=False, timeout=timeout_s) as http:
+            response = http.request(method, url, body=body, headers=headers)
+        ended, status = time.perf_counter(), response.status
+        if status != 200:
+            raise ValueError(f"answered {status}: {response.data[:300]!r}")
+        results = response.json()["results"]
+        scores = tuple(result["score"] if result else None for result in results)
+        versions = frozenset(result["model_version"] for result in results if result)
+        return Reply(started, ended, scores, versions, status)
+    except (HTTPError, ValueError, KeyError, TypeError) as err:
+        return Reply(started, time.perf_counter(), status=status, fault=f"{type(err).__name__}: {err}")
+
+
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Asks one server for predictions. Used by many threads; connects anew for each request, as Label Studio does."""
+    """Asks one server for predictions. Used by many threads."""
 
     url: str
     labels: Sequence[str]
@@ -53,22 +83,12 @@ class Client:
     def ask(self, references: Sequence[str]) -> Reply:
         """Ask for predictions of one task per image; what fails is told on stderr and counted in the reply."""
         tasks = [make_task(number, reference) for number, reference in enumerate(references, start=1)]
-        body = predict_body(tasks, label_config(self.labels))
-        started = time.perf_counter()
-        try:
-            with urllib3.PoolManager(retries=False, timeout=_TIMEOUT_S, headers={"Connection": "close"}) as http:
-                response = http.request("POST", f"{self.url}/predict", json=body)
-            ended = time.perf_counter()
-            if response.status != 200:
-                raise ValueError(f"answered {response.status}: {response.data[:300]!r}")
-            results = response.json()["results"]
-            if len(results) != len(references):
-                raise ValueError(f"answered {len(results)} results to {len(references)} tasks")
-        except (urllib3.exceptions.HTTPError, ValueError, KeyError) as err:
-            say(f"a request failed: {err}")
-            return Reply(started, time.perf_counter(), (None,) * len(references), frozenset())
-        versions = frozenset(result["model_version"] for result in results if result)
-        return Reply(started, ended, tuple(result.get("score") for result in results), versions)
+        body = json.dumps(predict_body(tasks, label_config(self.labels))).encode()
+        reply = exchange(f"{self.url}/predict", body, size=len(body))
+        if len(reply.scores) == len(references):
+            return reply
+        say(f"a request failed: {reply.fault or f'answered {len(reply.scores)} results to {len(references)} tasks'}")
+        return replace(reply, scores=(None,) * len(references), versions=frozenset())
 
 
 def send(client: Client, requests: Sequence[Sequence[str]], *, clients: int) -> list[Reply]:
@@ -153,3 +173,40 @@ def make_task(number: int, reference: object, key: str = "image") -> dict[str, A
         **dict.fromkeys(("last_comment_updated_at", "updated_by", "file_upload")),
         **{name: [] for name in empty},
     }
+
+
+@contextmanager
+def probing(servers: Iterable[Server | Fleet]) -> Iterator[list[float]]:
+    """Ask each server that is meant to answer for its /health every 50 ms; the list of seconds grows meanwhile.
+
+    What a server was being asked when it stopped being meant to answer does not count.
+    """
+    seconds: list[float] = []
+    over = threading.Event()
+
+    def probe(server: Server | Fleet) -> None:
+        with urllib3.PoolManager(retries=1, timeout=_FAILED_S) as http:  # what was closed while idle is made anew
+            while not over.wait(_PROBE_INTERVAL_S):
+                if up := server.up:
+                    taken = _time_health(http, server)
+                    if server.up is up:
+                        seconds.append(taken)
+
+    threads = [threading.Thread(target=probe, args=(server,), name="probe") for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seconds
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def _time_health(http: urllib3.PoolManager, server: Server | Fleet) -> float:
+    started = time.monotonic()
+    try:
+        http.request("GET", f"{server.url}/health")
+    except HTTPError:
+        return max(_FAILED_S, time.monotonic() - started)
+    return time.monotonic() - started

@@ -204,11 +204,6 @@ class Fleet:
     up: object | None = True
     """As of a server: the proxy is always meant to answer."""
 
-    @property
-    def port(self) -> int:
-        """The proxy's."""
-        return int(self.url.rpartition(":")[2])
-
     def wait_until_ready(self, version: str | None = None) -> None:
         """Return once all servers are ready; RuntimeError if one does not get so."""
         for replica in self.replicas:
@@ -232,6 +227,7 @@ def fleet(models: Path, *, replicas: int, folder: Path, settings: Mapping[str, s
             replica.start()
         for replica in members:
             replica.wait_until_ready()
+            replica.up = object()
         yield Fleet(stack.enter_context(_proxy(members, folder)), members)
 
 

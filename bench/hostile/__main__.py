@@ -8,8 +8,11 @@ import fnmatch
 import json
 import sys
 
-from bench.hostile.runner import CASES, Verdict, run
+from bench.hostile import answers, bodies, bombs, clients, heads, images, references
+from bench.hostile.case import Verdict, run
 from bench.hostile.site import site
+
+CASES = tuple(case for each in (bombs, images, references, answers, bodies, heads, clients) for case in each.cases())
 
 
 def main() -> int:
@@ -18,13 +21,15 @@ def main() -> int:
     parser.add_argument(
         "names",
         nargs="*",
+        default=["*"],
         metavar="NAME",
         help="only these cases, or those of a kind: image, address, request; * stands for anything",
     )
     parser.add_argument("--batch", type=int, default=20, help="cases after which the server is looked at (default: 20)")
     options = parser.parse_args()
-    names = options.names or ["*"]
-    chosen = [case for case in CASES if any(name == case.kind or fnmatch.fnmatch(case.name, name) for name in names)]
+    chosen = [
+        case for case in CASES if any(case.kind == each or fnmatch.fnmatch(case.name, each) for each in options.names)
+    ]
     with site() as attacked:
         verdicts = [_show(verdict) for verdict in run(attacked, chosen, batch=options.batch)]
     failed = [verdict.case.name for verdict in verdicts if verdict.escape]
@@ -34,9 +39,8 @@ def main() -> int:
 
 
 def _show(verdict: Verdict) -> Verdict:
-    case = verdict.case
     word = "ESCAPED" if verdict.escape else "contained"
-    line = f"{word:11}{case.kind:8}{case.name:44}{verdict.seconds:6.1f} s  {verdict.escape or ''}"
+    line = f"{word:11}{verdict.case.kind:8}{verdict.case.name:44}{verdict.seconds:6.1f} s  {verdict.escape or ''}"
     print("".join(character if character.isprintable() else "?" for character in line).rstrip(), flush=True)
     return verdict
 

@@ -10,9 +10,9 @@ from functools import partial
 from bench.harness import hosts
 from bench.harness.hosts import Answer
 from bench.hostile import pictures
-from bench.hostile.case import PLAIN, Case, Kind, Outcome, Refused, refused_decode, refused_fetch
-from bench.hostile.references import PRIVATE, TOO_LARGE, fill, given, made, redirect, send, send_picture
-from bench.hostile.site import CROWD, Escaped, Site, can_make_certificates
+from bench.hostile.case import MEBIBYTE, PLAIN, Case, Kind, Outcome, Refused, refused_decode, refused_fetch
+from bench.hostile.references import PRIVATE, TOO_LARGE, reference
+from bench.hostile.site import CROWD, Escaped, Site, can_make_certificates, redirect, send, send_picture
 
 _BROKE_OFF = refused_fetch("cannot be reached or broke off")
 _ENDED = refused_fetch("broke off|more than")
@@ -31,15 +31,10 @@ _TO_PRIVATE = {
     "without-scheme": "//127.0.0.1:{port}/a.png",
     "with-user": "http://{allowed}@127.0.0.1:{port}/a.png",
 }
-_TO_NO_URL = (
-    "file:///etc/passwd",
-    "ftp://127.0.0.1/a.png",
-    "gopher://127.0.0.1:6379/_FLUSHALL",
-    "data:image/png;base64,AAAA",
-    "javascript:alert(1)",
-    "dict://127.0.0.1/",
-    "unix:///run/docker.sock",
-)
+_TO_NO_URL = ("file:///etc/passwd", "gopher://127.0.0.1:6379/_FLUSHALL", "data:image/png;base64,AAAA")
+_OK = b"HTTP/1.1 200 OK\r\n"
+_ANNOUNCED = _OK + b"Content-Length: 1000000\r\n\r\n"
+_CHUNKED = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 def cases() -> list[Case]:
@@ -47,39 +42,38 @@ def cases() -> list[Case]:
     return [*_redirects(), *_slow_hosts(), *_answers(), *_tls()]
 
 
-def answer(name: str, outcome: Outcome, make: Answer) -> Case:
-    """An answer of a host that may be asked."""
-    return made(name, outcome, lambda site: site.images.serve(f"/{name}", make))
+def answer(name: str, outcome: Outcome, make: Answer | str, *, status: str = "302 Found") -> Case:
+    """An answer of a host that may be asked; a text is where it redirects to."""
+
+    def serve(site: Site) -> str:
+        return site.images.serve(f"/{name}", redirect(site.fill(make), status) if isinstance(make, str) else make)
+
+    return reference(name, outcome, serve)
 
 
 def slow_answer(name: str, outcome: Outcome, make: Answer, *, seconds: float = 15) -> Case:
     """An answer that takes its time, of a host of its own."""
-    case = made(name, outcome, lambda site: site.slow_host().serve(f"/{name}", make), seconds=seconds)
+    case = reference(name, outcome, lambda site: site.serve_slowly(f"/{name}", make), seconds=seconds)
     return replace(case, patient=True)
-
-
-def _redirected(name: str, outcome: Outcome, location: str, status: str = "302 Found") -> Case:
-    return made(name, outcome, lambda site: site.images.serve(f"/{name}", redirect(fill(location, site), status)))
 
 
 def _redirects() -> list[Case]:
     no_url = refused_fetch("redirects to what is not a URL")
     broken = refused_fetch("redirects to what is|broke off")
     line_break = refused_fetch("answered 404|redirects to what|broke off|cannot be reached")
-    here = _TO_PRIVATE["to-this-machine"]
     return [
-        *(_redirected(f"redirect-{name}", PRIVATE, location) for name, location in _TO_PRIVATE.items()),
-        *(_redirected(f"redirect-to-{location.partition(':')[0]}", no_url, location) for location in _TO_NO_URL),
-        *(
-            _redirected(f"redirect-{status}-to-this-machine", PRIVATE, here, f"{status} Moved")
-            for status in (301, 303, 307, 308)
-        ),
+        *(answer(f"redirect-{name}", PRIVATE, location) for name, location in _TO_PRIVATE.items()),
+        *(answer(f"redirect-to-{location.partition(':')[0]}", no_url, location) for location in _TO_NO_URL),
+        answer("redirect-308", PRIVATE, _TO_PRIVATE["to-this-machine"], status="308 Moved"),
         answer("redirect-without-location", refused_fetch("answered 302"), send(status="302 Found")),
         answer("redirect-loop", _TOO_FAR, redirect("/redirect-loop")),
-        made("redirect-chain-of-4", _TOO_FAR, partial(_chain, 4)),
-        made("redirect-chain-of-3", PLAIN, partial(_chain, 3)),
+        reference("redirect-chain-of-4", _TOO_FAR, partial(_chain, 4)),
+        reference("redirect-chain-of-3", PLAIN, partial(_chain, 3)),
         answer("redirect-of-64-kb", broken, redirect("/" + "a" * 60_000)),
         answer("redirect-with-line-break", line_break, redirect("/gone\r\n Host: evil")),
+        reference("token-to-allowed-origin", PLAIN, "http://{allowed}/data/upload/1/a.png"),
+        reference("token-through-redirect", PLAIN, "/data/upload/1/away.png"),
+        answer("token-there-and-back", refused_fetch("answered 403"), "http://127.0.0.1:{studio}/api/projects/"),
     ]
 
 
@@ -90,16 +84,10 @@ def _chain(length: int, site: Site) -> str:
     return f"{site.images.url}/chain-{length}-0"
 
 
-_OK = b"HTTP/1.1 200 OK\r\n"
-_ANNOUNCED = _OK + b"Content-Length: 1000000\r\n\r\n"
-_CHUNKED = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
-
-
 def _slow_hosts() -> list[Case]:
     """Hosts that take their time, alone and to hold up others."""
-    late_or_large, late_or_broken = (
-        refused_fetch(f"took too long|{other}") for other in ("more than 20971520", "broke off")
-    )
+    late_or_large = refused_fetch("took too long|more than 20971520")
+    late_or_broken = refused_fetch("took too long|broke off")
     slow = 90.0  # what an image may take, and some more
     tiny_chunks = hosts.endless(_CHUNKED, b"1\r\na\r\n" * 1_000)
     continued = hosts.endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
@@ -117,12 +105,23 @@ def _slow_hosts() -> list[Case]:
 
 
 def _answers() -> list[Case]:
-    """Answers whose head or body is not in order."""
+    """Answers whose head or body is not in order, and pictures under odd headers."""
     half = pictures.plain()[:100]
     chunks = b"10000\r\n" + bytes(65_536) + b"\r\n"
-    two_lengths = _OK + b"Content-Length: 10\r\nContent-Length: 20\r\n\r\n" + half
-    not_modified = b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\n\r\n'
+    gzipped = gzip.compress(pictures.plain())
+    raw = {
+        "length-twice": (_BROKE_OFF, _OK + b"Content-Length: 10\r\nContent-Length: 20\r\n\r\n" + half),
+        "chunk-garbage": (_BROKE_OFF, _CHUNKED + b"size\r\n" + half),
+        "chunk-of-16-exabytes": (_ENDED, _CHUNKED + b"ffffffffffffffff\r\n" + half),
+        "chunk-negative": (_ENDED, _CHUNKED + b"-1\r\n" + half),
+        "http-0-9": (_BROKE_OFF, pictures.plain()),
+        "http-garbage": (_BROKE_OFF, bytes(MEBIBYTE)),
+        "http-nothing": (_BROKE_OFF, b""),
+        "status-204": (refused_fetch("answered 204"), b"HTTP/1.1 204 No Content\r\n\r\n"),
+        "status-304": (refused_fetch("answered 304"), b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\n\r\n'),
+    }
     return [
+        *(answer(name, outcome, hosts.raw(data)) for name, (outcome, data) in raw.items()),
         answer("body-endless", TOO_LARGE, hosts.endless(_OK + b"Connection: close\r\n\r\n", bytes(65_536))),
         answer("body-endless-chunks", TOO_LARGE, hosts.endless(_CHUNKED, chunks)),
         answer("head-endless", _BROKE_OFF, hosts.endless(_OK, b"X-Header: a\r\n" * 100)),
@@ -132,18 +131,9 @@ def _answers() -> list[Case]:
         answer("length-shorter-than-body", refused_decode("cannot be decoded"), send_picture(content_length="100")),
         answer("length-negative", PLAIN, send_picture(content_length="-1")),
         answer("length-no-number", PLAIN, send_picture(content_length="many")),
-        answer("length-twice", _BROKE_OFF, hosts.raw(two_lengths)),
-        answer("chunk-garbage", _BROKE_OFF, hosts.raw(_CHUNKED + b"size\r\n" + half)),
-        answer("chunk-of-16-exabytes", _ENDED, hosts.raw(_CHUNKED + b"ffffffffffffffff\r\n" + half)),
-        answer("chunk-negative", _ENDED, hosts.raw(_CHUNKED + b"-1\r\n" + half)),
-        made("body-gzip-bomb", _OTHER_FORMAT, _gzip_bomb, seconds=20),
-        answer("body-gzip", _OTHER_FORMAT, send(gzip.compress(pictures.plain()), content_encoding="gzip")),
-        answer("http-0-9", _BROKE_OFF, hosts.raw(pictures.plain())),
-        answer("http-garbage", _BROKE_OFF, hosts.raw(bytes(1 << 20))),
-        answer("http-nothing", _BROKE_OFF, hosts.raw(b"")),
-        answer("status-204", refused_fetch("answered 204"), hosts.raw(b"HTTP/1.1 204 No Content\r\n\r\n")),
+        answer("body-gzip", _OTHER_FORMAT, send(gzipped, content_encoding="gzip")),
+        reference("body-gzip-bomb", _OTHER_FORMAT, _gzip_bomb, seconds=20),
         answer("status-206", refused_fetch("answered 206"), send(half, status="206 Partial Content")),
-        answer("status-304", refused_fetch("answered 304"), hosts.raw(not_modified)),
         answer("status-401", refused_fetch("answered 401"), send(status="401 None", www_authenticate="Basic realm=a")),
         answer("status-999", refused_fetch("answered 999|broke off"), send(status="999 Nonsense")),
         answer("status-500-with-picture", refused_fetch("answered 500"), send_picture(status="500 Error")),
@@ -152,37 +142,37 @@ def _answers() -> list[Case]:
 
 
 def _gzip_bomb(site: Site) -> str:
-    bomb = gzip.compress(bytes(200 << 20))
+    bomb = gzip.compress(bytes(200 * MEBIBYTE))
     return site.images.serve("/body-gzip-bomb", send(bomb, content_encoding="gzip"))
 
 
 def _tls() -> list[Case]:
     """A certificate for localhost, where one can be made."""
     with_certificate = [
-        given("tls-right-name", PLAIN, "https://localhost:{tls}/a.png"),
-        given("tls-wrong-name", refused_fetch("broke off"), "https://127.0.0.1:{tls}/a.png"),
-        given("tls-spoken-plainly", PRIVATE, "http://127.0.0.1:{tls}/a.png"),
+        reference("tls-right-name", PLAIN, "https://localhost:{tls}/a.png"),
+        reference("tls-wrong-name", refused_fetch("broke off"), "https://127.0.0.1:{tls}/a.png"),
+        reference("tls-spoken-plainly", PRIVATE, "http://127.0.0.1:{tls}/a.png"),
     ]
     return [
         *(with_certificate if can_make_certificates() else []),
-        given("tls-to-plain-host", PRIVATE, "https://{allowed}/a.png"),
+        reference("tls-to-plain-host", PRIVATE, "https://{allowed}/a.png"),
     ]
 
 
 def _many_names(site: Site, _made: None) -> None:
     """There are more of them than threads; who asks for another host's image must not wait for any."""
-    site.crowd.otherwise = hosts.silence()
-    silent = [f"http://{address}:{site.crowd.port}/{number}.png" for number in range(3) for address in CROWD]
+    site.images.serve("/name.png", hosts.silence())
+    silent = [f"http://{address}:{site.images.port}/name.png?{number}" for number in range(3) for address in CROWD]
     good = [site.images.serve(f"/unhindered-{number}.png", send_picture()) for number in range(5)]
-    _score_beside(site, silent, good, lambda: len(site.crowd.requests) >= _PLACES)
+    _score_beside(site, silent, good, lambda: len(site.images.asked("/name.png")) >= _PLACES)
 
 
 def _many_silent(site: Site, _made: None) -> None:
     """Half of the fetching threads hang; who asks for another host's image must not wait for them."""
-    host = site.slow_host()
-    address = host.serve("/a.png", hosts.silence())
+    address = site.serve_slowly("/hanging.png", hosts.silence())
     silent = [f"{address}?{number}" for number in range(200)]
-    _score_beside(site, silent, ["/data/local-files/?d=sub/good.png"], lambda: bool(host.requests))
+    good = ["/data/local-files/?d=sub/good.png"]
+    _score_beside(site, silent, good, lambda: bool(site.images.asked("/hanging.png")))
 
 
 def _score_beside(site: Site, silent: list[str], good: list[str], hangs: Callable[[], bool]) -> None:
@@ -191,9 +181,9 @@ def _score_beside(site: Site, silent: list[str], good: list[str], hangs: Callabl
         hanging = pool.submit(site.score, silent)
         while not hangs():
             time.sleep(0.05)
-        for reference in good:
+        for each in good:
             started = time.perf_counter()
-            PLAIN.check(site, site.score_among_good(reference))
+            PLAIN.check(site, site.score_among_good(each))
             if (seconds := time.perf_counter() - started) > _UNHINDERED_S:
                 raise Escaped(f"a good image waited {seconds:.1f} s for those of another host")
         for result in hanging.result():

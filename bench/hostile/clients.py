@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
 from bench.harness.serving import serving
@@ -56,8 +57,8 @@ class Slow:
         return client
 
 
-def _announced(site: Site, count: int) -> bytes:
-    return post(site, "/predict", b"", content_length=str(count))
+def _announced(site: Site, count: int, **headers: str) -> bytes:
+    return post(site, "/predict", b"", content_length=str(count), **headers)
 
 
 def _kept(data: bytes) -> bytes:
@@ -72,12 +73,12 @@ _SLOW = {
     "slow-bodies-of-strangers": Slow(lambda _: _HEAD_OF_STRANGER),
     "slow-large-bodies": Slow(lambda site: _announced(site, 20 * 10**6) + bytes(60_000)),
     "slow-chunks": Slow(lambda site: in_chunks(site) + b"100\r\n"),
-    "waiting-to-continue": Slow(lambda site: post(site, "/predict", b"", content_length="1000", expect="100-continue")),
+    "waiting-to-continue": Slow(lambda site: _announced(site, 1000, expect="100-continue")),
     "that-do-not-close": Slow(lambda _: _PROBE),
     "that-stay": Slow(lambda _: _kept(_PROBE)),
     "that-do-not-read": Slow(lambda site: _kept(head("GET / HTTP/1.1", site.authorization())) * 20, reads=False),
 }
-_SLOW_WITHOUT_PASSWORD = (
+_OPEN_TO_STRANGERS = (
     *(_SLOW[name] for name in ("idle", "slow-heads", "slow-bodies-of-strangers", "that-do-not-close")),
     Slow(lambda _: _kept(head("GET / HTTP/1.1", {})) * 20, reads=False),
 )
@@ -86,30 +87,35 @@ _LACKS_ITS_LAST_BYTE = Slow(lambda site: _announced(site, _HALF_BODY) + bytes(_H
 
 def cases() -> list[Case]:
     """Every kind of client."""
-    slow: dict[str, Callable[[Site, Any], None]] = {
+    attacks: dict[str, Callable[[Site, Any], None]] = {
         **{f"{_SLOW_CLIENTS}-{name}": partial(_slow, [kind] * _SLOW_CLIENTS) for name, kind in _SLOW.items()},
         f"{_SLOW_CLIENTS}-of-all-kinds-without-password": _slow_without_password,
         "more-connections-than-may-be": _too_many,
         "80-bodies-of-16-mb-that-stop": partial(_slow, [_LACKS_ITS_LAST_BYTE] * 80),
+        "clients-that-leave": _leavers,
     }
     late = {"slow-body-in-time": _late_body, "slow-head-in-time": _late_head, "slow-reader-in-time": _late_reader}
     return [
-        *(Case(name, Kind.REQUEST, attack, seconds=_LIMIT_S) for name, attack in slow.items()),
+        *(Case(name, Kind.REQUEST, attack, seconds=_LIMIT_S) for name, attack in attacks.items()),
         *(Case(name, Kind.REQUEST, attack, seconds=_LIMIT_S, patient=True) for name, attack in late.items()),
-        Case("clients-that-leave", Kind.REQUEST, _leavers, seconds=_LIMIT_S),
     ]
+
+
+def _most_files() -> int:
+    """Let this process open as many files and connections as it may, and return how many."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 
 
 def _too_many(site: Site, _made: None) -> None:
     """As many connections as this process may have, or more than a server takes on a machine that lets it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    _slow([Slow()] * (min(11_000, hard - 256) if hard != resource.RLIM_INFINITY else 11_000), site)
+    _slow([Slow()] * min(11_000, _most_files() - 256), site)
 
 
 def _slow(clients: Sequence[Slow], site: Site, _made: None = None) -> None:
     """Slow clients, and beside them somebody who looks whether the server lives, and one who wants a prediction."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    _most_files()
     with ThreadPoolExecutor(2) as other, ExitStack() as stack:  # who was held up is let go before it is waited for
         over = threading.Event()
         stack.callback(over.set)
@@ -125,10 +131,9 @@ def _slow(clients: Sequence[Slow], site: Site, _made: None = None) -> None:
 
 
 def _slow_without_password(site: Site, _made: None) -> None:
-    clients = [client for client in _SLOW_WITHOUT_PASSWORD for _ in range(_SLOW_CLIENTS // len(_SLOW_WITHOUT_PASSWORD))]
     models, log = site.files.parent / "models", site.files.parent / "open.log"
     with serving(models, log=log, settings={"LABELNEXT_PROVIDER": "cpu"}) as server:
-        _slow(clients, replace(site, server=server, known={}))
+        _slow([*islice(cycle(_OPEN_TO_STRANGERS), _SLOW_CLIENTS)], replace(site, server=server, known={}))
 
 
 def _timed_prediction(site: Site) -> float:

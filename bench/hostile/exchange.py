@@ -3,7 +3,7 @@
 import json
 import re
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
@@ -35,6 +35,8 @@ class Answered:
     """A regular expression for the code in the body."""
     ours: bool = True
     """Whether the application answers, and not gunicorn, which knows no request that it could not read."""
+    scored: Sequence[bool] | None = None
+    """Of each task, whether there is a prediction and not an empty one; None where that does not matter."""
 
     def check(self, reply: Reply) -> None:
         """Raise Escaped if it is anything else."""
@@ -47,6 +49,8 @@ class Answered:
                 raise Escaped(f"{reply.status} with a body that is no JSON: {reply.content[:100]!r}") from err
             if not {"error", "detail", "request_id"} <= set(found) or not re.fullmatch(self.error, found["error"]):
                 raise Escaped(f"expected an error {self.error!r}, got {found}")
+        if self.scored is not None and [*map(bool, json.loads(reply.content)["results"])] != self.scored:
+            raise Escaped(f"expected {sum(self.scored)} of {len(self.scored)} predictions, got {reply.content[:200]!r}")
         if b"Traceback" in reply.content:
             raise Escaped("the answer shows a traceback")
 
@@ -56,22 +60,38 @@ SERVED_OR_NOT = Answered({200, 400})
 BAD = Answered({400}, "bad_request")
 
 
-def request(name: str, outcome: Answered, make: Callable[[Site], bytes], *, seconds: float = 10) -> Case:
-    """Bytes on a connection of its own."""
-    return Case(name, Kind.REQUEST, lambda site, data: outcome.check(exchange(site, data)), make, seconds)
+def request(name: str, outcome: Answered, data: bytes | Callable[[Site], bytes], *, seconds: float = 10) -> Case:
+    """Bytes on a connection of its own, as they are or made for the site."""
+    made = data if callable(data) else lambda _: data
+    return Case(name, Kind.REQUEST, lambda site, sent: outcome.check(exchange(site, sent)), made, seconds)
 
 
-def posted(name: str, outcome: Answered, content: object, *, path: str = "/predict") -> Case:
-    """A body, JSON or bytes as they are, by somebody who may ask."""
-    data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return request(name, outcome, lambda site: post(site, path, data))
+def posted(
+    name: str,
+    outcome: Answered,
+    content: object,
+    *,
+    path: str = "/predict",
+    host: str = "labelnext",
+    seconds: float = 10,
+    **headers: str,
+) -> Case:
+    """A body by somebody who may ask, and headers as `post` has them: JSON, bytes as they are, or what makes bytes."""
+
+    def make(site: Site) -> bytes:
+        made = content() if callable(content) else content
+        data = made if isinstance(made, bytes) else json.dumps(made).encode()
+        return post(site, path, data, host=host, **headers)
+
+    return request(name, outcome, make, seconds=seconds)
 
 
 def asked(name: str, outcome: Answered, line: str, headers: Head | None = None, *, host: str = "labelnext") -> Case:
-    """A head without a body, by somebody who may ask; VERSION stands for the version in use."""
+    """A head without a body, by somebody who may ask; VERSION stands for the version in use, CANARY for a host."""
 
     def make(site: Site) -> bytes:
-        return head(line.replace("VERSION", site.version), {**site.authorization(), **(headers or {})}, host=host)
+        filled = line.replace("VERSION", site.version).replace("CANARY", f"127.0.0.1:{site.canary.port}")
+        return head(filled, {**site.authorization(), **(headers or {})}, host=host)
 
     return request(name, outcome, make)
 
@@ -81,6 +101,11 @@ def post(site: Site, path: str, content: bytes, *, host: str = "labelnext", **he
     named = {"content_length": str(len(content)), "content_type": "application/json", **headers}
     titled = {name.replace("_", "-").title(): value for name, value in named.items() if value}
     return head(f"POST {path} HTTP/1.1", {**site.authorization(), **titled}, host=host) + content
+
+
+def in_chunks(site: Site) -> bytes:
+    """Return the head of a request whose body comes in chunks."""
+    return post(site, "/predict", b"", content_length="", content_type="", transfer_encoding="chunked")
 
 
 def head(line: str, headers: Head, *, host: str = "labelnext") -> bytes:
@@ -107,11 +132,6 @@ def read_reply(connection: socket.socket) -> Reply:
         return Reply(0, {}, b"")
     finally:
         response.close()
-
-
-def in_chunks(site: Site) -> bytes:
-    """Return the head of a request whose body comes in chunks."""
-    return head("POST /predict HTTP/1.1", {**site.authorization(), "Transfer-Encoding": "chunked"})
 
 
 def slug(text: str) -> str:

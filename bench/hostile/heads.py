@@ -6,7 +6,7 @@ from functools import partial
 from itertools import product
 
 from bench.hostile.case import MEBIBYTE, Case, Kind
-from bench.hostile.exchange import BODY_BYTES, SERVED, Answered, asked, exchange, head, post, request, slug
+from bench.hostile.exchange import BODY_BYTES, SERVED, Answered, asked, exchange, head, post, posted, request, slug
 from bench.hostile.site import Escaped, Site
 
 _UNAUTHORIZED = Answered({401}, "unauthorized")
@@ -70,6 +70,7 @@ _PATHS = {
 _PATHS_FOUND = {"debug": SERVED, "report-redirect-slashes": Answered({308, 404})}
 _REQUEST_IDS = {"of-line-breaks": "a%0d%0aX-Injected: 1", "of-60-kb": "a" * 6_000, "of-markup": '"><script>'}
 
+_ROUTES = ("predict", "score", "setup", "webhook")
 _PAGES = {"page": "/", "versions": "/versions", "report": "/report/VERSION/", "report-without-slash": "/report/VERSION"}
 _FOREIGN_HOSTS = {
     "with-port": "evil.test:9090",
@@ -124,12 +125,14 @@ def _heads() -> list[Case]:
     smuggled = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
     close = b"Host: a\r\nConnection: close\r\n"
     begun = b"POST /predict HTTP/1.1\r\n" + close
+    to_canary = Answered({0, 400, 404, 405}, ours=False)
+    too_long = Answered({431}, "request_header_fields_too_large")
     return [
         *(
-            raw(f"smuggled-{name}", _REFUSED_HEAD, begun + headers.encode("latin-1") + b"\r\n\r\n" + smuggled)
+            request(f"smuggled-{name}", _REFUSED_HEAD, begun + headers.encode("latin-1") + b"\r\n\r\n" + smuggled)
             for name, headers in _HEADERS.items()
         ),
-        *(raw(f"line-{name}", _REFUSED_HEAD, line + b"\r\n" + close + b"\r\n") for name, line in _LINES.items()),
+        *(request(f"line-{name}", _REFUSED_HEAD, line + b"\r\n" + close + b"\r\n") for name, line in _LINES.items()),
         *(
             asked(f"path-of-{name}", _PATHS_FOUND.get(name, _NOT_FOUND), f"GET {path} HTTP/1.1")
             for name, path in _PATHS.items()
@@ -139,25 +142,10 @@ def _heads() -> list[Case]:
             asked(f"method-{method.lower()}", _NO_METHOD, f"{method} /predict HTTP/1.1", {"Content-Length": "0"})
             for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "FOO", "PROPFIND")
         ),
-        request("method-connect", Answered({0, 400, 404, 405}, ours=False), partial(_through, "CONNECT {} HTTP/1.1")),
-        request(
-            "method-absolute", Answered({0, 400, 404}, ours=False), partial(_through, "GET http://{}/a.png HTTP/1.1")
-        ),
-        raw(
-            "head-of-70-kb-that-stops",
-            Answered({431}, "request_header_fields_too_large"),
-            b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: abc\r\n" * 9_000,
-        ),
+        asked("method-connect", to_canary, "CONNECT CANARY HTTP/1.1"),
+        asked("method-absolute", to_canary, "GET http://CANARY/a.png HTTP/1.1"),
+        request("head-of-70-kb-that-stops", too_long, b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: abc\r\n" * 9_000),
     ]
-
-
-def raw(name: str, outcome: Answered, data: bytes) -> Case:
-    """Bytes that do not depend on the site."""
-    return request(name, outcome, lambda _: data)
-
-
-def _through(line: str, site: Site) -> bytes:
-    return head(line.format(f"127.0.0.1:{site.canary.port}"), site.authorization())
 
 
 def _offer_id(offered: str, site: Site, _made: None) -> None:
@@ -169,8 +157,8 @@ def _offer_id(offered: str, site: Site, _made: None) -> None:
 
 
 def _pages() -> list[Case]:
-    """What a web page can have the browser of somebody send who can reach the server."""
-    routes = ("/predict", "/score", "/setup", "/webhook")
+    """What a web page can have the browser of somebody send who can reach the server, and knows the password."""
+    body = {"action": "START_TRAINING", "project": {"id": 1}}
     versions = "GET /versions HTTP/1.1"
     return [
         *(
@@ -178,26 +166,22 @@ def _pages() -> list[Case]:
             for name, path in _PAGES.items()
         ),
         *(
-            sent(f"rebound-{path[1:]}", _MISDIRECTED, path, origin="http://evil.test", host="evil.test")
-            for path in routes
+            posted(f"rebound-{name}", _MISDIRECTED, body, path=f"/{name}", origin="http://evil.test", host="evil.test")
+            for name in _ROUTES
         ),
         *(asked(f"host-{name}", _MISDIRECTED, versions, host=host) for name, host in _FOREIGN_HOSTS.items()),
         *(asked(f"host-ours-{slug(host)}", SERVED, versions, host=host) for host in _OUR_HOSTS),
         *(
-            sent(f"page-of-{name}-starts-training", _FORBIDDEN, "/webhook", origin=origin)
+            posted(f"page-of-{name}-starts-training", _FORBIDDEN, body, path="/webhook", origin=origin)
             for name, origin in _ORIGINS.items()
         ),
         *(
-            sent(f"page-sends-{path}-as-{slug(kind) or 'nothing'}", _NO_TYPE, f"/{path}", content_type=kind)
+            posted(
+                f"page-sends-{path}-as-{slug(kind) or 'nothing'}", _NO_TYPE, body, path=f"/{path}", content_type=kind
+            )
             for kind, path in product(_CONTENT_TYPES, ("webhook", "predict"))
         ),
     ]
-
-
-def sent(name: str, outcome: Answered, path: str, *, host: str = "labelnext", **headers: str) -> Case:
-    """What pages send: it carries the password where the browser knows it."""
-    content = b'{"action": "START_TRAINING", "project": {"id": 1}}'
-    return request(name, outcome, lambda site: post(site, path, content, host=host, **headers))
 
 
 def _strangers() -> list[Case]:
@@ -205,16 +189,15 @@ def _strangers() -> list[Case]:
     line, empty = "POST /predict HTTP/1.1", {"Content-Length": "2"}
     large = head(line, {"Content-Length": str(BODY_BYTES)})
     got = {"page": "", "versions": "versions", "report-a": "report/a/", "nothing": "nothing"}
-    lines = {name: f"GET /{path}" for name, path in got.items()}
-    lines |= {name: f"POST /{name}" for name in ("predict", "score", "setup", "webhook")}
+    lines = {name: f"GET /{path}" for name, path in got.items()} | {name: f"POST /{name}" for name in _ROUTES}
     return [
-        raw("password-absent", _UNAUTHORIZED, head(line, empty) + b"{}"),
+        request("password-absent", _UNAUTHORIZED, head(line, empty) + b"{}"),
         *(
-            raw(f"password-{name}", _UNAUTHORIZED, head(line, {"Authorization": value, **empty}) + b"{}")
+            request(f"password-{name}", _UNAUTHORIZED, head(line, {"Authorization": value, **empty}) + b"{}")
             for name, value in _CREDENTIALS.items()
         ),
         *(
-            raw(f"stranger-asks-{name}", _UNAUTHORIZED, head(f"{asked} HTTP/1.1", {"Content-Length": "0"}))
+            request(f"stranger-asks-{name}", _UNAUTHORIZED, head(f"{asked} HTTP/1.1", {"Content-Length": "0"}))
             for name, asked in lines.items()
         ),
         request("stranger-sends-32-mb", Answered({0, 401}, "unauthorized"), lambda _: large + b" " * BODY_BYTES),

@@ -1,16 +1,14 @@
 """Files that an image host sends: fragments, other kinds, disguises, and odd but good ones."""
 
 import gzip
-import io
 import random
 import struct
-import zipfile
 import zlib
+from dataclasses import replace
 from functools import partial
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageCms
 
 from bench.hostile import pictures
@@ -21,6 +19,7 @@ from bench.subjects.photos import save
 _NO_IMAGE = refused_decode("expected one of JPEG, PNG")
 _BROKEN = refused_decode("cannot be decoded|expected one of JPEG")
 _JPEG = Scored(jpeg)
+_RED = (230, 40, 30)
 
 
 def cases() -> list[Case]:
@@ -88,15 +87,10 @@ def _no_images() -> list[Case]:
 
 def _disguises() -> list[Case]:
     """Files that are two things at once, or not what they are called: as images they are good."""
-    page = chunk(b"tEXt", b"a\0<script>alert(1)</script>")
+    page, script = chunk(b"tEXt", b"a\0<script>alert(1)</script>"), b"*/=1;alert(1)//"
     return [
-        hosted(
-            "gif-and-javascript",
-            ALIKE,
-            lambda: save(picture(), "GIF") + b"*/=1;alert(1)//",
-            content_type="text/javascript",
-        ),
-        hosted("jpeg-and-zip", _JPEG, lambda: jpeg() + _zip()),
+        hosted("gif-and-javascript", ALIKE, lambda: save(picture(), "GIF") + script, content_type="text/javascript"),
+        hosted("jpeg-and-zip", _JPEG, lambda: jpeg() + b"PK\5\6" + bytes(18)),
         hosted("png-and-html", PLAIN, lambda: insert_chunk(page), content_type="text/html"),
         hosted("pdf-and-jpeg", _NO_IMAGE, lambda: b"%PDF-1.7\n" + jpeg()),
         hosted("jpeg-called-png", _JPEG, jpeg),
@@ -107,7 +101,10 @@ def _disguises() -> list[Case]:
 
 def _odd_but_good() -> list[Case]:
     """Files that are unusual, and must be scored as what they show; of several pages or frames the first counts."""
-    grey, black_and_white = Scored(_grey_plain), Scored(_black_and_white_plain)
+    grey = np.asarray(picture().convert("L"))
+    bright = Image.fromarray(grey > 120)
+    no_number = np.where(grey > 120, np.inf, np.nan).astype(np.float32)  # white and black
+    as_grey, black_and_white = (Scored(partial(_rgb, image)) for image in (Image.fromarray(grey), bright))
     return [
         hosted("webp-lossless", PLAIN, lambda: save(picture(), "WEBP", lossless=True)),
         hosted("webp-animated", PLAIN, lambda: _animated("WEBP", lossless=True)),
@@ -116,29 +113,30 @@ def _odd_but_good() -> list[Case]:
         hosted("tiff-pages", PLAIN, lambda: _animated("TIFF")),
         hosted("jpeg-cmyk", ALIKE, lambda: save(picture().convert("CMYK"), "JPEG", quality=95)),
         hosted("jpeg-ycck", ALIKE, _ycck),
-        hosted("jpeg-grey", Scored(_grey_plain, LOSSY), lambda: save(picture().convert("L"), "JPEG", quality=95)),
+        hosted("jpeg-grey", replace(as_grey, within=LOSSY), lambda: save(picture().convert("L"), "JPEG", quality=95)),
         hosted("jpeg-progressive", Scored(jpeg, LOSSY), lambda: save(picture(), "JPEG", quality=95, progressive=True)),
-        hosted("png-16-bit-grey", grey, lambda: save(Image.fromarray(_grey().astype(np.uint16) * 257), "PNG")),
+        hosted("png-16-bit-grey", as_grey, lambda: save(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")),
         hosted("png-16-bit-rgb", PLAIN, _png_16_bit),
         hosted("png-interlaced", PLAIN, _png_interlaced),
         hosted("png-palette-transparent", Scored(_quarter_white), _palette),
-        hosted(
-            "png-rgb-transparent", Scored(_quarter_white), lambda: save(picture(), "PNG", transparency=(230, 40, 30))
-        ),
+        hosted("png-rgb-transparent", Scored(_quarter_white), lambda: save(picture(), "PNG", transparency=_RED)),
         hosted("png-transparent", of("white"), lambda: save(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")),
-        hosted("png-1-bit", black_and_white, lambda: save(_black_and_white(), "PNG")),
-        hosted("tiff-16-bit-rgb", PLAIN, _tiff_16_bit),
+        hosted("png-1-bit", black_and_white, lambda: save(bright, "PNG")),
         hosted("avif", ALIKE, lambda: save(picture(), "AVIF", quality=95, subsampling="4:4:4")),
-        hosted("tiff-float-0-to-1", grey, lambda: save(Image.fromarray(_grey().astype(np.float32) / 255), "TIFF")),
+        hosted(
+            "tiff-16-bit-rgb", PLAIN, lambda: pictures.tiff_of((pixels().astype("<u2") * 257).tobytes(), bits=[16] * 3)
+        ),
+        hosted("tiff-float-0-to-1", as_grey, lambda: save(Image.fromarray(grey.astype(np.float32) / 255), "TIFF")),
+        hosted("tiff-float", as_grey, lambda: save(Image.fromarray(grey.astype(np.float32)), "TIFF")),
+        hosted("tiff-float-not-a-number", black_and_white, lambda: save(Image.fromarray(no_number), "TIFF")),
+        hosted("tiff-32-bit", as_grey, lambda: save(Image.fromarray(grey.astype(np.int32)), "TIFF")),
         hosted("jpeg-51-megapixels", of("black"), lambda: save(Image.new("RGB", (8_160, 6_250)), "JPEG")),
-        hosted("tiff-float", grey, lambda: save(Image.fromarray(_grey().astype(np.float32)), "TIFF")),
-        hosted("tiff-float-not-a-number", black_and_white, _not_numbers),
-        hosted("tiff-32-bit", grey, lambda: save(Image.fromarray(_grey().astype(np.int32)), "TIFF")),
         hosted("bmp-top-down", PLAIN, lambda: pictures.bmp(64, -64, pixels()[..., ::-1].tobytes())),
         hosted("bmp-bottom-up", PLAIN, lambda: save(picture(), "BMP")),
-        hosted("pixel-1x1", of("red"), lambda: pictures.flat("red", 1, 1)),
-        hosted("pixels-65535x1", of("red"), lambda: pictures.flat("red", 65_535, 1)),
-        hosted("pixels-1x65535", of("red"), lambda: pictures.flat("red", 1, 65_535)),
+        *(
+            hosted(f"pixels-{width}x{height}", of("red"), partial(pictures.flat, "red", width, height))
+            for width, height in ((1, 1), (65_535, 1), (1, 65_535))
+        ),
     ]
 
 
@@ -182,10 +180,6 @@ def _png_16_bit() -> bytes:
     return pictures.png(64, 64, zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)), depth=16)
 
 
-def _tiff_16_bit() -> bytes:
-    return pictures.tiff_of((pixels().astype("<u2") * 257).tobytes(), bits=[16] * 3)
-
-
 def _png_interlaced() -> bytes:
     """Return the seven passes of Adam7."""
     passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -208,25 +202,8 @@ def _quarter_white() -> bytes:
     return save(Image.fromarray(found), "PNG")
 
 
-def _grey() -> npt.NDArray[np.uint8]:
-    return np.asarray(picture().convert("L"))
-
-
-def _grey_plain() -> bytes:
-    return save(Image.fromarray(_grey()).convert("RGB"), "PNG")
-
-
-def _black_and_white() -> Image.Image:
-    return Image.fromarray(_grey() > 120)
-
-
-def _black_and_white_plain() -> bytes:
-    return save(_black_and_white().convert("RGB"), "PNG")
-
-
-def _not_numbers() -> bytes:
-    """Return NaN for black and infinity for white."""
-    return save(Image.fromarray(np.where(_grey() > 120, np.inf, np.nan).astype(np.float32)), "TIFF")
+def _rgb(image: Image.Image) -> bytes:
+    return save(image.convert("RGB"), "PNG")
 
 
 def _animated(file_format: str, **options: object) -> bytes:
@@ -260,10 +237,3 @@ def _huge_profile() -> bytes:
     parts = 160
     segments = (segment(0xE2, b"ICC_PROFILE\0" + bytes([part, parts]) + bytes(65_000)) for part in range(1, parts + 1))
     return insert_segments(b"".join(segments))
-
-
-def _zip() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("payload.sh", "id")
-    return file.getvalue()

@@ -3,7 +3,6 @@
 Linux only: memory and processes are read from /proc.
 """
 
-import base64
 import json
 import os
 import secrets
@@ -13,9 +12,11 @@ import ssl
 import subprocess
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -24,7 +25,7 @@ import numpy as np
 import urllib3
 
 from bench.harness import load
-from bench.harness.hosts import Host, host, reply
+from bench.harness.hosts import Answer, Host, host, reply
 from bench.harness.serving import Server, serving
 from bench.hostile import pictures
 from bench.subjects import tiny_model
@@ -43,9 +44,10 @@ SAME = 1e-6
 USER = "annotator"
 
 CROWD = tuple(f"127.0.1.{number}" for number in range(1, 65))
-"""Addresses of one host, which cost its owner as little as names do."""
+"""Addresses of the image host, which cost its owner as little as names do."""
 
-_SLOW_HOSTS = 16
+_SLOW = tuple(f"127.0.2.{number}" for number in range(1, 17))
+"""Further ones, each for one case that takes its time: the server holds slowness against a host."""
 _LOOKS = 3
 
 
@@ -53,17 +55,21 @@ class Escaped(AssertionError):
     """Something hostile had an effect that it must not have."""
 
 
+def _secret() -> Any:
+    return field(default_factory=partial(secrets.token_hex, 16))
+
+
 @dataclass(frozen=True, slots=True)
 class Secrets:
     """What must never be seen where it does not belong."""
 
-    token: str = field(default_factory=lambda: secrets.token_hex(20))
+    token: str = _secret()
     """Label Studio's."""
-    password: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    webhook: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    file: str = field(default_factory=lambda: secrets.token_hex(16))
+    password: str = _secret()
+    webhook: str = _secret()
+    file: str = _secret()
     """What stands in a file outside of the folder that may be read."""
-    signature: str = field(default_factory=lambda: secrets.token_hex(16))
+    signature: str = _secret()
     """As of a presigned address, in the query."""
 
 
@@ -75,46 +81,51 @@ class Site:
     version: str
     secrets: Secrets
     images: Host
-    """Its origin is allowed, but it is hostile."""
+    """On every address of this machine, allowed under 127.0.0.1, those of `CROWD` and `_SLOW`, but hostile."""
     studio: Host
     """Label Studio: the token goes there, and nowhere else."""
     tls: Host
     """Its origin is allowed under two names, of which its certificate, which the server trusts, has one: localhost."""
     canary: Host
     """On every address of this machine; nobody may ask it anything."""
-    crowd: Host
-    """On every address of this machine, and allowed under `CROWD` of them: one host that has many names."""
-    slow: tuple[Host, ...]
-    """Allowed as well; one for each case that takes its time, since the server holds slowness against a host."""
     files: Path
     """The folder behind /data/local-files."""
     known: dict[bytes, Sequence[float]] = field(default_factory=dict)
-    free: list[Host] = field(default_factory=list)
+    unused: list[str] = field(default_factory=lambda: [*_SLOW])
 
-    def slow_host(self) -> Host:
-        """Return a host that no other case has used."""
-        return self.free.pop()
+    def serve_slowly(self, path: str, answer: Answer) -> str:
+        """Have an answer of the image host that takes its time, and return an address that no other case has used."""
+        self.images.serve(path, answer)
+        return f"http://{self.unused.pop()}:{self.images.port}{path}"
+
+    def fill(self, template: str) -> str:
+        """Put ports, hosts and a secret of the site where a text names them in braces."""
+        for place, value in {
+            "{allowed}": f"127.0.0.1:{self.images.port}",
+            "{canary}": f"127.0.0.1:{self.canary.port}",
+            "{port}": str(self.canary.port),
+            "{studio}": str(self.studio.port),
+            "{tls}": str(self.tls.port),
+            "{signature}": self.secrets.signature,
+        }.items():
+            template = template.replace(place, value)
+        return template
 
     def authorization(self) -> dict[str, str]:
         """The header of somebody who may ask."""
-        pair = base64.b64encode(f"{USER}:{self.secrets.password}".encode()).decode()
-        return {"Authorization": f"Basic {pair}"}
+        return {"Authorization": f"Basic {b64encode(f'{USER}:{self.secrets.password}'.encode()).decode()}"}
 
     def address(self) -> tuple[str, int]:
         """Where the server listens."""
         return "127.0.0.1", self.server.port
 
     def ask(self, path: str, content: object) -> tuple[int, Any]:
-        """Send JSON, or bytes as they are, as somebody who may ask; return the status and the JSON of the answer."""
-        data = content if isinstance(content, bytes) else json.dumps(content).encode()
-        headers = {"Content-Type": "application/json", **self.authorization()}
-        response = self._request("POST", path, timeout_s=150, body=data, headers=headers)
-        return response.status, response.json()
-
-    def _request(self, method: str, path: str, *, timeout_s: float, **more: Any) -> urllib3.BaseHTTPResponse:
-        """Ask over a connection of its own."""
-        with urllib3.PoolManager(retries=False, timeout=timeout_s) as http:
-            return http.request(method, self.server.url + path, **more)
+        """Send JSON as somebody who may ask, over a connection of its own; return the status and the answer's JSON."""
+        data = json.dumps(content)  # which escapes half characters, as urllib3 does not
+        headers = {**self.authorization(), "Content-Type": "application/json"}
+        with urllib3.PoolManager(retries=False, timeout=150, headers=headers) as http:
+            response = http.request("POST", self.server.url + path, body=data)
+            return response.status, response.json()
 
     def score(self, references: Sequence[object]) -> list[Mapping[str, Any]]:
         """Return what /score says of images; raises Escaped unless it answers with one element for each."""
@@ -144,69 +155,49 @@ class Site:
         """Return the seconds that /health/live takes to say that all is well; raises Escaped if it does not."""
         started = time.perf_counter()
         try:
-            status = self._request("GET", "/health/live", timeout_s=10 * LIVE_S).status
+            with urllib3.PoolManager(retries=False, timeout=10 * LIVE_S) as http:
+                status = http.request("GET", f"{self.server.url}/health/live").status
         except urllib3.exceptions.HTTPError as err:
             raise Escaped(f"/health/live does not answer ({type(err).__name__})") from err
         if status != 200:
             raise Escaped(f"/health/live answers {status}")
         return time.perf_counter() - started
 
-    def baseline(self) -> "Baseline":
-        """Return how things stand before some cases."""
+    @contextmanager
+    def unharmed(self) -> Iterator[None]:
+        """Raise Escaped behind the block unless the server is what it was, and has told nobody what it should not."""
         self.server.forget_peak()
-        return Baseline(
-            self.server.workers,
-            self.server.peak_rss_mb(),
-            self.server.process.log.stat().st_size,
-            self.canary.contacts,
-            tuple(len(each.requests) for each in self._hosts()),
-        )
-
-    def check_unharmed(self, before: "Baseline") -> None:
-        """Raise Escaped unless the server is what it was before the cases, and told nobody what it should not."""
-        if (workers := self.server.workers) != before.workers:
-            raise Escaped(f"the worker {before.workers} ended; {workers} took its place")
+        workers, resident_mb, contacts = self.server.workers, self.server.peak_rss_mb(), self.canary.contacts
+        asked = [(each, len(each.requests)) for each in (self.images, self.canary, self.tls, self.studio)]
+        log_bytes = self.server.process.log.stat().st_size
+        yield
+        if self.server.workers != workers:
+            raise Escaped(f"the worker {workers} ended; {self.server.workers} took its place")
         if (seconds := min(self.live_s() for _ in range(_LOOKS))) > LIVE_S:
             raise Escaped(f"/health/live took {seconds:.1f} s")
-        if (grown := self.server.peak_rss_mb() - before.resident_mb) > GROWTH_MB:
+        if (grown := self.server.peak_rss_mb() - resident_mb) > GROWTH_MB:
             raise Escaped(f"the worker took {grown:.0f} MB more, at most {GROWTH_MB:.0f} may be")
-        if self.canary.contacts != before.contacts:
+        if self.canary.contacts != contacts:
             raise Escaped(f"the server connected to an address of this machine: {self.canary.requests[-1:]}")
-        self._check_told_nobody(before)
-
-    def _hosts(self) -> tuple[Host, ...]:
-        return (self.images, self.canary, self.tls, self.studio, self.crowd, *self.slow)
-
-    def _check_told_nobody(self, before: "Baseline") -> None:
-        for each_host, count in zip(self._hosts(), before.requests, strict=True):
-            for each in each_host.requests[count:]:
-                allowed = each_host is self.studio and serves_images(each.path)
-                if not allowed and self.secrets.token in f"{each.path} {each.headers}":
-                    raise Escaped(f"Label Studio's token was sent with {each.path}")
+        for each, count in asked:
+            for request in each.requests[count:]:
+                allowed = each is self.studio and serves_images(request.path)
+                if not allowed and self.secrets.token in f"{request.path} {request.headers}":
+                    raise Escaped(f"Label Studio's token was sent with {request.path}")
         with self.server.process.log.open("rb") as log:
-            log.seek(before.log_bytes)
-            written = log.read().decode(errors="replace")
+            log.seek(log_bytes)
+            self._check_log(log.read().decode(errors="replace"))
+
+    def _check_log(self, written: str) -> None:
         if any(secret in written for secret in asdict(self.secrets).values()):
             raise Escaped("a secret stands in the log")
         if forged := [line for line in written.splitlines() if line.startswith('{"forged"')]:
             raise Escaped(f"a line of the log was forged: {forged[0]}")
 
 
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """How things stood before some cases."""
-
-    workers: tuple[int, ...]
-    resident_mb: float
-    log_bytes: int
-    contacts: int
-    requests: tuple[int, ...]
-    """How many each host had been sent."""
-
-
 def data_uri(file: bytes, kind: str = "image/png") -> str:
     """Return a reference that holds the file itself."""
-    return f"data:{kind};base64,{base64.b64encode(file).decode()}"
+    return f"data:{kind};base64,{b64encode(file).decode()}"
 
 
 def predict_body(references: Sequence[object], **fields: object) -> dict[str, Any]:
@@ -221,6 +212,21 @@ def serves_images(path: str) -> bool:
     return path.startswith(("/data/upload/", "/tasks/2/resolve/")) and ".." not in plain.partition("?")[0]
 
 
+def send(data: bytes = b"", **headers: Any) -> Answer:
+    """Answer with these bytes, and a status and headers as `reply` has them, and end the connection."""
+    return reply(data, connection="close", **headers)
+
+
+def redirect(location: str, status: str = "302 Found") -> Answer:
+    """Lead to another address."""
+    return send(status=status, location=location)
+
+
+def send_picture(**headers: Any) -> Answer:
+    """Send the picture, under these headers."""
+    return send(pictures.plain(), **headers)
+
+
 @contextmanager
 def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
     """Run a server, with further variables in its environment, and the hosts around it until the block ends.
@@ -232,20 +238,14 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
         folder, hidden = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-"))), Secrets()
         version = tiny_model.publish(Repository(folder / "models"))
         files = write_files(folder, hidden.file)
-        certificate = _make_certificate(folder) if can_make_certificates() else None
-        images, studio, *slow = (stack.enter_context(host()) for _ in range(2 + _SLOW_HOSTS))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        if certificate:
-            context.load_cert_chain(certificate, folder / "key.pem")
-        tls = stack.enter_context(host(tls=context if certificate else None))
-        canary, crowd = (stack.enter_context(host(address="")) for _ in range(2))
-        for each in (tls, canary):
-            each.otherwise = reply(pictures.plain(), content_type="image/png", connection="close")
-        studio.otherwise = reply(status=403, connection="close")
+        studio, images, canary = (stack.enter_context(host(address=each)) for each in ("127.0.0.1", "", ""))
+        certificate, context = _make_certificate(folder) if can_make_certificates() else (None, None)
+        tls = stack.enter_context(host(tls=context))
+        _prepare(images, studio)
+        tls.otherwise = canary.otherwise = send_picture(content_type="image/png")
         allowed = [
             *(f"https://{name}:{tls.port}" for name in ("localhost", "127.0.0.1")),
-            *(each.url for each in (images, *slow)),
-            *(f"http://{address}:{crowd.port}" for address in CROWD),
+            *(f"http://{address}:{images.port}" for address in ("127.0.0.1", *CROWD, *_SLOW)),
         ]
         settings = {
             "LABELNEXT_LABEL_STUDIO_URL": studio.url,
@@ -259,7 +259,15 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
             **(environment or {}),
         }
         server = stack.enter_context(serving(folder / "models", log=folder / "log", settings=settings))
-        yield Site(server, version, hidden, images, studio, tls, canary, crowd, tuple(slow), files, free=slow)
+        yield Site(server, version, hidden, images, studio, tls, canary, files)
+
+
+def _prepare(images: Host, studio: Host) -> None:
+    """Have images on paths of Label Studio's, on another host as well."""
+    images.serve("/data/upload/1/a.png", send_picture())
+    studio.serve("/data/upload/1/away.png", redirect(images.serve("/away.png", send_picture())))
+    studio.serve("/tasks/2/resolve/", send_picture())
+    studio.otherwise = send(status=403)
 
 
 def can_make_certificates() -> bool:
@@ -267,14 +275,15 @@ def can_make_certificates() -> bool:
     return shutil.which("openssl") is not None
 
 
-def _make_certificate(folder: Path) -> Path:
-    """Make a self-signed certificate for localhost, which vouches for itself where it is trusted, and its key."""
-    made = folder / "certificate.pem"
+def _make_certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """Make a self-signed certificate for localhost, which vouches for itself where it is trusted."""
+    made, key = folder / "certificate.pem", folder / "key.pem"
     arguments = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     arguments += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    arguments += ["-out", str(made), "-keyout", str(folder / "key.pem")]
-    subprocess.run(["openssl", "req", *arguments], check=True, capture_output=True)
-    return made
+    subprocess.run(["openssl", "req", *arguments, "-out", made, "-keyout", key], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made, key)
+    return made, context
 
 
 def write_files(folder: Path, secret: str) -> Path:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from bench.chaos.pictures import draw_pictures
+from bench.chaos.traffic import draw_pictures
 from bench.subjects import model
 from bench.subjects.model import Subject
 from bench.subjects.tiny_model import LABELS, TinyModel, publish

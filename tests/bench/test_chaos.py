@@ -1,14 +1,15 @@
+import socket
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from bench.chaos.__main__ import Result
-from bench.chaos.client import Answer
 from bench.chaos.faults import KILLS, KINDS, Faults
 from bench.chaos.judge import Judge
-from bench.chaos.pictures import draw_pictures
-from bench.chaos.traffic import Manner, Sampler
+from bench.chaos.traffic import Manner, Request, Sampler, draw_pictures
+from bench.harness.load import Reply
 from bench.harness.serving import Fleet
 from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
@@ -39,11 +40,11 @@ def judge(repository, pictures):
 
 @pytest.fixture
 def right(judge, repository, drawn):
-    """The right answer to a request for several images of which some cannot be had."""
+    """A request for several images of which some cannot be had, and the right answer to it."""
     request = next(each for each in drawn if each.kind == "some images lost" and len(each.images) > 3)
     known = judge.scores_of(repository.current())
     scores = tuple(None if index is None else known[index] for index in request.images)
-    return Answer(request, 0.1, 200, scores, frozenset({repository.current()}))
+    return request, Reply(0, 0.1, scores, frozenset({repository.current()}), 200)
 
 
 def test_a_seed_draws_the_same_requests(drawn, pictures):
@@ -61,43 +62,59 @@ def test_the_large_body_is_one_that_the_proxy_can_keep(drawn):
 
 class TestJudge:
     def test_a_score_is_right_to_a_millionth(self, judge, right):
-        assert not judge.is_lost(right)
-        position = next(i for i, score in enumerate(right.scores) if score is not None)
+        request, reply = right
+        assert not judge.is_lost(*right)
+        position = next(i for i, score in enumerate(reply.scores) if score is not None)
         for difference, wrong in ((0, False), (5e-7, False), (2e-6, True), (-2e-6, True), (float("nan"), True)):
-            scores = list(right.scores)
+            scores = list(reply.scores)
             scores[position] += difference
-            assert bool(judge.find_fault(replace(right, scores=tuple(scores)))) is wrong
+            assert bool(judge.find_fault(request, replace(reply, scores=tuple(scores)))) is wrong
 
     def test_another_answer_is_wrong(self, repository, pictures, judge, right):
-        known = next(score for score in right.scores if score is not None)
+        request, reply = right
+        known = next(score for score in reply.scores if score is not None)
         other = "20260101T000000000Z-abcdef"
         for changes in (
-            {"scores": right.scores[::-1]},
-            {"scores": tuple(None for _ in right.scores)},
-            {"scores": tuple(score or known for score in right.scores)},
-            {"scores": (*right.scores, None)},
+            {"scores": reply.scores[::-1]},
+            {"scores": tuple(None for _ in reply.scores)},
+            {"scores": tuple(score or known for score in reply.scores)},
+            {"scores": (*reply.scores, None)},
             {"versions": frozenset({other})},
-            {"versions": right.versions | {other}},
+            {"versions": reply.versions | {other}},
         ):
-            assert judge.find_fault(replace(right, **changes))
-        assert Judge(repository, pictures, bad_versions=right.versions).find_fault(right)
+            assert judge.find_fault(request, replace(reply, **changes))
+        assert Judge(repository, pictures, bad_versions=reply.versions).find_fault(*right)
 
     def test_without_predictions_a_request_is_lost(self, judge, right):
-        for changes in ({"status": None}, {"status": 503}, {"scores": None}, {"scores": right.scores[1:]}):
-            answer = replace(right, **changes)
-            assert judge.is_lost(answer)
-            assert judge.find_fault(answer) is None
+        request, reply = right
+        for changes in ({"status": None}, {"status": 503}, {"scores": ()}, {"scores": reply.scores[1:]}):
+            assert judge.is_lost(request, replace(reply, **changes))
+            assert judge.find_fault(request, replace(reply, **changes)) is None
 
     def test_a_bad_request_is_to_be_refused(self, judge, drawn):
         request = next(each for each in drawn if not each.valid)
-        answers = {status: Answer(request, 0.1, status, ()) for status in (200, 400, 413, 500, None)}
-        assert {status for status, answer in answers.items() if judge.find_fault(answer)} == {200, 500, None}
-        assert not any(judge.is_lost(answer) for answer in answers.values())
+        replies = {status: Reply(0, 0.1, status=status) for status in (200, 400, 413, 500, None)}
+        assert {status for status, reply in replies.items() if judge.find_fault(request, reply)} == {200, 500, None}
+        assert not any(judge.is_lost(request, reply) for reply in replies.values())
 
     def test_who_left_is_not_judged(self, judge, drawn):
-        answer = Answer(next(each for each in drawn if each.manner is Manner.LEFT), 0.1)
-        assert not judge.is_lost(answer)
-        assert judge.find_fault(answer) is None
+        request = next(each for each in drawn if each.manner is Manner.LEFT)
+        assert not judge.is_lost(request, Reply(0, 0.1))
+        assert judge.find_fault(request, Reply(0, 0.1)) is None
+
+
+@pytest.mark.parametrize(("manner", "begun"), [(Manner.LEFT, b"{}"), (Manner.BROKEN, b"{"), (Manner.SLOWLY, b"{}")])
+def test_a_client_that_leaves_has_sent_all_or_half_of_its_body(manner, begun):
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(Request("any", b"{}", manner=manner).send, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with listener.accept()[0] as connection:
+            received = b""
+            while not received.endswith(begun) and (piece := connection.recv(4096)):
+                received += piece
+            rest = b"" if manner is Manner.SLOWLY else connection.recv(4096)
+        assert (received.partition(b"\r\n\r\n")[2], rest) == (begun, b"")
+    assert b"Content-Length: 2" in received
+    assert reply.result().status is None
 
 
 @pytest.fixture
@@ -117,9 +134,10 @@ def test_a_damaged_version_is_refused(faults, monkeypatch):
     """What the servers are offered is such that no reader takes it."""
     repository = faults.repository
     publish(repository, seed=1)
-    monkeypatch.setattr(faults, "_wait_for_notice", lambda _: None)
-    for fault in (Faults.tear, Faults.corrupt, Faults.garble):
-        fault(faults)
+    monkeypatch.setattr(faults, "restore_once_noticed", lambda _: None)
+    for fault in ("a version is torn", "a version is corrupted", "a manifest is garbled"):
+        faults.inject(fault)
+    assert faults.unrecovered == []
     assert len(faults.bad_versions) == 3
     assert {*faults.bad_versions} < {*repository.versions()}
     for bad in faults.bad_versions:

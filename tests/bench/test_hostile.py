@@ -1,13 +1,14 @@
 import json
 import time
+from contextlib import contextmanager
 
 import pytest
 
 from bench.hostile import pictures
-from bench.hostile.case import Case, Kind, Refused, Scored
+from bench.hostile.__main__ import CASES
+from bench.hostile.case import Case, Kind, Refused, Scored, run
 from bench.hostile.exchange import Answered, Reply
-from bench.hostile.runner import CASES, run
-from bench.hostile.site import Baseline, Escaped
+from bench.hostile.site import Escaped
 
 SCORED = {"task": 1, "probabilities": [0.2, 0.3, 0.5]}
 REFUSED = {"task": 1, "error": {"code": "fetch", "detail": "a.png answered 404, expected 200"}}
@@ -32,6 +33,9 @@ def test_an_image_that_is_scored_is_not_refused():
 
 def test_another_answer_than_expected_is_an_escape():
     outcome, about = Answered({400}, "bad_request"), {"detail": "", "request_id": ""}
+    Answered({200}, scored=[True, False]).check(Reply(200, {}, b'{"results": [{"score": 0.5}, {}]}'))
+    with pytest.raises(Escaped):
+        Answered({200}, scored=[True, True]).check(Reply(200, {}, b'{"results": [{"score": 0.5}, {}]}'))
     outcome.check(Reply(400, {}, json.dumps({"error": "bad_request", **about}).encode()))
     for status, content in (
         (500, {"error": "internal", **about}),
@@ -49,16 +53,15 @@ class Site:
     def __init__(self, harmful=None):
         self.harmful, self.harmed = harmful, False
 
-    def baseline(self):
-        return Baseline((), 0, 0, 0, ())
-
     def attack(self, name):
         self.harmed |= name == self.harmful
         if name == "bad":
             raise Escaped("the image was scored")
         time.sleep(0.01)
 
-    def check_unharmed(self, before):
+    @contextmanager
+    def unharmed(self):
+        yield
         if self.harmed:
             self.harmed = False
             raise Escaped("the worker ended")

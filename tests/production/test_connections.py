@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench.chaos.probes import probing
-from bench.harness.load import percentile
+from bench.harness.load import percentile, probing
 from bench.harness.serving import Server, fleet, has_haproxy
 from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.hostile.runner import CASES, run
+from bench.hostile.__main__ import CASES
+from bench.hostile.case import run
 from bench.hostile.site import site
 from demo.product import CHECKOUT
 
@@ -65,10 +66,10 @@ take("contract.images.fetch.read_local_file", lambda root, name, **_: ((root / n
 take("contract.images.label_studio_files.Studio.owns", lambda *_: True)
 """,
         (
-            "this-machine-dotted",
-            "this-machine-hexadecimal",
-            "this-machine-zero",
-            "this-machine-ipv6-mapped",
+            "this-machine-127.0.0.1",
+            "this-machine-0x7f000001",
+            "this-machine-0",
+            "this-machine-[::ffff:127.0.0.1]",
             "redirect-to-this-machine",
             "spelling-user-is-allowed-origin",
             "redirect-chain-of-4",

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos.probes import probing
 from bench.harness.hosts import Handler, Host, Request, host, reply
-from bench.harness.load import percentile
+from bench.harness.load import percentile, probing
 from tests.production.driving import idle_connections, serving_one
 from tests.server.conftest import make_task
 from tests.server.inference.conftest import make_png

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from bench.chaos.pictures import Picture, draw_pictures
+from bench.chaos.traffic import Picture, draw_pictures
 from bench.harness.hosts import Handler, Host, ImageHost, Request, host, image_host, reply
 from bench.harness.load import Client, sending, split
 from bench.harness.serving import PROXY_CONFIG, Fleet, fleet, has_haproxy, wait_until

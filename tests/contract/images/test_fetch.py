@@ -132,9 +132,7 @@ class TestLimits:
 
 
 class TestAddresses:
-    @pytest.mark.parametrize(
-        "name", [*(each for each in THIS_MACHINE.values() if each != "localhost."), *ELSEWHERE.values()]
-    )
+    @pytest.mark.parametrize("name", [each for each in (*THIS_MACHINE, *ELSEWHERE) if each != "localhost."])
     def test_addresses_off_the_public_internet_are_not_asked(self, make, monkeypatch, name):
         """However an address is written, no connection to a private, local or multicast one is opened, now or later."""
         monkeypatch.setattr(contract.images.connections, "create_connection", lambda *_, **__: pytest.fail("connected"))
