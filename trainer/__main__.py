@@ -56,11 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
-    """Return the command that the arguments name, and the values that it takes, as `parse` does.
-
-    Raises:
-        ConfigError: if options contradict each other.
-    """
+    """Return the command that the arguments name, and the values that it takes, as `parse` does."""
     about = "Train, publish and look after versions."
     return parse("python -m trainer", COMMANDS, arguments, about=about, renamed=_RENAMED)
 

@@ -43,13 +43,7 @@ class Pruned:
 
 
 def prune(repository: Repository, *, newest: int) -> Pruned:
-    """Remove all versions but the newest and those that are in use.
-
-    Raises:
-        ConfigError: if another process is pruning.
-        RepositoryError: if no version is current: then which is needed is not known.
-        OSError: if the repository cannot be read or written.
-    """
+    """Remove all versions but the newest and those that are in use."""
     refusal = f"the versions in {repository.location} are being pruned by another process; wait for it to end"
     with exclusive(repository, work=".prune", refusal=refusal):
         repository.finish_retiring()

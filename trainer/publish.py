@@ -36,11 +36,11 @@ from trainer.labels.annotations import CONFIRMED
 from trainer.labels.dataset import Indices, Pixels, count_images, strata
 from trainer.labels.sources import LabelledPool
 from trainer.labels.unlabelled import Unlabelled
+from trainer.model.bayes import PROBE_IMAGES, compute_probe
 from trainer.model.fit import Fitted
 from trainer.model.frozen import Features, FrozenBackbone
 from trainer.model.graphs.export import export
 from trainer.model.graphs.validation import validate_version
-from trainer.model.probe import PROBE_IMAGES, compute_probe
 from trainer.model.weights import Provenance
 from trainer.report.data import Inputs
 from trainer.report.page import write_report
@@ -108,11 +108,7 @@ class Trained:
 
 
 def publish(repository: Repository, trained: Trained) -> Version:
-    """Write a version, validate it, and make it the current one.
-
-    Raises:
-        LabelnextError: if it is not valid, or cannot be written; then what was current stays current.
-    """
+    """Write a version, validate it, and make it the current one."""
     data, training, backbone = trained.data, trained.training, trained.backbone
     with repository.stage(datetime.now(UTC)) as staged:
         with stage("export"):

@@ -29,13 +29,12 @@ from trainer.features import open_store
 from trainer.labels.unlabelled import draw_alike, recall
 from trainer.model.backbones import Opened
 from trainer.model.bayes import sample_passes
-from trainer.model.build import build_head_of, sample_features
+from trainer.model.build import Network, build_head_of, choose_device, sample_features
 from trainer.model.fit import fit
 from trainer.model.fit_head import fit_head
 from trainer.model.frozen import Features, FrozenBackbone, freeze
 from trainer.model.head import measure
 from trainer.model.int8 import in_best_precision
-from trainer.model.network import Network, choose_device
 from trainer.model.recipe import choose_recipe
 from trainer.model.weights import Provenance
 from trainer.publish import Data, Evaluation, Trained, choose_probe, publish
@@ -57,9 +56,6 @@ def train(
     """Train on data and publish a version. Fresh layers and Dropout draw from torch's global generator.
 
     The images are in the backbone's size; an opened backbone is trained too, a frozen one is not.
-
-    Raises:
-        LabelnextError: if any step fails; then nothing is published.
     """
     choose_device(training.device)  # may be refused, which is to be before any work
     if isinstance(backbone, Opened):

@@ -29,8 +29,7 @@ from server.inference.engine import Engine
 from server.settings import Device, Precision
 from trainer.model.backbones import Opened
 from trainer.model.bayes import ModelWrapper, TrainingArgs
-from trainer.model.build import build_head_of, open_backbone_of
-from trainer.model.network import Network
+from trainer.model.build import Network, build_head_of, open_backbone_of
 from trainer.settings import Training
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from bench.subjects.photos import coloured_noise
 from contract.scores.embedding import embed
 from tests.trainer.candidates import make_candidates
 from trainer.model.backbones.layers import Normalise
-from trainer.model.network import Network
+from trainer.model.build import Network
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 

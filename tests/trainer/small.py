@@ -17,12 +17,11 @@ from contract.versions.manifest import InputSpec, Manifest
 from contract.versions.version import INT8_BACKBONE_FILE, PROBE_FILE
 from trainer.model.backbones import Opened
 from trainer.model.backbones.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Normalise
-from trainer.model.bayes import activate_dropout
+from trainer.model.bayes import activate_dropout, compute_probe
+from trainer.model.build import Network
 from trainer.model.frozen import freeze, read
 from trainer.model.graphs.export import export
 from trainer.model.graphs.quantise import quantise
-from trainer.model.network import Network
-from trainer.model.probe import compute_probe
 from trainer.model.weights import Provenance
 
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 60), "red": (220, 30, 30)}

@@ -37,11 +37,11 @@ from trainer.labelstudio import connect
 from trainer.labelstudio.task_lists import kept_folder, list_unlabelled
 from trainer.model import build, int8
 from trainer.model.backbones import open_backbone
+from trainer.model.bayes import PROBE_IMAGES
 from trainer.model.fit import fit
 from trainer.model.frozen import FrozenBackbone
 from trainer.model.graphs.validation import validate_version
 from trainer.model.head import to_onnx
-from trainer.model.probe import PROBE_IMAGES
 from trainer.publish import choose_probe
 from trainer.run import run
 from trainer.settings import Environment, Source, Training

@@ -1,8 +1,7 @@
 """Whether to go on labelling: what the figures of successive versions say, in a sentence.
 
 Owns the learning curve and the rule by which labelling may stop. Nothing stops it alone: macro-F1 has to be flat, the
-last versions have to agree on their predictions, and the uncertainty has to be low or no longer falling. Pure functions
-of figures that were measured on a random sample of the pool; knows neither files nor torch.
+last versions have to agree on their predictions, and the uncertainty has to be low or no longer falling.
 """
 
 import math
@@ -70,8 +69,8 @@ def advise(versions: Sequence[Measured], *, images: int, greatest_bald: float, u
     """Say whether more labels are worth their while.
 
     Args:
-        versions: with equal classes, oldest first, each measured on the random sample; the last is the one that was
-            just trained. Empty where that one was not measured so.
+        versions: with equal classes, oldest first, up to the one that was just trained; empty where that one was not
+            measured on the random sample.
         images: how many images of the random sample are labelled.
         greatest_bald: what BALD can reach, in nats.
         unseen: labels of which the random sample holds no image.
@@ -87,11 +86,10 @@ def advise(versions: Sequence[Measured], *, images: int, greatest_bald: float, u
         return Advice(f"too early to say: {few}, {LEAST_VERSIONS} are needed (macro-F1 {now})")
     slope = fit_slope(_since(steps, _CURVE * now.labels))
     ahead = max(now.labels - steps[-2].labels, math.ceil(_AHEAD * now.labels))
-    gain = _gain(slope, now, ahead)
+    gain, labels = _gain(slope, now, ahead), _rounded(ahead)
     if gain >= FLAT:
         return _go_on(slope, now, ahead)
     recent = _since(steps, now.labels / (1 + _AHEAD))
-    labels = _rounded(ahead)
     if doubts := _doubts(recent, greatest_bald):
         promise = f"{labels} more labels promise less than {FLAT} macro-F1 (now {now})"
         return Advice(f"go on: {promise}, but {' and '.join(doubts)}", gain=gain, labels=labels)

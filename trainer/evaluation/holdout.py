@@ -50,9 +50,6 @@ def hold_out(pixels: Pixels, *, project: int | None, share: float, fraction: flo
         share: of the pool that the slice is; 0 for none.
         fraction: of each class to hold out otherwise.
         seed: of the choice in each class.
-
-    Raises:
-        ConfigError: unless 0 <= `share` < 1.
     """
     audit = np.zeros(len(pixels.task_ids), bool) if project is None else is_held_out(project, pixels.task_ids, share)
     sliced = np.flatnonzero(audit)

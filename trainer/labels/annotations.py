@@ -25,9 +25,9 @@ class LeftOut(Exception):
     """Why a task or an annotation gives no label: one of the reasons below."""
 
     def __init__(self, reason: str, lost: Iterable[str] = ()) -> None:
-        """Take the reason, and the labels that the labelling config has lost where that is the reason."""
         super().__init__(reason)
         self.lost = frozenset(lost)
+        """The labels that the labelling config has lost, where that is the reason."""
 
 
 NOT_LABELLED: Final = "not labelled yet"
@@ -45,7 +45,7 @@ CONFIRMED: Final = "confirmed in bulk"
 def find_answers(tasks: Iterable[Task]) -> list[Mapping[str, frozenset[str]]]:
     """What each annotation that counts chose for the whole image, where it chose something, by control."""
     found = list[Mapping[str, frozenset[str]]]()
-    for annotation in (each for task in tasks for each in _annotations(task) if _says_something(each, False)):
+    for annotation in (each for task in tasks for each in _objects(task.get("annotations")) if _says_something(each)):
         whole, _ = _split(annotation)
         controls = {str(item.get("from_name")) for item in whole}
         found.append({control: labels for control in controls if (labels := _labels(whole, control))})
@@ -58,7 +58,7 @@ def decide(task: Task, control: str, known: Container[str], *, multiple: bool = 
     Raises:
         LeftOut: if that gives none, or if of one label it is undecided whether it holds.
     """
-    there = _annotations(task)
+    there = _objects(task.get("annotations"))
     annotations = [each for each in there if _says_something(each, multiple)]
     if not annotations:
         skipped = all(each.get("was_cancelled") for each in there)
@@ -99,13 +99,13 @@ def _metas(annotation: Annotation) -> list[Mapping[str, Any]]:
 
 def is_confirmed(task: Task) -> bool:
     """Whether a task has no label but what was confirmed in bulk."""
-    said = [each for each in _annotations(task) if not each.get("was_cancelled") and each.get("result")]
+    said = [each for each in _objects(task.get("annotations")) if not each.get("was_cancelled") and each.get("result")]
     return bool(said) and all(map(was_confirmed, said))
 
 
 def confirmed_groups(task: Task) -> frozenset[tuple[str, int]]:
     """Return by which rankings a task was offered whose offer was confirmed, and as which label's index."""
-    confirmed = [each for each in _annotations(task) if was_confirmed(each)]
+    confirmed = filter(was_confirmed, _objects(task.get("annotations")))
     marks = (parse_mark(meta.get(MARK)) for each in confirmed for meta in _metas(each))
     return frozenset(found for found in marks if found)
 
@@ -126,16 +126,12 @@ def _vote_on_each(ballots: Sequence[frozenset[str]]) -> frozenset[str]:
     return held
 
 
-def _annotations(task: Task) -> list[Annotation]:
-    return _objects(task.get("annotations"))
-
-
 def _objects(values: object) -> list[Mapping[str, Any]]:
     """What of a list is an object, for tasks can be imported with anything in them."""
     return [each for each in values if isinstance(each, Mapping)] if isinstance(values, list) else []
 
 
-def _says_something(annotation: Annotation, multiple: bool) -> bool:
+def _says_something(annotation: Annotation, multiple: bool = False) -> bool:
     said = annotation.get("result") or (multiple and annotation.get("ground_truth"))
     return bool(said) and not annotation.get("was_cancelled")
 
@@ -151,17 +147,12 @@ def _newest_of_each(annotations: Sequence[Annotation]) -> list[Annotation]:
 
 
 def _age(annotation: Annotation) -> tuple[datetime, int]:
-    moment, number = _moment(annotation.get("updated_at") or annotation.get("created_at")), annotation.get("id")
-    return moment, number if isinstance(number, int) else 0
-
-
-def _moment(time: object) -> datetime:
-    """A time as Label Studio writes it; the beginning of all times if it is none."""
+    number = annotation.get("id")
     try:
-        moment = datetime.fromisoformat(str(time))
+        moment = datetime.fromisoformat(str(annotation.get("updated_at") or annotation.get("created_at")))
     except ValueError:
         moment = datetime.min
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC), number if isinstance(number, int) else 0
 
 
 # ---- results
@@ -174,15 +165,12 @@ _WHERE: Final = frozenset(
 
 
 def _split(annotation: Annotation) -> tuple[list[Annotation], list[Annotation]]:
-    """The choices in an annotation's result: for the whole task, and for a region or one image of several.
-
-    A region's results share its `id`.
-    """
+    """The choices in an annotation's result: for the whole task, and for a region or one image of several."""
     items = _objects(annotation.get("result"))
     regions = {str(item["id"]) for item in items if _has_a_place(item) and item.get("id") is not None}
     whole, parts = list[Annotation](), list[Annotation]()
     for item in items:
-        if item.get("type") == "choices":
+        if item.get("type") == "choices":  # a region's results share its `id`
             in_region = _has_a_place(item) or str(item.get("id")) in regions or item.get("item_index") is not None
             (parts if in_region else whole).append(item)
     return whole, parts

@@ -1,7 +1,4 @@
-"""What is wrong with images as they were read, in sentences for who labelled them, by reason and with tasks or files.
-
-Knows nothing of training; changes nothing but that a class folder without a readable image is no class.
-"""
+"""What is wrong with images as they were read, in sentences for who labelled them, with tasks or files."""
 
 import re
 from collections import defaultdict
@@ -20,10 +17,7 @@ _some = partial(name_some, most=5)
 
 
 def drop_empty_classes(pool: LabelledPool, pixels: Pixels) -> tuple[LabelledPool, Pixels]:
-    """Return the pool and its pixels without the class folders of which no image can be read.
-
-    The labels of a labelling config stay: the project has them, with or without an image.
-    """
+    """Return both without the class folders of which no image can be read; the labels of a labelling config stay."""
     if pool.control is not None:
         return pool, pixels
     seen, targets = np.unique(pixels.targets, return_inverse=True)  # rising indices of the labels that stay
@@ -35,17 +29,16 @@ def drop_empty_classes(pool: LabelledPool, pixels: Pixels) -> tuple[LabelledPool
 
 def describe_unreadable(pixels: Pixels) -> list[str]:
     """What cannot be read, one sentence for each reason, the most frequent first."""
-    names, texts = defaultdict[str, list[str]](list), dict[str, str]()
+    alike = defaultdict[str, list[tuple[str, str]]](list)
     for image in pixels.unreadable:
         text = image.reason.removeprefix(image.name).strip()
         kind = re.sub(r"\d+", "0", text)  # reasons differ in sizes, too
-        names[kind].append(image.name if image.task_id is None else f"task {image.task_id}")
-        texts.setdefault(kind, text)
-    by_count = sorted(names.items(), key=lambda item: -len(item[1]))
-    return [
-        f"{len(named)} image{'s' * (len(named) != 1)} cannot be read: {texts[kind]} ({_some(named)})"
-        for kind, named in by_count
-    ]
+        alike[kind].append((text, image.name if image.task_id is None else f"task {image.task_id}"))
+    sentences = []
+    for those in sorted(alike.values(), key=len, reverse=True):
+        names, text = [name for _, name in those], those[0][0]
+        sentences.append(f"{len(names)} image{'s' * (len(names) != 1)} cannot be read: {text} ({_some(names)})")
+    return sentences
 
 
 def describe_lost(before: LabelledPool, pixels: Pixels) -> list[str]:

@@ -1,10 +1,7 @@
-"""From a pool of labels to pixels in memory, and their division into training and validation.
-
-Fetching and decoding are the contract's, so that training sees the pixels that serving will see.
-"""
+"""From a pool of labels to pixels in memory, decoded as servers decode them, and their division into parts."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +17,7 @@ from contract.images.fetch import Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.versions.manifest import InputSpec
 from trainer.labels.class_folders import as_text
-from trainer.labels.image_cache import ImageCache, Kept
+from trainer.labels.image_cache import ImageCache
 from trainer.labels.sources import LabelledImage, LabelledPool
 from trainer.progress_bar import Bar
 
@@ -46,15 +43,14 @@ class Pixels:
     """The readable images of a pool, in its order."""
 
     images: npt.NDArray[np.uint8]
-    """Shape (N, H, W, 3), RGB."""
+    """(N, H, W, 3), RGB."""
     targets: Targets
-    """Shape (N,), indices into the pool's labels; or (N, C), 1 where a label holds, of a pool of multiple labels."""
     digests: tuple[bytes, ...]
     """N: the sha256 of each file."""
     groups: Indices
-    """Shape (N,): equal for images of equal pixels, be their files copies or not; `split` keeps them together."""
+    """(N,): equal for images of equal pixels, be their files copies or not; `split` keeps them together."""
     task_ids: Indices
-    """Shape (N,): the tasks in Label Studio, -1 where there is none."""
+    """(N,): the tasks in Label Studio, -1 where there is none."""
     references: tuple[str, ...]
     """N paths or references, as in the pool."""
     unreadable: tuple[Unreadable, ...]
@@ -70,35 +66,32 @@ class Pixels:
 def load_pixels(
     pool: LabelledPool, *, spec: InputSpec, fetcher: Fetcher, cache: ImageCache, max_megapixels: int = MAX_MEGAPIXELS
 ) -> Pixels:
-    """Read or fetch every image of the pool and decode it; unreadable ones are left out and named.
-
-    Args:
-        pool: its references are paths where it has no control, and Label Studio's otherwise.
-        spec: the size to decode to.
-        fetcher: gets what Label Studio refers to.
-        cache: from which images that were downloaded are taken while their source says that they are unchanged.
-        max_megapixels: of one image in memory.
-
-    Raises:
-        LabelError: if all readable images have the same labels.
-        ConfigError: if the cache cannot be written.
-    """
+    """Read or fetch every image of the pool and decode it to a size; unreadable ones are left out and named."""
     images = np.empty((len(pool.images), spec.height, spec.width, 3), np.uint8)
     decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
-    read = _read_file if pool.control is None else _downloading(fetcher, cache)
+    are_files = pool.control is None
 
-    def load(position: int) -> Loaded:
+    def load(position: int) -> tuple[bytes, bytes] | ImageError:
+        """Return the sha256 of an image's file and that of its pixels, or why there are none."""
         image = pool.images[position]
         try:
-            data, images[position] = read(image, decode)
+            if are_files:
+                data = _read_file(image.reference)
+                images[position] = decode(data)
+            else:
+                data, images[position] = cache.fetch(fetcher, image.reference, decode, task_id=image.task_id)
         except ImageError as err:
             return err
         return hashlib.sha256(data).digest(), hashlib.sha256(images[position]).digest()
 
-    loaded = _in_threads(load, range(len(images)))
+    executor = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
+    try:
+        loaded = list(Bar(executor.map(load, range(len(images))), "images", len(images), unit="image"))
+    finally:
+        executor.shutdown(cancel_futures=True)
     kept, digests, unreadable = list[LabelledImage](), list[tuple[bytes, bytes]](), list[Unreadable]()
-    name = as_text if pool.control is None else public_name
-    for position, outcome in enumerate(list(Bar(loaded, "images", len(images), unit="image"))):
+    name = as_text if are_files else public_name
+    for position, outcome in enumerate(loaded):
         image = pool.images[position]
         if isinstance(outcome, ImageError):
             unreadable.append(Unreadable(name(image.reference), str(outcome), image.task_id))
@@ -175,19 +168,6 @@ def _to_hold_out(
     return [int(group) for group in own[taken < max(1, round(fraction * len(members)))]]
 
 
-Loaded = tuple[bytes, bytes] | ImageError
-"""The sha256 of an image's file and that of its pixels, or why there are none."""
-
-
-def _in_threads(load: Callable[[int], Loaded], positions: Sequence[int]) -> Iterator[Loaded]:
-    """Results in order; on an error or Ctrl-C, what has not begun is dropped."""
-    executor = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
-    try:
-        yield from executor.map(load, positions)
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
 def number_alike(digests: Sequence[bytes]) -> Indices:
     """Return for each digest the position at which it first came, (N,)."""
     first: dict[bytes, int] = {}
@@ -204,36 +184,8 @@ def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[Unreadabl
         )
 
 
-# ---- where bytes come from
-
-
-Decode = Callable[[bytes], npt.NDArray[np.uint8]]
-Read = Callable[[LabelledImage, Decode], tuple[bytes, npt.NDArray[np.uint8]]]
-"""Returns an image's bytes and its pixels, uint8 (H, W, 3), or raises ImageError."""
-
-
-def _read_file(image: LabelledImage, decode: Decode) -> tuple[bytes, npt.NDArray[np.uint8]]:
+def _read_file(path: str) -> bytes:
     try:
-        data = Path(image.reference).read_bytes()
+        return Path(path).read_bytes()
     except OSError as err:
         raise FetchError(f"the file cannot be read: {err.strerror}; check that it is there and readable") from err
-    return data, decode(data)
-
-
-def _downloading(fetcher: Fetcher, cache: ImageCache) -> Read:
-    """Return what gets images that tasks refer to; what can be asked for changes, and could be decoded, is kept."""
-
-    def read(image: LabelledImage, decode: Decode) -> tuple[bytes, npt.NDArray[np.uint8]]:
-        remote = fetcher.is_remote(image.reference)
-        source = fetcher.source(image.reference, task_id=image.task_id) if remote else None
-        kept = cache.get(source) if source else None
-        known = kept.validators if kept else None
-        fetched = fetcher.fetch_if_changed(image.reference, known=known, task_id=image.task_id)
-        if fetched.unchanged and kept:
-            return kept.data, decode(kept.data)
-        pixels = decode(fetched.data)  # before it is kept: an error page sent as 200 must not stay
-        if source and fetched.validators and fetched.validators.can_ask:
-            cache.put(source, Kept(fetched.validators, fetched.data))
-        return fetched.data, pixels
-
-    return read

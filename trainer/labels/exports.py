@@ -8,11 +8,7 @@ from trainer.labels.annotations import Task
 
 
 def read_export(path: Path) -> list[Task]:
-    """The tasks in an export of type JSON.
-
-    Raises:
-        LabelError: if the file is no such export, with what it is.
-    """
+    """The tasks in an export of type JSON."""
     try:
         content = path.read_bytes()
     except OSError as err:

@@ -10,14 +10,21 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from contract.files import explaining
 from contract.images.download import Validators
+from contract.images.fetch import Fetcher
 from trainer.settings import Environment
+
+Decode = Callable[[bytes], npt.NDArray[np.uint8]]
+"""From a file's bytes to pixels (H, W, 3); raises ImageError."""
 
 _PARTIAL: Final = ".partial-"
 _CRASHED_AFTER_S: Final = 3600.0
@@ -31,27 +38,35 @@ def open_cache(environment: Environment) -> "ImageCache":
     return ImageCache(environment.cache, max_bytes=environment.image_cache_mb * 2**20)
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A file, and how to ask its source whether it still is that."""
-
-    validators: Validators
-    data: bytes
-
-
 class ImageCache:
-    """Files by their sources. Used by many threads; other processes may use the folder too."""
+    """Files by their sources. Used by many threads; other processes may use the folder too.
+
+    The folder is made when something is to be kept; `max_bytes` is the most that it holds, 0 for nothing.
+    """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
-        """Take the folder, which is made when something is to be kept, and the most that it holds, 0 for nothing."""
         self._folder = folder
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._size: int | None = None
         """Of all files together, those that were replaced since the folder was looked at included; None before that."""
 
-    def get(self, source: str) -> Kept | None:
-        """Return what was kept of a source, or None."""
+    def fetch(
+        self, fetcher: Fetcher, reference: str, decode: Decode, *, task_id: int | None
+    ) -> tuple[bytes, npt.NDArray[np.uint8]]:
+        """Return an image's bytes and its pixels; what its source can be asked about, and could be decoded, is kept."""
+        source = fetcher.source(reference, task_id=task_id) if fetcher.is_remote(reference) else None
+        known, data = (source and self.get(source)) or (None, b"")
+        fetched = fetcher.fetch_if_changed(reference, known=known, task_id=task_id)
+        if fetched.unchanged and known:
+            return data, decode(data)
+        pixels = decode(fetched.data)  # before it is kept: an error page sent as 200 must not stay
+        if source and fetched.validators and fetched.validators.can_ask:
+            self.put(source, fetched.validators, fetched.data)
+        return fetched.data, pixels
+
+    def get(self, source: str) -> tuple[Validators, bytes] | None:
+        """Return what was kept of a source and how to ask it whether that has changed, or None."""
         path = self._path(source)
         try:
             content = path.read_bytes()
@@ -62,17 +77,13 @@ class ImageCache:
         with suppress(ValueError, TypeError):
             digest, place, etag, last_modified = json.loads(head)
             if digest == hashlib.sha256(data).hexdigest():
-                return Kept(Validators(place, etag, last_modified), data)
+                return Validators(place, etag, last_modified), data
         return None
 
-    def put(self, source: str, kept: Kept) -> None:
-        """Keep what a source has sent, in place of what it sent before, if there is room for it at all.
-
-        Raises ConfigError if it cannot be written.
-        """
-        validators = kept.validators
-        head = [hashlib.sha256(kept.data).hexdigest(), validators.place, validators.etag, validators.last_modified]
-        content = json.dumps(head).encode() + b"\n" + kept.data
+    def put(self, source: str, validators: Validators, data: bytes) -> None:
+        """Keep what a source has sent, in place of what it sent before, if there is room for it at all."""
+        head = [hashlib.sha256(data).hexdigest(), validators.place, validators.etag, validators.last_modified]
+        content = json.dumps(head).encode() + b"\n" + data
         if len(content) > self._max_bytes:
             return
         remedy = "set LABELNEXT_CACHE to a folder with room, or LABELNEXT_IMAGE_CACHE_MB to less"

@@ -1,7 +1,7 @@
 """From what people labelled to the label or labels of each image, whichever of three places it lies in.
 
-Owns the order of the labels, which comes from the labelling config and not from the labels seen, so that it stays the
-same from one round to the next, and says what is left out, by reason. Opens no image.
+The order of the labels comes from the labelling config and not from the labels seen, so that it stays the same from one
+round to the next. Opens no image.
 """
 
 import logging
@@ -54,15 +54,15 @@ class LabelledPool:
     origin: str
     """Where the labels come from and what decided their order, for people."""
     left_out: Mapping[str, Sequence[int | str | None]]
-    """The tasks' numbers, None for one without, or the files' paths that were left out, by reason."""
+    """By reason, tasks' numbers, None for one without, or files' paths."""
     multiple: bool = False
     """Whether several labels may hold of an image, and none."""
     lost_labels: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
-    """The tasks left out for a label that the labelling config no longer has, by label; None for one without number."""
+    """By label that the labelling config no longer has, the tasks left out for it."""
     image_key: str = ""
     """Where tasks have their images' references in their data; empty for folders."""
     confirmed: Mapping[int, str] = field(default_factory=dict)
-    """The references of tasks that were left out as confirmed in bulk, by number."""
+    """By task left out as confirmed in bulk, its image's reference."""
 
 
 def describe_left_out(pool: LabelledPool) -> list[str]:
@@ -92,9 +92,6 @@ def from_folder(root: Path) -> LabelledPool:
     """Take the label of each image from the folder it lies in; labels are the folders' names, sorted.
 
     Hidden files and folders are passed over, and a folder without an image of its own is no class.
-
-    Raises:
-        LabelError: if fewer than two folders hold images, or a name is not in UTF-8.
     """
     if not root.is_dir():
         raise LabelError(f"expected a folder of class folders, {root} is no folder; give the folder above the classes")
@@ -112,10 +109,6 @@ def from_export(path: Path, label_config: str | None = None, control: str | None
 
     Without the text of the labelling config, labels are those seen, sorted, and where there are several `<Choices>` the
     control must be named.
-
-    Raises:
-        LabelError: if the file is not such an export, or fewer than two classes have images.
-        ConfigError: if the config has no such control.
     """
     tasks = read_export(path)
     if label_config is not None:
@@ -131,10 +124,6 @@ def from_project(client: ProjectClient, control: str | None = None, *, kept: Pat
     """Read the annotations of a project of Label Studio, whose lists are `kept` in a folder.
 
     Without the name of a `<Choices>`, it is the one that most annotations answer.
-
-    Raises:
-        LabelError: if fewer than two classes have images.
-        ConfigError: if Label Studio does not answer, or the project classifies no images or has no such control.
     """
     project = labelstudio.read_project(client)
     tasks = list_annotated(client, kept)
@@ -188,21 +177,17 @@ def _guess_key(tasks: Sequence[Task]) -> str:
 
 def _image_keys(data: object, key: str = "", depth: int = 0) -> Iterator[str]:
     """Where something lies that looks like an image, as `find_reference` takes it."""
-    if isinstance(data, str) and _looks_like_image(data):
-        yield key
-    elif isinstance(data, Mapping) and depth < _DEEPEST_KEY:
-        for name, value in data.items():
-            yield from _image_keys(value, f"{key}.{name}" if key else name, depth + 1)
-    elif isinstance(data, list) and depth < _DEEPEST_KEY:
-        for number, value in enumerate(data):
-            yield from _image_keys(value, f"{key}[{number}]", depth + 1)
+    if isinstance(data, str):
+        if data.startswith(_REFERENCE_STARTS) or Path(data.partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES:
+            yield key
+    elif depth < _DEEPEST_KEY:
+        named = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
+        for name, value in named:
+            step = f"[{name}]" if isinstance(data, list) else f".{name}" if key else name
+            yield from _image_keys(value, f"{key}{step}", depth + 1)
 
 
 _DEEPEST_KEY: Final = 5
-
-
-def _looks_like_image(value: str) -> bool:
-    return value.startswith(_REFERENCE_STARTS) or Path(value.partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES
 
 
 # ---- from tasks to a pool

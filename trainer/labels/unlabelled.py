@@ -42,8 +42,8 @@ class Unlabelled:
 def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetcher) -> Unlabelled:
     """Return the tasks of the last list that have not been annotated since, and those that were confirmed in bulk.
 
-    A label that was confirmed in bulk is not learnt from: nobody may have looked. Its image is like an unlabelled one.
-    The project's lists are `kept` in a folder, and the fetcher is as the server has it that shares the store.
+    A label that was confirmed in bulk is not learnt from, since nobody may have looked. The project's lists are `kept`
+    in a folder, and the fetcher is as the server has it that shares the store.
     """
     annotated = {image.task_id for image in pool.images}.union(*pool.left_out.values())
     listed = {task.id: task for task in recall_unlabelled(kept) if task.id not in annotated}
@@ -61,10 +61,8 @@ def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetch
 def draw_alike(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArray[np.bool_]:
     """Return which labelled tasks (N,) would be among the known images, were they unlabelled: (N,).
 
-    What held-out images say of unlabelled ones they say if they are treated alike: so large a share of them has to be
-    there, without its labels, when pseudo-labels are chosen.
-
-    Of the `unlabelled` tasks, so many have features that are `known`.
+    Held-out images speak for unlabelled ones if they are treated alike: as large a share of them as has features that
+    are `known` has to be there, without its labels, when pseudo-labels are chosen.
     """
     return keyed_uniforms(_DRAW, tasks) < known / max(1, unlabelled.tasks)
 
@@ -72,14 +70,9 @@ def draw_alike(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArra
 def recall(
     sources: Sequence[str], store: FeatureStore, backbone: str, length: int, *, but: Collection[bytes]
 ) -> npt.NDArray[np.float32]:
-    """Return what a store knows of what a backbone made of images, each file once: float32 (U, F).
+    """Return the features of images that a store knows, each file once, `but` for files with these sha256: (U, F).
 
-    Args:
-        sources: of an `Unlabelled`.
-        store: of this host.
-        backbone: what features are kept under.
-        length: F.
-        but: the sha256 of files that are left out.
+    They are kept under `backbone`, and have the `length` F.
     """
     known, left_out = dict.fromkeys(each.digest for each in store.recall_many(sources) if each), set(but)
     digests = [digest for digest in known if digest not in left_out]

@@ -1,31 +1,51 @@
-"""What is trained, from what was asked for: the backbone and the head of versions, and of studies alike."""
+"""What is trained, from what was asked for: backbone, head and device, of versions and of studies alike."""
 
 import math
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from contract.errors import ConfigError
 from trainer.model.backbones import Opened, default_image_size, open_backbone
+from trainer.model.backbones.layers import Round
 from trainer.model.frozen import FrozenBackbone, open_frozen
 from trainer.model.head import DROPOUT, UNITS, build_head
 from trainer.model.vgg import vgg_grid, vgg_head
 from trainer.model.weights import Provenance
-from trainer.settings import Training
+from trainer.settings import Device, Training
 
 _SAMPLED: Final = 32
+
+
+class Network(nn.Module):
+    """Backbone and head, for training both: uint8 (N, H, W, 3) RGB to the logits (N, C) of one stochastic pass."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Sequential) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(backbone, Round())
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of one stochastic pass."""
+        return cast(Tensor, self.head(self.backbone(images)))
+
+
+def choose_device(device: Device) -> torch.device:
+    """Return the device to train on; `auto` is a GPU where there is one, and `cuda` without one a ConfigError."""
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device auto or cpu")
+    return torch.device("cuda" if found and device != "cpu" else "cpu")
 
 
 def open_backbone_of(training: Training, *, cache: Path) -> FrozenBackbone | Opened:
     """Return the backbone that is asked for: one that stays as it is, or one to be trained.
 
     Fresh layers of the latter are drawn from torch's global seed.
-
-    Raises:
-        ConfigError: if there is no such backbone, its weights cannot be had, or the cache cannot be written.
     """
     if training.trained_part == "classifier":
         return open_frozen_of(training, cache=cache)
@@ -35,25 +55,14 @@ def open_backbone_of(training: Training, *, cache: Path) -> FrozenBackbone | Ope
 
 def open_frozen_of(training: Training, *, cache: Path) -> FrozenBackbone:
     """Return the backbone that is asked for, to be left as it is."""
-    return open_frozen(
-        training.backbone,
-        image_size=training.image_size,
-        weights=training.weights,
-        grid=_grid(training),
-        cache=cache / "backbones",
-    )
+    size, weights, cache = training.image_size, training.weights, cache / "backbones"
+    return open_frozen(training.backbone, image_size=size, weights=weights, grid=_grid(training), cache=cache)
 
 
 def build_head_of(
     training: Training, backbone: Opened | FrozenBackbone, *, classes: int
 ) -> tuple[nn.Sequential, Provenance]:
-    """Return the head that is asked for, and where the weights of the whole came from.
-
-    Fresh layers are drawn from torch's global seed.
-
-    Raises:
-        ConfigError: if the backbone has no classifier to take over.
-    """
+    """Return the head that is asked for, drawn from torch's global seed, and where the weights of the whole came from."""
     if training.head == "vgg":
         cells, weights = math.isqrt(backbone.features // backbone.channels), training.weights
         return vgg_head(training.backbone, classes=classes, cells=cells, weights=weights, dropout=training.dropout)

@@ -2,8 +2,7 @@
 
 SGD with momentum, a loss that weighs classes alike, a warm-up and a cosine decay over a fixed number of steps,
 gradients clipped, no augmentation and no early stopping. A batch counts for what its images weigh, clipped or not, so
-that over an epoch a class moves the network as much as its weight says. Knows nothing of where pixels come from or
-models go.
+that over an epoch a class moves the network as much as its weight says.
 """
 
 import copy
@@ -76,12 +75,11 @@ def fit(
     Raises:
         TrainingError: if it diverges again; the module is then of no use.
     """
-    start = copy.deepcopy(module.state_dict())
+    start, slower = copy.deepcopy(module.state_dict()), replace(recipe, learning_rate=recipe.learning_rate * _SLOWER)
     loss = _Loss.over(targets, classes, recipe, device, trust=trust)
     try:
         return Fitted(recipe, _descend(module, inputs, loss, recipe), attempts=1)
     except _Diverged as err:
-        slower = replace(recipe, learning_rate=recipe.learning_rate * _SLOWER)
         logger.warning("diverged: %s; once more at learning rate %g", err, slower.learning_rate)
     module.load_state_dict(start)
     try:
@@ -146,7 +144,6 @@ class _Loss:
     def over(
         cls, targets: Targets, classes: int, recipe: Recipe, device: torch.device, *, trust: Trust | None
     ) -> "_Loss":
-        """Weigh the images by their trust and the recipe's class balance."""
         held = torch.from_numpy(targets).to(device)
         rows = np.arange(len(targets))
         if targets.ndim == 2:

@@ -3,7 +3,7 @@
 Labels are few and images many. A head that has learnt the labels says of each unlabelled image what it shows; those it
 is surest of become pseudo-labels (Lee 2013, ICML workshop on challenges in representation learning), of each class in
 proportion to its labels, which keeps a common class from drowning out the others. The head is then trained anew, from
-the same start, on both. Versions and studies use this one way.
+the same start, on both.
 """
 
 import copy
@@ -16,11 +16,10 @@ import torch
 from torch import nn
 
 from trainer.labels.dataset import Indices, Targets, count_images
-from trainer.model.bayes import ActiveDropout
+from trainer.model.bayes import ActiveDropout, few_threads
 from trainer.model.fit import Fitted, Trust, fit
 from trainer.model.head import measure
 from trainer.model.recipe import choose_recipe
-from trainer.model.threads import few_threads
 from trainer.settings import Training
 
 Features = npt.NDArray[np.float32]
@@ -49,17 +48,8 @@ def fit_head(
 ) -> Fitted:
     """Fit a fresh head in place to features (N, F) and what holds of them; the same ones give the same head.
 
-    Args:
-        head: on any device; on `device` afterwards.
-        features: of labelled images.
-        targets: (N,) or (N, C).
-        training: its seed seeds torch's global generator.
-        classes: C.
-        device: to train on.
-        unlabelled: features (U, F) of other images, for pseudo-labels, which targets (N, C) go without.
-
-    Raises:
-        TrainingError: if training diverges twice.
+    Its layers are on `device` afterwards, and torch's global generator is seeded. Features (U, F) of `unlabelled`
+    images are for pseudo-labels, which targets (N, C) go without. Raises TrainingError if training diverges twice.
     """
     inputs = torch.from_numpy(features)
     measure(head, inputs)

@@ -32,10 +32,10 @@ from contract.images.preprocess import RECIPE
 from contract.versions.manifest import Backbone
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE, digest_file
 from trainer.model.backbones import Opened, open_backbone
+from trainer.model.backbones.layers import Round
 from trainer.model.backbones.opened import BackboneInfo
 from trainer.model.graphs.export import export_backbone, move_weights
 from trainer.model.graphs.sessions import open_session, run
-from trainer.model.network import Round
 from trainer.progress_bar import Bar
 
 Features = npt.NDArray[np.float32]
@@ -136,9 +136,6 @@ def open_frozen(
     """Return a backbone from the cache, a folder, where it is written now if it is not there.
 
     The other arguments are those of `open_backbone`.
-
-    Raises:
-        ConfigError: if there is no such backbone, its weights cannot be had, or the cache cannot be written.
     """
     libraries = (torch.__version__, torchvision.__version__)
     makings = [_FORMAT, RECIPE, _identify(name), image_size, _identify(weights), grid, *libraries]

@@ -1,17 +1,17 @@
 """The head: the small network behind the backbone, which is trained in each round and holds all Dropout.
 
-Features are standardised, then pass two hidden layers with Dropout behind each, and a last one that gives logits. Owns
-the layers, how fresh ones begin, and how they are written as ONNX. The same function makes the head of what is served
-and of what is studied.
+Features are standardised, then pass two hidden layers with Dropout behind each, and a last one that gives logits.
 """
 
-from typing import Final, cast
+from typing import Final
 
+import numpy as np
 import torch
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, helper
 from torch import Tensor, nn
 
 from contract.errors import TrainingError
+from contract.graph.builder import GraphBuilder, describe
 from contract.graph.lowering import FEATURES
 from trainer.model.bayes import ActiveDropout, activate_dropout
 
@@ -23,7 +23,6 @@ DROPOUT: Final = 0.6
 
 _LEAST_DEVIATION = 0.05
 """Of a channel, as a share of that of all features: one that is all but constant is not blown up."""
-_PREFIX = "head/"
 
 
 class Standardise(nn.Module):
@@ -33,6 +32,9 @@ class Standardise(nn.Module):
     another.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self, features: int, channels: int) -> None:
         super().__init__()
         self._channels = channels
@@ -41,15 +43,15 @@ class Standardise(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the standardised features."""
-        return (features - cast(Tensor, self.shift)) * cast(Tensor, self.scale)
+        return (features - self.shift) * self.scale
 
     def measure(self, features: Tensor) -> None:
         """Take shift and scale from features (N, D * cells), alike for all cells of a channel."""
         cells = features.shape[1] // self._channels
         values = features.view(-1, self._channels, cells)  # (N, D, cells)
         deviation = values.std(dim=(0, 2), correction=0).clamp_min(_LEAST_DEVIATION * float(values.std(correction=0)))
-        cast(Tensor, self.shift).copy_(values.mean(dim=(0, 2)).repeat_interleave(cells))
-        cast(Tensor, self.scale).copy_((1 / deviation).nan_to_num(posinf=1.0).repeat_interleave(cells))
+        self.shift.copy_(values.mean(dim=(0, 2)).repeat_interleave(cells))
+        self.scale.copy_((1 / deviation).nan_to_num(posinf=1.0).repeat_interleave(cells))
 
 
 def build_head(
@@ -95,36 +97,28 @@ def measure(head: nn.Sequential, features: Tensor) -> None:
 
 def to_onnx(head: nn.Sequential) -> ModelProto:
     """Write a head as a literal graph, `features` (N, F) to `logits` (N, C), with Dropout in training mode."""
-    nodes, weights, name = [], list[TensorProto](), FEATURES
+    builder, name = GraphBuilder("head/"), FEATURES
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]
 
-    def put(label: str, value: Tensor) -> str:
-        weights.append(numpy_helper.from_array(value.detach().cpu().contiguous().numpy(), f"{_PREFIX}{label}"))
-        return weights[-1].name
+    def put(value: Tensor) -> str:
+        return builder.constant(value.detach().cpu().contiguous().numpy())
 
     for place, layer in enumerate(head):
-        output = "logits" if place == len(head) - 1 else f"{_PREFIX}{place}"
+        output = "logits" if place == len(head) - 1 else None
         match layer:
             case Standardise():
-                centred = f"{output}/centred"
-                shift, scale = (put(f"{place}.{each}", getattr(layer, each)) for each in ("shift", "scale"))
-                nodes.append(helper.make_node("Sub", [name, shift], [centred]))
-                nodes.append(helper.make_node("Mul", [centred, scale], [output]))
+                centred = builder.add("Sub", [name, put(layer.shift)])
+                name = builder.add("Mul", [centred, put(layer.scale)], output)
             case nn.Linear():
-                weight, bias = put(f"{place}.weight", layer.weight), put(f"{place}.bias", layer.bias)
-                nodes.append(helper.make_node("Gemm", [name, weight, bias], [output], transB=1))
+                name = builder.add("Gemm", [name, put(layer.weight), put(layer.bias)], output, transB=1)
             case nn.ReLU():
-                nodes.append(helper.make_node("Relu", [name], [output]))
+                name = builder.add("Relu", [name], output)
             case ActiveDropout():
-                ratio = put(f"{place}.ratio", torch.tensor(layer.p))
-                training = put(f"{place}.training", torch.tensor(True))
-                nodes.append(helper.make_node("Dropout", [name, ratio, training], [output]))
+                ratio, training = builder.constant(np.array(layer.p, np.float32)), builder.constant(np.array(True))
+                name = builder.add("Dropout", [name, ratio, training], output)
             case _:
-                raise TrainingError(
-                    f"expected a head of Standardise, Linear, ReLU and Dropout, got {type(layer).__name__}"
-                )
-        name = output
-    features = helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["N", linear[0].in_features])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", linear[-1].out_features])
-    graph = helper.make_graph(nodes, "head", [features], [logits], weights)
+                kind = type(layer).__name__
+                raise TrainingError(f"expected a head of Standardise, Linear, ReLU and Dropout, got {kind}")
+    features, logits = describe(FEATURES, ["N", linear[0].in_features]), describe(name, ["N", linear[-1].out_features])
+    graph = helper.make_graph(builder.nodes, "head", [features], [logits], builder.constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)

@@ -33,14 +33,10 @@ _log = logging.getLogger(__name__)
 def in_best_precision(
     backbone: FrozenBackbone, images: Images, *, repository: Repository | None = None
 ) -> FrozenBackbone:
-    """Return a backbone in 8-bit integers if it is as good there and faster, else in float32.
+    """Return a backbone, given in float32, in 8-bit integers if it is as good there and faster.
 
-    What versions in the repository have is taken as it is; else it is made and judged now, unless it was before.
-
-    Args:
-        backbone: in float32.
-        images: uint8 (N, H, W, 3), to calibrate and to judge on.
-        repository: of the versions; None where there need be none.
+    What versions in the repository have is taken as it is; else it is made and judged now on images uint8 (N, H, W, 3),
+    unless it was before.
     """
     target, verdict = backbone.folder / INT8_BACKBONE_FILE, backbone.folder / _VERDICT_FILE
     if repository is not None and _take_published(repository, backbone.fingerprint, target):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from trainer.settings import Part, Training
@@ -24,26 +24,13 @@ class Recipe:
     """Power of one over its count that a class weighs with in the loss: 1 has all classes weigh alike, 0 all images."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """A recipe for any number of images."""
-
-    learning_rate: float
-    batch_images: int
-    least_epochs: int
-    """Of a large set."""
-    least_steps: int
-    """Of a small one, which has few steps an epoch."""
-    weight_decay: float = 5e-4
-
-
-_PLANS: Final[Mapping[Part, _Plan]] = {
-    "all": _Plan(0.05, batch_images=32, least_epochs=15, least_steps=60),
-    "classifier": _Plan(0.1, batch_images=64, least_epochs=20, least_steps=150, weight_decay=0.01),
+_LARGE_SET: Final[Mapping[Part, Recipe]] = {
+    "all": Recipe(0.05, epochs=15, batch_images=32),
+    "classifier": Recipe(0.1, epochs=20, batch_images=64, weight_decay=0.01),
 }
 """Long enough to overfit a little, which costs active learning less than to underfit."""
-
-
+_LEAST_STEPS: Final[Mapping[Part, int]] = {"all": 60, "classifier": 150}
+"""Of a small set, which has few steps an epoch."""
 _GENTLY: Final = 0.1
 """Share of the rate that suits fresh convolutions at which loaded ones are trained."""
 
@@ -55,17 +42,15 @@ def choose_recipe(
 
     `pretrained` says whether the convolutions were loaded; `least_epochs`, of a large set, replace those of the part.
     """
-    plan = _PLANS[part]
-    rate = plan.learning_rate * (_GENTLY if part == "all" and pretrained else 1)
-    batch_images = even_batches(images, most=plan.batch_images)
-    enough = max(least_epochs or plan.least_epochs, math.ceil(plan.least_steps / math.ceil(images / batch_images)))
-    return Recipe(
-        training.learning_rate or rate,
-        training.epochs or enough,
-        batch_images,
-        weight_decay=plan.weight_decay if training.weight_decay is None else training.weight_decay,
-        class_balance=1.0 if training.class_balance is None else training.class_balance,
-    )
+    large = _LARGE_SET[part]
+    batch_images = even_batches(images, most=large.batch_images)
+    chosen = {
+        "learning_rate": large.learning_rate * (_GENTLY if part == "all" and pretrained else 1),
+        "epochs": max(least_epochs or large.epochs, math.ceil(_LEAST_STEPS[part] / math.ceil(images / batch_images))),
+    }
+    settings = {name: getattr(training, name) for name in ("learning_rate", "epochs", "weight_decay", "class_balance")}
+    insisted = {name: value for name, value in settings.items() if value is not None}
+    return replace(large, batch_images=batch_images, **(chosen | insisted))
 
 
 def even_batches(images: int, *, most: int) -> int:

@@ -32,17 +32,8 @@ def vgg_head(
 ) -> tuple[nn.Sequential, Provenance]:
     """Make VGG's classifier for features of `cells` a side: as the weights have it, but for a last layer of its own.
 
-    Fresh layers are drawn from torch's global seed.
-
-    Args:
-        architecture: one of torchvision's VGGs.
-        classes: C.
-        cells: a side of the grid that the backbone hands over; at most 7.
-        weights: `imagenet`, `none`, or a file with a state dict, which may lack the classifier.
-        dropout: probability of dropping a unit; None for 0.6 where hidden layers start fresh, and VGG's 0.5.
-
-    Raises:
-        ConfigError: if the network is no VGG, or the weights cannot be had or belong to another one.
+    A file of weights may lack the classifier; fresh layers are drawn from torch's global seed. Where `dropout` is None
+    it is 0.6 if hidden layers start fresh, and VGG's 0.5 otherwise.
     """
     if not architecture.startswith("vgg"):
         raise ConfigError(f"--head vgg is a VGG's own classifier, and --backbone is {architecture}; use --head small")

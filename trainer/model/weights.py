@@ -50,29 +50,25 @@ def load_weights(
     imagenet: Callable[[], Mapping[str, Tensor]] | None = None,
     adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> Provenance:
-    """Load what `imagenet`, `none` or a file holds into a network, but for some layers.
+    """Load what `imagenet`, `none` or a file holds into a network of that name, but for some layers.
 
     Args:
         module: to load into.
         weights: to load.
         name: of the network.
-        fresh: layers that are not loaded, or parts of the network of which none is.
-        optional: the same of further ones that a file may lack.
-        imagenet: reads ImageNet's; by default they are downloaded, of the network that torchvision calls so.
+        fresh: parts of the network that are not loaded.
+        optional: further ones that a file may lack.
+        imagenet: reads ImageNet's; by default torchvision's are downloaded.
         adapt: what the tensors go through first.
-
-    Raises:
-        ConfigError: if the weights cannot be had, or belong to another network.
     """
     state: Mapping[str, Tensor] = {}
-    sha256 = None
+    sha256, path = None, Path(weights)
     if weights == "imagenet":
         state = imagenet() if imagenet else _download_weights(name)
     elif weights != "none":
-        path = Path(weights)
         state, sha256 = read_weights(path), digest_file(path).sha256
     state = {key: tensor for key, tensor in state.items() if not _is_in(key, fresh)}
-    origin, expected = Path(weights).name, module.state_dict()
+    origin, expected = path.name, module.state_dict()
     if state:
         state = adapt(state) if adapt else state
         _check_weights(state, expected, origin=origin, name=name, optional=(*fresh, *optional))
@@ -83,10 +79,10 @@ def load_weights(
 
 
 def choose_weights(name: str) -> Any:
-    """Return the ImageNet weights of one of torchvision's networks: an entry of its enumeration, not yet downloaded.
+    """Return the first ImageNet weights that were published of one of torchvision's networks, not yet downloaded.
 
-    The first that were published where there are several: the later recipes, with label smoothing and mixed images, win
-    on ImageNet and lose on other images when the backbone stays as it is (Kornblith et al. 2021, arXiv 2010.16402).
+    The later recipes, with label smoothing and mixed images, win on ImageNet and lose on other images when the backbone
+    stays as it is (Kornblith et al. 2021, arXiv 2010.16402).
     """
     found = torchvision.models.get_model_weights(name)
     return found.IMAGENET1K_V1 if hasattr(found, "IMAGENET1K_V1") else found.DEFAULT

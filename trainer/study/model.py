@@ -21,12 +21,11 @@ from contract.scores.embedding import embed
 from trainer.labels.dataset import Indices, count_images
 from trainer.model.backbones import Opened
 from trainer.model.bayes import BaalBALD, ModelWrapper, TrainingArgs
-from trainer.model.build import build_head_of, open_backbone_of, sample_features
+from trainer.model.build import Network, build_head_of, open_backbone_of, sample_features
 from trainer.model.fit import fit
 from trainer.model.fit_head import fit_head
 from trainer.model.graphs.sessions import open_head
 from trainer.model.head import measure, to_onnx
-from trainer.model.network import Network
 from trainer.model.recipe import choose_recipe
 from trainer.ordering.strategies import Candidates
 from trainer.settings import Training

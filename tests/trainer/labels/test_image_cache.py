@@ -4,10 +4,10 @@ import pytest
 
 from contract.errors import ConfigError
 from contract.images.download import Validators
-from trainer.labels.image_cache import ImageCache, Kept, open_cache
+from trainer.labels.image_cache import ImageCache, open_cache
 from trainer.settings import Environment
 
-KEPT = Kept(Validators("http://host/a", '"1"', "Sat, 28 Nov 2026 10:00:00 GMT"), b"\n" + b"x" * 10_000)
+KEPT = (Validators("http://host/a", '"1"', "Sat, 28 Nov 2026 10:00:00 GMT"), b"\n" + b"x" * 10_000)
 ABOUT = 10_200
 """Bytes of one file, its head included."""
 
@@ -22,13 +22,13 @@ def taken(folder):
     ids=["one byte short", "empty", "one bit"],
 )
 def test_what_is_kept_comes_back_but_a_damaged_file_is_not_served(tmp_path, damage):
-    ImageCache(tmp_path, max_bytes=2**20).put("a", KEPT)
+    ImageCache(tmp_path, max_bytes=2**20).put("a", *KEPT)
     cache = ImageCache(tmp_path, max_bytes=2**20)
     assert (cache.get("a"), cache.get("b")) == (KEPT, None)
     (victim,) = tmp_path.iterdir()
     victim.write_bytes(damage(victim.read_bytes()))
     assert cache.get("a") is None
-    cache.put("a", KEPT)
+    cache.put("a", *KEPT)
     assert cache.get("a") == KEPT
 
 
@@ -38,16 +38,16 @@ def test_a_crash_before_the_file_has_its_name_leaves_none(tmp_path, monkeypatch)
 
     monkeypatch.setattr("trainer.labels.image_cache.os.replace", crash)
     with pytest.raises(KeyboardInterrupt):
-        ImageCache(tmp_path, max_bytes=2**20).put("a", KEPT)
+        ImageCache(tmp_path, max_bytes=2**20).put("a", *KEPT)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_folder_never_holds_more_than_the_bound(tmp_path):
     for number in range(8):
-        ImageCache(tmp_path, max_bytes=2**20).put(f"before {number}", KEPT)
+        ImageCache(tmp_path, max_bytes=2**20).put(f"before {number}", *KEPT)
     cache = ImageCache(tmp_path, max_bytes=5 * ABOUT)
     for number in range(20):
-        cache.put(str(number), KEPT)
+        cache.put(str(number), *KEPT)
         assert taken(tmp_path) <= 5 * ABOUT
         assert cache.get(str(number)) == KEPT
     assert taken(tmp_path) > 2 * ABOUT
@@ -56,10 +56,10 @@ def test_the_folder_never_holds_more_than_the_bound(tmp_path):
 def test_who_was_used_longest_ago_leaves_first(tmp_path):
     cache = ImageCache(tmp_path, max_bytes=4 * ABOUT)
     for number, source in enumerate("abcd"):
-        cache.put(source, KEPT)
+        cache.put(source, *KEPT)
         os.utime(cache._path(source), (number * 3600, number * 3600))
     cache.get("a")
-    cache.put("e", KEPT)
+    cache.put("e", *KEPT)
     assert [source for source in "abcde" if cache.get(source)] == ["a", "d", "e"]
 
 
@@ -71,7 +71,7 @@ def test_what_a_crash_left_is_removed_and_folders_are_not(tmp_path):
     os.utime(tmp_path / ".partial-old", (0, 0))
     cache = ImageCache(tmp_path, max_bytes=2 * ABOUT)
     for source in "ab":
-        cache.put(source, KEPT)
+        cache.put(source, *KEPT)
     assert {".partial-new", "rank"} < {path.name for path in tmp_path.iterdir()}
     assert not (tmp_path / ".partial-old").exists()
 
@@ -79,7 +79,7 @@ def test_what_a_crash_left_is_removed_and_folders_are_not(tmp_path):
 def test_the_bound_is_a_setting(tmp_path):
     environment = Environment.read({"LABELNEXT_CACHE": str(tmp_path), "LABELNEXT_IMAGE_CACHE_MB": "0"})
     for cache in (open_cache(environment), ImageCache(tmp_path, max_bytes=9_999)):
-        cache.put("a", KEPT)
+        cache.put("a", *KEPT)
         assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="LABELNEXT_IMAGE_CACHE_MB must be a whole number, got 'all'"):
         Environment.read({"LABELNEXT_IMAGE_CACHE_MB": "all"})

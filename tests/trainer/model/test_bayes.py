@@ -41,3 +41,15 @@ def test_dropout_that_would_stay_dead_is_refused(dropout):
 def test_a_network_without_dropout_is_refused():
     with pytest.raises(TrainingError, match="has no Dropout"):
         activate_dropout(nn.Sequential(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize(("units", "threads"), [(10, 1), (2000, 3)], ids=["small", "large"])
+def test_what_is_small_is_computed_in_one_thread(units, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with bayes.few_threads(nn.Linear(1000, units)):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -12,9 +12,9 @@ from contract.features.store import FeatureStore
 from contract.versions.version import BACKBONE_WEIGHTS_FILE
 from tests.trainer.small import coloured_images, freeze_network, lively_network, small_backbone
 from trainer.model import frozen
+from trainer.model.backbones.layers import Round
 from trainer.model.frozen import freeze, open_frozen
 from trainer.model.graphs.export import export_backbone
-from trainer.model.network import Round
 
 pytestmark = pytest.mark.slow  # exports networks
 

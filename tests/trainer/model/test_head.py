@@ -7,9 +7,8 @@ from contract.errors import TrainingError
 from contract.graph.lowering import lower
 from contract.graph.masks import draw_masks
 from tests.networks import Engine
-from trainer.model.bayes import ActiveDropout, activate_dropout, dropout_probabilities
+from trainer.model.bayes import ActiveDropout, activate_dropout, dropout_probabilities, masked_passes
 from trainer.model.head import Standardise, build_head, measure, to_onnx
-from trainer.model.probe import masked_passes
 
 
 def linear_layers(head):

@@ -10,10 +10,10 @@ from baal.modelwrapper import ModelWrapper, TrainingArgs
 from contract.scores.acquisition import bald
 from tests.trainer.small import coloured_images, freeze_network, small_backbone, use_small_backbone
 from tests.trainer.study.small import make_trainer
+from trainer.model.bayes import masked_passes
+from trainer.model.build import Network
 from trainer.model.fit import fit
 from trainer.model.head import build_head, measure
-from trainer.model.network import Network
-from trainer.model.probe import masked_passes
 from trainer.model.recipe import choose_recipe
 from trainer.settings import Training
 from trainer.study.model import Dataset

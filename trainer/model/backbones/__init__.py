@@ -1,7 +1,6 @@
 """Backbones by name: torchvision's and timm's networks, EfficientNet-Lite0, and any graph in an ONNX file.
 
-Owns what a name means, and that whatever it means ends up as one thing: `Opened`. What is trained behind it, where its
-features are kept and how it is published is not its business.
+Owns what a name means, and that whatever it means ends up as one thing: `Opened`.
 """
 
 import difflib
@@ -31,9 +30,6 @@ def open_backbone(
         grid: cells a side of the means that the last map is pooled to, as AdaptiveAvgPool2d does it; None for the mean
             of each channel, of a VGG those of its last stages. Networks that end in a vector, as transformers do, give
             that vector whatever the grid is.
-
-    Raises:
-        ConfigError: if no backbone has that name, it takes no images of that size, or its weights cannot be had.
     """
     kind, known = _find(name)
     if image_size is not None and image_size < 1:

@@ -1,7 +1,6 @@
-"""Layers that stand at both ends of a backbone: from pixels to planes, and from a map to a grid of means."""
+"""Layers that stand at both ends of a backbone: from pixels to planes, and from a map to features."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,9 @@ IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 class Normalise(nn.Module):
     """uint8 (N, H, W, 3) RGB to float32 (N, 3, H, W), less the mean and over the deviation of each channel."""
 
+    offset: Tensor
+    scale: Tensor
+
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, deviation: Sequence[float] = IMAGENET_DEVIATION) -> None:
         super().__init__()
         self.register_buffer("offset", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -24,11 +26,14 @@ class Normalise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the normalised planes."""
         planes = images.permute(0, 3, 1, 2).float() / 255  # (N, 3, H, W)
-        return (planes - cast(Tensor, self.offset)) * cast(Tensor, self.scale)
+        return (planes - self.offset) * self.scale
 
 
 class GridPool(nn.Module):
     """What AdaptiveAvgPool2d computes on maps of one size, as two matrix products, which every exporter knows."""
+
+    rows: Tensor
+    columns: Tensor
 
     def __init__(self, height: int, width: int, *, grid: int) -> None:
         super().__init__()
@@ -37,7 +42,7 @@ class GridPool(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return (N, D, grid, grid) for (N, D, height, width)."""
-        return cast(Tensor, self.rows) @ maps @ cast(Tensor, self.columns)
+        return self.rows @ maps @ self.columns
 
 
 def pool_to_grid(height: int, width: int, *, grid: int) -> nn.Module:
@@ -63,6 +68,14 @@ class StageMeans(nn.Module):
             maps = stage(maps)
             means.append(maps.mean(dim=(2, 3)))
         return torch.cat(means[-self._taken :], dim=1)
+
+
+class Round(nn.Module):
+    """Rounds features to what float16 holds, so that they can be kept in it; not in training: gradients would be."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the rounded features, float32."""
+        return features if self.training else features.half().float()
 
 
 def pooling_matrix(cells: int, grid: int) -> Tensor:

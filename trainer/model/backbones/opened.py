@@ -1,8 +1,6 @@
-"""What any backbone is once it is open: a fixed function from pixels to features, and where its weights came from.
+"""What any backbone is once it is open: a fixed function from pixels to features, and where its weights came from."""
 
-What cannot be opened is a ConfigError, here and in the modules of the kinds of networks.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +10,7 @@ from torch import nn
 
 from contract.errors import ConfigError
 from contract.versions.manifest import InputSpec
+from trainer.model.backbones.layers import Normalise
 from trainer.model.weights import Provenance, first_line
 
 SMALLEST_IMAGE: Final = 32
@@ -50,6 +49,23 @@ class Opened(BackboneInfo):
     """Input `images`, output `features` rounded to what float16 holds, opset `OPSET`, weights inside, no Dropout."""
 
 
+def from_layers(
+    name: str,
+    *layers: nn.Module,
+    image_size: int,
+    mean: Sequence[float],
+    deviation: Sequence[float],
+    provenance: Provenance,
+    cells: int = 1,
+    last_stage: int | None = None,
+) -> Opened:
+    """Return layers from normalised planes (N, 3, H, W) to features (N, D * `cells`) as a backbone."""
+    module = nn.Sequential(Normalise(mean, deviation), *layers).eval()
+    features, spec = measure(module, name=name, image_size=image_size), InputSpec(image_size, image_size)
+    channels, mean, deviation = features // cells, tuple(mean), tuple(deviation)
+    return Opened(name, spec, features, channels, mean, deviation, provenance, last_stage, module)
+
+
 def measure(module: nn.Module, *, name: str, image_size: int) -> int:
     """Return F of a module from images uint8 (N, H, W, 3) to features (N, F)."""
     images = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
@@ -64,7 +80,7 @@ def measure(module: nn.Module, *, name: str, image_size: int) -> int:
 
 
 def check_size(name: str, image_size: int) -> None:
-    """Refuse images, smaller than `SMALLEST_IMAGE`, in which a network that halves its map five times finds no cell."""
+    """Refuse images in which a network that halves its map five times finds no cell."""
     if image_size < SMALLEST_IMAGE:
         raise too_small(name, image_size, f"at least {SMALLEST_IMAGE} are needed")
 

@@ -2,18 +2,18 @@
 
 import importlib.util
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
 from contract.errors import ConfigError
-from contract.versions.manifest import InputSpec
 from contract.versions.version import digest_file
-from trainer.model.backbones.layers import Normalise, pool_to_grid, remove_dropout
-from trainer.model.backbones.opened import Opened, measure, too_small
+from trainer.model.backbones.layers import pool_to_grid, remove_dropout
+from trainer.model.backbones.opened import Opened, from_layers, too_small
 from trainer.model.weights import Provenance, first_line
 
 PREFIX: Final = "timm:"
@@ -56,15 +56,13 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
 
     remove_dropout(network, DropPath)
     network.eval()
-    mean, deviation = tuple(settings["mean"]), tuple(settings["std"])
-    normalise = Normalise(mean, deviation)
-    channels = features = measure(nn.Sequential(normalise, network), name=name, image_size=size)
+    mean, deviation = settings["mean"], settings["std"]
+    made = partial(from_layers, name, image_size=size, mean=mean, deviation=deviation, provenance=provenance)
+    opened = made(network)
     if (cells := _map_size(network, image_size=size)) is not None:
-        network = nn.Sequential(_LastMap(network), pool_to_grid(*cells, grid=grid or 1), nn.Flatten())
-        features = channels * (grid or 1) ** 2
-    module = nn.Sequential(normalise, network).eval()
-    spec = InputSpec(size, size)
-    return Opened(f"{PREFIX}{name}", spec, features, channels, mean, deviation, provenance, None, module)
+        pooled = nn.Sequential(_LastMap(network), pool_to_grid(*cells, grid=grid or 1), nn.Flatten())
+        opened = made(pooled, cells=(grid or 1) ** 2)
+    return replace(opened, name=f"{PREFIX}{name}")
 
 
 class _LastMap(nn.Module):
@@ -76,8 +74,7 @@ class _LastMap(nn.Module):
 
     def forward(self, planes: Tensor) -> Tensor:
         """Return (N, D, h, w)."""
-        result: Tensor = self.network.forward_features(planes)
-        return result
+        return cast(Tensor, self.network.forward_features(planes))
 
 
 def _settings(name: str) -> Mapping[str, Any]:
@@ -93,8 +90,7 @@ def _settings(name: str) -> Mapping[str, Any]:
     found = get_pretrained_cfg(name)
     if found is None:
         raise ConfigError(f"timm does not know how images for {name} are made; choose a network that has weights")
-    settings: dict[str, Any] = found.to_dict()
-    return settings
+    return cast(dict[str, Any], found.to_dict())
 
 
 def _create(name: str, settings: Mapping[str, Any], *, image_size: int, weights: str | Path) -> tuple[Any, Provenance]:
@@ -110,8 +106,7 @@ def _create(name: str, settings: Mapping[str, Any], *, image_size: int, weights:
         options["img_size"] = image_size
     try:
         network = timm.create_model(name, pretrained=weights != "none", num_classes=0, **options)
-    except Exception as err:
-        # Downloads, files and layers each fail in a library's own way.
+    except Exception as err:  # downloads, files and layers each fail in a library's own way
         raise ConfigError(_explain(name, settings, err, weights=weights, image_size=image_size)) from err
     layers = tuple(dict.fromkeys(key.rpartition(".")[0] for key in network.state_dict()))
     loaded, fresh = ((), layers) if weights == "none" else (layers, ())

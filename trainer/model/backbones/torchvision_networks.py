@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from contract.errors import ConfigError
-from contract.versions.manifest import InputSpec
 from trainer.model.backbones.layers import Normalise, StageMeans, pool_to_grid, remove_dropout
-from trainer.model.backbones.opened import Opened, check_size, measure
+from trainer.model.backbones.opened import Opened, check_size, from_layers, measure
 from trainer.model.weights import Provenance, choose_weights, load_weights
 
 _POOLED = ("efficientnet_", "mobilenet_v3_", "regnet_", "resnet", "resnext", "vgg", "wide_resnet")
@@ -50,7 +49,7 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     check_size(name, size)
     network, provenance = _load(name, image_size=size, weights=weights)
     preprocessing = choose_weights(name).transforms()
-    normalise = Normalise(preprocessing.mean, preprocessing.std)
+    mean, deviation = preprocessing.mean, preprocessing.std
     remove_dropout(network)
     network.eval()
     cells, last_stage = 1, None
@@ -58,13 +57,11 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
         network, last_stage = StageMeans(_split_stages(network.features), taken=_STAGES_TAKEN), _VGG_CHANNELS
     elif name.startswith(_POOLED):
         grid = grid or 1
-        height, width = _map_size(nn.Sequential(normalise, network), network.avgpool, name=name, image_size=size)
+        module = nn.Sequential(Normalise(mean, deviation), network)
+        height, width = _map_size(module, network.avgpool, name=name, image_size=size)
         network.avgpool, cells = pool_to_grid(height, width, grid=grid), grid * grid
-    module = nn.Sequential(normalise, network).eval()
-    features = measure(module, name=name, image_size=size)
-    mean, deviation = tuple(preprocessing.mean), tuple(preprocessing.std)
-    spec, channels = InputSpec(size, size), features // cells
-    return Opened(name, spec, features, channels, mean, deviation, provenance, last_stage, module)
+    made = partial(from_layers, image_size=size, mean=mean, deviation=deviation, provenance=provenance)
+    return made(name, network, cells=cells, last_stage=last_stage)
 
 
 def _split_stages(layers: nn.Sequential) -> list[nn.Module]:
@@ -102,8 +99,7 @@ def _fit_places(name: str, image_size: int, state: Mapping[str, Tensor]) -> Mapp
     """Fit a ViT's weights to the size of the images: it learns a vector for each place; others lie between these."""
     if "encoder.pos_embedding" not in state:
         return state
-    fitted: Mapping[str, Tensor] = interpolate_embeddings(image_size, _patch_size(name), OrderedDict(state))
-    return fitted
+    return cast(Mapping[str, Tensor], interpolate_embeddings(image_size, _patch_size(name), OrderedDict(state)))
 
 
 def _patch_size(name: str) -> int:

@@ -5,7 +5,6 @@ backbone ends, output `logits` float32 (N, C), a free batch axis, weights once a
 backbone apart from those of the head, and nothing in them that tells where they were made. The literal graph has
 Dropout in training mode, which plain onnxruntime deletes: it is for servers, which compile it. In the portable one each
 Dropout is written as what it means, random numbers and what they leave: any engine computes one stochastic pass by it.
-Knows no engine; whether the literal graph computes what the network does is for the validation to say.
 """
 
 from collections.abc import Iterator
@@ -57,9 +56,7 @@ def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
 def export(backbone: ModelProto, head: nn.Sequential, folder: Path, *, multiple: bool = False) -> Lowered:
     """Write model.onnx, head.onnx.data and portable.onnx beside a backbone's weights; return what servers make of them.
 
-    Raises:
-        TrainingError: if the graph does not hold every Dropout of the head, active and with its probability.
-        InvalidVersion: if the graph cannot be lowered.
+    It is a TrainingError if the graph does not hold every Dropout of the head, active and with its probability.
     """
     literal = attach(backbone, move_weights(to_onnx(head), folder / HEAD_WEIGHTS_FILE))
     (folder / MODEL_FILE).write_bytes(literal.SerializeToString(deterministic=True))

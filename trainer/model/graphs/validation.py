@@ -1,7 +1,4 @@
-"""Validation: a version's graph, lowered and run by onnxruntime, against its probe; and what a version predicts.
-
-Runs versions as a server does, and needs no torch. No version is published that did not pass here.
-"""
+"""Validation: a version's graph, lowered and run by onnxruntime as servers do, against its probe; what it predicts."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -17,7 +14,7 @@ from contract.versions.version import INT8_BACKBONE_FILE, Version
 from trainer.model.graphs.sessions import open_head, open_session, run
 
 _BATCH_IMAGES = 16
-_WITNESSES = 2
+_RUN = 2
 """Images that a backbone is run on whose features of the others are known."""
 
 
@@ -26,25 +23,19 @@ def validate_version(
 ) -> Validation:
     """Lower a version's graph as a server does, run it on the version's probe, and compare.
 
-    Args:
-        version: with its probe.
-        int8: whether to take the version's backbone in 8-bit integers.
-        known: features of the probe's images, (N, F), that the very same backbone gave before: it is run on two of the
-            images then, which shows that it is wired up as it was.
+    Where features of the probe's images, (N, F), are `known` that the very same backbone gave before, it is run on two
+    of the images, which shows that it is wired up as it was.
 
     Raises:
-        DigestError: if a file cannot be read.
         InvalidVersion: if the graph cannot be lowered or run, its Dropout sites are not those of the manifest, its
             passes do not differ, or they differ from torch's; PrecisionRefused, if they do so in 8-bit integers only.
     """
-    backbone, head = _open_version(version, int8=int8)
-    if known is not None:
-        backbone = _run_on_few(backbone, known)
+    compute, head = _open_version(version, int8=int8)
+
+    def backbone(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return compute(images) if known is None else np.concatenate([compute(images[:_RUN]), known[_RUN:]])
+
     return validate(Probe.load(version.probe_path), version.manifest, backbone=backbone, head=head, reduced=int8)
-
-
-def _run_on_few(backbone: ComputeFeatures, known: npt.NDArray[np.float32]) -> ComputeFeatures:
-    return lambda images: np.concatenate([backbone(images[:_WITNESSES]), known[_WITNESSES:]])
 
 
 def predict(
@@ -56,8 +47,7 @@ def predict(
 ) -> npt.NDArray[np.float32]:
     """Return a version's mean probabilities over so many passes: uint8 (N, H, W, 3), in its size, to float32 (N, C).
 
-    Features of the images, (N, F), that are `known` by the fingerprint of a backbone, are not computed again. Raises
-    what `validate_version` does, but compares no numbers.
+    Features of the images, (N, F), that are `known` by the fingerprint of a backbone, are not computed again.
     """
     manifest = version.manifest
     backbone, head = _open_version(version, int8=manifest.backbone.precision == "int8")

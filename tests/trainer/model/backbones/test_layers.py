@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from trainer.model.backbones.layers import Normalise, pool_to_grid, remove_dropout
+from trainer.model.backbones.layers import Normalise, Round, pool_to_grid, remove_dropout
 
 IMAGES = torch.randint(0, 256, (2, 6, 5, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -39,3 +40,10 @@ def test_whatever_drops_is_removed():
         *[nn.Identity] * 4,
     ]
     torch.testing.assert_close(network.train()(x).relu(), expected)
+
+
+def test_features_are_rounded_to_float16_but_for_training():
+    """Numpy's float16 is the reference; gradients are to flow through what is trained."""
+    features, rounding = torch.randn(3, 50) * 100, Round()
+    np.testing.assert_array_equal(rounding.eval()(features), features.numpy().astype(np.float16).astype(np.float32))
+    torch.testing.assert_close(rounding.train()(features), features, rtol=0, atol=0)

@@ -24,10 +24,9 @@ from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, 
 from demo.product import CHECKOUT
 from tests.networks import Engine
 from tests.trainer.small import coloured_images, freeze_network, small_network
-from trainer.model.bayes import dropout_probabilities
+from trainer.model.bayes import dropout_probabilities, masked_passes
 from trainer.model.graphs.export import export
 from trainer.model.head import to_onnx
-from trainer.model.probe import masked_passes
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
