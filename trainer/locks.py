@@ -22,12 +22,7 @@ def exclusive(repository: Repository, *, work: str = "", refusal: str) -> Abstra
 
 @contextmanager
 def alone(path: Path, *, refusal: str) -> Iterator[None]:
-    """Hold a lock file, made with its folder when needed, for as long as the block lasts.
-
-    Raises:
-        ConfigError: saying `refusal`, if another process holds it.
-        DiskFull: if there is no room for the file.
-    """
+    """Hold a lock file for as long as the block lasts; it is a ConfigError that says `refusal` if another one does."""
     lock = FileLock(path)
     try:
         with explaining_full(path.parent, remedy="make room there, then start again"):

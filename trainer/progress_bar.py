@@ -1,38 +1,29 @@
 """How far a task is: a bar on a terminal; elsewhere, as in a container's log, a line every few seconds.
 
-A bar draws itself anew ten times a second, which a log keeps: thousands of characters, and no end of the line. What
-cannot be counted says from time to time what it is and how long it has been at work.
+A bar draws itself anew ten times a second, which a log keeps: thousands of characters, and no end of the line.
 """
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
 from tqdm import tqdm
 
-from contract.life import showing_life
-
-_SECONDS_A_LINE: Final = 5.0
+SECONDS_A_LINE: Final = 5.0
 _LINE: Final = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {rate_fmt}, {remaining} left{postfix}"
 
 
 class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
-    """tqdm, and takes what it takes; where stderr is no terminal it writes lines, with the rate and the time left.
-
-    Within another one it shows nothing: the outer one tells how far the whole is.
-    """
+    """tqdm that writes lines where stderr is no terminal; within another one, which tells of the whole, nothing."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         if Bar._open:
             options["disable"] = True
         self._in_lines = not sys.stderr.isatty()
         if self._in_lines:
-            options |= {"mininterval": _SECONDS_A_LINE, "miniters": 1, "bar_format": _LINE}
+            options |= {"mininterval": SECONDS_A_LINE, "miniters": 1, "bar_format": _LINE}
         self._shown: float = -1
         super().__init__(*arguments, **options)
         if self.total is None:
@@ -61,27 +52,6 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
             self.display()
         super().close()
         Bar._open.discard(self)
-
-
-_at_work: list[str] = []
-"""What is said to be at work, the innermost last."""
-
-
-@contextmanager
-def showing_stage(title: str) -> Iterator[None]:
-    """Say every few seconds, while the block lasts and no bar tells more, that it is at work: `backbone: 15 s`."""
-    _at_work.append(title)
-    try:
-        with showing_life(partial(_tell, title, len(_at_work)), every_s=_SECONDS_A_LINE):
-            yield
-    finally:
-        _at_work.pop()
-
-
-def _tell(title: str, depth: int, seconds: float) -> None:
-    if len(_at_work) == depth and time.monotonic() - Bar.last_shown >= _SECONDS_A_LINE:
-        sys.stderr.write(f"{title}: {seconds:.0f} s\n")
-        sys.stderr.flush()
 
 
 def lock_within_process() -> None:

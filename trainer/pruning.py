@@ -1,7 +1,6 @@
 """Removing versions that nobody needs any more. Of each its manifest and its report stay, for curve and advice.
 
-Owns which versions are needed: the newest, the one in use, those that a project is ranked by, and what a server or a
-trainer has open. What removing means is the repository's.
+Needed are the newest, the one in use, those that a project is ranked by, and what a server or a trainer has open.
 """
 
 import logging
@@ -50,20 +49,16 @@ def prune(repository: Repository, *, newest: int) -> Pruned:
         names = repository.versions()
         manifests = {name: manifest for name in names if (manifest := _read_manifest(repository, name))}
         kept = _needed(repository, names, newest)
-        removed = []
-        for name in names:
-            if name in kept:
-                continue
+        for name in [name for name in names if name not in kept]:
             try:
                 repository.retire(name)
             except VersionInUse as err:
                 _log.info("%s", err)
                 kept[name] = "open"
-                continue
-            removed.append(name)
-    left = [manifest for name, manifest in manifests.items() if name not in removed]
+    left = [manifest for name, manifest in manifests.items() if name in kept]
     freed_bytes = _size(manifests.values()) - _size(left)
-    return Pruned(tuple(removed), freed_bytes, dict(sorted(kept.items(), reverse=True)))
+    removed = tuple(name for name in names if name not in kept)
+    return Pruned(removed, freed_bytes, dict(sorted(kept.items(), reverse=True)))
 
 
 def _needed(repository: Repository, names: list[str], newest: int) -> dict[str, str]:

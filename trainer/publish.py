@@ -1,7 +1,6 @@
 """From a trained network to a published version: the graph, the probe that validates it, what was measured, the report.
 
-Owns what a version's folder and manifest hold, and what of it may fail without costing the version: the comparison with
-earlier versions, and the report.
+Owns what a version's folder and manifest hold, and what of it may fail without costing the version.
 """
 
 import logging
@@ -62,13 +61,8 @@ class Data:
     """Images without a label whose features may be known."""
 
     @property
-    def validation_images(self) -> npt.NDArray[np.uint8]:
-        """Those of the V images held out: uint8 (V, H, W, 3)."""
-        return self.pixels.images[self.parts.validation]
-
-    @property
     def validation_targets(self) -> npt.NDArray[np.integer]:
-        """What these are labelled as: (V,), or (V, C) where several labels may hold."""
+        """What the images held out are labelled as: (V,), or (V, C) where several labels may hold."""
         return self.pixels.targets[self.parts.validation]
 
 
@@ -102,31 +96,23 @@ class Trained:
     """Of all images, (N, F), by a backbone that was not trained; None where it was. A head alone was trained on the
     images held out as well, after another like it was measured on them."""
     probe: Indices
-    """Which images the version is validated on, as `choose_probe` says."""
+    """Which images the version is validated on."""
     probe_features: Features
     """Of these, by the backbone in float32."""
 
 
 def publish(repository: Repository, trained: Trained) -> Version:
     """Write a version, validate it, and make it the current one."""
-    data, training, backbone = trained.data, trained.training, trained.backbone
+    data, training, backbone, head = trained.data, trained.training, trained.backbone, trained.head
     with repository.stage(datetime.now(UTC)) as staged:
         with stage("export"):
             for file in backbone.files:
                 shutil.copyfile(file, staged.path / file.name)
-            lowered = export(backbone.graph, trained.head, staged.path, multiple=data.pool.multiple)
+            lowered = export(backbone.graph, head, staged.path, multiple=data.pool.multiple)
         manifest = _describe(staged, lowered, trained)
         with stage("probe"):
-            probe = compute_probe(
-                trained.head,
-                data.pixels.images[trained.probe],
-                trained.probe_features,
-                version=staged.version,
-                sites=lowered.sites,
-                passes=training.passes,
-                multiple=manifest.multiple,
-            )
-            probe.save(staged.path / PROBE_FILE)
+            images, features = data.pixels.images[trained.probe], trained.probe_features
+            compute_probe(head, images, features, manifest).save(staged.path / PROBE_FILE)
         described = staged.describe(manifest)
         _validate(described, trained)
         if data.parts.sample == "audit":
@@ -177,10 +163,7 @@ def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifes
 
 
 def choose_probe(data: Data) -> Indices:
-    """Take images from each class in turn, of a class those of the least digests.
-
-    These are mostly the same from one round to the next, and so known to trainer and server by their features.
-    """
+    """Take images from each class in turn, of a class those of the least digests: mostly those of the round before."""
     classes = strata(data.pixels.targets)
     turn = np.empty(len(classes), np.int64)
     seen = Counter[int]()
@@ -192,17 +175,17 @@ def choose_probe(data: Data) -> Indices:
 
 
 def _describe(staged: StagedVersion, lowered: Lowered, trained: Trained) -> Manifest:
-    data, training = trained.data, trained.training
+    pool = trained.data.pool
     return Manifest(
         version=staged.version,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        labels=data.pool.labels,
-        control=data.pool.control,
+        labels=pool.labels,
+        control=pool.control,
         input=trained.backbone.spec,
-        passes=training.passes,
+        passes=trained.training.passes,
         dropout_sites=lowered.sites,
         backbone=trained.backbone.describe(),
-        multiple=data.pool.multiple,
+        multiple=pool.multiple,
         temperature=trained.evaluation.temperature,
         metrics=trained.evaluation.metrics,
         training=_describe_training(trained),

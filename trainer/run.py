@@ -1,7 +1,4 @@
-"""One training run, from labels to a published version.
-
-Owns the order of the steps, and that nothing is published unless all of them succeed. Each step is another module's.
-"""
+"""One training run, from labels to a published version: the order of the steps, each of which is another module's."""
 
 import logging
 import time
@@ -34,11 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def run(source: Source, training: Training, environment: Environment) -> Version:
-    """Train on the labels of a source, and return the version that was published.
-
-    Raises:
-        LabelnextError: if any step fails; then nothing is published, and what was current stays current.
-    """
+    """Train on the labels of a source, and return the version that was published; none is if any step fails."""
     started = time.monotonic()
     repository = environment.repository()
     busy = (

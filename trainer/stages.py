@@ -1,17 +1,22 @@
 """What the stages of a command take, in seconds: measured where they are, told at its end. Not for several threads."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Final
 
-from trainer.progress_bar import showing_stage
+from contract.life import showing_life
+from trainer.progress_bar import SECONDS_A_LINE, Bar
 
 CLEAR: Final = "clear"
 """The stage that comes after the new order stands."""
 
 _COLLECTED: ContextVar[dict[str, float] | None] = ContextVar("stages", default=None)
+_at_work: list[str] = []
+"""The stages that are said to be at work, the innermost last."""
 
 
 @contextmanager
@@ -33,7 +38,8 @@ def collecting() -> Iterator[dict[str, float]]:
 def stage(name: str) -> Iterator[None]:
     """Count what the block takes, whether it ends well or not, to a stage of whoever is collecting.
 
-    A stage within counts for itself alone. One that takes long says so meanwhile. A decorator counts a function.
+    A stage within counts for itself alone. Every few seconds while no bar tells more, the innermost says that it is at
+    work: `backbone: 15 s`. A decorator counts a function.
     """
     seconds = _COLLECTED.get()
     if seconds is None:
@@ -41,9 +47,17 @@ def stage(name: str) -> Iterator[None]:
         return
     seconds.setdefault(name, 0.0)
     started, before = time.monotonic(), sum(seconds.values())
+    _at_work.append(name)
     try:
-        with showing_stage(name):
+        with showing_life(partial(_tell, name, len(_at_work)), every_s=SECONDS_A_LINE):
             yield
     finally:
+        _at_work.pop()
         within = sum(seconds.values()) - before
         seconds[name] += time.monotonic() - started - within
+
+
+def _tell(name: str, depth: int, seconds: float) -> None:
+    if len(_at_work) == depth and time.monotonic() - Bar.last_shown >= SECONDS_A_LINE:
+        sys.stderr.write(f"{name}: {seconds:.0f} s\n")
+        sys.stderr.flush()

@@ -53,9 +53,9 @@ def train(
     repository: Repository,
     backbone: FrozenBackbone | Opened,
 ) -> Version:
-    """Train on data and publish a version. Fresh layers and Dropout draw from torch's global generator.
+    """Train on data in the backbone's size and publish a version; an opened backbone is trained too.
 
-    The images are in the backbone's size; an opened backbone is trained too, a frozen one is not.
+    Fresh layers and Dropout draw from torch's global generator.
     """
     choose_device(training.device)  # may be refused, which is to be before any work
     if isinstance(backbone, Opened):
@@ -103,9 +103,7 @@ def _fit_head(
     head.load_state_dict(start)
     _log.info("the head that is published is trained on all %d images", len(features))
     fitted = fit_to(head, features, pixels.targets, training, unlabelled=unlabelled)
-    return Trained(
-        data, training, backbone, head, provenance, fitted, evaluation, features, probe, probe_features=probe_features
-    )
+    return Trained(data, training, backbone, head, provenance, fitted, evaluation, features, probe, probe_features)
 
 
 def _train_all(data: Data, training: Training, repository: Repository, opened: Opened) -> Version:
@@ -124,13 +122,10 @@ def _train_all(data: Data, training: Training, repository: Repository, opened: O
         fitted = fit(network, inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
     with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
         backbone = freeze(opened, Path(folder))
-        features = backbone.compute(data.validation_images, title="validation")
-        evaluation = _evaluate(head, features, data, training)
-        probe = choose_probe(data)
+        features = backbone.compute(data.pixels.images[data.parts.validation], title="validation")
+        evaluation, probe = _evaluate(head, features, data, training), choose_probe(data)
         exact = backbone.compute(data.pixels.images[probe], title="probe")
-        trained = Trained(
-            data, training, backbone, head, provenance, fitted, evaluation, None, probe, probe_features=exact
-        )
+        trained = Trained(data, training, backbone, head, provenance, fitted, evaluation, None, probe, exact)
         return publish(repository, trained)
 
 
@@ -148,13 +143,12 @@ def _evaluate(head: nn.Sequential, features: Features, data: Data, training: Tra
         no_passes = np.zeros((0, classes), np.float32)
         evaluation = Evaluation(Metrics(images=0), no_passes, no_passes[:, 0], as_decisions(targets, classes))
     else:
-        rows = torch.from_numpy(features)
-        passes = sample_passes(head, rows, passes=training.passes, device=device, multiple=multiple)
+        sample = partial(sample_passes, head, torch.from_numpy(features), device=device, multiple=multiple)
+        passes = sample(passes=training.passes)
         mean, nats = passes.mean(axis=1), bald(passes, multiple=multiple)  # (V, C), (V,)
         interval = macro_f1_interval(decide(mean, multiple=multiple), as_decisions(targets, classes))
         metrics = replace(measure_predictions(mean, targets), macro_f1_interval=interval, mean_bald=float(nats.mean()))
-        steady = sample_passes(head, rows, passes=COMPARED_PASSES, device=device, multiple=multiple, mean=True)
-        decided = decide(steady, multiple=multiple)
+        decided = decide(sample(passes=COMPARED_PASSES, mean=True), multiple=multiple)
         evaluation = Evaluation(metrics, mean, nats, decided, fit_temperature(mean, targets, multiple=multiple))
     _log.info("%s", format_table(evaluation.metrics, data.pool.labels, targets))
     return evaluation

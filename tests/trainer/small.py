@@ -129,27 +129,19 @@ def stage_files(staged, network, images, *, passes=20, multiple=False, int8=None
         for file in (*backbone.files, *([int8] if int8 else [])):
             shutil.copyfile(file, staged.path / file.name)
         lowered = export(backbone.graph, network.head, staged.path, multiple=multiple)
-        probe = compute_probe(
-            network.head,
-            images,
-            backbone.compute(images),
+        manifest = Manifest(
             version=staged.version,
-            sites=lowered.sites,
+            created_at="2026-01-02T00:00:00+00:00",
+            labels=tuple(COLOURS),
+            control=None,
+            input=backbone.spec,
             passes=passes,
+            dropout_sites=lowered.sites,
+            backbone=backbone.describe(),
             multiple=multiple,
         )
-    probe.save(staged.path / PROBE_FILE)
-    return Manifest(
-        version=staged.version,
-        created_at="2026-01-02T00:00:00+00:00",
-        labels=tuple(COLOURS),
-        control=None,
-        input=backbone.spec,
-        passes=passes,
-        dropout_sites=lowered.sites,
-        backbone=backbone.describe(),
-        multiple=multiple,
-    )
+        compute_probe(network.head, images, backbone.compute(images), manifest).save(staged.path / PROBE_FILE)
+    return manifest
 
 
 def publish_small(repository, network, images, *, int8_of=None):

@@ -96,9 +96,8 @@ def test_arguments_that_cannot_work_are_refused_at_once(train, capsys, arguments
 
 
 @pytest.mark.parametrize("command", ["run", "simulate"])
-def test_an_unknown_backbone_is_refused_with_what_may_have_been_meant(tmp_path, monkeypatch, capsys, command):
+def test_an_unknown_backbone_is_refused_before_any_image_is_read(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LABELNEXT_CACHE_DIR", "features")
     write_folders(tmp_path / "pool", each=4)
     assert main([command, "--images", "pool", "--weights", "none", "--backbone", "vgg61"]) == 1
     err = capsys.readouterr().err
@@ -106,17 +105,18 @@ def test_an_unknown_backbone_is_refused_with_what_may_have_been_meant(tmp_path, 
     assert "images:" not in err
 
 
-def test_settings_that_are_wrong_end_in_one_line(monkeypatch, capsys):
-    monkeypatch.setenv("LABELNEXT_BASIC_AUTH", "secret")
-    assert main(["versions"]) == 1
-    assert capsys.readouterr().err.startswith("error: LABELNEXT_BASIC_AUTH must be user:password")
-
-
-def test_several_processes_are_refused(train, models, monkeypatch, capsys):
-    """As torchrun starts them, each would do all of the work."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("LABELNEXT_BASIC_AUTH", "secret", "error: LABELNEXT_BASIC_AUTH must be user:password"),
+        ("WORLD_SIZE", "2", "error: the trainer runs in one process: start it without torchrun"),
+    ],
+)
+def test_an_environment_that_is_wrong_ends_in_one_line(train, models, monkeypatch, capsys, name, value, message):
+    """Of several processes, as torchrun starts them, each would do all of the work."""
+    monkeypatch.setenv(name, value)
     assert train() == 1
-    assert "without torchrun" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(message)
     assert not models.exists()
 
 
@@ -258,9 +258,7 @@ def test_activate_names_the_current_version_to_the_project(models, monkeypatch, 
     assert name in capsys.readouterr().err
 
 
-@pytest.fixture
-def ranked(monkeypatch):
-    """What `rank` was asked for, in place of its doing it."""
+def test_rank_ends_with_a_line_for_people_and_one_of_json_and_takes_its_options_by_stdin_too(monkeypatch, capsys):
     asked = []
 
     def rank(options, environment):
@@ -270,26 +268,18 @@ def ranked(monkeypatch):
         return Summary(ranking="v1.r2", version="v1", **rest, **counts)
 
     monkeypatch.setattr(rank_module, "rank", rank)
-    return asked
-
-
-def test_rank_ends_with_a_line_for_people_and_one_of_json(ranked, capsys):
     assert main(["rank", "--project", "3"]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
-    assert (document["ranking"], document["version"], document["tasks"]) == ("v1.r2", "v1", 850)
-    assert document["seconds"] == 61.23
+    assert [document[name] for name in ("ranking", "version", "tasks", "seconds")] == ["v1.r2", "v1", 850, 61.23]
     assert err.splitlines()[-1] == (
         f"ranked 850 tasks of project 3 by {DEFAULT_STRATEGY} (0 by chance, 0 near-duplicates, 0 not scored) as v1.r2; "
         "61 s"
     )
-
-
-def test_options_come_by_stdin_too(ranked, monkeypatch):
     told = RankOptions(3, control="-x", server="http://c", weights="none")
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(asdict(told))))
     assert main(["rank", FROM_STDIN]) == 0
-    assert ranked == [told]
+    assert asked == [RankOptions(3), told]
 
 
 def test_watch_gives_run_and_rank_what_they_understand(monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import progress_bar
+from trainer import progress_bar, stages
 from trainer.progress_bar import Bar
 from trainer.stages import collecting, stage
 from trainer.study import workers
@@ -21,7 +21,8 @@ LINE = re.compile(r"images: (\d+)/200 \((\d+)%\), +[\d.]+image/s, \d\d:\d\d left
 
 @pytest.fixture
 def _often(monkeypatch):
-    monkeypatch.setattr(progress_bar, "_SECONDS_A_LINE", 0.02)
+    for module in (progress_bar, stages):
+        monkeypatch.setattr(module, "SECONDS_A_LINE", 0.02)
 
 
 def count():

@@ -1,31 +1,15 @@
-import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
 from contract.errors import ConfigError, NothingPublished
-from contract.scores.ranking import Ranking, save_ranking
 from contract.versions.repository import Repository
 from tests.versions import publish
+from trainer import pruning
 from trainer.__main__ import main
 from trainer.pruning import prune
-
-RANKING = Ranking(
-    name="v1",
-    version=None,
-    project=1,
-    title="Pets",
-    created_at="2026-01-02T03:04:05+00:00",
-    strategy="margin",
-    tasks=1,
-    audit=0,
-    near_duplicates=0,
-    failed=0,
-    mean_bald=None,
-    most_uncertain=(),
-    most_confident=(),
-)
 
 
 @pytest.fixture
@@ -49,30 +33,25 @@ def test_the_newest_stay(repository, names):
 
 
 def test_what_is_freed_of_what_versions_share_is_what_no_other_has(repository):
-    backbones = [b"one" * 2**20] * 3 + [b"two" * 2**20]
-    for backbone in backbones:
+    for backbone in [b"one" * 2**20] * 3 + [b"two" * 2**20]:
         publish(repository, b"1" * 2**20, int8=backbone)
     assert prune(repository, newest=2).freed_bytes == 2 * 3 * 2**20
     assert prune(repository, newest=1).freed_bytes == 3 * 2**20 + 3 * 2**20
 
 
-def test_what_is_in_use_stays_however_old_it_is(repository, names):
+def test_what_is_in_use_stays_however_old_or_damaged_it_is(repository, names, monkeypatch):
+    """A damaged version that nobody uses goes like any other."""
+    ranked_by = [SimpleNamespace(version=version) for version in (names[1], names[1], None)]
+    monkeypatch.setattr(pruning, "load_rankings", lambda _: ranked_by)
     repository.rollback(names[0])
-    save_ranking(repository, dataclasses.replace(RANKING, version=names[1]))
-    save_ranking(repository, dataclasses.replace(RANKING, version=names[1], project=2))
-    save_ranking(repository, dataclasses.replace(RANKING, version=None, project=3))
+    (repository.folder / names[3] / "manifest.json").write_text("{")
+    (repository.folder / names[4] / "model.onnx").unlink()
     with repository.holding(names[2]):
         pruned = prune(repository, newest=1)
     assert repository.versions() == [*names[:3], names[5]]
     assert pruned.kept == {names[5]: "newest", names[2]: "open", names[1]: "ranked by", names[0]: "current"}
     repository.rollback(names[1])
     assert prune(repository, newest=1).removed == (names[0], names[2])
-
-
-def test_a_damaged_version_goes_like_any_other(repository, names):
-    (repository.folder / names[0] / "manifest.json").write_text("{")
-    (repository.folder / names[1] / "model.onnx").unlink()
-    assert prune(repository, newest=1).removed == tuple(names[:5])
 
 
 def test_nothing_is_removed_without_a_current_version_or_by_two_at_once(repository, names):
@@ -94,8 +73,7 @@ def test_the_command_ends_with_a_line_of_json_and_the_list_of_versions_remembers
     assert main(["prune", "--keep", "5"]) == 0
     printed = capsys.readouterr()
     report = json.loads(printed.out)
-    assert (report["removed"], report["freed_mb"]) == ([names[0]], 3.0)
-    assert list(report["kept"]) == names[:0:-1]
+    assert (report["removed"], report["freed_mb"], list(report["kept"])) == ([names[0]], 3.0, names[:0:-1])
     assert printed.err == "1 version removed, 3 MiB; kept: 1 current, 4 newest\n"
     main(["versions"])
     rows = capsys.readouterr().out.splitlines()[1:]

@@ -36,7 +36,6 @@ from trainer.features import open_store
 from trainer.labelstudio import connect
 from trainer.labelstudio.task_lists import kept_folder, list_unlabelled
 from trainer.model import build, int8
-from trainer.model.backbones import open_backbone
 from trainer.model.bayes import PROBE_IMAGES
 from trainer.model.fit import fit
 from trainer.model.frozen import FrozenBackbone
@@ -56,7 +55,6 @@ THOROUGH = Training(weights="none", image_size=32, epochs=80, learning_rate=0.1,
 
 @pytest.fixture(scope="module")
 def _small():
-    """A backbone that is run and trained in a moment stands in for VGG."""
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
         yield
@@ -118,6 +116,8 @@ def test_publishes_a_version_that_is_valid_and_has_learnt(published):
     assert document["label_errors"]["judged_by"] == "validation"
     assert training.report_s > 0
     assert manifest.temperature == 1
+    assert (manifest.backbone.precision, published.int8_backbone_path) == ("fp32", None)
+    assert not (published.path.parents[2] / "features").exists()
 
 
 @pytest.mark.parametrize("part", ["all", "classifier"])
@@ -201,16 +201,12 @@ def _accepted(monkeypatch):
     monkeypatch.setattr(probe, "LEAST_RANK_CORRELATION", 0.5)  # a few images, of which a network knows most for sure
 
 
-def add_images(folders, each):
-    images, targets = coloured_images(np.random.default_rng(99), each * len(COLOURS), size=40)
-    for number, (image, target) in enumerate(zip(images, targets, strict=True)):
-        Image.fromarray(image).save(folders / list(COLOURS)[target] / f"new{number:03}.png")
-
-
 def test_a_retrain_on_more_labels_pays_for_the_new_images_alone(folders, environment, computed):
     """Only the head is another. It is measured without the images held out, and published with them."""
     first = train(folders, CLASSIFIER, environment)
-    add_images(folders, each=2)
+    images, targets = coloured_images(np.random.default_rng(99), 6, size=40)
+    for number, (image, target) in enumerate(zip(images, targets, strict=True)):
+        Image.fromarray(image).save(folders / list(COLOURS)[target] / f"new{number:03}.png")
     training = first.manifest.training
     assert (training.images, training.validation_images, training.refitted) == (30, 6, True)
     second = train(folders, replace(CLASSIFIER, epochs=60), environment)
@@ -282,26 +278,6 @@ def test_where_int8_ranks_otherwise_the_head_is_trained_on_float32(many, environ
     assert {path.name for path in Repository(environment.models).folder.iterdir()} == {version.name, "CURRENT"}
     exact = train(many, CLASSIFIER, environment)
     assert exact.manifest.metrics.macro_f1 == pytest.approx(version.manifest.metrics.macro_f1, abs=0.05)
-
-
-@pytest.mark.usefixtures("_accepted")
-def test_with_all_of_it_trained_the_backbone_is_the_versions_own(folders, environment):
-    first, second = (train(folders, replace(QUICK, part="all", seed=seed), environment) for seed in (0, 1))
-    assert first.manifest.backbone.fingerprint != second.manifest.backbone.fingerprint
-    for version in (first, second):
-        assert version.manifest.backbone.precision == "fp32"
-        assert version.int8_backbone_path is None
-        assert version.manifest.training.part == "all"
-    assert not environment.cache_dir.exists()
-
-
-def test_vggs_head_is_built_behind_its_own_convolutions(monkeypatch, tmp_path):
-    monkeypatch.setattr(build, "open_backbone", open_backbone)
-    training = replace(TRAINING, backbone="vgg11", head="vgg")
-    backbone = build.open_backbone_of(training, cache=tmp_path)
-    head, _ = build.build_head_of(training, backbone, classes=3)
-    layers = [layer.out_features for layer in head if isinstance(layer, torch.nn.Linear)]
-    assert (backbone.features, layers) == (512, [4096, 4096, 3])
 
 
 def test_a_backbone_in_an_onnx_file_cannot_be_trained(folders, environment, monkeypatch):
@@ -395,8 +371,10 @@ def test_a_copy_of_an_image_that_was_trained_on_is_not_measured_on(project, envi
         for own in (True, False)
     )
     project.tasks[sliced]["data"] = project.tasks[other]["data"]
-    manifest = train_on_project(project, environment, part="classifier")
-    assert (manifest.training.validation_images, manifest.training.curve.images) == (33, 32)
+    training = train_on_project(project, environment, part="classifier").training
+    assert (training.validation_images, training.curve.images) == (33, 32)
+    without = train_on_project(project, environment, part="classifier", holdout_share=0.0).training
+    assert (without.validation, without.audit_images, without.advice) == ("split", 0, None)
 
 
 def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, environment, monkeypatch, caplog):
@@ -435,12 +413,6 @@ def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, env
     shown.clear()
     train_on_project(project, environment, part="classifier", epochs=20, pseudo_labels=False)
     assert [len(inputs) for inputs, _ in shown] == [39, 72]
-
-
-def test_without_a_random_sample_there_is_no_advice(project, environment):
-    manifest = train_on_project(project, environment, part="classifier", holdout_share=0.0)
-    assert (manifest.training.validation, manifest.training.audit_images) == ("split", 0)
-    assert manifest.training.advice is None
 
 
 def test_labels_of_all_images_are_judged_by_what_was_frozen(environment, tmp_path):

@@ -35,8 +35,8 @@ _FALLING = 0.95
 """Mean BALD over that of the first of the recent versions, below which it counts as falling."""
 
 _AHEAD = 0.25
-"""Share of the labels so far that the curve is asked about, and that recent versions cover, at least. A few labels
-change little wherever the model stands: versions would look settled for no other reason than that there are many."""
+"""Share of the labels so far that the curve is asked about, and that recent versions cover, at least: a few labels
+change little wherever the model stands."""
 
 _CURVE = 0.5
 """Share of the labels so far from which on versions tell where the curve goes; those before tell where it came from."""
@@ -119,7 +119,6 @@ def fit_slope(versions: Sequence[Measured]) -> float:
 
 
 def _gain(slope: float, now: Measured, labels: int) -> float:
-    """Macro-F1 that `labels` more labels are expected to gain."""
     expected = slope * (1 / math.sqrt(now.labels) - 1 / math.sqrt(now.labels + labels))
     return min(expected, 1 - now.macro_f1)
 
@@ -180,8 +179,7 @@ def _stood(steps: Sequence[Measured]) -> int:
 
 def _agreement(recent: Sequence[Measured]) -> float:
     """The least kappa between one recent version and the next; NaN if one is not known."""
-    kappas = [math.nan if version.kappa is None else version.kappa for version in recent[1:]]
-    return float(np.min(kappas))
+    return float(np.min([math.nan if version.kappa is None else version.kappa for version in recent[1:]]))
 
 
 def _rounded(labels: int) -> int:

@@ -1,10 +1,9 @@
 """Versions measured on the same images, so that a curve shows what they have learnt and not what they were asked.
 
-The labelled part of the random holdout grows: each version was measured on more of it than the one before, and what
-their manifests say are figures of different samples. But of each is known what it says of images that it has not seen:
-of those labelled since, what it predicts; of those that were labelled then, what was predicted by the network that was
-measured on them. That is kept beside the newest version, so that only new images cost anything. The advice in a
-version's manifest is built on it. Whatever fails here costs a figure or a point of the curve, never a version.
+The labelled part of the random holdout grows, so that each version was measured on more of it than the one before. But
+of each is known what it says of images that it has not seen: of those labelled since, what it predicts; of those that
+were labelled then, what was predicted by the network that was measured on them. That is kept beside the newest version,
+so that only new images cost anything. Whatever fails here costs a figure or a point of the curve, never a version.
 """
 
 import json
@@ -72,7 +71,8 @@ def compare_versions(
     Versions of which it is not known that they held the same images out are left out, as are those whose predictions
     are lost and that have learnt these images since, and the oldest where all would take too long.
     """
-    alike = [each for each in before if _held_out_alike(each, manifest)]
+    share = manifest.training.audit_share
+    alike = [each for each in before if each.training.is_on_random_sample and each.training.audit_share == share]
     known = _read_predictions(repository, alike)
     comparable = [each for each in alike if each.version in known or not each.training.refitted]
     predictions = {manifest.version: _by_task(test.tasks, test.decided)}
@@ -86,30 +86,19 @@ def compare_versions(
         new = _predict(repository, each, test, missing)
         if new is not None:
             predictions[each.version] = {task: {**found, **new}[task] for task in test.tasks}
-    measured = [
-        _measure(each, predictions[each.version], test)
-        for each in (*comparable, manifest)
-        if each.version in predictions
-    ]
-    return Comparison(len(test.tasks), tuple(each for each in measured if each is not None)), predictions
+    there = [each for each in (*comparable, manifest) if each.version in predictions]
+    measured = [_measure(each, predictions[each.version], test) for each in there]
+    return Comparison(len(test.tasks), tuple(filter(None, measured))), predictions
 
 
 def save_predictions(predictions: Mapping[str, Predicted], folder: Path) -> None:
-    """Keep what versions predict, by version, in the new version's folder."""
+    """Keep what versions predict in the new version's folder."""
     (folder / PREDICTIONS_FILE).write_text(json.dumps(predictions, separators=(",", ":")), encoding="utf-8")
-
-
-def _held_out_alike(before: Manifest, now: Manifest) -> bool:
-    """Whether a version kept from its training what is measured on now."""
-    share = before.training.audit_share
-    return before.training.is_on_random_sample and share is not None and share == now.training.audit_share
 
 
 def _read_predictions(repository: Repository, versions: Sequence[Manifest]) -> Mapping[str, Predicted]:
     """Read what the newest of the versions that kept predictions has of itself and those before it."""
-    for each in reversed(versions):
-        if PREDICTIONS_FILE not in each.files:
-            continue
+    for each in reversed([each for each in versions if PREDICTIONS_FILE in each.files]):
         try:
             text = repository.read_published(each, PREDICTIONS_FILE, most_bytes=_MOST_BYTES)
             return {name: _parse(found, len(each.labels)) for name, found in json.loads(text).items()}
@@ -125,15 +114,14 @@ def _parse(found: Mapping[str, Sequence[int]], classes: int) -> Predicted:
     return predicted
 
 
-def _predict(repository: Repository, manifest: Manifest, test: CommonImages, rows: Sequence[int]) -> Predicted | None:
+def _predict(repository: Repository, manifest: Manifest, test: CommonImages, rows: list[int]) -> Predicted | None:
     """Have an earlier version predict images that it has not seen yet; None if it cannot."""
     if not rows:
         return {}
     try:
         with repository.open_verified(manifest.version) as version:
-            chosen = list(rows)
-            known = {backbone: features[chosen] for backbone, features in test.known.items()}
-            means = predict(version, test.images[chosen], passes=COMPARED_PASSES, known=known)
+            known = {backbone: features[rows] for backbone, features in test.known.items()}
+            means = predict(version, test.images[rows], passes=COMPARED_PASSES, known=known)
     except Exception as err:  # onnxruntime's errors share no base class, and what was trained is not to be lost for it
         logger.warning("version %s is not on the curve, for it cannot predict: %s", manifest.version, err)
         return None
@@ -146,10 +134,7 @@ def _by_task(tasks: Sequence[int], decided: Decisions) -> Predicted:
 
 def _decisions(predicted: Predicted, tasks: Sequence[int], classes: int) -> Decisions:
     """What is predicted of tasks, (N, C)."""
-    decided = np.zeros((len(tasks), classes), np.bool_)
-    for row, task in enumerate(tasks):
-        decided[row, predicted[task]] = True
-    return decided
+    return np.array([np.isin(np.arange(classes), predicted[task]) for task in tasks], np.bool_).reshape(-1, classes)
 
 
 def _measure(manifest: Manifest, predicted: Predicted, test: CommonImages) -> Compared | None:
@@ -184,9 +169,9 @@ def _kind(manifest: Manifest) -> tuple[object, ...]:
 def find_agreement(
     predictions: Mapping[str, Predicted], before: Sequence[Manifest], manifest: Manifest
 ) -> float | None:
-    """Return Cohen's kappa between what a new version predicts and the newest before it, of images new to both.
+    """Return Cohen's kappa between what a new version predicts and the newest of those before it, oldest first.
 
-    None if none of those before it, oldest first, was measured on the same images. Predictions are by version.
+    None if none of these was measured on the same images. Predictions are by version.
     """
     compared = [predictions[each.version] for each in before if each.version in predictions]
     if not compared:
@@ -217,30 +202,17 @@ def describe_advice(
 ) -> Advice:
     """Return the advice that belongs into a new version's manifest, which is complete but for it.
 
-    Args:
-        before: manifests of the versions of the same kind.
-        manifest: of the new one.
-        curve: those of them that were measured on the same random images; None where the new one was not.
-        kappa: its agreement with the version before.
-        unseen: labels without a random image.
+    The curve is None where the new version was not measured on random images, of which `unseen` labels have none;
+    `kappa` is its agreement with the version before.
     """
-    agreements = {each.version: (each, each.training.advice.kappa if each.training.advice else None) for each in before}
-    agreements[manifest.version] = (manifest, kappa)
-    advice = advise(
-        _measured(curve, agreements) if curve else [],
-        images=manifest.training.audit_images or 0,
-        greatest_bald=greatest_bald(len(manifest.labels), multiple=manifest.multiple),
-        unseen=unseen,
-    )
-    return replace(advice, kappa=kappa)
-
-
-def _measured(curve: Comparison, agreements: Mapping[str, tuple[Manifest, float | None]]) -> list[Measured]:
-    """What versions came to on the common images, but for those that do not say how uncertain they were."""
-    found = []
-    for each in curve.versions:
-        manifest, agreement = agreements[each.version]
-        bald = manifest.metrics.mean_bald
-        if bald is not None:
-            found.append(Measured(each.labels, curve.images, each.macro_f1, each.low, each.high, bald, agreement))
-    return found
+    manifests = {each.version: each for each in (*before, manifest)}
+    agreements = {each.version: each.training.advice.kappa for each in before if each.training.advice}
+    agreements[manifest.version] = kappa
+    measured = []
+    for each in curve.versions if curve else ():
+        bald, agreement = manifests[each.version].metrics.mean_bald, agreements.get(each.version)
+        if curve and bald is not None:
+            measured.append(Measured(each.labels, curve.images, each.macro_f1, each.low, each.high, bald, agreement))
+    greatest = greatest_bald(len(manifest.labels), multiple=manifest.multiple)
+    images = manifest.training.audit_images or 0
+    return replace(advise(measured, images=images, greatest_bald=greatest, unseen=unseen), kappa=kappa)

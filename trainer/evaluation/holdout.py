@@ -39,17 +39,11 @@ class HeldOut:
 
 
 def hold_out(pixels: Pixels, *, project: int | None, share: float, fraction: float, seed: int) -> HeldOut:
-    """Hold out the labelled part of the random holdout, or a part of each class where that would say too little.
+    """Hold out the labelled part of the random holdout, or a fraction of each class where that would say too little.
 
-    The slice says too little with fewer than 30 images, or if it, or what remains to be trained on, does not hold two
-    classes. Images whose files equal one of the slice are neither trained nor validated on.
-
-    Args:
-        pixels: N images.
-        project: of the tasks in Label Studio; None for images from elsewhere, which have no random holdout.
-        share: of the pool that the slice is; 0 for none.
-        fraction: of each class to hold out otherwise.
-        seed: of the choice in each class.
+    It says too little with fewer than 30 images, or if it, or what remains to be trained on, does not hold two classes.
+    Images whose pixels equal one of it are neither trained nor validated on. It is a share of a project's tasks; images
+    from elsewhere have none.
     """
     audit = np.zeros(len(pixels.task_ids), bool) if project is None else is_held_out(project, pixels.task_ids, share)
     sliced = np.flatnonzero(audit)

@@ -1,7 +1,6 @@
-"""Evaluation: how good the mean of T stochastic passes is on images that training did not see.
+"""How good the mean of T stochastic passes is on images that training did not see: figures, and a table of them.
 
-Owns the figures and the table that shows them. Every value is JSON: what is not defined is None, never NaN. Of several
-labels that may hold, those are predicted whose probability is at least one half.
+Every value is JSON: what is not defined is None, never NaN.
 """
 
 import math
@@ -47,7 +46,6 @@ def macro_f1(predicted: Decisions, expected: Decisions) -> float | None:
 
 
 def _f1(predicted: Decisions, expected: Decisions) -> tuple[float | None, ...]:
-    """Return F1 of each class: twice the hits over the images predicted and the images true."""
     hits = (predicted & expected).sum(axis=0).tolist()
     marked = (predicted.sum(axis=0) + expected.sum(axis=0)).tolist()
     return tuple(2 * hit / both if both else None for hit, both in zip(hits, marked, strict=True))
@@ -71,10 +69,7 @@ def _calibration_error(probabilities: npt.NDArray[np.float32], targets: Targets)
 
 
 def format_table(metrics: Metrics, labels: Sequence[str], targets: Targets) -> str:
-    """Return the figures as lines for people: one per class, then the totals; names last, whose width differs.
-
-    Of many classes only the largest and the worst are shown, and how many are not.
-    """
+    """Return the figures as lines for people: one per class, of many for the largest and the worst, then the totals."""
     counts = count_images(targets, len(labels))
     f1 = metrics.f1 or (None,) * len(labels)
     shown = _choose_rows(counts, f1)
@@ -87,17 +82,13 @@ def format_table(metrics: Metrics, labels: Sequence[str], targets: Targets) -> s
 
 
 def _choose_rows(counts: npt.NDArray[np.int64], f1: Sequence[float | None]) -> list[int]:
-    """Return the classes to show, in their order: all, or half the rows for the largest and half for the worst.
-
-    Of equally bad ones the largest say most.
-    """
+    """Return the classes to show, in their order: all, or half the rows for the largest and half for the worst."""
     if len(counts) <= _ROWS:
         return list(range(len(counts)))
     largest = np.argsort(-counts, kind="stable")
     worst = np.lexsort((-counts, np.array([math.inf if value is None else value for value in f1])))
-    chosen = set(largest[: _ROWS // 2].tolist())
-    chosen.update([row for row in worst.tolist() if row not in chosen][: _ROWS - len(chosen)])
-    return sorted(chosen)
+    in_turn = dict.fromkeys([*largest[: _ROWS // 2].tolist(), *worst.tolist()])
+    return sorted([*in_turn][:_ROWS])
 
 
 def _show(value: float | None) -> str:

@@ -8,8 +8,6 @@ the lower end of the interval of Clopper and Pearson (1934) must reach the preci
 
 What was confirmed under earlier versions stays in the sample, with the label that it was confirmed with. The easy
 images are gone from the pool by then; measured on all of the holdout they would vouch for those that are left.
-
-Pure functions; know neither files nor Label Studio.
 """
 
 import math
@@ -59,11 +57,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A margin that was accepted, and what for."""
+    """A margin that was accepted, and what for: images from it on, and confirmed before, so many of them wrong."""
 
     least_margin: float
     images: int
-    """Of the sample, from that margin on, and those that were confirmed before."""
     wrong: int
     low: float
     """The lower end of the interval of the share that is right."""
@@ -87,10 +84,7 @@ def least_images(wrong: int, precision: float, *, error_rate: float = ERROR_RATE
 
 
 def find_margin(sample: Sample, precision: float, *, error_rate: float = ERROR_RATE) -> Evidence | None:
-    """Return the lowest margin from which on the share of right labels is at least `precision`; None if none is known.
-
-    A margin for which that does not hold is returned at most as often as `error_rate` says.
-    """
+    """Return the lowest margin from which on `precision` of the labels are right, but as often as `error_rate` says."""
     falling = np.argsort(-sample.margins, kind="stable")
     margins, wrong = sample.margins[falling], np.cumsum(~sample.right[falling])
     found = None
@@ -134,10 +128,7 @@ def images_wanted(sample: Sample, precision: float) -> int:
 def _growth(
     images: npt.NDArray[np.floating], wrong: npt.NDArray[np.int64], precision: float
 ) -> npt.NDArray[np.floating]:
-    """Return by what samples (n,) must be multiplied for so large a share of wrong labels to pass.
-
-    The interval is a smooth function of both numbers, and rises with what multiplies them.
-    """
+    """Return by what samples (n,) must be multiplied for so large a share of wrong labels to pass: by bisection."""
     below, above = np.ones_like(images), np.full_like(images, _MOST_GROWTH)
     for _ in range(_HALVINGS):
         middle = np.sqrt(below * above)

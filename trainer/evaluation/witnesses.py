@@ -1,7 +1,6 @@
 """What is said of the random holdout's labelled images by a network that has not seen them, kept beside the version.
 
-It is what a ranking tests on which labels may be confirmed in bulk: the network that is published may have been trained
-on these images since, and then says nothing about others by them.
+A ranking tests on it which labels may be confirmed in bulk: the published network may have learnt these images since.
 """
 
 import json
@@ -30,13 +29,11 @@ _MOST_BYTES: Final = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """What is said of one task's image."""
+    """What is predicted of one task's image, and by which margin of the mean prediction."""
 
     task: int
     margin: float
-    """Of the mean prediction."""
     labels: frozenset[str]
-    """Those that are predicted."""
 
 
 def save_witnesses(

@@ -48,7 +48,7 @@ class Pixels:
     digests: tuple[bytes, ...]
     """N: the sha256 of each file."""
     groups: Indices
-    """(N,): equal for images of equal pixels, be their files copies or not; `split` keeps them together."""
+    """(N,): equal for images of equal pixels, be their files copies or not."""
     task_ids: Indices
     """(N,): the tasks in Label Studio, -1 where there is none."""
     references: tuple[str, ...]
@@ -128,9 +128,9 @@ def count_images(targets: Targets, classes: int) -> npt.NDArray[np.int64]:
 
 
 def strata(targets: Targets) -> Indices:
-    """Return one class of each image, (N,): its label or, of several, the one that fewest images have.
+    """Return one class of each image, (N,): its label or, of several, the first of those that fewest images have.
 
-    Of labels that equally many have it is the first; images without a label are a class of their own, C.
+    Images without a label are a class of their own, C.
     """
     if targets.ndim == 1:
         return targets.astype(np.int64)
@@ -142,12 +142,9 @@ def strata(targets: Targets) -> Indices:
 def split(targets: Targets, *, fraction: float, seed: int, groups: Integers | None = None) -> tuple[Indices, Indices]:
     """Hold out a part of each class: indices (N_train,) and (N_validation,), both rising.
 
-    Of each class, the whole number nearest to `fraction` is held out, but at least one image, and at least one stays.
-    Groups stay whole: those with images of several classes, and the only one of a class, are trained on. The split
-    follows from the arguments, and images added to one class do not move those of another. Of several labels, `strata`
-    says which is an image's class.
-
-    `groups`, (N,), are equal for images that must not be separated; by default each image stands alone.
+    Of each class (`strata`), the whole number nearest to `fraction` is held out, but at least one image, and at least
+    one stays. Images of equal `groups`, (N,), stay together: groups of several classes, and the only one of a class,
+    are trained on. The split follows from the arguments, and images added to one class do not move those of another.
     """
     groups = np.arange(len(targets)) if groups is None else groups
     classes = strata(targets)

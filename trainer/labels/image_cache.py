@@ -1,7 +1,6 @@
 """The images that a trainer has downloaded, for as long as their sources say that they are unchanged.
 
-Owns the files of one folder: what is in them, that one cut short or overwritten is not served, and how many there may
-be. Its subfolders are others'. Who used it longest ago leaves first.
+Owns the files of one folder, but not its subfolders. What was used longest ago leaves first.
 """
 
 import hashlib

@@ -89,10 +89,7 @@ NO_IMAGE: Final = "no image reference in the task, or several"
 
 
 def from_folder(root: Path) -> LabelledPool:
-    """Take the label of each image from the folder it lies in; labels are the folders' names, sorted.
-
-    Hidden files and folders are passed over, and a folder without an image of its own is no class.
-    """
+    """Take the label of each image from the folder it lies in; labels are the folders' names, sorted."""
     if not root.is_dir():
         raise LabelError(f"expected a folder of class folders, {root} is no folder; give the folder above the classes")
     found, left_out = find_images(root)
@@ -107,8 +104,7 @@ def from_folder(root: Path) -> LabelledPool:
 def from_export(path: Path, label_config: str | None = None, control: str | None = None) -> LabelledPool:
     """Read a Label Studio export of type JSON.
 
-    Without the text of the labelling config, labels are those seen, sorted, and where there are several `<Choices>` the
-    control must be named.
+    Without the text of the labelling config, labels are those seen, sorted, and one of several `<Choices>` is named.
     """
     tasks = read_export(path)
     if label_config is not None:

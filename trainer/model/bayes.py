@@ -22,7 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from contract.errors import TrainingError
 from contract.graph.masks import Masks, draw_masks, mask_name
 from contract.graph.probe import Probe
-from contract.versions.manifest import DropoutSite
+from contract.versions.manifest import Manifest
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`structlog.threadlocal` is deprecated", DeprecationWarning)
@@ -53,10 +53,9 @@ def dropout_probabilities(module: nn.Module) -> tuple[float, ...]:
 
 
 def activate_dropout(module: nn.Module) -> None:
-    """Replace every Dropout by baal's, which drops in evaluation as well, and make sure that none was passed over.
+    """Replace every Dropout by baal's, which drops in evaluation as well.
 
-    Raises:
-        TrainingError: if there is no Dropout, or one of a kind that baal or the export does not keep alive.
+    It is a TrainingError if there is no Dropout, or one of a kind that baal or the export does not keep alive.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No layer was modified", UserWarning)  # an error below, or patched before
@@ -124,28 +123,21 @@ def masked_passes(
 
 
 def compute_probe(
-    head: nn.Sequential,
-    images: npt.NDArray[np.uint8],
-    features: npt.NDArray[np.float32],
-    *,
-    version: str,
-    sites: tuple[DropoutSite, ...],
-    passes: int,
-    multiple: bool = False,
+    head: nn.Sequential, images: npt.NDArray[np.uint8], features: npt.NDArray[np.float32], manifest: Manifest
 ) -> Probe:
-    """Compute what engines are held against, on the CPU, where the head is left.
+    """Compute what engines of a version are held against, on the CPU, where the head is left.
 
     Images are (N, H, W, 3), features those of the backbone in float32, (N, F).
     """
     head.cpu().eval()
-    rows = torch.from_numpy(features)
-    cpu = torch.device("cpu")
+    rows, cpu, multiple = torch.from_numpy(features), torch.device("cpu"), manifest.multiple
     free = sample_passes(head, rows, passes=_REFERENCE_PASSES, device=cpu, multiple=multiple)  # (N, R, C)
+    masks = draw_masks(manifest.version, manifest.dropout_sites, manifest.passes)
     return Probe(
         images=images,
         features=features,
         passes=_REFERENCE_PASSES,
         mean=free.mean(axis=1),
         variance=free.var(axis=1, ddof=1),
-        masked_probabilities=masked_passes(head, rows, draw_masks(version, sites, passes), multiple=multiple),
+        masked_probabilities=masked_passes(head, rows, masks, multiple=multiple),
     )

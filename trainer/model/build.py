@@ -62,7 +62,7 @@ def open_frozen_of(training: Training, *, cache: Path) -> FrozenBackbone:
 def build_head_of(
     training: Training, backbone: Opened | FrozenBackbone, *, classes: int
 ) -> tuple[nn.Sequential, Provenance]:
-    """Return the head that is asked for, drawn from torch's global seed, and where the weights of the whole came from."""
+    """Return the head that is asked for, fresh from torch's global seed, and where the weights of all came from."""
     if training.head == "vgg":
         cells, weights = math.isqrt(backbone.features // backbone.channels), training.weights
         return vgg_head(training.backbone, classes=classes, cells=cells, weights=weights, dropout=training.dropout)

@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 Trust = npt.NDArray[np.float32]
 """Above 0, of each image: 1 for a label that somebody gave."""
-
 _WARM_UP = 0.05
 """Share of the steps over which the rate rises from nothing."""
 _SLOWER = 0.1
@@ -43,7 +42,6 @@ class Fitted:
     """How a fit went."""
 
     recipe: Recipe
-    """The one that ended well."""
     losses: tuple[float, ...]
     """Mean class-balanced training loss of each epoch, under dropout."""
     attempts: int
@@ -66,14 +64,10 @@ def fit(
     """Train a module in place on inputs (N, ...) and what holds of them, and leave it in evaluation mode.
 
     The loss is cross-entropy between the classes or, with targets (N, C), the sum of those between each label and its
-    absence. `trust`, (N,), is what each image counts for before classes are balanced, 1 each without it; it takes
-    targets (N,).
+    absence. `trust`, (N,) beside targets (N,), is what each image counts for before classes are balanced.
 
     Shuffling and dropout draw from torch's global generator: seed it first. A fit that diverges starts again once, at a
-    tenth of the rate.
-
-    Raises:
-        TrainingError: if it diverges again; the module is then of no use.
+    tenth of the rate; if that diverges too, it is a TrainingError, and the module of no use.
     """
     start, slower = copy.deepcopy(module.state_dict()), replace(recipe, learning_rate=recipe.learning_rate * _SLOWER)
     loss = _Loss.over(targets, classes, recipe, device, trust=trust)

@@ -1,7 +1,7 @@
 """A backbone as servers run it: its graph on disk, and the features that it gives of images.
 
-What a backbone is made of says everything of it: its name, its weights, the size of its images, and the releases that
-write its graph. So it is exported once for each, and kept in a folder of its own.
+It is exported once for its name, its weights, the size of its images and the releases that write its graph, and kept in
+a folder of its own.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from trainer.model.backbones import Opened, open_backbone
 from trainer.model.backbones.layers import Round
 from trainer.model.backbones.opened import BackboneInfo
 from trainer.model.graphs.export import export_backbone, move_weights
-from trainer.model.graphs.sessions import open_session, run
+from trainer.model.graphs.validation import open_session, run
 from trainer.progress_bar import Bar
 
 Features = npt.NDArray[np.float32]
@@ -55,7 +55,6 @@ class FrozenBackbone(BackboneInfo):
     folder: Path
     fingerprint: str
     precision: Literal["fp32", "int8"] = "fp32"
-    """What it computes in."""
 
     @cached_property
     def graph(self) -> ModelProto:
@@ -88,13 +87,12 @@ class FrozenBackbone(BackboneInfo):
 
     def compute(self, images: Images, *, title: str = "features") -> Features:
         """Compute the features of uint8 (N, H, W, 3): float32 (N, F), which float16 holds, or a TrainingError."""
-        rows: list[Features] = [np.empty((0, self.features), np.float32)]
+        features = np.empty((len(images), self.features), np.float32)
         with Bar(total=len(images), desc=title, unit="image") as bar:
             for start in range(0, len(images), _IMAGES_A_RUN):
-                (found,) = run(self._session, [FEATURES], {"images": images[start : start + _IMAGES_A_RUN]})
-                rows.append(found)
-                bar.update(len(found))
-        features = np.concatenate(rows)
+                rows = slice(start, start + _IMAGES_A_RUN)
+                (features[rows],) = run(self._session, [FEATURES], {"images": images[rows]})
+                bar.update(len(features[rows]))
         if not np.isfinite(features).all():
             raise TrainingError(
                 f"the backbone {self.name} gives features that are no numbers, or larger than the 65504 that float16 "
@@ -109,10 +107,10 @@ class FrozenBackbone(BackboneInfo):
         rows = np.empty((len(images), self.features), np.float32)
         new = []
         for row, found in enumerate(store.get_many(self.key, digests)):
-            if found is not None and len(found) == self.features:
-                rows[row] = found
-            else:
+            if found is None or len(found) != self.features:
                 new.append(row)
+            else:
+                rows[row] = found
         if new:
             rows[new] = self.compute(images[new], title=title)
             for row in new:
@@ -152,9 +150,8 @@ def open_frozen(
 
 def freeze(opened: Opened, folder: Path) -> FrozenBackbone:
     """Write a backbone into a folder."""
-    if opened.graph is not None:
-        graph = opened.graph
-    else:
+    graph = opened.graph
+    if graph is None:
         backbone = torch.nn.Sequential(cast(torch.nn.Module, opened.module), Round())
         graph = export_backbone(backbone, image_size=opened.spec.height)
     moved = move_weights(graph, folder / BACKBONE_WEIGHTS_FILE)

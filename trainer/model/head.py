@@ -28,8 +28,7 @@ _LEAST_DEVIATION = 0.05
 class Standardise(nn.Module):
     """Shifts and scales features (N, D * cells) so that each of D channels has mean 0 and deviation 1 on some images.
 
-    How large features are depends on the backbone, and a learning rate that suits one scale diverges or stands still on
-    another.
+    Backbones give features of other sizes, and a learning rate that suits one diverges or stands still on another.
     """
 
     shift: Tensor

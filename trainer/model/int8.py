@@ -39,17 +39,18 @@ def in_best_precision(
     unless it was before.
     """
     target, verdict = backbone.folder / INT8_BACKBONE_FILE, backbone.folder / _VERDICT_FILE
+    reduced = replace(backbone, precision="int8")
     if repository is not None and _take_published(repository, backbone.fingerprint, target):
-        return replace(backbone, precision="int8")
+        return reduced
     better = _read_verdict(verdict, target)
     if better is None:
         if len(images) < LEAST_IMAGES:
             _log.info("int8: not made yet, %d images to calibrate on are needed, got %d", LEAST_IMAGES, len(images))
             return backbone
-        judged = _judge(backbone, images)
+        judged = _judge(backbone, reduced, images)
         verdict.write_text(json.dumps(judged), encoding="utf-8")
         better = bool(judged["better"])
-    return replace(backbone, precision="int8") if better else backbone
+    return reduced if better else backbone
 
 
 def _read_verdict(verdict: Path, target: Path) -> bool | None:
@@ -74,13 +75,11 @@ def _take_published(repository: Repository, fingerprint: str, target: Path) -> b
     return False
 
 
-def _judge(backbone: FrozenBackbone, images: Images) -> dict[str, object]:
+def _judge(backbone: FrozenBackbone, reduced: FrozenBackbone, images: Images) -> dict[str, object]:
     """Make the backbone in 8-bit integers, and compare it with that in float32: likeness, and speed."""
     try:
-        graph = backbone.graph_with_weights()
-        target = backbone.folder / INT8_BACKBONE_FILE
+        graph, target = backbone.graph_with_weights(), backbone.folder / INT8_BACKBONE_FILE
         quantise(graph, images, target, mean=backbone.mean, deviation=backbone.deviation)
-        reduced = replace(backbone, precision="int8")
         compared = images[np.linspace(0, len(images) - 1, num=min(_COMPARED_IMAGES, len(images)), dtype=np.int64)]
         (exact, exact_s), (found, found_s) = (_time(each, compared) for each in (backbone, reduced))
     except Exception as err:  # of a tool with many, for networks that it was not made for

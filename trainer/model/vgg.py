@@ -56,8 +56,7 @@ def vgg_head(
 def fold_pooling(linear: nn.Linear, *, cells: int) -> nn.Linear:
     """Return the layer that, on a map of `cells` a side, computes what pooling to 7 a side and then `linear` compute.
 
-    Where the map is smaller than 7, pooling only repeats its cells, and the layer multiplies each repetition apart. At
-    112 pixels this saves four fifths of the layer, and of the features that are kept.
+    On a smaller map pooling only repeats cells. At 112 pixels this saves four fifths of the layer, and of the features.
     """
     matrix = pooling_matrix(cells, GRID)
     weight = linear.weight.detach().view(-1, CHANNELS, GRID, GRID)

@@ -22,18 +22,16 @@ _DOWNLOAD_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a network's weights came from."""
+    """Where a network's weights came from: which layers were loaded, and which are freshly initialised."""
 
     origin: str
     """`imagenet`, `none`, or the weights file's name."""
     sha256: str | None
     """Of the weights file."""
     loaded: tuple[str, ...]
-    """Layers that were loaded; all others are freshly initialised. The last layer always is."""
     fresh: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Say it in one line."""
         if not self.loaded:
             return f"weights {self.origin}: all layers freshly initialised"
         fresh = f", freshly initialised: {', '.join(self.fresh)}" if self.fresh else ""

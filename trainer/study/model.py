@@ -24,7 +24,7 @@ from trainer.model.bayes import BaalBALD, ModelWrapper, TrainingArgs
 from trainer.model.build import Network, build_head_of, open_backbone_of, sample_features
 from trainer.model.fit import fit
 from trainer.model.fit_head import fit_head
-from trainer.model.graphs.sessions import open_head
+from trainer.model.graphs.validation import open_head
 from trainer.model.head import measure, to_onnx
 from trainer.model.recipe import choose_recipe
 from trainer.ordering.strategies import Candidates

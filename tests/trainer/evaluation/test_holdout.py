@@ -41,38 +41,33 @@ def test_the_audit_slice_validates_where_it_is_large_enough():
     assert split_up(pixels(several[:60])).sample == "split"
 
 
-def audit_tasks(count, *, project=PROJECT, share=SHARE):
-    """Numbers of so many tasks of the slice, and as many of the rest."""
+def of_both(count, targets, **fields):
+    """Pixels of so many tasks of the slice, and as many of the rest."""
     numbers = np.arange(100 * count)
-    audit = is_held_out(project, numbers, share)
-    return numbers[audit][:count], numbers[~audit][:count]
+    audit = is_held_out(PROJECT, numbers, SHARE)
+    return pixels(targets, task_ids=np.concatenate([numbers[audit][:count], numbers[~audit][:count]]), **fields)
 
 
 @pytest.mark.parametrize(("count", "sample"), [(LEAST_IMAGES - 1, "split"), (LEAST_IMAGES, "audit")])
 def test_fewer_than_thirty_images_of_it_are_too_few(count, sample):
-    task_ids = np.concatenate(audit_tasks(count))
-    parts = split_up(pixels(np.arange(2 * count) % 2, task_ids=task_ids))
+    parts = split_up(of_both(count, np.arange(2 * count) % 2))
     assert (parts.sample, parts.audit_images) == (sample, count)
     assert len(parts.train) + len(parts.validation) == 2 * count
 
 
 @pytest.mark.parametrize("alike", ["audit", "others"])
 def test_one_class_tests_nothing_and_teaches_nothing(alike):
-    audit, others = audit_tasks(40)
     classes = [np.zeros(40, int) if alike == part else np.arange(40) % 2 for part in ("audit", "others")]
-    parts = split_up(pixels(np.concatenate(classes), task_ids=np.concatenate([audit, others])))
+    parts = split_up(of_both(40, np.concatenate(classes)))
     assert (parts.sample, parts.audit_images) == ("split", 40)
 
 
 def test_a_copy_of_an_image_of_the_slice_is_not_trained_on():
-    audit, others = audit_tasks(40)
     groups = np.arange(80)
-    groups[50] = groups[7] = 7
-    parts = split_up(pixels(np.arange(80) % 2, task_ids=np.concatenate([audit, others]), groups=groups))
-    assert 7 in parts.validation
-    assert 50 not in parts.train
-    assert 50 not in parts.validation
-    assert len(parts.train) == 39
+    groups[50] = 7
+    parts = split_up(of_both(40, np.arange(80) % 2, groups=groups))
+    assert parts.validation.tolist() == [*range(40)]
+    assert parts.train.tolist() == [*range(40, 50), *range(51, 80)]
 
 
 @pytest.mark.parametrize("arguments", [{"project": None}, {"share": 0.0}])

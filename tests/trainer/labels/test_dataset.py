@@ -149,8 +149,7 @@ class TestDownloads:
     REFERENCES = tuple(f"/data/upload/1/{number}.png" for number in range(4))
 
     def load(self, fetcher, cache, references=REFERENCES):
-        images = ImageCache(cache, max_bytes=2**20)
-        return load_pixels(pool_of(*references), spec=SPEC, fetcher=fetcher, cache=images)
+        return load_pixels(pool_of(*references), spec=SPEC, fetcher=fetcher, cache=ImageCache(cache, max_bytes=2**20))
 
     def test_only_images_that_have_changed_are_downloaded_again(self, studio, fetcher, tmp_path):
         first, second = (self.load(fetcher, tmp_path / "new" / "cache") for _ in range(2))
@@ -174,20 +173,16 @@ class TestDownloads:
             assert shades(self.load(fetcher, tmp_path))[0] == shade
         assert len(list(tmp_path.iterdir())) == 3
 
-    def test_what_is_no_image_is_not_kept(self, studio, fetcher, tmp_path):
+    def test_what_is_no_image_is_not_kept_and_is_named_without_its_query(self, studio, fetcher, tmp_path):
         """A page that says sorry with status 200 is asked for again next time."""
         studio.serve(self.REFERENCES[3], b"<html>Sign in</html>")
-        assert len(self.load(fetcher, tmp_path).unreadable) == 1
-        studio.serve(self.REFERENCES[3], png(3))
-        assert len(self.load(fetcher, tmp_path).images) == 4
-
-    def test_unreadable_images_are_named_without_their_query(self, studio, fetcher, tmp_path):
         pixels = self.load(fetcher, tmp_path, (*self.REFERENCES, "/data/upload/1/gone.png?signature=hidden"))
-        ((name, reason, _),) = pixels.unreadable
-        assert name == "/data/upload/1/gone.png"
+        page, (name, reason, _) = pixels.unreadable
+        assert (page.name, name) == (self.REFERENCES[3], "/data/upload/1/gone.png")
         assert "404" in reason
         assert "hidden" not in reason
-        assert len(pixels.images) == 4
+        studio.serve(self.REFERENCES[3], png(3))
+        assert len(self.load(fetcher, tmp_path).images) == 4
 
     def test_a_cache_that_cannot_be_written_is_said(self, fetcher, tmp_path):
         (tmp_path / "file").write_bytes(b"")

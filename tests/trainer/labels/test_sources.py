@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import unicodedata
 from pathlib import Path
 
@@ -62,18 +63,17 @@ class TestFolders:
             path.write_bytes(b"")
         return root
 
-    def test_labels_are_the_names_of_the_folders_sorted(self, tmp_path):
-        pool = from_folder(self.make(tmp_path, "b/2.png", "b/1.JPG", "a/1.webp"))
-        assert pool.labels == ("a", "b")
-        assert [(image.reference, image.labels) for image in pool.images] == [
-            (str(tmp_path / name), (label,)) for name, label in (("a/1.webp", 0), ("b/1.JPG", 1), ("b/2.png", 1))
-        ]
-        assert pool.control is None
-        assert pool.left_out == {}
-
-    def test_what_is_no_image_of_a_class_is_left_out_and_named(self, tmp_path):
+    def test_labels_are_the_names_of_the_folders_sorted_and_all_else_is_left_out_and_named(self, tmp_path, caplog):
         """No pipe is waited for. What is hidden or left by systems is passed over without a word, wherever it lies."""
-        names = ["a/1.png", "a/notes.txt", "b/1.png", "loose.png", "empty/readme.md", "notes/more/readme.md"]
+        names = [
+            "b/2.png",
+            "b/1.JPG",
+            "a/1.webp",
+            "a/notes.txt",
+            "loose.png",
+            "empty/readme.md",
+            "notes/more/readme.md",
+        ]
         names += ["a/.DS_Store", ".git/1.png", "__MACOSX/a/1.png", "@eaDir/1.png", "a/@eaDir/1.png/small.jpg"]
         names += [
             "a/Thumbs.db",
@@ -83,22 +83,21 @@ class TestFolders:
             "$RECYCLE.BIN/1.png",
             "hidden/.DS_Store",
         ]
+        names += ["b/2024/2.png", "dog/2024/1.png", "dog/2024/may/2.JPG", "dog/2024/note.txt"]
         os.mkfifo(self.make(tmp_path, *names) / "a" / "pipe.png")
         pool = from_folder(tmp_path)
-        assert pool.labels == ("a", "b")
+        assert (pool.labels, pool.control) == (("a", "b"), None)
+        assert [(image.reference, image.labels) for image in pool.images] == [
+            (str(tmp_path / name), (label,)) for name, label in (("a/1.webp", 0), ("b/1.JPG", 1), ("b/2.png", 1))
+        ]
+        nested = ["b/2024/2.png", "dog/2024/1.png", "dog/2024/may/2.JPG"]
         assert pool.left_out == {
             class_folders.NOT_AN_IMAGE: ["a/notes.txt", "a/pipe.png", "empty/readme.md"],
             class_folders.NOT_IN_A_CLASS: ["loose.png"],
             class_folders.EMPTY_FOLDER: ["hidden", "notes"],
+            class_folders.NESTED: nested,
         }
-
-    def test_images_below_a_class_folder_are_left_out_and_named(self, tmp_path, caplog):
-        names = ("a/1.png", "b/1.png", "b/2024/2.png", "dog/2024/1.png", "dog/2024/may/2.JPG", "dog/2024/note.txt")
-        pool = from_folder(self.make(tmp_path, *names))
-        assert pool.labels == ("a", "b")
-        assert labels.describe_left_out(pool) == [
-            "3 image in a folder below a class folder (b/2024/2.png, dog/2024/1.png, dog/2024/may/2.JPG)"
-        ]
+        assert f"3 image in a folder below a class folder ({', '.join(nested)})" in labels.describe_left_out(pool)
         assert "no class, for all images lie in folders below: dog" in caplog.text
 
     @pytest.mark.parametrize("above", ["", "data/images/"])
@@ -116,32 +115,19 @@ class TestFolders:
         assert [image.labels for image in pool.images] == [(0,), (1,), (1,)]
         assert "no class" not in caplog.text
 
-    def test_broken_links_are_left_out_and_named(self, tmp_path):
-        self.make(tmp_path, "a/1.png", "b/1.png")
-        (tmp_path / "a" / "2.png").symlink_to(tmp_path / "gone.png")
-        (tmp_path / "a" / "loop.png").symlink_to(tmp_path / "a" / "loop.png")
-        (tmp_path / "c").symlink_to(tmp_path / "gone")
-        assert from_folder(tmp_path).left_out == {class_folders.BROKEN_LINK: ["c", "a/2.png", "a/loop.png"]}
-        for name in "ab":
-            (tmp_path / name / "1.png").unlink()
-        with pytest.raises(LabelError, match=r"3 broken link .* copy what they lead to"):
-            from_folder(tmp_path)
-
-    def test_links_to_images_and_to_class_folders_are_followed(self, tmp_path):
+    def test_links_are_followed_and_what_is_broken_or_must_not_be_read_is_named(self, tmp_path, monkeypatch):
         self.make(tmp_path / "elsewhere", "c/1.png", "2.png")
-        root = self.make(tmp_path / "root", "a/1.png", "b/1.png", "b/old/2.png")
-        (root / "a" / "2.png").symlink_to(tmp_path / "elsewhere" / "2.png")
-        (root / "c").symlink_to(tmp_path / "elsewhere" / "c")
-        (root / "b" / "old" / "back").symlink_to(root / "b")
-        (root / "b" / "old" / "again").symlink_to(root / "b" / "old")
-        pool = from_folder(root)
-        assert pool.labels == ("a", "b", "c")
-        assert [image.labels for image in pool.images] == [(0,), (0,), (1,), (2,)]
-        assert pool.left_out == {class_folders.NESTED: ["b/old/2.png"]}
-
-    def test_what_must_not_be_read_is_named(self, tmp_path, monkeypatch):
-        for name in ("a", "b", "locked", "b/private"):
-            self.make(tmp_path, f"{name}/1.png")
+        root = self.make(tmp_path / "root", "a/1.png", "b/1.png", "b/old/2.png", "locked/1.png", "b/private/1.png")
+        for link, target in (
+            ("a/2.png", tmp_path / "elsewhere" / "2.png"),
+            ("c", tmp_path / "elsewhere" / "c"),
+            ("b/old/back", root / "b"),
+            ("b/old/again", root / "b" / "old"),
+            ("a/3.png", tmp_path / "gone.png"),
+            ("a/loop.png", root / "a" / "loop.png"),
+            ("d", tmp_path / "gone"),
+        ):
+            (root / link).symlink_to(target)
         plain = Path.iterdir
 
         def listed(folder):
@@ -150,9 +136,18 @@ class TestFolders:
             return plain(folder)
 
         monkeypatch.setattr(Path, "iterdir", listed)
-        pool = from_folder(tmp_path)
-        assert pool.labels == ("a", "b")
-        assert sorted(pool.left_out[class_folders.UNREADABLE]) == ["b/private", "locked"]
+        pool = from_folder(root)
+        assert (pool.labels, [image.labels for image in pool.images]) == (("a", "b", "c"), [(0,), (0,), (1,), (2,)])
+        assert {reason: sorted(names) for reason, names in pool.left_out.items()} == {
+            class_folders.NESTED: ["b/old/2.png"],
+            class_folders.BROKEN_LINK: ["a/3.png", "a/loop.png", "d"],
+            class_folders.UNREADABLE: ["b/private", "locked"],
+        }
+        shutil.rmtree(root / "b" / "old")
+        for name in ("b/1.png", "c", "a/1.png", "a/2.png"):
+            (root / name).unlink()
+        with pytest.raises(LabelError, match=r"3 broken link .* copy what they lead to"):
+            from_folder(root)
 
     def test_a_file_whose_name_is_no_text_can_be_logged_and_such_a_class_is_refused(self, tmp_path):
         """A name of other bytes than UTF-8 could be trained on and not be written into the manifest."""
@@ -176,26 +171,16 @@ class TestFolders:
 
 
 class TestExports:
-    def test_labels_keep_the_order_of_the_config(self, export):
-        pool = from_export(export([task(1, item("cat")), task(2, item("dog"))]), CONFIG)
-        assert pool.labels == ("dog", "cat", "bird")
+    def test_labels_keep_the_order_of_the_config_and_no_task_vanishes(self, export):
+        tasks = [task(1, item("cat")), task(2, item("dog")), task(3, item("cat"), key="elsewhere")]
+        tasks += [task(4, item("cat"), item("dog")), *(task(number) for number in range(10, 17))]
+        pool = from_export(export(tasks), CONFIG)
+        assert (pool.labels, pool.control) == (("dog", "cat", "bird"), "label")
         assert pool.images == (
             LabelledImage("/data/upload/1/1.png", (1,), 1),
             LabelledImage("/data/upload/1/2.png", (0,), 2),
         )
-        assert pool.control == "label"
         assert "order of the labelling config" in pool.origin
-
-    def test_no_task_vanishes(self, export):
-        tasks = [
-            task(1, item("cat")),
-            task(2, item("dog")),
-            task(3, item("cat"), key="elsewhere"),
-            task(4, item("cat"), item("dog")),
-            *(task(number) for number in range(10, 17)),
-        ]
-        pool = from_export(export(tasks), CONFIG)
-        assert [image.task_id for image in pool.images] == [1, 2]
         assert labels.describe_left_out(pool) == [
             f"1 {labels.NO_IMAGE} (task 3)",
             "1 more than one choice made (task 4)",
@@ -245,8 +230,7 @@ class TestExports:
         """That order changes when a new label turns up, so it is said."""
         tasks = [task(1, item("dog")), task(2, item("cat")), task(3, item("dog"))]
         pool = from_export(export(tasks))
-        assert pool.labels == ("cat", "dog")
-        assert pool.control == "label"
+        assert (pool.labels, pool.control) == (("cat", "dog"), "label")
         assert "sorted" in pool.origin
         assert "sorted" in caplog.text
         deeper = [each | {"data": {"photos": [each["data"]["photo"]], "text": "no image"}} for each in tasks]

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
 from contract.errors import ConfigError
-from trainer.model.build import choose_device
+from trainer.model.build import build_head_of, choose_device, open_backbone_of
+from trainer.settings import Training
 
 
 def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
@@ -10,3 +12,12 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
     assert choose_device("auto") == torch.device("cpu")
     with pytest.raises(ConfigError, match="--device cuda"):
         choose_device("cuda")
+
+
+@pytest.mark.slow
+def test_vggs_head_is_built_behind_its_own_convolutions(tmp_path):
+    training = Training(weights="none", image_size=32, backbone="vgg11", head="vgg")
+    backbone = open_backbone_of(training, cache=tmp_path)
+    head, _ = build_head_of(training, backbone, classes=3)
+    layers = [layer.out_features for layer in head if isinstance(layer, nn.Linear)]
+    assert (backbone.features, layers) == (512, [4096, 4096, 3])

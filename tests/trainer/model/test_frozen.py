@@ -5,14 +5,12 @@ import os
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from contract.errors import ConfigError, TrainingError
 from contract.features.store import FeatureStore
 from contract.versions.version import BACKBONE_WEIGHTS_FILE
 from tests.trainer.small import coloured_images, freeze_network, lively_network, small_backbone
 from trainer.model import frozen
-from trainer.model.backbones.layers import Round
 from trainer.model.frozen import freeze, open_frozen
 from trainer.model.graphs.export import export_backbone
 
@@ -39,22 +37,11 @@ def store(tmp_path):
     store.close()
 
 
-@pytest.fixture(scope="module")
-def graph():
-    """What a small backbone is exported to."""
-    return export_backbone(nn.Sequential(small_backbone().module, Round()), image_size=32)
-
-
 @pytest.fixture
-def asked(monkeypatch, graph):
-    """What was opened, in place of networks that take seconds to draw and to export."""
-    names = []
-
-    def open_small(name, *, image_size, weights, grid):
-        names.append((name, image_size, str(weights), grid))
-        return small_backbone()
-
-    monkeypatch.setattr(frozen, "open_backbone", open_small)
+def asked(monkeypatch, backbone):
+    """The names that were opened, in place of networks that take seconds to draw and to export."""
+    names, graph = [], backbone.graph_with_weights()
+    monkeypatch.setattr(frozen, "open_backbone", lambda name, **_: names.append(name) or small_backbone())
     monkeypatch.setattr(frozen, "export_backbone", lambda *_, **__: graph)
     return names
 
@@ -111,10 +98,8 @@ def test_only_what_is_new_is_computed(backbone, store, monkeypatch):
 class TestOpenFrozen:
     def test_it_is_exported_once_and_found_again(self, opened, asked):
         first, second = opened(), opened()
-        assert len(asked) == 1
-        assert second == first
-        assert (first.name, first.features, first.channels) == ("small", 64, 16)
-        assert first.spec.height == first.spec.width == 32
+        assert (len(asked), second) == (1, first)
+        assert (first.name, first.features, first.channels, first.spec.height) == ("small", 64, 16, 32)
         np.testing.assert_array_equal(first.compute(IMAGES), second.compute(IMAGES))
 
     def test_what_starts_from_nothing_starts_alike(self, opened, tmp_path, monkeypatch):
@@ -174,20 +159,12 @@ class TestOpenFrozen:
             opened(cache=tmp_path / "file")
 
 
-def test_features_go_by_any_weight_and_layer_of_the_backbone_and_not_by_the_head(backbone, tmp_path):
-    changes = {
-        "head": lambda network: network.head[0].weight.data.add_(1),
-        "weight": lambda network: network.backbone[0][1].weight.data.view(-1)[0].add_(1e-2),
-        "statistics": lambda network: network.backbone[0][2].running_mean.view(-1)[0].add_(1e-2),
-        "layer": lambda network: network.backbone[0].__setitem__(3, nn.GELU()),
-    }
-    keys = {}
-    for name, change in changes.items():
-        other = lively_network()
-        change(other)
-        keys[name] = freeze_network(other, tmp_path / name).key
-    assert keys.pop("head") == backbone.key
-    assert len({*keys.values(), backbone.key}) == 4
+def test_features_go_by_the_weights_of_the_backbone_and_not_by_the_head(backbone, tmp_path):
+    head, weight = lively_network(), lively_network()
+    head.head[0].weight.data.add_(1)
+    weight.backbone[0][1].weight.data.view(-1)[0].add_(1e-2)
+    same, other = (freeze_network(each, tmp_path / name) for name, each in (("head", head), ("weight", weight)))
+    assert same.key == backbone.key != other.key
     described = json.loads((backbone.folder / "backbone.json").read_text())
     assert described["fingerprint"] == backbone.fingerprint == backbone.describe().fingerprint
     assert (backbone.describe().tensor, backbone.describe().precision) == ("features", "fp32")

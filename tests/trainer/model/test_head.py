@@ -44,11 +44,7 @@ class TestBuildHead:
         head = build_head(12, 4, classes=3)
         kinds = [Standardise, nn.Linear, nn.ReLU, ActiveDropout, nn.Linear, nn.ReLU, ActiveDropout, nn.Linear]
         assert [type(layer) for layer in head] == kinds
-        assert [(layer.in_features, layer.out_features) for layer in linear_layers(head)] == [
-            (12, 256),
-            (256, 256),
-            (256, 3),
-        ]
+        assert [tuple(layer.weight.shape) for layer in linear_layers(head)] == [(256, 12), (256, 256), (3, 256)]
         assert dropout_probabilities(head) == (0.6, 0.6)
         assert not head(torch.randn(5, 12)).any()
 
@@ -80,13 +76,6 @@ class TestToOnnx:
         found = Engine(lowered).head(features.numpy(), masks)
         np.testing.assert_allclose(found.pass_probabilities, expected, atol=1e-5)
         assert np.ptp(expected, axis=1).max() > 0.1
-
-    def test_no_random_number_is_drawn(self):
-        """What chance decides after it would otherwise hang on whether a run was interrupted."""
-        head = lively_head()
-        state = torch.get_rng_state()
-        to_onnx(head)
-        assert torch.equal(torch.get_rng_state(), state)
 
     def test_a_layer_of_another_kind_is_an_error(self):
         head = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.5), nn.Linear(4, 2))

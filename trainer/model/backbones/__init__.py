@@ -1,7 +1,4 @@
-"""Backbones by name: torchvision's and timm's networks, EfficientNet-Lite0, and any graph in an ONNX file.
-
-Owns what a name means, and that whatever it means ends up as one thing: `Opened`.
-"""
+"""Backbones by name: torchvision's and timm's networks, EfficientNet-Lite0, and any graph in an ONNX file."""
 
 import difflib
 from functools import cache

@@ -206,7 +206,7 @@ def _wrap(model: ModelProto, output: str, description: Description, *, grid: int
     _prepare(around, f"{_INNER}{source.name}", description, kind=source.type.tensor_type.elem_type)
     around.nodes += _without_dropout(inner.node)
     last = around.add("Cast", [f"{_INNER}{output}"], to=TensorProto.FLOAT)
-    features = None
+    features: list[str | int] | None = None
     if shape:  # rounded, so that rows can be kept in float16 and are the same afterwards
         last = around.add("Cast", [_reduce(around, last, description, shape, grid=grid)], to=TensorProto.FLOAT16)
         features = ["N", _channels(shape, description) * (grid**2 if len(shape) == 4 else 1)]

@@ -7,7 +7,6 @@ Dropout in training mode, which plain onnxruntime deletes: it is for servers, wh
 Dropout is written as what it means, random numbers and what they leave: any engine computes one stochastic pass by it.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +32,7 @@ _MOST_SEED = 1 << 20
 
 
 def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
-    """Return the graph of a module: `images` uint8 (N, H, W, 3) to `features` float32 (N, F), weights included.
-
-    Leaves the module on the CPU and in evaluation mode.
-    """
+    """Return the graph of a module, which is left on the CPU and in evaluation mode, weights included."""
     program = torch.onnx.export(
         backbone.cpu().eval(),
         (torch.zeros(_SAMPLE_IMAGES, image_size, image_size, 3, dtype=torch.uint8),),
@@ -49,7 +45,8 @@ def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
     )
     if program is None:
         raise TrainingError("torch.onnx.export returned no program; its dynamo exporter is needed")
-    graph = strip(program.model_proto)
+    graph: ModelProto = program.model_proto
+    _strip(graph)
     return inliner.inline_local_functions(graph) if graph.functions else graph
 
 
@@ -81,11 +78,8 @@ def make_portable(literal: ModelProto) -> ModelProto:
 
 
 def _drop(builder: GraphBuilder, node: NodeProto, *, probability: float, site: int) -> None:
-    """Keep the values whose random numbers, in [0, 1), are not below the probability of dropping, and scale them up.
-
-    The seeds are each site's own: without one, OpenVINO's numbers are of three digits and made of the time, and the
-    variance over the passes is wrong by a tenth.
-    """
+    """Keep the values whose random numbers, in [0, 1), are not below the probability of dropping, and scale them up."""
+    # Without a seed, OpenVINO's numbers are of three digits and made of the time; the variance is wrong by a tenth.
     seed = float(np.random.default_rng(site).integers(1, _MOST_SEED))
     numbers = builder.add("RandomUniformLike", [node.input[0]], dtype=TensorProto.FLOAT, seed=seed)
     stays = builder.add("GreaterOrEqual", [numbers, builder.constant(np.array(probability, np.float32))])
@@ -121,22 +115,14 @@ def move_weights(graph: ModelProto, path: Path) -> ModelProto:
     return moved
 
 
-def strip(graph: ModelProto) -> ModelProto:
+def _strip(message: Message) -> None:
     """Remove, in place, the exporter's notes: stack traces with file paths, names of modules, signatures."""
-    for message in _messages(graph):
-        for notes in ("metadata_props", "doc_string"):
-            if notes in message.DESCRIPTOR.fields_by_name:
-                message.ClearField(notes)
-    return graph
-
-
-def _messages(message: Message) -> Iterator[Message]:
-    """Yield a message and all that it holds, except for weights."""
-    yield message
     for field, value in message.ListFields():
-        if field.message_type is not None:
+        if field.name in {"metadata_props", "doc_string"}:
+            message.ClearField(field.name)
+        elif field.message_type is not None:
             for child in value if field.is_repeated else [value]:
-                yield from _messages(child)
+                _strip(child)
 
 
 def _check_dropout(lowered: Lowered, head: nn.Module) -> None:

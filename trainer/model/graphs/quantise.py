@@ -38,10 +38,9 @@ def quantise(
     mean: Sequence[float],
     deviation: Sequence[float],
 ) -> None:
-    """Write a backbone in 8-bit integers to a file, weights included.
+    """Write a backbone, given in float32 with its weights, in 8-bit integers to a file, weights included.
 
-    It is given in float32, weights included, with the mean and deviation that it normalises pixels by, from 0 to 1, and
-    images uint8 (N, H, W, 3) to calibrate on.
+    It normalises pixels by mean and deviation, from 0 to 1; images uint8 (N, H, W, 3) are to calibrate on.
     """
     model = ModelProto()
     model.CopyFrom(backbone)
@@ -80,8 +79,8 @@ def _fold_normalisation(model: ModelProto, mean: Vector, deviation: Vector, cent
     weight, bias = (next(t for t in graph.initializer if t.name == name) for name in first.input[1:])
     kernel = numpy_helper.to_array(weight).astype(np.float64)  # (outputs, 3, height, width)
     shift = (kernel * (gain * centre + offset)[:, None, None]).sum(axis=(1, 2, 3))  # (outputs,)
-    _replace(weight, kernel * gain[:, None, None])
-    _replace(bias, numpy_helper.to_array(bias) + shift)
+    for tensor, value in ((weight, kernel * gain[:, None, None]), (bias, numpy_helper.to_array(bias) + shift)):
+        tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), tensor.name))
     centring = [
         helper.make_node("Transpose", [graph.input[0].name], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Cast", ["planes"], ["values"], to=TensorProto.FLOAT),
@@ -111,10 +110,6 @@ def _set_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:
     del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
     model.graph.node.extend(copies)
     model.graph.initializer.extend(constants)
-
-
-def _replace(tensor: TensorProto, value: npt.NDArray[np.float64]) -> None:
-    tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float32), tensor.name))
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types

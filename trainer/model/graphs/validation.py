@@ -1,17 +1,21 @@
 """Validation: a version's graph, lowered and run by onnxruntime as servers do, against its probe; what it predicts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from onnx import ModelProto
 
-from contract.graph.lowering import FEATURES, load_graph, lower_version
-from contract.graph.masks import draw_masks
+from contract.errors import InvalidVersion
+from contract.graph.builder import OUTPUTS
+from contract.graph.lowering import FEATURES, PassOutputs, load_graph, lower_version
+from contract.graph.masks import Masks, draw_masks
 from contract.graph.probe import ComputeFeatures, Probe, RunPasses, Validation, validate
 from contract.versions.version import INT8_BACKBONE_FILE, Version
-from trainer.model.graphs.sessions import open_head, open_session, run
 
 _BATCH_IMAGES = 16
 _RUN = 2
@@ -74,3 +78,41 @@ def _open_version(version: Version, *, int8: bool) -> tuple[ComputeFeatures, Run
         return features
 
     return compute_features, open_head(lowered.head, version.path)
+
+
+def open_session(
+    graph: ModelProto, folder: Path, *, threads: int | None = None, spinning: bool = True
+) -> onnxruntime.InferenceSession:
+    """Open a graph whose weights lie in a folder; by default it takes as many threads as there are processors.
+
+    `spinning` has its threads wait for work without letting go of their processors, which pays where work is large.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
+    options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    try:
+        return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # onnxruntime's errors share no base class of their own
+        raise InvalidVersion(f"onnxruntime refuses the graph in {folder.name}: {err}") from err
+
+
+def run(
+    session: onnxruntime.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]
+) -> list[npt.NDArray[np.float32]]:
+    """Run a graph."""
+    try:
+        return list(session.run(outputs, feeds))
+    except Exception as err:  # onnxruntime's errors share no base class of their own
+        raise InvalidVersion(f"onnxruntime fails on the graph: {err}") from err
+
+
+def open_head(head: ModelProto, folder: Path, *, threads: int | None = None) -> RunPasses:
+    """Open a lowered head: what computes passes from features (N, F) and masks."""
+    session = open_session(head, folder, threads=threads, spinning=False)
+
+    def run_passes(features: npt.NDArray[np.float32], masks: Masks) -> PassOutputs:
+        return PassOutputs(*run(session, OUTPUTS, {FEATURES: features, **masks}))
+
+    return run_passes

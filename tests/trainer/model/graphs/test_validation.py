@@ -10,7 +10,7 @@ from contract.graph.probe import Probe
 from contract.versions.repository import Repository
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, PROBE_FILE
 from tests.trainer.small import coloured_images, freeze_network, lively_network, small_network, stage_files
-from trainer.model.graphs import sessions
+from trainer.model.graphs import validation
 from trainer.model.graphs.export import export
 from trainer.model.graphs.validation import validate_version
 
@@ -44,13 +44,13 @@ def test_where_features_are_known_the_backbone_is_run_on_two_images(staged, monk
     stage, manifest = staged
     described = stage.describe(manifest)
     known = Probe.load(stage.path / PROBE_FILE).features
-    whole, images = validate_version(described), []
+    whole, images, plain = validate_version(described), [], validation.run
 
     def run(session, outputs, feeds):
         images.extend(len(feeds[name]) for name in feeds if name == "images")
-        return sessions.run(session, outputs, feeds)
+        return plain(session, outputs, feeds)
 
-    monkeypatch.setattr("trainer.model.graphs.validation.run", run)
+    monkeypatch.setattr(validation, "run", run)
     found = validate_version(described, known=known)
     assert found.mean_bald == pytest.approx(whole.mean_bald, rel=1e-4)
     assert images == [2]
