@@ -10,7 +10,7 @@ Outer products are never formed. The squared distance of two is |g|^2 + |g'|^2 -
 of their first factors times that of their second ones.
 """
 
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +35,8 @@ def surprise(probabilities: Singles, *, multiple: bool) -> Singles:
 
 
 def squared_lengths(vectors: Singles) -> Singles:
-    """Return (N, D) to (N,)."""
-    lengths: Singles = np.einsum("ij,ij->i", vectors, vectors)
-    return lengths
+    """(N, D) to (N,)."""
+    return cast(Singles, np.einsum("ij,ij->i", vectors, vectors))
 
 
 def directions(embeddings: Singles, pool: Singles) -> Singles:
@@ -52,15 +51,9 @@ def directions(embeddings: Singles, pool: Singles) -> Singles:
 
 
 def draw(first: Singles, second: Singles, *, count: int, purpose: str) -> Ints:
-    """Draw up to `count` of N outer products by k-means++: their indices, int64 (K,), in the order drawn.
+    """Draw up to `count` of N outer products by k-means++ from their factors, (N, C) and (N, E): indices, int64 (K,).
 
-    The longest comes first. None is drawn that equals one drawn before.
-
-    Args:
-        first: float32 (N, C), a factor of each.
-        second: float32 (N, E), the other one.
-        count: how many.
-        purpose: decides what falls to chance; the same one with the same vectors gives the same draw.
+    The longest comes first. None is drawn that equals one drawn before. The same `purpose` gives the same draw.
     """
     rng = keyed_generator(purpose)
     lengths: Singles = squared_lengths(first) * squared_lengths(second)  # (N,)

@@ -42,28 +42,20 @@ _CELLS = 2**20
 
 
 def choose(order: Ints, passes: Passes, *, batch_size: int, configurations: int | None = None) -> Ints:
-    """Choose up to `batch_size` images: their indices, int64 (K,), in the order chosen.
+    """Choose up to `batch_size` of candidates in falling order of BALD, int64 (N,): indices, int64 (K,), as chosen.
 
     When the labels of those chosen would say all but which pass is right, further images cannot be told apart, and the
     next begin a joint of their own, as if the others had not been chosen. A joint takes its images from a window of
     those with the highest BALD that are left. Where no image says anything, none is chosen.
 
-    Args:
-        order: int64 (N,), the candidates in falling order of BALD.
-        passes: gives their probabilities.
-        batch_size: how many to choose.
-        configurations: most that are held at once; by default as many as fit in memory.
+    At most so many `configurations` are held at once; by default as many as fit in memory.
     """
     left, chosen = order, list[int]()
-    window = None
+    window = min(max(2**16 // passes(order[:1]).shape[2], 32), 256) if batch_size and len(order) else 0
     while len(chosen) < batch_size and len(left):
-        window = window or _window(passes(left[:1]).shape[2])
-        picks = _choose_jointly(
-            passes(left[:window]),
-            most=min(batch_size - len(chosen), max(1, window // 4)),
-            configurations=configurations,
-            rng=np.random.Generator(np.random.Philox(key=_KEY + len(chosen))),
-        )
+        rng = np.random.Generator(np.random.Philox(key=_KEY + len(chosen)))
+        most = min(batch_size - len(chosen), max(1, window // 4))
+        picks = _choose_jointly(passes(left[:window]), most, configurations, rng)
         if not picks:
             break
         chosen.extend(left[picks].tolist())
@@ -71,12 +63,8 @@ def choose(order: Ints, passes: Passes, *, batch_size: int, configurations: int 
     return np.array(chosen, np.int64)
 
 
-def _window(classes: int) -> int:
-    return min(max(2**16 // classes, 32), 256)
-
-
 def _choose_jointly(
-    passes: npt.NDArray[np.float32], *, most: int, configurations: int | None, rng: np.random.Generator
+    passes: npt.NDArray[np.float32], most: int, configurations: int | None, rng: np.random.Generator
 ) -> list[int]:
     """Choose greedily from passes (N, T, C) until `most` are chosen, the joint is saturated or nothing is gained."""
     images, count, classes = passes.shape
@@ -101,10 +89,7 @@ def _choose_jointly(
 def _update(
     gains: Floats, passes: npt.NDArray[np.float32], conditional: Floats, *, posterior: Floats, weights: Floats
 ) -> int:
-    """Compute gains (N,) anew until the highest is certain, and return where it is.
-
-    The more images are chosen, the less each other one adds: a gain as it was is the most that it can be now.
-    """
+    """Compute gains (N,) anew until the highest is certain, and return where: as they were is the most they can be."""
     falling = np.argsort(-gains, kind="stable")
     for start in range(0, len(falling), _BLOCK):
         block = falling[start : start + _BLOCK]

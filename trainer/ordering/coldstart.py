@@ -11,7 +11,7 @@ import numpy as np
 
 from contract.scores.holdout import is_held_out
 from trainer.ordering.duplicates import Vectors
-from trainer.ordering.order import Arrangement, compose
+from trainer.ordering.order import Arrangement, in_draw_order, interleave
 from trainer.ordering.reasons import BY_CHANCE, COVERS
 from trainer.ordering.strategies import Ints, check_finite, check_tasks
 
@@ -21,25 +21,12 @@ _ITERATIONS = 20
 
 
 def arrange(
-    task_ids: Ints,
-    embeddings: Vectors,
-    *,
-    project: int,
-    holdout_share: float,
-    before_holdout: int,
-    batch_size: int,
+    task_ids: Ints, embeddings: Vectors, *, project: int, holdout_share: float, before_holdout: int, batch_size: int
 ) -> Arrangement:
-    """Put tasks in the order in which they are to be labelled while nothing is known but their images.
+    """Put tasks (N,) in the order in which they are to be labelled while nothing is known but their images (N, E).
 
-    The same tasks get the same order in whichever order they come. Scores are evenly spaced.
-
-    Args:
-        task_ids: int64 (N,).
-        embeddings: float32 (N, E).
-        project: its number, which decides what falls to chance.
-        holdout_share: of the tasks, those whose place is left to chance.
-        before_holdout: how many places come before those of which the holdout has its share.
-        batch_size: how many are about to be labelled: so many are chosen to cover the pool.
+    The same tasks get the same order in whichever order they come. Scores are evenly spaced. `batch_size` tasks are
+    chosen to cover the pool; `before_holdout` places come before those of which the random holdout has its share.
 
     Raises:
         ConfigError: if the share is not one.
@@ -51,19 +38,10 @@ def arrange(
     by_task = np.argsort(task_ids)
     others = by_task[~sampled[by_task]]
     queue = others[cover(embeddings[others], batch_size=batch_size, seed=project)]
-    reasons = [BY_CHANCE] * len(task_ids)
-    for index in queue[:batch_size]:
-        reasons[index] = COVERS
-    return compose(
-        queue,
-        task_ids=task_ids,
-        project=project,
-        holdout_share=holdout_share,
-        before_holdout=before_holdout,
-        scores=(np.arange(len(task_ids)) + 0.5) / max(len(task_ids), 1),
-        reasons=reasons,
-        representative=np.arange(len(task_ids)),
-    )
+    own = np.arange(len(task_ids))
+    reasons = np.where(np.isin(own, queue[:batch_size]), COVERS, BY_CHANCE).tolist()
+    order = interleave(in_draw_order(project, task_ids, sampled), queue, holdout_share, start=before_holdout)
+    return Arrangement.along(order, (own + 0.5) / max(len(own), 1), reasons, held_out=sampled, representative=own)
 
 
 def cover(embeddings: Vectors, *, batch_size: int, seed: int) -> Ints:
@@ -73,15 +51,14 @@ def cover(embeddings: Vectors, *, batch_size: int, seed: int) -> Ints:
     others follow by chance. Where embeddings are equal there may be fewer clusters.
     """
     rng = np.random.Generator(np.random.Philox(key=seed))
-    chosen = _choose_central(embeddings, clusters=min(batch_size, len(embeddings)), rng=rng)
+    clusters = min(batch_size, len(embeddings))
+    chosen = _choose_central(embeddings, clusters, rng) if clusters else np.empty(0, np.int64)
     rest = np.setdiff1d(np.arange(len(embeddings)), chosen)
     return np.concatenate([chosen, rng.permutation(rest)])
 
 
-def _choose_central(embeddings: Vectors, *, clusters: int, rng: np.random.Generator) -> Ints:
+def _choose_central(embeddings: Vectors, clusters: int, rng: np.random.Generator) -> Ints:
     """Return the image nearest to each cluster's centre: int64 (K,), K at most `clusters`, largest clusters first."""
-    if not clusters:
-        return np.empty(0, np.int64)
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 

@@ -7,9 +7,10 @@ Later images are drawn, each with a chance in proportion to a weight, which says
 of its distance, as k-means++ has it with squares (Arthur & Vassilvitskii 2007). What was measured:
 docs/decisions/0014-default-order.md.
 
-Distances are 1 - cosine of directions from the pool's mean.
+Distances are 1 - cosine of directions from the pool's mean: float32 (N, E), of length 1 or zeros.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -36,49 +37,50 @@ _LEAST: Final = 1e-3
 
 
 def choose(directions: Singles, labelled: Singles, neighbours: Doubles, *, count: int) -> Ints:
-    """Choose up to `count` of N images, each the farthest from those labelled or chosen before it: int64 (K,).
+    """Choose up to `count` of N images, each the farthest from those labelled (M, E) or chosen before it: int64 (K,).
 
-    How far is the square of its distance over its neighbours'. None is chosen at no distance.
-
-    Args:
-        directions: (N, E), of length 1 or zeros.
-        labelled: (M, E), likewise: images that are labelled.
-        neighbours: (N,), from `neighbour_distances`, or their squares, which favour what has others like it.
-        count: how many.
+    How far is the square of its distance over `neighbours`, (N,): `neighbour_distances`, or their squares, which favour
+    what has others like it. None is chosen at no distance.
     """
-    distances = _distances(directions, labelled)
-    chosen = list[int]()
-    while len(chosen) < min(count, len(directions)):
-        utility = distances**_FAR / neighbours
-        pick = int(utility.argmax())
-        if not utility[pick] > 0:
-            break
-        distances = np.minimum(distances, _distances(directions, directions[pick : pick + 1]))
-        distances[pick] = 0
-        chosen.append(pick)
-    return np.array(chosen, np.int64)
+    return _choose_each(
+        directions, labelled, count=count, value=lambda distances: distances**_FAR / neighbours, pick=np.argmax
+    )
 
 
 def draw(weights: Doubles, directions: Singles, labelled: Singles, *, count: int, purpose: str) -> Ints:
-    """Draw up to `count` of N images: their indices, int64 (K,), in the order drawn; none at no distance or weight.
+    """Draw up to `count` of N images by weights (N,): their indices, int64 (K,); none at no distance or weight.
 
-    Args:
-        weights: (N,), from 0.
-        directions: (N, E), of length 1 or zeros.
-        labelled: (M, E), likewise: images that are labelled.
-        count: how many.
-        purpose: decides what falls to chance; the same one with the same images gives the same draw.
+    The same `purpose` with the same images gives the same draw.
     """
     rng = keyed_generator(purpose)
+
+    def pick(utility: Doubles) -> np.intp:
+        edges = np.cumsum(utility)
+        return np.searchsorted(edges, rng.random() * float(edges[-1]), side="right")
+
+    return _choose_each(
+        directions, labelled, count=count, value=lambda distances: weights * distances**_FARTHER, pick=pick
+    )
+
+
+def _choose_each(
+    directions: Singles,
+    labelled: Singles,
+    *,
+    count: int,
+    value: Callable[[Doubles], Doubles],
+    pick: Callable[[Doubles], np.intp],
+) -> Ints:
+    """Choose by a value of the distances to what is labelled or was chosen before, as long as any is above 0."""
     distances, chosen = _distances(directions, labelled), list[int]()
-    while len(chosen) < min(count, len(weights)):
-        edges = np.cumsum(weights * distances**_FARTHER)
-        if not edges[-1] > 0:
+    while len(chosen) < min(count, len(directions)):
+        utility = value(distances)
+        if not utility.max() > 0:
             break
-        pick = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
-        distances = np.minimum(distances, _distances(directions, directions[pick : pick + 1]))
-        distances[pick] = 0
-        chosen.append(pick)
+        index = int(pick(utility))
+        distances = np.minimum(distances, _distances(directions, directions[index : index + 1]))
+        distances[index] = 0
+        chosen.append(index)
     return np.array(chosen, np.int64)
 
 

@@ -13,7 +13,7 @@ their embeddings, so that only pairs whose sketches come near each other need be
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +87,7 @@ class Outlook:
     """(N,): of the mean prediction, in nats."""
 
     @classmethod
-    def of(cls, candidates: Candidates) -> "Outlook":
+    def of(cls, candidates: Candidates) -> Self:
         """Return what a version expects of candidates."""
         likely = candidates.probabilities  # (N, C)
         if candidates.multiple:
@@ -95,11 +95,8 @@ class Outlook:
         lead = likely.max(axis=-1, keepdims=True) - likely
         predicted = np.arange(likely.shape[-1]) == likely.argmax(axis=-1)[..., None]
         flat = likely.shape[0], math.prod(likely.shape[1:])
-        return cls(
-            predicted=np.packbits(predicted.reshape(flat), axis=1),  # (N, B)
-            excluded=np.packbits((lead > CLEARLY).reshape(flat), axis=1),
-            entropy=candidates.entropy,
-        )
+        first, second = (np.packbits(each.reshape(flat), axis=1) for each in (predicted, lead > CLEARLY))  # (N, B)
+        return cls(predicted=first, excluded=second, entropy=candidates.entropy)
 
     def take(self, indices: Ints) -> "Outlook":
         """Return that of some of the images."""
@@ -108,46 +105,23 @@ class Outlook:
     def allows(self, leader: Ints, row: Ints) -> Bools:
         """Return in which pairs of images, (P,) and (P,), the leader may stand for the row."""
         differ = (self.excluded[row] & self.predicted[leader]) | (self.predicted[row] & self.excluded[leader])
-        alike: Bools = ~differ.any(axis=1) & (self.entropy[row] <= self.entropy[leader] + LESS_CERTAIN)
-        return alike
+        return ~differ.any(axis=1) & (self.entropy[row] <= self.entropy[leader] + LESS_CERTAIN)
 
 
 def find_representatives(embeddings: Vectors, order: Ints, outlook: Outlook, *, told_apart: bool = False) -> Ints:
-    """Return which image stands for each one, itself where it stands for itself: int64 (N,), indices.
+    """Return which of N images, float32 (N, E), stands for each one, maybe itself: int64 (N,), indices.
 
-    Args:
-        embeddings: float32 (N, E).
-        order: int64 (N,), a permutation: those that come earlier claim those that come later.
-        outlook: of the images.
-        told_apart: whether people label images so alike differently, from `are_told_apart`.
+    Those that come earlier in the order, (N,), claim those that come later.
     """
     vectors = embeddings[order]
     vectors -= _mean(embeddings)
     _normalise(vectors)
     leaders = _Leaders(vectors, outlook.take(order), _near(vectors) * (IDENTICAL if told_apart else 1))
-    claimed_by = np.arange(len(order))  # by place in the order
-    for start in range(0, len(order), _ROWS):
-        rows = np.arange(start, min(start + _ROWS, len(order)))
-        claimed_by[rows] = leaders.claim(rows)
+    places = np.arange(len(order))
+    claimed_by = [leaders.claim(places[start : start + _ROWS]) for start in range(0, len(order), _ROWS)]
     representative = np.empty(len(order), np.int64)
-    representative[order] = order[claimed_by]
+    representative[order] = order[np.concatenate([places[:0], *claimed_by])]
     return representative
-
-
-def resembling_distance(vectors: Vectors) -> float:
-    """Return how far apart images are that merely resemble each other, by 1 - cosine of unit vectors (N, E).
-
-    A network that was trained on the pool's classes puts images of one class close together; what is a near-duplicate
-    must be closer still.
-    """
-    some = vectors[evenly_spaced(len(vectors), most=_COMPARED)]
-    pairs = (some @ some.T)[np.triu_indices(len(some), 1)]
-    return 1 - float(np.quantile(pairs, _RESEMBLING)) if len(pairs) else 0.0
-
-
-def shrink(leaders: int) -> float:
-    """Return the share of a distance that counts as near among so many leaders."""
-    return float(max(leaders / _MANY_LEADERS, 1) ** (-1 / _DIMENSIONS))
 
 
 def are_told_apart(embeddings: Vectors, labelled: LabelledImages) -> bool:
@@ -164,7 +138,7 @@ def are_told_apart(embeddings: Vectors, labelled: LabelledImages) -> bool:
     some, vectors = embeddings[evenly_spaced(len(embeddings), most=_COMPARED)] - mean, labelled.embeddings[known] - mean
     _normalise(some)
     _normalise(vectors)
-    pairs = _pair_up(vectors, _near(some) * shrink(len(embeddings)))
+    pairs = _pair_up(vectors, _near(some) * _shrink(len(embeddings)))
     agreeing = np.count_nonzero(labels[pairs[:, 0]] == labels[pairs[:, 1]])
     return lower_end(len(pairs), agreeing, error_rate=0.05) > 1 - AGREEING  # of those that differ
 
@@ -188,15 +162,26 @@ def _pair_up(vectors: Vectors, distance: float) -> Ints:
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _near(vectors: Vectors) -> float:
-    """Return within which distance one of directions (N, E) may nearly duplicate another, if they are few."""
-    return max(NEAR * resembling_distance(vectors), NEAREST)
+def _near(directions: Vectors) -> float:
+    """Return within which distance one of directions (N, E) may nearly duplicate another, if they are few.
+
+    A network that was trained on the pool's classes puts images of one class close together; what is a near-duplicate
+    must be closer still.
+    """
+    some = directions[evenly_spaced(len(directions), most=_COMPARED)]
+    pairs = (some @ some.T)[np.triu_indices(len(some), 1)]
+    resembling = 1 - float(np.quantile(pairs, _RESEMBLING)) if len(pairs) else 0.0
+    return max(NEAR * resembling, NEAREST)
+
+
+def _shrink(leaders: int) -> float:
+    """Return the share of a distance that counts as near among so many leaders."""
+    return float(max(leaders / _MANY_LEADERS, 1) ** (-1 / _DIMENSIONS))
 
 
 def _mean(vectors: Vectors) -> Vectors:
     """Return the mean of vectors (N, E): (E,), zeros where there are none."""
-    mean: Vectors = (vectors.sum(axis=0, dtype=np.float64) / max(len(vectors), 1)).astype(np.float32)
-    return mean
+    return cast(Vectors, (vectors.sum(axis=0, dtype=np.float64) / max(len(vectors), 1)).astype(np.float32))
 
 
 def _normalise(vectors: Vectors) -> None:
@@ -205,7 +190,7 @@ def _normalise(vectors: Vectors) -> None:
     np.divide(vectors, lengths, out=vectors, where=lengths > _LEAST_LENGTH)
 
 
-def sketch(vectors: Vectors) -> Vectors:
+def _sketch(vectors: Vectors) -> Vectors:
     """Return vectors (N, E) as fewer numbers, (N, S), whose products are no less than those of the vectors."""
     some = vectors[evenly_spaced(len(vectors), most=_SKETCHED)]
     _, directions = np.linalg.eigh(some.T @ some)  # rising
@@ -219,7 +204,7 @@ class _Leaders:
 
     def __init__(self, vectors: Vectors, outlook: Outlook, distance: float) -> None:
         self._vectors = vectors
-        self._sketches = sketch(vectors)
+        self._sketches = _sketch(vectors)
         self._outlook = outlook
         self._distance = distance
         self._places = np.empty(len(vectors), np.int64)
@@ -227,7 +212,7 @@ class _Leaders:
 
     def claim(self, rows: Ints) -> Ints:
         """Return the leader of each row, some itself, and keep those as leaders. All earlier rows came before."""
-        distance = self._distance * shrink(self._count)
+        distance = self._distance * _shrink(self._count)
         claimed_by = rows.copy()
         left: Ints = np.arange(len(rows))
         for start in range(0, self._count, _LEADERS):

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.scores.acquisition import margin
-from trainer.ordering.strategies import BALANCED, BATCH_BALD, COVER, DRAWN, Candidates, Preference, are_few
+from trainer.ordering.strategies import BALANCED, BATCH_BALD, COVER, DRAWN, Candidates, Ints, are_few
 
 HELD_OUT: Final = "random sample, for measuring"
 UNTICKED: Final = "unticked: it is not what the model takes it for"
@@ -24,31 +24,24 @@ _ROWS = 4096
 """How many images are looked at at once."""
 
 
-def near_duplicate(task: int) -> str:
-    """Say which image one resembles."""
-    return f"near-duplicate of task {task}"
-
-
 def explain(
-    candidates: Candidates,
-    preference: Preference,
-    *,
-    strategy: str,
-    labels_by_class: Sequence[int],
-    labels: Sequence[str],
+    candidates: Candidates, chosen: Ints, *, strategy: str, labels_by_class: Sequence[int], labels: Sequence[str]
 ) -> list[str]:
-    """Return why a strategy puts each of N candidates where it does; classes are named if there are `labels`."""
+    """Return why a strategy puts each of N candidates where it does; `chosen` (K,) are the first places, by index.
+
+    Classes are named if there are `labels`.
+    """
     reasons = _explain_base(candidates, strategy)
     if strategy in BALANCED:
         few = _ask_for(candidates.probabilities, labels_by_class)
         for index in np.flatnonzero(few >= 0):
             reasons[index] += f", and few labels are {labels[few[index]] if labels else 'like it'} yet"
     if strategy == COVER and are_few(labels_by_class):
-        for index in preference.chosen:
+        for index in chosen:
             reasons[index] = COVERS
         return reasons
     adds = {BATCH_BALD: ", and it adds to the images before it", **dict.fromkeys(DRAWN, ", and it differs from others")}
-    for index in preference.chosen:
+    for index in chosen:
         reasons[index] += adds.get(strategy, "")
     return reasons
 
@@ -56,20 +49,16 @@ def explain(
 def _explain_base(candidates: Candidates, strategy: str) -> list[str]:
     if strategy == "random":
         return [BY_CHANCE] * len(candidates.task_ids)
-    if strategy == "margin" or strategy in DRAWN:
-        lead = margin(candidates.probabilities, multiple=candidates.multiple)
-        close = "a label is as likely as not" if candidates.multiple else "two labels are about equally likely"
-        return _in_words(lead, _LEADS, (close, "the label is not sure", "the label is fairly sure"))
+    values, bounds = candidates.bald, _BALD_NATS
     words = ("the passes agree", "the passes disagree a little", "the passes disagree")
-    return _in_words(candidates.bald, _BALD_NATS, words)
-
-
-def _in_words(values: npt.NDArray[np.float32], bounds: tuple[float, float], words: tuple[str, str, str]) -> list[str]:
-    """Return the word for each value: below the first bound, between, from the second on."""
+    if strategy == "margin" or strategy in DRAWN:
+        values, bounds = margin(candidates.probabilities, multiple=candidates.multiple), _LEADS
+        close = "a label is as likely as not" if candidates.multiple else "two labels are about equally likely"
+        words = (close, "the label is not sure", "the label is fairly sure")
     return [words[index] for index in np.searchsorted(bounds, values, side="right")]
 
 
-def _ask_for(probabilities: npt.NDArray[np.float32], labels_by_class: Sequence[int]) -> npt.NDArray[np.int64]:
+def _ask_for(probabilities: npt.NDArray[np.float32], labels_by_class: Sequence[int]) -> Ints:
     """Return the class of few labels that balancing mostly wants each image for, -1 where there is none: (N,)."""
     counts = np.array(labels_by_class, np.float64)
     few = counts < _FEW * counts.mean()

@@ -6,8 +6,8 @@ depends on those chosen before it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,23 +23,11 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-Base = Literal["gradient", "bald-margin", "bald", "margin", "random"]
-"""What a strategy goes by before it looks at other images."""
-
-_BASES: Final[Mapping[str, Base]] = {
-    "balanced-cover": "gradient",
-    "balanced-bald-margin": "bald-margin",
-    "badge": "gradient",
-    "bald": "bald",
-    "batch-bald": "bald",
-    "margin": "margin",
-    "random": "random",
-}
-STRATEGIES: Final = tuple(_BASES)
-DEFAULT_STRATEGY: Final = "balanced-cover"
 COVER: Final = "balanced-cover"
 BADGE: Final = "badge"
 BATCH_BALD: Final = "batch-bald"
+STRATEGIES: Final = (COVER, "balanced-bald-margin", BADGE, "bald", BATCH_BALD, "margin", "random")
+DEFAULT_STRATEGY: Final = COVER
 BALANCED: Final = frozenset({COVER, "balanced-bald-margin"})
 DRAWN: Final = frozenset({COVER, BADGE})
 """Those that draw their first places, each with regard to those before it."""
@@ -74,9 +62,8 @@ class Candidates:
     probabilities: npt.NDArray[np.float32]
     """(N, C): mean over the passes."""
     bald: npt.NDArray[np.float32]
-    """(N,), in nats."""
+    """(N,), in nats, as is the entropy."""
     entropy: npt.NDArray[np.float32]
-    """(N,), in nats."""
     embeddings: npt.NDArray[np.float32]
     """(N, E): of length 1."""
     multiple: bool
@@ -99,14 +86,8 @@ class Candidates:
 
     def take(self, indices: Ints) -> "Candidates":
         """Return some of the candidates, by index."""
-        return Candidates(
-            self.task_ids[indices],
-            self.probabilities[indices],
-            self.bald[indices],
-            self.entropy[indices],
-            self.embeddings[indices],
-            self.multiple,
-        )
+        names = ("task_ids", "probabilities", "bald", "entropy", "embeddings")
+        return replace(self, **{name: getattr(self, name)[indices] for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +101,6 @@ class LabelledImages:
 
 
 UNLABELLED: Final = LabelledImages(np.empty((0, 0), np.float32), np.empty(0, np.int64))
-"""Where nothing is known of what is labelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,17 +108,15 @@ class Aim:
     """What images are wanted for."""
 
     strategy: str
-    """One of `STRATEGIES`."""
     name: str
     """The ranking's: in another one chance falls otherwise."""
     labels_by_class: Sequence[int]
     """(C,), how many labels there are already."""
     labelled: LabelledImages
-    """Images that have some."""
     told_apart: bool
     """Whether people label images differently that are as alike as near-duplicates."""
     batch_size: int
-    """The most that are chosen one after the other."""
+    """How many are about to be labelled: so many are chosen with regard to each other."""
     passes: Passes | None = None
     """Gives the probabilities of the passes of candidates by index; needed by batch-bald."""
 
@@ -148,22 +126,8 @@ class Aim:
         return f"{self.strategy}/{self.name}"
 
 
-@dataclass(frozen=True, slots=True)
-class Preference:
-    """In which order a strategy wants images."""
-
-    chosen: Ints
-    """(K,): the first places, by index."""
-    utility: Floats
-    """(N,): the highest comes first, behind those chosen."""
-
-
 def check(strategy: str, *, multiple: bool) -> None:
-    """Make sure that there is such a strategy for such labels.
-
-    Raises:
-        ConfigError: if there is none.
-    """
+    """Raise ConfigError unless there is such a strategy for such labels."""
     if strategy in _FORMER:
         raise ConfigError(
             f"the strategy {strategy} is no more; use {_FORMER[strategy]} or, by default, {DEFAULT_STRATEGY}"
@@ -178,11 +142,7 @@ def check(strategy: str, *, multiple: bool) -> None:
 
 
 def check_tasks(task_ids: Ints) -> None:
-    """Make sure that no task comes twice.
-
-    Raises:
-        ValueError: if one does.
-    """
+    """Raise ValueError if a task comes twice, for it can stand in one place only."""
     if task_ids.ndim != 1:
         raise ValueError(f"task_ids must have 1 axis, got shape {task_ids.shape}")
     found, counts = np.unique(task_ids, return_counts=True)
@@ -191,11 +151,7 @@ def check_tasks(task_ids: Ints) -> None:
 
 
 def check_finite(name: str, values: npt.NDArray[np.float32], task_ids: Ints) -> None:
-    """Make sure that a row of numbers for each task can be sorted by.
-
-    Raises:
-        ValueError: if one is NaN or infinite.
-    """
+    """Raise ValueError if a number in the tasks' rows is NaN or infinite, and cannot be sorted by."""
     finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # (N,)
     if not finite.all():
         raise ValueError(
@@ -210,30 +166,24 @@ def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
     Of BALD and margin together it is the geometric mean of BALD and 1 - margin: one of them at 0 counts for nothing.
     `name` is the ranking's: in another one chance falls otherwise.
     """
-    base = _BASES[strategy]
-    if base == "gradient":
+    if strategy in DRAWN:
         return badge.squared_lengths(candidates.surprise()).astype(np.float64)
-    if base == "random":
+    if strategy == "random":
         return keyed_uniforms(f"random/{name}", candidates.task_ids)
-    doubt = 1.0 - margin(candidates.probabilities, multiple=candidates.multiple).astype(np.float64)
-    if base == "margin":
-        return doubt
     bald = candidates.bald.astype(np.float64)
-    if base == "bald":
+    if strategy in {"bald", BATCH_BALD}:
         return bald
-    return np.sqrt(np.maximum(bald, 0) * doubt)
+    doubt = 1.0 - margin(candidates.probabilities, multiple=candidates.multiple).astype(np.float64)
+    return doubt if strategy == "margin" else np.sqrt(np.maximum(bald, 0) * doubt)
 
 
-def prefer(candidates: Candidates, base: Floats, aim: Aim, *, eligible: Bools) -> Preference:
-    """Let a strategy choose the first places among the eligible, bool (N,), and value all.
+def prefer(candidates: Candidates, base: Floats, aim: Aim, *, eligible: Bools) -> tuple[Ints, Floats]:
+    """Let a strategy choose the first places among the eligible, bool (N,), and value all by their base utility (N,).
 
     Candidates come in rising order of their tasks' numbers: of equals the first one is chosen.
 
-    Args:
-        candidates: N images.
-        base: float64 (N,), from `base_utility`.
-        aim: what they are wanted for.
-        eligible: which may be chosen.
+    Returns:
+        Those chosen, (K,), by index, and the utility of all, (N,): the highest comes first, behind those chosen.
 
     Raises:
         ValueError: if batch-bald is given no passes.
@@ -241,15 +191,15 @@ def prefer(candidates: Candidates, base: Floats, aim: Aim, *, eligible: Bools) -
     if aim.strategy == COVER:
         return _cover(candidates, base, aim, eligible)
     if aim.strategy == BADGE:
-        return _draw(candidates, base, aim, eligible)
+        return _draw(candidates, base, aim, eligible), base
     if aim.strategy in BALANCED:
         return _balance(candidates.probabilities, base, aim, eligible)
     if aim.strategy == BATCH_BALD:
         if aim.passes is None:
             raise ValueError("batch-bald needs the passes' probabilities, got none")
         falling = descending(base)
-        return Preference(batchbald.choose(falling[eligible[falling]], aim.passes, batch_size=aim.batch_size), base)
-    return Preference(np.empty(0, np.int64), base)
+        return batchbald.choose(falling[eligible[falling]], aim.passes, batch_size=aim.batch_size), base
+    return np.empty(0, np.int64), base
 
 
 def few_labels(classes: int) -> int:
@@ -275,7 +225,7 @@ def rarity(probabilities: npt.NDArray[np.float32], labels_by_class: Floats) -> n
     return probabilities @ (1.0 / (labels_by_class + 1.0)).astype(np.float32)
 
 
-def _cover(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> Preference:
+def _cover(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> tuple[Ints, Floats]:
     """Choose far from what has labels: by distance alone while these are few, then drawn by gradient and rarity."""
     pool = candidates.embeddings
     utility = base * rarity(candidates.probabilities, np.array(aim.labels_by_class, np.float64)).astype(np.float64) ** 4
@@ -284,37 +234,29 @@ def _cover(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> P
         considered = np.flatnonzero(eligible)
         considered = considered[evenly_spaced(len(considered), most=_CONSIDERED)]
         ways = badge.directions(pool[considered], pool)
-        neighbours = covering.neighbour_distances(ways)
-        chosen = covering.choose(
-            ways, known, neighbours**_TYPICAL if aim.told_apart else neighbours, count=aim.batch_size
-        )
+        neighbours = covering.neighbour_distances(ways) ** (_TYPICAL if aim.told_apart else 1)
+        chosen = covering.choose(ways, known, neighbours, count=aim.batch_size)
     else:
         considered = _consider(utility, eligible)
         ways = badge.directions(pool[considered], pool)
         chosen = covering.draw(utility[considered], ways, known, count=aim.batch_size, purpose=aim.purpose)
-    return Preference(considered[chosen], utility)
+    return considered[chosen], utility
 
 
-def _draw(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> Preference:
+def _draw(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> Ints:
     """Draw by gradient embeddings, whose squared lengths are the base utility."""
     considered = _consider(base, eligible)
-    chosen = badge.draw(
-        candidates.surprise()[considered],
-        badge.directions(candidates.embeddings[considered], candidates.embeddings),
-        count=aim.batch_size,
-        purpose=aim.purpose,
-    )
-    return Preference(considered[chosen], base)
+    surprise, ways = candidates.surprise(), badge.directions(candidates.embeddings[considered], candidates.embeddings)
+    return considered[badge.draw(surprise[considered], ways, count=aim.batch_size, purpose=aim.purpose)]
 
 
 def _consider(utility: Floats, eligible: Bools) -> Ints:
     """Return the eligible of the highest utility, by index."""
     falling = descending(utility)
-    considered: Ints = np.sort(falling[eligible[falling]][:_CONSIDERED])
-    return considered
+    return np.sort(falling[eligible[falling]][:_CONSIDERED])
 
 
-def _balance(probabilities: npt.NDArray[np.float32], base: Floats, aim: Aim, eligible: Bools) -> Preference:
+def _balance(probabilities: npt.NDArray[np.float32], base: Floats, aim: Aim, eligible: Bools) -> tuple[Ints, Floats]:
     """Choose greedily by base utility times rarity, counting on each image chosen the labels it is expected to get."""
     labels = np.array(aim.labels_by_class, np.float64)
     open_, chosen = eligible.copy(), list[int]()
@@ -325,4 +267,4 @@ def _balance(probabilities: npt.NDArray[np.float32], base: Floats, aim: Aim, eli
         open_[best] = False
         labels += probabilities[best]
         utility = base * rarity(probabilities, labels)
-    return Preference(np.array(chosen, np.int64), utility)
+    return np.array(chosen, np.int64), utility

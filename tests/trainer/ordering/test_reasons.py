@@ -3,7 +3,7 @@ import pytest
 
 from tests.trainer.candidates import make_candidates, make_passes
 from trainer.ordering.reasons import explain
-from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates, Preference
+from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
 
 
 def candidates(probabilities, *, bald=0.0, entropy=0.0, multiple=False):
@@ -21,8 +21,7 @@ def candidates(probabilities, *, bald=0.0, entropy=0.0, multiple=False):
 
 def explained(pool, strategy, *, labels_by_class=None, labels=(), chosen=()):
     counts = labels_by_class or [5] * pool.probabilities.shape[1]
-    preference = Preference(np.array(chosen, np.int64), np.zeros(len(pool.task_ids)))
-    return explain(pool, preference, strategy=strategy, labels_by_class=counts, labels=labels)
+    return explain(pool, np.array(chosen, np.int64), strategy=strategy, labels_by_class=counts, labels=labels)
 
 
 @pytest.mark.parametrize(

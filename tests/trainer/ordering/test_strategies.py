@@ -44,7 +44,7 @@ def test_chance_falls_otherwise_in_another_ranking_only():
     once, again, other = (base_utility(pool, "random", name=name) for name in ("v1", "v1", "v1.r2"))
     np.testing.assert_array_equal(once, again)
     assert abs(np.corrcoef(once, other)[0, 1]) < 0.9
-    drawn = [preferred(pool, "balanced-cover", name=name).chosen.tolist() for name in ("v1", "v1", "v1.r2")]
+    drawn = [preferred(pool, "balanced-cover", name=name)[0].tolist() for name in ("v1", "v1", "v1.r2")]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -57,19 +57,19 @@ def test_balancing_chooses_as_a_plain_greedy_loop(seed, multiple):
     labels = rng.integers(0, 50, size=3).astype(float)
     eligible = rng.random(40) < 0.8
     strategy = "balanced-bald-margin"
-    choice = preferred(pool, strategy, labels_by_class=list(labels), batch_size=12, eligible=eligible)
+    chosen, utility = preferred(pool, strategy, labels_by_class=list(labels), batch_size=12, eligible=eligible)
     base = base_utility(pool, strategy, name="v1")
     left = set(np.flatnonzero(eligible).tolist())
     worth = {}
-    for index in choice.chosen:
+    for index in chosen:
         worth = {i: base[i] * sum(pool.probabilities[i, c] / (labels[c] + 1) for c in range(3)) for i in range(40)}
         assert worth[index] >= max(worth[i] for i in left) * (1 - 1e-5)
         left.remove(index)
         labels += pool.probabilities[index]
-    assert len(choice.chosen) == min(12, eligible.sum())
+    assert len(chosen) == min(12, eligible.sum())
     for i in range(40):
         expected = base[i] * sum(pool.probabilities[i, c] / (labels[c] + 1) for c in range(3))
-        assert choice.utility[i] == pytest.approx(expected, rel=1e-4, abs=1e-9)
+        assert utility[i] == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
 def test_batch_bald_passes_over_what_is_not_eligible():
@@ -77,9 +77,7 @@ def test_batch_bald_passes_over_what_is_not_eligible():
     passes = make_passes(rng, images=60)
     pool = make_candidates(passes, rng, task_ids=np.arange(60))
     eligible = np.arange(60) % 3 > 0
-    chosen = preferred(
-        pool, "batch-bald", eligible=eligible, batch_size=10, passes=lambda indices: passes[indices]
-    ).chosen
+    chosen = preferred(pool, "batch-bald", eligible=eligible, batch_size=10, passes=lambda indices: passes[indices])[0]
     assert len(chosen) == 10
     assert eligible[chosen].all()
     assert chosen[0] == np.where(eligible, pool.bald, 0).argmax()
@@ -122,7 +120,7 @@ def test_every_array_has_a_row_for_each_task_which_comes_once():
 @pytest.mark.parametrize("labels", [1, 7])
 def test_drawn_images_are_eligible_and_different(strategy, labels):
     eligible = np.arange(200) % 3 > 0
-    chosen = preferred(candidates(), strategy, eligible=eligible, batch_size=50, labels_by_class=[labels] * 5).chosen
+    chosen = preferred(candidates(), strategy, eligible=eligible, batch_size=50, labels_by_class=[labels] * 5)[0]
     assert len(set(chosen.tolist())) == 50
     assert eligible[chosen].all()
 
@@ -135,7 +133,7 @@ def test_a_draw_favours_classes_with_few_labels():
     labels = [9, 29, 10**9]
     balanced, plain = (
         np.concatenate(
-            [preferred(pool, strategy, name=f"v{i}", labels_by_class=labels, batch_size=21).chosen for i in range(20)]
+            [preferred(pool, strategy, name=f"v{i}", labels_by_class=labels, batch_size=21)[0] for i in range(20)]
         )
         for strategy in ("balanced-cover", "badge")
     )
@@ -152,7 +150,7 @@ def test_by_default_images_are_far_from_labels_and_then_also_those_that_a_model_
 
     def directions(labels, labelled):
         options = {"labels_by_class": labels, "labelled": labelled, "batch_size": 5}
-        return preferred(pool, "balanced-cover", **options).chosen // 10
+        return preferred(pool, "balanced-cover", **options)[0] // 10
 
     of_few = directions([3, 3], [0, 10, 20, 30, 95])  # too few for the model to be asked
     assert sorted(of_few.tolist()) == [4, 5, 6, 7, 8]
@@ -169,6 +167,6 @@ def test_typical_images_come_first_where_features_tell_classes_apart_badly():
     neighbours = np.sort(distances, axis=1)[:, :11].mean(axis=1)
     expected = [(distances[0] ** 2 / neighbours**power).argmax() for power in (1, 2)]
     options = {"labels_by_class": [1, 0, 0, 0, 0], "labelled": [0], "batch_size": 1}
-    found = [preferred(pool, "balanced-cover", told_apart=told, **options).chosen.item() for told in (False, True)]
+    found = [preferred(pool, "balanced-cover", told_apart=told, **options)[0].item() for told in (False, True)]
     assert found == expected
     assert found[0] != found[1]
