@@ -10,7 +10,6 @@ from contract.images.fetch import Fetcher
 from contract.label_studio import Patience
 from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.matching import choose_control, match_control
-from contract.versions.repository import Repository
 from contract.versions.version import Version
 from trainer import labelstudio
 from trainer.labelstudio import task_lists
@@ -46,7 +45,11 @@ class RankingContext:
         self.repository = environment.repository()
         self.client = labelstudio.connect(*environment.label_studio(), options.project, PATIENCE)
         self.project = labelstudio.read_project(self.client)
-        self.version = _current(self.repository)
+        self.version: Version | None
+        try:
+            self.version = self.repository.open(self.repository.current())
+        except NothingPublished:
+            self.version = None
         self.base = base_name(self.version.name if self.version else None, self.repository.model)
         """The name of the first ranking by the current version."""
         self.control = self._choose_control()
@@ -63,6 +66,11 @@ class RankingContext:
         return tasks
 
     @cached_property
+    def data(self) -> dict[int, Any]:
+        """The unlabelled tasks' data, by their numbers."""
+        return {task.id: task.data for task in self.tasks}
+
+    @cached_property
     def annotated(self) -> list[Task]:
         """The tasks that somebody labelled or skipped."""
         return list_annotated(self.client, self._lists)
@@ -72,14 +80,13 @@ class RankingContext:
         """What is remembered of the project's tabs."""
         return load_record(self.repository, self.options.project, self.project.created_at)
 
+    def groups(self, ranking: str) -> dict[str, str]:
+        """Return what the tabs of a ranking look for that are there already, and their labels."""
+        return {mark: label for mark, label in self.tab_record.sure.items() if mark.startswith(f"{ranking}/")}
+
     def list_tasks(self) -> list[PoolTask]:
         """Return the unlabelled tasks as they are now."""
         return list_unlabelled(self.client, self._lists)
-
-    @cached_property
-    def data(self) -> dict[int, Any]:
-        """The unlabelled tasks' data, by their numbers."""
-        return {task.id: task.data for task in self.tasks}
 
     def _choose_control(self) -> ChoicesControl:
         controls = parse_label_config(self.project.label_config, self.options.control)
@@ -98,10 +105,3 @@ class RankingContext:
 def kept_folder(environment: Environment, project_id: int) -> Path:
     """Return the folder for what outlives a ranking of a project that is killed."""
     return environment.cache / "rank" / environment.model / f"{project_id}-{digest(environment.label_studio()[0])}"
-
-
-def _current(repository: Repository) -> Version | None:
-    try:
-        return repository.open(repository.current())
-    except NothingPublished:
-        return None

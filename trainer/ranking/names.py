@@ -35,10 +35,7 @@ def next_name(base: str, taken: Iterable[str]) -> str:
 def own_names(repository: Repository, names: Iterable[str], *, gone: Iterable[str] = ()) -> list[str]:
     """Return the names of model versions that are this model's: its versions, rankings by them, and the cold start.
 
-    `gone` are versions whose folders were deleted.
-
-    Raises:
-        OSError: if the repository cannot be read.
+    `gone` are versions whose folders were deleted. Raises OSError if the repository cannot be read.
     """
     bases = [*repository.history(), *gone, base_name(None, repository.model)]
     return [name for name in names if any(round_of(name, base) is not None for base in bases)]

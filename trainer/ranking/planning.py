@@ -21,15 +21,16 @@ from contract.versions.results import ProjectState
 from trainer import labelstudio
 from trainer.evaluation.witnesses import read_witnesses
 from trainer.features import open_store
-from trainer.labels.annotations import LeftOut, Task, decide, is_confirmed
+from trainer.labels.annotations import LeftOut, decide, is_confirmed
 from trainer.labels.checks import describe_unlabelled
 from trainer.labelstudio.tasks import PoolTask
 from trainer.ordering import coldstart, strategies
-from trainer.ordering.order import Arrangement, arrange, places_before_holdout
+from trainer.ordering.order import arrange, places_before_holdout
 from trainer.ordering.strategies import UNLABELLED, LabelledImages
 from trainer.ranking.context import RankingContext
 from trainer.ranking.predictions import Plan, keep_places, place, place_later, to_candidates
 from trainer.ranking.sureness import Asked, Found, Labelled, find_later, find_sure, tasks_to_score
+from trainer.ranking.tabs import mark_sure
 from trainer.scoring.pool import Embed, collect, count_labels, embed_tasks, group_failures
 from trainer.scoring.retries import FEW, are_few, ask_again
 from trainer.scoring.scores import Failure, Score
@@ -48,15 +49,10 @@ _MOST_LABELLED: Final = 4000
 
 
 def plan_all(context: RankingContext, name: str, shown: str | None, *, former: Ranking | None = None) -> Plan:
-    """Score and arrange the whole pool, as a ranking of this name in the place of the one that is shown.
+    """Score and arrange the whole pool, as a ranking of this name in the place of the one that is shown, if one is.
 
-    Tasks that cannot be scored now keep the place that they had.
-
-    Args:
-        context: the project.
-        name: what predictions are stamped with.
-        shown: the name of the ranking that the project shows until this one is whole, if there is one.
-        former: the record of the last ranking. What came of what it offered decides what this one offers.
+    Tasks that cannot be scored now keep the place that they had. What came of what the `former` ranking offered decides
+    what this one offers.
 
     Raises:
         ConfigError: if too few of the tasks that are ranked can be scored to replace their ranking.
@@ -106,10 +102,10 @@ def _keep_places(
     context: RankingContext, plan: Plan, shown: str, failures: Sequence[Failure], *, unscored: Sequence[int]
 ) -> Plan:
     """Add the tasks that keep their places; a ranking is not replaced by one of far fewer tasks, its unscored aside."""
-    options = context.options
+    options, unlabelled = context.options, context.data.keys()
     predictions = labelstudio.list_predictions(context.client, shown, results_of=plan.unscored)
     held = [each for each in predictions if each.task not in context.tab_record.listed]
-    scored_before = {each.task for each in held} & context.data.keys() - set(unscored)
+    scored_before = {each.task for each in held} & unlabelled - set(unscored)
     lost = [failure for failure in failures if failure.task in scored_before]
     if not are_few(len(lost), len(scored_before)) and not options.incomplete:
         raise ConfigError(
@@ -117,11 +113,7 @@ def _keep_places(
             f"scored now ({group_failures(lost)}), so it stays, and nothing was changed; rank again when the images "
             f"can be had, or with --incomplete where more than {FEW:.0%} of them are lost for good"
         )
-    return keep_places(plan, held, context.data.keys(), project=options.project, holdout_share=options.holdout_share)
-
-
-def _tasks_of(failures: Sequence[Failure]) -> tuple[int, ...]:
-    return tuple(sorted(failure.task for failure in failures))
+    return keep_places(plan, held, unlabelled, project=options.project, holdout_share=options.holdout_share)
 
 
 # ---- by a version
@@ -154,12 +146,12 @@ class _ByVersion:
             _log.info("%s", sentence)
         scores, failures = self._score(self._context.tasks)
         if not scores:
-            return Plan(name, options.strategy, unscored=_tasks_of(failures)), failures
+            return Plan.of_failures(name, options.strategy, failures), failures
         found = self._find_sure(scores, name, former) if options.sure else None
         labelled = self._read_labelled() if options.strategy == strategies.COVER else UNLABELLED
         _log.info("arranging %d images by %s", len(scores), options.strategy)
         with stage("arrange"):
-            arrangement: Arrangement = arrange(
+            arrangement = arrange(
                 to_candidates(scores, multiple=manifest.multiple),
                 strategy=options.strategy,
                 project=options.project,
@@ -173,11 +165,11 @@ class _ByVersion:
                 labels=manifest.labels,
                 unticked=found.sure.passed_over if found else (),
             )
-        plan = place(scores, arrangement, name=name, strategy=options.strategy, unscored=_tasks_of(failures))
-        if found is None:
-            return plan, failures
-        _log.info("%s", found.sure.sentence)
-        return _offering(plan, found), failures
+        plan = place(Plan.of_failures(name, options.strategy, failures), scores, arrangement)
+        if found:
+            _log.info("%s", found.sure.sentence)
+            plan = self._offer(plan, found)
+        return plan, failures
 
     def plan_later(self, later: Sequence[PoolTask], ranked: Mapping[int, float], former: Ranking) -> Plan:
         """Score some tasks, and place them among the tasks of a ranking, by their scores."""
@@ -191,8 +183,8 @@ class _ByVersion:
             holdout_share=options.holdout_share,
             multiple=self._manifest.multiple,
         )
-        plan = Plan(former.name, former.strategy, unscored=_tasks_of(failures), items=items)
-        return _offering(plan, find_later(scores, self._asked, former.sure)) if options.sure and former.sure else plan
+        plan = replace(Plan.of_failures(former.name, former.strategy, failures), items=items)
+        return self._offer(plan, find_later(scores, self._asked, former.sure)) if options.sure and former.sure else plan
 
     def _count_labels(self) -> Sequence[int]:
         """Return how many labels of each class there are: (C,), from the version's record if none has changed since.
@@ -207,7 +199,7 @@ class _ByVersion:
         return count_labels(context.annotated, context.control, manifest)
 
     def _read_labelled(self) -> LabelledImages:
-        """Return the images that somebody labelled, or some of many."""
+        """Return the images that somebody labelled, or some of many: by the one label that people chose, or -1."""
         with stage("labels"):
             annotated = self._context.annotated
         tasks = [each for each in annotated if not all(one["was_cancelled"] for one in each["annotations"])]
@@ -215,17 +207,13 @@ class _ByVersion:
         scores, _ = self._score([PoolTask(number, task["data"]) for number, task in some.items()])
         if not scores:
             return UNLABELLED
-        labels = [self._label_of(some[score.task]) for score in scores]
-        return LabelledImages(np.stack([score.embedding for score in scores]), np.array(labels, np.int64))
-
-    def _label_of(self, task: Task) -> int:
-        """Return the index of the one label that people chose; -1 where there is none of that kind."""
-        labels = self._context.control.labels
-        with suppress(LeftOut):
+        control, labels = self._context.control, np.full(len(scores), -1)
+        for row, task in enumerate(some[score.task] for score in scores):
             if not self._manifest.multiple and not is_confirmed(task):
-                (label,) = decide(task, self._context.control.from_name, labels)
-                return labels.index(label)
-        return -1
+                with suppress(LeftOut):
+                    (label,) = decide(task, control.from_name, control.labels)
+                    labels[row] = control.labels.index(label)
+        return LabelledImages(np.stack([score.embedding for score in scores]), labels)
 
     def _find_sure(self, scores: Sequence[Score], name: str, former: Sure | None) -> Found:
         """Find what may be confirmed in bulk, which takes the scores of labelled tasks too."""
@@ -238,6 +226,13 @@ class _ByVersion:
         scored, _ = self._score([PoolTask(task, data[task]) for task in tasks_to_score(labelled, witnesses, asked)])
         with stage("arrange"):
             return find_sure(scores, witnesses, labelled, asked, name=name, scored=scored, former=former)
+
+    def _offer(self, plan: Plan, found: Found) -> Plan:
+        """Mark the tasks whose predicted labels may be confirmed, for tabs to find them."""
+        if self._context.options.tabs:
+            known, labels = self._context.groups(plan.name), self._context.control.labels
+            plan = replace(plan, items=mark_sure(plan.items, found.reasons, plan.name, labels=labels, groups=known))
+        return replace(plan, sure=found.sure)
 
     # ---- the server
 
@@ -281,11 +276,6 @@ class _ByVersion:
         return PoolTask(task.id, {} if reference is None else {key: reference})
 
 
-def _offering(plan: Plan, found: Found) -> Plan:
-    items = tuple(replace(item, sure=found.reasons.get(item.task, "")) for item in plan.items)
-    return replace(plan, items=items, sure=found.sure)
-
-
 # ---- before there is a version
 
 
@@ -313,8 +303,9 @@ def _cover(
             spec=spec,
             max_megapixels=context.environment.max_megapixels,
         )
+    plan = Plan.of_failures(name, COLD_START, failures)
     if not scores:
-        return Plan(name, COLD_START, unscored=_tasks_of(failures)), failures
+        return plan, failures
     with stage("arrange"):
         arrangement = coldstart.arrange(
             np.array([score.task for score in scores], np.int64),
@@ -324,7 +315,7 @@ def _cover(
             before_holdout=before_holdout,
             batch_size=options.batch_size,
         )
-    return place(scores, arrangement, name=name, strategy=COLD_START, unscored=_tasks_of(failures)), failures
+    return place(plan, scores, arrangement), failures
 
 
 def _open_backbone(context: RankingContext, store: FeatureStore) -> tuple[InputSpec, Embed]:

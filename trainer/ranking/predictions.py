@@ -4,10 +4,10 @@ They are made of scores and an order, by arithmetic alone, and are on disk befor
 that was killed goes on with the order that it had begun with, although labels have come in meanwhile.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +22,11 @@ from trainer.labelstudio import StoredPrediction
 from trainer.ordering import reasons
 from trainer.ordering.order import Arrangement
 from trainer.ordering.strategies import Candidates
-from trainer.scoring.scores import Score
+from trainer.scoring.scores import Failure, Score
 
 LATER: Final = "came after the ranking, placed by its own score"
-"""Why a task stands where it stands that was not there when the others were ranked."""
 SCORED_LATER: Final = "could not be scored with the others, placed by its own score"
-"""The same for one whose image could not be had then."""
 KEPT: Final = "could not be scored, keeps the place that it had"
-"""The same for one whose image cannot be had now, and could be before."""
 
 _PLACE: Final = {"rank", "strategy", "reason", "sure", MARK}
 """What `meta` says of a task's place, and of the tab that it stands in."""
@@ -37,7 +34,7 @@ _PLACE: Final = {"rank", "strategy", "reason", "sure", MARK}
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One task's prediction, and what is to be meta of it."""
+    """One task's prediction, and why the task stands where it stands."""
 
     task: int
     score: float
@@ -50,8 +47,6 @@ class Planned:
     """Whether it is of the random holdout."""
     kept: bool = False
     """Whether it could not be scored and keeps the place that it had in the ranking before."""
-    sure: str = ""
-    """Why its label may be confirmed in bulk; empty where it may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +65,20 @@ class Plan:
     sure: Sure | None = None
     """What may be confirmed in bulk, and on what evidence; None where nothing was asked."""
 
+    @classmethod
+    def of_failures(cls, name: str, strategy: str, failures: Iterable[Failure]) -> Self:
+        """Return a plan without a prediction."""
+        return cls(name, strategy, unscored=tuple(sorted(failure.task for failure in failures)))
+
     @property
     def scored(self) -> tuple[Planned, ...]:
         """Those that have a place by their own score."""
         return tuple(item for item in self.items if not item.kept)
+
+    @property
+    def held_out(self) -> int:
+        """How many of these are of the random holdout."""
+        return sum(item.held_out for item in self.scored)
 
 
 _PLAN: Final = TypeAdapter(Plan)
@@ -108,22 +113,20 @@ def to_candidates(scores: Sequence[Score], *, multiple: bool) -> Candidates:
     )
 
 
-def place(
-    scores: Sequence[Score], arrangement: Arrangement, *, name: str, strategy: str, unscored: Sequence[int]
-) -> Plan:
-    """Return what to import of N scores that were arranged, beside tasks that have none."""
+def place(plan: Plan, scores: Sequence[Score], arrangement: Arrangement) -> Plan:
+    """Return a plan with what to import of N scores that were arranged."""
     items = tuple(
         _planned(
             scores[index],
             arrangement.scores[index],
             reason=arrangement.reasons[index],
             held_out=arrangement.held_out[index],
-            meta={"strategy": strategy, "rank": rank},
+            meta={"strategy": plan.strategy, "rank": rank},
         )
         for rank, index in enumerate(arrangement.order, start=1)
     )
     duplicates = int((arrangement.representative != np.arange(len(scores))).sum())
-    return Plan(name, strategy, near_duplicates=duplicates, unscored=tuple(unscored), items=items)
+    return replace(plan, near_duplicates=duplicates, items=items)
 
 
 def keep_places(
@@ -140,21 +143,18 @@ def keep_places(
     lost = [(place, task) for place, (_, task) in enumerate(queue) if task in unscored]
     before = np.array([place - earlier for earlier, (place, _) in enumerate(lost)], np.int64)
     values = _between([item.score for item in plan.items], before, of=len(queue) - len(lost))
-    sampled = is_held_out(project, np.array([task for _, task in lost], np.int64), holdout_share)
-    kept = []
-    for (_, task), value, by_chance in zip(lost, values.tolist(), sampled.tolist(), strict=True):
-        result = _shown(results[task], {"reason": KEPT}, held_out=by_chance)
-        kept.append(Planned(task, value, result, KEPT, None, by_chance, kept=True))
+    held_out = is_held_out(project, np.array([task for _, task in lost], np.int64), holdout_share)
+    kept = [
+        Planned(task, value, _shown(results[task], {"reason": KEPT}, held_out=out), KEPT, None, out, kept=True)
+        for (_, task), value, out in zip(lost, values.tolist(), held_out.tolist(), strict=True)
+    ]
     return replace(plan, kept=len(kept), items=tuple(sorted([*plan.items, *kept], key=lambda item: item.score)))
 
 
 def _between(scores: Sequence[float], before: npt.NDArray[np.int64], *, of: int) -> npt.NDArray[np.float64]:
-    """Return scores that stand among others as their owners stood among others: (K,), rising.
+    """Return scores that stand among N rising ones as their owners stood among `of` others: (K,), rising.
 
-    Args:
-        scores: the others', N of them in rising order.
-        before: (K,), how many others stood before each, in rising order.
-        of: how many others there were.
+    So many others stood before each: `before`, (K,), rising.
     """
     gaps = np.rint(before * len(scores) / max(of, 1)).astype(np.int64)  # gap g lies between bounds[g] and bounds[g + 1]
     bounds = np.array([0.0, *scores, 1.0])
@@ -173,35 +173,31 @@ def place_later(
     holdout_share: float,
     multiple: bool,
 ) -> tuple[Planned, ...]:
-    """Return what to import of N tasks that came after a ranking, or could not be scored for it.
+    """Return what to import of tasks that came after a ranking, or were `unscored` by it, whose scores are by task.
 
     Each gets 1 - BALD as a share of the most it can be, which is the scale of the ranked scores. A task of the random
     holdout is placed among those of it that came in time, by the same draw; among all tasks where none of it did.
-
-    `ranked` are the scores of the ranking by task, and `unscored` the tasks that could not be scored for it.
     """
-    task_ids = np.array([score.task for score in scores], np.int64)
-    draws = holdout_order(project, task_ids)
-    sampled = is_held_out(project, task_ids, holdout_share)
-    in_time = np.array([*ranked], np.int64)
+    task_ids, in_time = np.array([score.task for score in scores], np.int64), np.array([*ranked], np.int64)
+    draws, held_out = holdout_order(project, task_ids), is_held_out(project, task_ids, holdout_share)
     in_time = in_time[is_held_out(project, in_time, holdout_share)]
     in_time = in_time[np.argsort(holdout_order(project, in_time))]
     first, last = min(ranked.values(), default=0.0), max(ranked.values(), default=1.0)
     known_draws = [*(holdout_order(project, in_time) if len(in_time) else [0.0]), holdout_share]
     known_scores = [*([ranked[task] for task in in_time.tolist()] or [first]), last]
     items = []
-    for score, draw, by_chance in zip(scores, draws, sampled, strict=True):
+    for score, draw, out in zip(scores, draws, held_out, strict=True):
         own = label_studio_score(np.array(score.bald), len(score.probabilities), multiple=multiple)
-        value = np.interp(draw, known_draws, known_scores) if by_chance else own
-        reason = reasons.HELD_OUT if by_chance else SCORED_LATER if score.task in unscored else LATER
-        items.append(_planned(score, float(value), reason=reason, held_out=by_chance, meta={}))
+        value = np.interp(draw, known_draws, known_scores) if out else own
+        reason = reasons.HELD_OUT if out else SCORED_LATER if score.task in unscored else LATER
+        items.append(_planned(score, float(value), reason=reason, held_out=out, meta={}))
     return tuple(sorted(items, key=lambda item: item.score))
 
 
 def _planned(score: Score, value: float, *, reason: str, held_out: bool, meta: Mapping[str, Any]) -> Planned:
     bald = float(score.bald) if len(score.probabilities) else None
     result = _shown(score.result, {"reason": reason, **meta}, held_out=held_out)
-    return Planned(score.task, float(value), result, reason=reason, bald=bald, held_out=bool(held_out))
+    return Planned(score.task, float(value), result, reason, bald, bool(held_out))
 
 
 def _shown(result: Sequence[Mapping[str, Any]], meta: Mapping[str, Any], *, held_out: bool) -> list[Mapping[str, Any]]:
@@ -212,15 +208,9 @@ def _shown(result: Sequence[Mapping[str, Any]], meta: Mapping[str, Any], *, held
     """
     if held_out:
         return []
-    return [
-        {
-            "value": region["value"],
-            "meta": {**meta, **_without(region.get("meta") or {}, _PLACE)},
-            **_without(region, {"value", "meta"}),
-        }
-        for region in result
-    ]
-
-
-def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in names}
+    shown = list[Mapping[str, Any]]()
+    for region in result:
+        known = {name: value for name, value in (region.get("meta") or {}).items() if name not in _PLACE}
+        others = {name: value for name, value in region.items() if name not in {"value", "meta"}}
+        shown.append({"value": region["value"], "meta": {**meta, **known}, **others})
+    return shown

@@ -8,7 +8,7 @@ before goes only when nothing shows it any more.
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,7 +30,7 @@ from trainer.ranking.context import RankingContext
 from trainer.ranking.names import next_name, own_names, round_of
 from trainer.ranking.options import RankOptions
 from trainer.ranking.planning import COLD_START, plan_all, plan_later
-from trainer.ranking.predictions import Plan, Planned, load_plan, save_plan
+from trainer.ranking.predictions import Plan, load_plan, save_plan
 from trainer.ranking.reconcile import Wanted, reconcile
 from trainer.ranking.releasing import remember
 from trainer.ranking.tabs import RankingTabs
@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 _FEW_STRAYS: Final = 100
 """Predictions of a version that Label Studio has fetched by itself and that are removed one by one, 0.16 s each."""
 _SHOWN_DRY: Final = 10
+_COUNTED: Final = ("tasks", "audit", "imported", "removed")
+"""What adds up where a run first brings an earlier one to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,6 @@ class Summary:
     """Seconds by stage: tasks, labels, swap, score, arrange, import and switch, at whose end the project sorts by the
     ranking; tabs, which show it; and clear: the record is written, and what the ranking replaces is removed."""
     seconds: float = 0.0
-    """All in all."""
 
     def say(self) -> str:
         """Return it as one line for people."""
@@ -101,10 +102,13 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
     ):
         first = RankingContext(options, environment, fetcher)
         begun = _Ranking(first).finish()
-        if begun is not None and begun.ranking != first.base and begun.strategy == options.strategy:
+        if begun and begun.ranking != first.base and begun.strategy == options.strategy:
             options = replace(options, force=False)  # it is what was asked for
-        later = _Ranking(RankingContext(options, environment, fetcher)).run()
-    return replace(_together(begun, later), stages=stages, seconds=round(time.monotonic() - started, 2))
+        summary = _Ranking(RankingContext(options, environment, fetcher)).run()
+    if begun:
+        both = {each: getattr(begun, each) + getattr(summary, each) for each in _COUNTED}
+        summary = replace(begun, **both, waiting=summary.waiting, failed=summary.failed)
+    return replace(summary, stages=stages, seconds=round(time.monotonic() - started, 2))
 
 
 class _Ranking:
@@ -141,8 +145,10 @@ class _Ranking:
                 _log.info("%d images that could not be scored now can be; all are ranked anew", found)
                 former, plan = None, self._plan_all()
         if self._options.dry_run:
-            return self._only_show(plan)
-        plan = RankingTabs(self._context, plan.name).mark(plan)
+            for item in plan.items[:_SHOWN_DRY]:
+                _log.info("  task %d, score %.6f: %s", item.task, item.score, item.reason)
+            _log.info("--dry-run: nothing was imported")
+            return replace(self._summarise(plan, imported=0, removed=0), ranking=None)
         if former is None and plan.items:
             with stage("arrange"):
                 save_plan(self._plan_path, plan)
@@ -182,12 +188,6 @@ class _Ranking:
             return base
         return next_name(base, names)
 
-    def _only_show(self, plan: Plan) -> Summary:
-        for item in plan.items[:_SHOWN_DRY]:
-            _log.info("  task %d, score %.6f: %s", item.task, item.score, item.reason)
-        _log.info("--dry-run: nothing was imported")
-        return replace(self._summarise(plan, imported=0, removed=0), ranking=None)
-
     # ---- what is changed in Label Studio
 
     def _put(self, plan: Plan, former: Ranking | None) -> Summary:
@@ -202,7 +202,8 @@ class _Ranking:
             tabs.keep(plan, plan.sure or (former.sure if former else None))
         if there:
             with stage(CLEAR):
-                self._record(plan, former)
+                if former is None or plan.items:
+                    self._record(plan, former)
                 removed = self._remove_superseded(plan.name)
         shutil.rmtree(self._context.kept, ignore_errors=True)
         return self._summarise(plan, imported=imported, removed=removed)
@@ -248,35 +249,38 @@ class _Ranking:
     # ---- what is told of it
 
     def _record(self, plan: Plan, former: Ranking | None) -> None:
-        if former is not None and not plan.items:
-            return
-        record = self._describe(plan) if former is None else _extended(former, plan)
+        """Keep what is to be shown of a ranking: of a new one, or of one to which tasks were added."""
+        if former:
+            tasks, audit, sure = former.tasks + len(plan.items), former.audit + plan.held_out, plan.sure or former.sure
+            record = replace(former, tasks=tasks, audit=audit, sure=sure)
+        else:
+            record = self._describe(plan)
+        record = replace(record, failed=len(plan.unscored), unscored=plan.unscored)
         remedy = "give the trainer the folder to write, then rank again"
         place = self._repository.location
         with explaining("the ranking's record", self._repository.root, place=place, remedy=remedy):
             save_ranking(self._repository, record)
 
     def _describe(self, plan: Plan) -> Ranking:
+        balds = [item.bald for item in plan.items if item.bald is not None]
         max_megapixels = self._context.environment.max_megapixels
         shown = thumbnails.show(plan.items, self._fetch_image, max_megapixels=max_megapixels)
-        balds = [item.bald for item in plan.items if item.bald is not None]
         return Ranking(
             name=plan.name,
-            version=self._context.version.name if self._context.version else None,
+            version=self._version,
             project=self._options.project,
             title=self._context.project.title,
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             strategy=plan.strategy,
             tasks=len(plan.scored),
-            audit=_count_held_out(plan.scored),
+            audit=plan.held_out,
             near_duplicates=plan.near_duplicates,
             failed=len(plan.unscored),
-            unscored=plan.unscored,
             mean_bald=float(np.mean(balds)) if balds else None,
             sure=plan.sure,
             first=shown["first"],
-            most_uncertain=shown["uncertain"],
-            most_confident=shown["confident"],
+            most_uncertain=shown["most_uncertain"],
+            most_confident=shown["most_confident"],
         )
 
     def _fetch_image(self, task: int) -> bytes:
@@ -285,42 +289,22 @@ class _Ranking:
             raise FetchError(f"task {task} is gone or has no image")
         return self._context.fetcher.fetch(reference, task_id=task, project_id=self._options.project)
 
+    @property
+    def _version(self) -> str | None:
+        return self._context.version.name if self._context.version else None
+
     def _summarise(self, plan: Plan, *, imported: int, removed: int) -> Summary:
         return Summary(
             ranking=plan.name,
-            version=self._context.version.name if self._context.version else None,
+            version=self._version,
             project=self._options.project,
             strategy=plan.strategy,
             tasks=len(plan.scored),
             waiting=len(self._context.tasks) - len(plan.unscored) + plan.kept,
-            audit=_count_held_out(plan.scored),
+            audit=plan.held_out,
             near_duplicates=plan.near_duplicates,
             failed=len(plan.unscored),
             kept=plan.kept,
             imported=imported,
             removed=removed,
         )
-
-
-def _together(begun: Summary | None, later: Summary) -> Summary:
-    """The summary of a run that first brought an earlier one to its end."""
-    if begun is None:
-        return later
-    both = {name: getattr(begun, name) + getattr(later, name) for name in ("tasks", "audit", "imported", "removed")}
-    return replace(begun, **both, waiting=later.waiting, failed=later.failed)
-
-
-def _count_held_out(items: Sequence[Planned]) -> int:
-    return sum(item.held_out for item in items)
-
-
-def _extended(former: Ranking, plan: Plan) -> Ranking:
-    """The record of a ranking to which tasks were added."""
-    return replace(
-        former,
-        tasks=former.tasks + len(plan.items),
-        audit=former.audit + _count_held_out(plan.items),
-        failed=len(plan.unscored),
-        unscored=plan.unscored,
-        sure=plan.sure or former.sure,
-    )

@@ -45,33 +45,6 @@ class Wanted:
     result: Sequence[Mapping[str, Any]]
 
 
-def _compare(
-    wanted: Mapping[int, Wanted], held: Iterable[StoredPrediction], unwanted: Container[int]
-) -> tuple[list[int], list[int]]:
-    """Find what to change so that a task has one prediction, a wanted one its score, an unwanted one none.
-
-    Where no label is wanted there must be none. Where one is, its score will do without: Label Studio drops labels that
-    the labelling config has lost. Of predictions that are as good as each other the first one stays.
-
-    Returns:
-        The numbers of tasks that lack one, rising, and those of predictions that are to go.
-    """
-    kept, delete = set[int](), list[int]()
-    for each in held:
-        if each.task not in kept and _is_good(each, wanted.get(each.task), unwanted=each.task in unwanted):
-            kept.add(each.task)
-        else:
-            delete.append(each.id)
-    return sorted(wanted.keys() - kept), delete
-
-
-def _is_good(prediction: StoredPrediction, wanted: Wanted | None, *, unwanted: bool) -> bool:
-    if wanted is None:
-        return not unwanted
-    placed = prediction.score is not None and abs(prediction.score - wanted.score) < _SAME_SCORE
-    return placed and (prediction.blank or bool(wanted.result))
-
-
 def reconcile(
     client: ProjectClient,
     *,
@@ -103,13 +76,13 @@ def reconcile(
     taken = Counter[int]()
     fewest, vain = len(wanted) + 1, 0
     while vain < _ROUNDS:
-        create, delete = _compare(wanted, _list(client, name), unwanted)
-        _check_taken([task for task in create if taken[task] >= _TIMES_TAKEN])
+        there = labelstudio.count_predictions(client).get(name)  # costs less than to list what may be none
+        create, delete = _compare(wanted, labelstudio.list_predictions(client, name) if there else [], unwanted)
         if not create and not delete:
             return taken.total()
+        _report_dropped(create, taken)
         vain = 0 if len(create) < fewest else vain + 1
         fewest = min(fewest, len(create))
-        _say_stripped(sum(taken[task] > 0 for task in create))
         with Bar(total=len(create), desc="importing", unit="prediction") as bar:
             for start in range(0, len(create), IMPORT_TASKS):
                 tasks = create[start : start + IMPORT_TASKS]
@@ -132,23 +105,36 @@ def reconcile(
     )
 
 
-def _list(client: ProjectClient, name: str) -> list[StoredPrediction]:
-    """All predictions are listed to see these; where there are none, their count says so for less."""
-    if not labelstudio.count_predictions(client).get(name):
-        return []
-    return labelstudio.list_predictions(client, name)
+def _compare(
+    wanted: Mapping[int, Wanted], held: Iterable[StoredPrediction], unwanted: Container[int]
+) -> tuple[list[int], list[int]]:
+    """Return the tasks that lack a prediction, rising, and the numbers of predictions that are to go.
+
+    Where no label is wanted there must be none. Where one is, its score will do without: Label Studio drops labels that
+    the labelling config has lost. Of predictions that are as good as each other the first one stays.
+    """
+    kept, delete = set[int](), list[int]()
+    for each in held:
+        if (to_be := wanted.get(each.task)) is None:
+            good = each.task not in unwanted
+        else:
+            placed = each.score is not None and abs(each.score - to_be.score) < _SAME_SCORE
+            good = placed and (each.blank or bool(to_be.result))
+        if good and each.task not in kept:
+            kept.add(each.task)
+        else:
+            delete.append(each.id)
+    return sorted(wanted.keys() - kept), delete
 
 
-def _check_taken(tasks: Sequence[int]) -> None:
-    if tasks:
+def _report_dropped(create: Sequence[int], taken: Mapping[int, int]) -> None:
+    """Warn of predictions that were imported and are not there; raises ConfigError where that was tried enough."""
+    if lost := [task for task in create if taken[task] >= _TIMES_TAKEN]:
         raise ConfigError(
-            f"Label Studio drops the predictions of {len(tasks)} tasks without saying why, of "
-            f"{', '.join(map(str, tasks[:5]))} among them; look into its log for 'Prediction validation failed'"
+            f"Label Studio drops the predictions of {len(lost)} tasks without saying why, of "
+            f"{', '.join(map(str, lost[:5]))} among them; look into its log for 'Prediction validation failed'"
         )
-
-
-def _say_stripped(count: int) -> None:
-    if count:
+    if count := sum(taken[task] > 0 for task in create):
         _log.warning(
             "Label Studio dropped %d predictions, as it does with labels that the labelling config has lost meanwhile, "
             "and with nested choices of a control that is itself named choices; "

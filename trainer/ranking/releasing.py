@@ -43,13 +43,14 @@ class Before:
 
 
 _BEFORE: Final = TypeAdapter(Before)
+_DEFAULT: Final = Before(sampling="Sequential sampling", model_version="", at="")
+"""What Label Studio gives a new project."""
 
 
 def remember(repository: Repository, project: Project) -> None:
     """Write down how a project is, unless that was done before or it shows our predictions already.
 
-    Raises:
-        ConfigError: if that cannot be written; nothing is to be changed then.
+    Raises ConfigError if that cannot be written; nothing is to be changed then.
     """
     number, remedy = project.project_id, "give the trainer the folder to write, then try again"
     with explaining(f"how project {number} was", repository.root, place=repository.location, remedy=remedy):
@@ -59,19 +60,11 @@ def remember(repository: Repository, project: Project) -> None:
 
 
 def recall(repository: Repository, project_id: int) -> Before | None:
-    """Return how a project was; None if that was not written down, or cannot be understood.
-
-    Raises:
-        OSError: if the record is there and cannot be read.
-    """
+    """Return how a project was; None if that was not written down, or cannot be understood."""
     try:
         return _BEFORE.validate_json(repository.documents(PROJECTS_FOLDER).read(f"{project_id}.json"))
     except (FileNotFoundError, ValueError):
         return None
-
-
-_DEFAULT: Final = Before(sampling="Sequential sampling", model_version="", at="")
-"""What Label Studio gives a new project."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +113,8 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
         created_at = labelstudio.read_project(client).created_at
         tabs = remove_tabs(client, repository, load_record(repository, project_id, created_at))
         predictions = _put_back(client, repository, before or _DEFAULT)
-        shutil.rmtree(kept_folder(environment, project_id), ignore_errors=True)
-        shutil.rmtree(task_lists.kept_folder(environment, project_id), ignore_errors=True)
+        for folder in (kept_folder, task_lists.kept_folder):
+            shutil.rmtree(folder(environment, project_id), ignore_errors=True)
         for request in find_requests(repository):
             if request.project == project_id:
                 remove(repository, request)

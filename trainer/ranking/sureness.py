@@ -42,7 +42,7 @@ class Labelled:
     """What annotators have said so far."""
 
     by_people: Mapping[int, frozenset[str]]
-    """By task: its labels, of tasks whose labels somebody chose."""
+    """Labels that somebody chose, by task."""
     confirmed: Mapping[tuple[str, int], int]
     """How many tasks were confirmed in bulk, by the ranking that offered them and the label's index."""
 
@@ -68,9 +68,8 @@ class Asked:
     precision: float
     project: int
     holdout_share: float
-    """Of the tasks, that are ranked by chance and predicted without a label."""
     random_labels: int
-    """How many of it were labelled when the version was trained."""
+    """How many of the holdout were labelled when the version was trained."""
     labels: tuple[str, ...]
     """Of the labelling config."""
     multiple: bool
@@ -85,8 +84,12 @@ class Asked:
         if not scores:
             return []
         mean = np.stack([score.probabilities for score in scores]).astype(np.float64)  # (n, C)
-        margins = margin(mean, multiple=self.multiple).tolist()
-        return [Predicted(score.task, lead, _labels(score)) for score, lead in zip(scores, margins, strict=True)]
+        return [
+            Predicted(
+                score.task, lead, frozenset(label for each in score.result for label in labels_in(each.get("value")))
+            )
+            for score, lead in zip(scores, margin(mean, multiple=self.multiple).tolist(), strict=True)
+        ]
 
     def group(self, predicted: frozenset[str]) -> int | None:
         """Return the index of a prediction's first label; None where there is none to confirm."""
@@ -116,14 +119,14 @@ def find_sure(
     scored: Sequence[Score] = (),
     former: Sure | None = None,
 ) -> Found:
-    """Say which tasks of a pool may be confirmed.
+    """Say which tasks of a pool may be confirmed, as a ranking by this name.
 
     Args:
         pool: scores of the unlabelled tasks.
         witnesses: what is said of labelled tasks of the random holdout by a network that has not seen them.
         labelled: what annotators have said.
         asked: what is asked for.
-        name: of the ranking in the making.
+        name: of the ranking.
         scored: scores of `tasks_to_score`.
         former: what was offered last.
     """
@@ -135,8 +138,7 @@ def find_sure(
     copies = _find_copies(pool, scored, [*predicted, *fresh], truth=truth, asked=asked)
     copies, of_copies = _judge_copies(copies, fresh, truth, asked)
     sample = _sample([each for each in fresh if each.task not in copies], shadows, truth)
-    error_rate = ERROR_RATE / 2 if copies else ERROR_RATE
-    evidence = find_margin(sample, asked.precision, error_rate=error_rate)
+    evidence = find_margin(sample, asked.precision, error_rate=ERROR_RATE / 2 if copies else ERROR_RATE)
     wanted, so_far = 0, max(len(drawn), asked.random_labels)
     if evidence is None and of_copies is None:
         # Before any is a witness, as many as it takes for some to be, and for those to do if none is wrong.
@@ -179,10 +181,6 @@ def say(sure: Sure, *, so_far: int, left: int) -> str:
     if sure.wanted <= left:
         return sentence
     return f"{sentence}, which is more than the random holdout has left ({left}); a larger --holdout-share would do"
-
-
-def _labels(score: Score) -> frozenset[str]:
-    return frozenset(label for region in score.result for label in labels_in(region.get("value")))
 
 
 def _sample(witnesses: Sequence[Predicted], shadows: Sequence[Shadow], truth: Mapping[int, frozenset[str]]) -> Sample:
@@ -243,18 +241,14 @@ def _find_copies(
 ) -> Mapping[int, str]:
     """Return those that nearly duplicate a labelled image outside of the holdout, and are predicted what it is: why."""
     held_out = asked.held_out(truth)
-    leaders = [score for score in scored if score.task not in held_out]
+    first = sorted(scored, key=lambda score: score.task in held_out)
+    leaders = len(first) - sum(score.task in held_out for score in first)
     if not leaders:
         return {}
-    others = [*(score for score in scored if score.task in held_out), *pool]
-    candidates = to_candidates([*leaders, *others], multiple=asked.multiple)
-    order = np.arange(len(leaders) + len(others))
-    stands = find_representatives(candidates.embeddings, order, Outlook.of(candidates))
-    claimed = {
-        score.task: leaders[leader].task
-        for score, leader in zip(others, stands[len(leaders) :].tolist(), strict=True)
-        if leader < len(leaders)
-    }
+    both = [*first, *pool]
+    candidates = to_candidates(both, multiple=asked.multiple)
+    stands = find_representatives(candidates.embeddings, np.arange(len(both)), Outlook.of(candidates)).tolist()
+    claimed = {score.task: both[leader].task for score, leader in zip(both, stands, strict=True) if leader < leaders}
     return {
         each.task: f"nearly duplicates task {claimed[each.task]}, which is labelled so"
         for each in predicted
@@ -268,10 +262,9 @@ def _find_copies(
 def _look_back(
     pool: Sequence[Score], labelled: Labelled, sure: Sure | None
 ) -> tuple[tuple[Shadow, ...], tuple[int, ...]]:
-    """Settle what was offered last: groups of which enough was confirmed are done with.
+    """Settle what was offered last: what of the holdout would have been confirmed, and the tasks passed over.
 
-    Returns:
-        Of the random holdout, what would have been confirmed; and the tasks that were passed over.
+    Groups of which enough was confirmed are done with.
     """
     if sure is None:
         return (), ()

@@ -56,18 +56,6 @@ class RankingTabs:
         self.settled = ({suspect.task for suspect in suspects} | listed.keys()) - doubted.keys() - context.data.keys()
         return doubted
 
-    def mark(self, plan: Plan) -> Plan:
-        """Mark the tasks whose predicted labels may be confirmed, for the tabs to find them."""
-        if not self._context.options.tabs:
-            return plan
-        return replace(plan, items=mark_sure(plan.items, plan.name, self._context.control.labels, self._groups))
-
-    @property
-    def _groups(self) -> dict[str, str]:
-        """What the tabs of this ranking look for that are there already, and their labels."""
-        known = self._context.tab_record.sure.items()
-        return {marker: label for marker, label in known if marker.startswith(f"{self._name}/")}
-
     def keep(self, plan: Plan, offered: Sure | None) -> None:
         """Have the project show the tabs of what was imported and is offered, or none where none are asked for."""
         context, record = self._context, self._context.tab_record
@@ -75,7 +63,7 @@ class RankingTabs:
             if not context.options.tabs:
                 remove_tabs(context.client, context.repository, record)
                 return
-            sure = {**self._groups, **find_groups(plan.items, self._name)}
+            sure = {**context.groups(self._name), **find_groups(plan.items, self._name)}
             listed = note_listed(record.listed, self._doubts, unlabelled=context.data)
             record, wanted = replace(record, listed=listed, sure=sure), self._choose(sure, offered)
             shown = keep_tabs(context.client, context.repository, record=record, wanted=wanted)
@@ -89,60 +77,67 @@ class RankingTabs:
 
         `sure` is what those look for whose labels may be confirmed, and the label of each.
         """
-        context, chosen = self._context, list[Tab]()
+        context, options, chosen = self._context, self._context.options, list[Tab]()
         if context.data:
             chosen.append(tabs.label_next(skipped_are_done=context.project.skip_queue == _SKIPPED_ARE_DONE))
         if offered:
             left = {label for task, label in offered.tasks.items() if task in context.data}
-            there = _with_a_task(sure, self._name, left)
+            there = groups_with_a_task(sure, self._name, left)
             chosen += [tabs.sure(marker, label, offered.low) for marker, label in sure.items() if marker in there]
         if changed_before := just_after(self._doubts):
             chosen.append(tabs.look_again(self._marker, changed_before))
-        lacking, share = bool(offered and offered.wanted) or self._too_few_held_out, context.options.holdout_share
-        if lacking and is_held_out(context.options.project, np.array([*context.data], np.int64), share).any():
+        held_out = is_held_out(options.project, np.array([*context.data], np.int64), options.holdout_share)
+        if held_out.any() and ((offered and offered.wanted) or self._too_few_held_out):
             chosen.append(tabs.random_holdout())
         return chosen
 
     @property
     def _too_few_held_out(self) -> bool:
         """Whether too little of the random holdout is labelled to advise by."""
-        version = self._context.version
-        if version is None or not self._context.options.holdout_share or not share_of(version.manifest):
-            return False
-        return (version.manifest.training.audit_images or 0) < LEAST_IMAGES
+        manifest = self._context.version.manifest if self._context.version else None
+        return bool(manifest and share_of(manifest) and (manifest.training.audit_images or 0) < LEAST_IMAGES)
 
 
 # ---- marks of predictions that may be confirmed
 
 
 def mark_sure(
-    items: Sequence[Planned], ranking: str, labels: Sequence[str], groups: Mapping[str, str]
+    items: Sequence[Planned],
+    reasons: Mapping[int, str],
+    ranking: str,
+    *,
+    labels: Sequence[str],
+    groups: Mapping[str, str],
 ) -> tuple[Planned, ...]:
-    """Return predictions of a ranking, those with a mark whose label may be confirmed.
+    """Return predictions of a ranking, marked where there is a reason for which the task's label may be confirmed.
 
     The labels are the labelling config's; `groups` is what tabs look for that are there already, and their labels.
     """
-    known = set(groups.values())
-    counts = Counter(label for item in items if item.sure and (label := _label_of(item)) in labels)
+    found = {item.task: label for item in items if item.task in reasons and (label := _label_of(item)) in labels}
+    counts, known = Counter(found.values()), set(groups.values())
     new = [label for label, _ in counts.most_common() if label not in known]
     own = known | set(new[: max(0, MOST_SURE_TABS - len(known - {OTHER_LABELS}))])
     marks = {label: mark(ranking, labels.index(label), other=label not in own) for label in counts}
-    found = [(item, marks.get(_label_of(item)) if item.sure else None) for item in items]
-    return tuple(_marked(item, marker) if marker else item for item, marker in found)
+
+    def marked(item: Planned) -> Planned:
+        why, marker = reasons[item.task], marks[found[item.task]]
+        result = [{**region, "meta": {"sure": why, **region["meta"], MARK: marker}} for region in item.result]
+        return replace(item, result=result)
+
+    return tuple(marked(item) if item.task in found else item for item in items)
 
 
 def find_groups(items: Iterable[Planned], ranking: str) -> dict[str, str]:
     """Return what tabs are to look for among predictions of a ranking that were marked, and the labels of each."""
-    others = common_mark(ranking)
-    found = {}
+    others, found = common_mark(ranking), dict[str, str]()
     for item in items:
-        for marker in {region["meta"][MARK] for region in item.result if item.sure and MARK in region["meta"]}:
+        for marker in {region["meta"][MARK] for region in item.result if MARK in region["meta"]}:
             is_other = marker.startswith(others)
             found[others if is_other else marker] = OTHER_LABELS if is_other else _label_of(item)
     return found
 
 
-def _with_a_task(groups: Collection[str], ranking: str, labels: Collection[int]) -> set[str]:
+def groups_with_a_task(groups: Collection[str], ranking: str, labels: Collection[int]) -> set[str]:
     """Return what of that which tabs look for is on tasks of these labels, by their indices."""
     own = {mark(ranking, label) for label in labels}
     others = {common_mark(ranking)} if own - {*groups} else set()
@@ -151,10 +146,4 @@ def _with_a_task(groups: Collection[str], ranking: str, labels: Collection[int])
 
 def _label_of(item: Planned) -> str:
     """The first of its labels."""
-    labels = [label for region in item.result for label in labels_in(region.get("value"))]
-    return labels[0] if labels else ""
-
-
-def _marked(item: Planned, marker: str) -> Planned:
-    result = [{**region, "meta": {"sure": item.sure, **region["meta"], MARK: marker}} for region in item.result]
-    return replace(item, result=result)
+    return next((label for region in item.result for label in labels_in(region.get("value"))), "")

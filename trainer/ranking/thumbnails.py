@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from heapq import nsmallest
-from operator import itemgetter
 from typing import Final
 
 from contract.errors import ImageError
@@ -18,43 +16,42 @@ SHOWN: Final = 12
 """The most images of each kind."""
 _THREADS: Final = 4
 
-Fetch = Callable[[int], bytes]
-"""From a task's number to its image file; ImageError where there is none."""
-
 
 def show(
-    items: Sequence[Planned], fetch: Fetch, *, max_megapixels: int = MAX_MEGAPIXELS
+    items: Sequence[Planned], fetch: Callable[[int], bytes], *, max_megapixels: int = MAX_MEGAPIXELS
 ) -> dict[str, tuple[RankedImage, ...]]:
-    """Return the `first` images of an order, the `uncertain` by falling BALD, the `confident` by falling probability.
+    """Return the `first` images of an order, and by falling BALD or probability those that are least and most sure.
 
-    Each image is fetched once, and left out if it cannot be had or shown. What is predicted of the random holdout is
-    shown to nobody, so it is at the head only; and so is what could not be scored and keeps its place.
+    Each image is fetched once, by its task, and left out if ImageError says that it cannot be had or shown. What is
+    predicted of the random holdout is shown to nobody, so it is at the head only; and so is what could not be scored
+    and keeps its place.
     """
+
+    def picture(item: Planned) -> RankedImage | None:
+        try:
+            small = thumbnail(fetch(item.task), max_megapixels=max_megapixels)
+        except ImageError:
+            return None
+        return RankedImage(item.task, *_predicted(item), item.bald, item.score, item.reason, small)
+
     predicted = [item for item in items if not item.held_out and not item.kept]
     chosen = {
         "first": items[:SHOWN],
-        "uncertain": _greatest(predicted, lambda item: item.bald),
-        "confident": _greatest(predicted, lambda item: _predicted(item)[1]),
+        "most_uncertain": _greatest([(item.bald, item) for item in predicted]),
+        "most_confident": _greatest([(_predicted(item)[1], item) for item in predicted]),
     }
     once = {item.task: item for those in chosen.values() for item in those}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="thumbnails") as executor:
-        shown = executor.map(partial(_show, fetch, max_megapixels), once.values())
-        images = {image.task: image for image in shown if image is not None}
+        images = {image.task: image for image in executor.map(picture, once.values()) if image}
     return {kind: tuple(images[item.task] for item in those if item.task in images) for kind, those in chosen.items()}
 
 
-def _greatest(items: Sequence[Planned], value: Callable[[Planned], float | None]) -> list[Planned]:
+def _greatest(valued: Sequence[tuple[float | None, Planned]]) -> list[Planned]:
     """Return the items of greatest value, of equals the earlier task first; those without a value are left out."""
-    valued = [(-found, item.task, item) for item in items if (found := value(item)) is not None]
-    return [item for *_, item in nsmallest(SHOWN, valued, key=itemgetter(0, 1))]
-
-
-def _show(fetch: Fetch, max_megapixels: int, item: Planned) -> RankedImage | None:
-    try:
-        small = thumbnail(fetch(item.task), max_megapixels=max_megapixels)
-    except ImageError:
-        return None
-    return RankedImage(item.task, *_predicted(item), item.bald, item.score, item.reason, small)
+    return [
+        item
+        for *_, item in nsmallest(SHOWN, ((-value, item.task, item) for value, item in valued if value is not None))
+    ]
 
 
 def _predicted(item: Planned) -> tuple[str | None, float | None]:

@@ -14,7 +14,7 @@ PLAN = Plan(
     unscored=(3, 11),
     kept=1,
     items=(
-        Planned(7, 0.1 + 0.2, [REGION], "the passes disagree", bald=0.123, held_out=False, sure="certain"),
+        Planned(7, 0.1 + 0.2, [REGION], "the passes disagree", bald=0.123, held_out=False),
         Planned(3, 0.9, [], "random sample", bald=None, held_out=True, kept=True),
     ),
     sure=Sure("20261123T050102123Z-0a1b2c.r2", 0.98, {"cat": 1}, 0.5, 200, 0, 0.98, tasks={7: 0}),

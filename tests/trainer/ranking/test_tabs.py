@@ -9,10 +9,12 @@ import pytest
 from contract.scores.sure import Sure
 from contract.versions.results import ProjectState, TrainingRecord
 from tests.trainer.ranking.rig import held_out
+from tests.trainer.scorer import LABELS
 from tests.trainer.studio import Gone
 from trainer.labelstudio.tasks import condition
 from trainer.ranking import planning
 from trainer.ranking.releasing import release
+from trainer.ranking.sureness import Found
 from trainer.tabs.doubts import Suspect
 
 LABELLED = (4, 5, 6)
@@ -40,22 +42,15 @@ def labelled(rig):
 @pytest.fixture
 def confident(labelled, monkeypatch):
     """What rankings say that may be confirmed, and of how large a share of it is right the interval's lower end."""
-    found = SimpleNamespace(tasks=set(labelled.unlabelled), low=None)
-    original = planning._ByVersion.plan_all
+    offered = SimpleNamespace(tasks=set(labelled.unlabelled), low=None)
 
-    def plan_all(self, name, former):
-        plan, failures = original(self, name, former)
-        items = [
-            replace(each, sure="as good as certain") if each.task in found.tasks and not each.held_out else each
-            for each in plan.items
-        ]
-        labels = {each.task: each.result[0]["value"]["choices"][0] for each in items if each.sure}
-        tasks = {task: self._context.control.labels.index(label) for task, label in labels.items()}
-        sure = replace(plan.sure or Sure(name, 0.98), low=found.low, tasks=tasks)
-        return replace(plan, items=tuple(items), sure=sure), failures
+    def find_sure(pool, witnesses, said, asked, *, name, **_):
+        labels = {score.task: LABELS.index(score.result[0]["value"]["choices"][0]) for score in pool}
+        tasks = {task: labels[task] for task in labels.keys() & offered.tasks - asked.held_out(labels)}
+        return Found(Sure(name, 0.98, low=offered.low, tasks=tasks), dict.fromkeys(tasks, "as good as certain"))
 
-    monkeypatch.setattr(planning._ByVersion, "plan_all", plan_all)
-    return found
+    monkeypatch.setattr(planning, "find_sure", find_sure)
+    return offered
 
 
 def predicted(rig, task):
@@ -257,7 +252,7 @@ def _changes_tabs(method, path):
 @pytest.mark.usefixtures("confident")
 def test_one_that_is_cut_short_goes_on_where_it_was(labelled, monkeypatch, fresh, after):
     labelled.rank(tabs=False)
-    options, steps, cut = {"holdout_share": 0.3, "sure": 0}, 0, True
+    options, steps, cut = {"holdout_share": 0.3}, 0, True
     while cut:
         steps += 1
         labelled.studio.views.clear()

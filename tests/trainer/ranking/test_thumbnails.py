@@ -22,4 +22,4 @@ def test_images_that_cannot_be_had_are_left_out_and_the_others_keep_their_order(
         (4, "cat, dog", 0.75, 0.5),
         (5, None, None, None),
     ]
-    assert [[image.task for image in shown[kind]] for kind in ("uncertain", "confident")] == [[1, 4], [1, 4]]
+    assert [[image.task for image in shown[kind]] for kind in ("most_uncertain", "most_confident")] == [[1, 4], [1, 4]]
