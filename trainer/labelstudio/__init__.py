@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from contract.label_studio import WHOAMI, Patience, Refused
@@ -21,6 +20,7 @@ _WRITE_TIMEOUT_S: Final = 3600.0
 UNCERTAINTY_SAMPLING: Final = "Uncertainty sampling"
 """Serves the task with the lowest score of the project's model version first."""
 
+_KINDS: Final = ("useful_annotation_number", "skipped_annotations_number", "ground_truth_number")
 _RULES: Final = ("maximum_annotations", "overlap_cohort_percentage", "show_overlap_first", "skip_queue")
 """Settings of a project by which Label Studio reckons which tasks are done with."""
 
@@ -63,10 +63,8 @@ class State:
     tasks: int
     total_annotations: int
     """Annotations that were not skipped, those of ground truth included."""
-    useful_annotations: int
-    """Those that are not ground truth."""
-    skipped_annotations: int
-    ground_truth: int
+    kinds: tuple[int, ...]
+    """How many annotations are useful, which those of ground truth are not, skipped, and ground truth."""
     newest_updated_at: str
     """When a task with annotations last changed, as Label Studio writes it; empty where there is none."""
     label_config: str
@@ -94,16 +92,13 @@ def read_project(client: ProjectClient) -> Project:
 def project_state(client: ProjectClient) -> State:
     """Look at a project in two small requests; annotations that were edited show in `newest_updated_at` alone."""
     page = look(client, [ANNOTATED], ordering="-tasks:updated_at")
-    newest = [task["updated_at"] for task in page.tasks]
 
     def make(project: Mapping[str, Any]) -> State:
         return State(
             tasks=int(project["task_number"]),
             total_annotations=int(project["total_annotations_number"]),
-            useful_annotations=int(project["useful_annotation_number"]),
-            skipped_annotations=int(project["skipped_annotations_number"]),
-            ground_truth=int(project["ground_truth_number"]),
-            newest_updated_at=newest[0] if newest else "",
+            kinds=tuple(int(project[name]) for name in _KINDS),
+            newest_updated_at=page.tasks[0]["updated_at"] if page.tasks else "",
             label_config=hashlib.sha256((project["label_config"] or "").encode()).hexdigest(),
         )
 
@@ -126,12 +121,9 @@ def count_annotations(client: ProjectClient) -> tuple[int, int]:
 
 
 def switch_model_version(client: ProjectClient, version: str, *, sampling: str | None = UNCERTAINTY_SAMPLING) -> None:
-    """Make a project show, sort by and sample by the predictions of one version.
+    """Make a project show, sort by and sample by the predictions of one version; an empty one is none.
 
-    An empty version is none. A sampling of None leaves the project's as it is.
-
-    Raises:
-        Refused: if no prediction in the project is of that version.
+    A sampling of None leaves the project's as it is. Raises Refused if no prediction in the project is of that version.
     """
     changes = {"model_version": version} | ({"sampling": sampling} if sampling is not None else {})
     try:
@@ -158,54 +150,44 @@ class StoredPrediction:
     task: int
     model_version: str
     score: float | None
-    result: Sequence[Mapping[str, Any]] = ()
+    result: Sequence[Mapping[str, Any]]
     """Its regions, where they were asked for."""
-    blank: bool = True
+    blank: bool
     """Whether it holds no region, so that Label Studio ticks nothing."""
 
 
 def count_predictions(client: ProjectClient) -> dict[str, int]:
     """Return how many predictions of each model version the project holds."""
-    return client.read(
-        f"{client.path}model-versions/",
-        lambda reply: {str(each["model_version"]): int(each["count"]) for each in reply["static"]},
-        what=client.what,
-        query={"extended": "true"},
-    )
+
+    def make(reply: Mapping[str, Any]) -> dict[str, int]:
+        return {str(each["model_version"]): int(each["count"]) for each in reply["static"]}
+
+    return client.read(f"{client.path}model-versions/", make, what=client.what, query={"extended": "true"})
 
 
 def list_predictions(
     client: ProjectClient, version: str, *, results_of: Collection[int] = ()
 ) -> list[StoredPrediction]:
     """Return every prediction of one model version, the oldest first; those of the tasks `results_of` with regions."""
+    wanted = frozenset(results_of)
+
+    def parse(document: dict[str, Any]) -> StoredPrediction | dict[str, Any]:
+        """What is inside of a prediction comes here first, and goes with it unless it is asked for."""
+        if not {"id", "task", "model_version"} <= document.keys():
+            return document
+        result, task = document.get("result"), document["task"]
+        shown = document["result"] if task in wanted else ()
+        return StoredPrediction(
+            document["id"], task, str(document["model_version"]), document["score"], shown, blank=not result
+        )
 
     def make(found: Sequence[object]) -> list[StoredPrediction]:
         kept = (each for each in found if isinstance(each, StoredPrediction) and each.model_version == version)
         return sorted(kept, key=lambda each: each.id)
 
     # There is no asking for one version or for less than everything: what is not needed goes while it is parsed.
-    return client.read(
-        "/api/predictions/",
-        make,
-        what=client.what,
-        query={"project": client.project},
-        timeout_s=_WRITE_TIMEOUT_S,
-        hook=partial(_to_prediction, frozenset(results_of)),
-    )
-
-
-def _to_prediction(results_of: Collection[int], document: dict[str, Any]) -> StoredPrediction | dict[str, Any]:
-    """What is inside of a prediction comes here first, and goes with it unless it is asked for."""
-    if not {"id", "task", "model_version"} <= document.keys():
-        return document
-    return StoredPrediction(
-        id=document["id"],
-        task=document["task"],
-        model_version=str(document["model_version"]),
-        score=document["score"],
-        result=document["result"] if document["task"] in results_of else (),
-        blank=not document.get("result"),
-    )
+    query, timeout_s = {"project": client.project}, _WRITE_TIMEOUT_S
+    return client.read("/api/predictions/", make, what=client.what, query=query, timeout_s=timeout_s, hook=parse)
 
 
 def import_predictions(client: ProjectClient, predictions: Sequence[Mapping[str, Any]]) -> None:

@@ -56,33 +56,36 @@ def list_unlabelled(client: ProjectClient, folder: Path) -> list[PoolTask]:
         belongs=is_unlabelled,
         is_whole=lambda tasks: len(tasks) == count_unlabelled(client),
     )
-    tasks = _list(client, folder / "unlabelled.json", unlabelled)
-    return [PoolTask(number, task["data"]) for number, task in sorted(tasks.items())]
+    return _to_pool(_list(client, folder / "unlabelled.json", unlabelled))
 
 
 def recall_unlabelled(folder: Path) -> list[PoolTask]:
     """Return what `list_unlabelled` last gave, as far as the folder holds it; Label Studio is not asked."""
     kept = _Kept.load(folder / "unlabelled.json", ("data",))
-    return [PoolTask(number, task["data"]) for number, task in sorted(kept.tasks.items())] if kept else []
+    return _to_pool(kept.tasks if kept else {})
+
+
+def _to_pool(tasks: Mapping[int, Task]) -> list[PoolTask]:
+    return [PoolTask(number, task["data"]) for number, task in sorted(tasks.items())]
 
 
 def list_annotated(client: ProjectClient, folder: Path) -> list[Task]:
     """Return what `tasks.annotated_tasks` gives, by few requests where the folder holds an earlier list."""
+
+    def is_whole(tasks: Mapping[int, Task]) -> bool:
+        cancelled = [bool(each["was_cancelled"]) for task in tasks.values() for each in task["annotations"]]
+        return (cancelled.count(False), cancelled.count(True)) == labelstudio.count_annotations(client)
+
     annotated = _Kind(
         ("data", "annotations"),
         whole=lambda: annotated_tasks(client),
         since=lambda moment: tasks_since(client, moment, annotations=True),
         belongs=lambda task: bool(task["annotations"]),
-        is_whole=lambda tasks: _count_annotations(tasks.values()) == labelstudio.count_annotations(client),
+        is_whole=is_whole,
     )
     tasks = _list(client, folder / "annotated.json", annotated)
     in_order = [{"id": number, **task} for number, task in sorted(tasks.items())]
     return sorted(in_order, key=lambda task: all(each["was_cancelled"] for each in task["annotations"]))
-
-
-def _count_annotations(tasks: Iterable[Task]) -> tuple[int, int]:
-    cancelled = [bool(each["was_cancelled"]) for task in tasks for each in task["annotations"]]
-    return cancelled.count(False), cancelled.count(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +99,6 @@ class _Kind:
     belongs: Callable[[Task], bool]
     is_whole: Callable[[Mapping[int, Task]], bool]
     """Whether the list is as long as Label Studio says."""
-
-
-def _take(task: Task, fields: Iterable[str]) -> Task:
-    return {name: task[name] for name in fields}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +133,10 @@ class _Kept:
             return cls(float(document["at"]), Extent(**document["extent"]), tasks)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
+
+
+def _take(task: Task, fields: Iterable[str]) -> Task:
+    return {name: task[name] for name in fields}
 
 
 def _list(client: ProjectClient, path: Path, kind: _Kind) -> Mapping[int, Task]:

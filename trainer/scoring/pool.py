@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 _REASONS: Final = 3
 """How many reasons of images without a score are told; the rest are counted."""
 _OF_ONE_IMAGE: Final = re.compile(r"task \d+|\S*/\S*|'[^']*'|(?<!answered )\b\d+\b")
+"""What tells apart failures for the same reason: an image's address, its name and its size."""
 _EMBEDDED_AT_ONCE: Final = 256
 _NO_PROBABILITIES: Final = np.zeros(0, np.float32)
 
@@ -59,16 +60,8 @@ def embed_tasks(
 ) -> tuple[list[Score], list[Failure]]:
     """Compute embeddings of tasks here, of which no version knows anything, and return them as scores without more.
 
-    Args:
-        tasks: in whose data the images' references lie under `key`.
-        log: takes them as they come.
-        fetcher: gets the images.
-        key: of the tasks' data.
-        project: its number.
-        embed: the network.
-        store: is told which file each source sent, as servers tell theirs.
-        spec: of the images that the network is given.
-        max_megapixels: of one image in memory.
+    The images' references lie under `key` in the tasks' data. The store is told which file each source sent, as servers
+    tell theirs.
     """
     decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
 
@@ -89,28 +82,38 @@ def embed_tasks(
         with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
             for start in range(0, len(missing), _EMBEDDED_AT_ONCE):
                 portion = missing[start : start + _EMBEDDED_AT_ONCE]
-                images = list(executor.map(load, portion))
-                yield _embed_readable(images, portion, embed)
+                yield _embed_readable(portion, list(executor.map(load, portion)), embed)
 
     return collect(tasks, log, compute, "embedded")
+
+
+def _embed_readable(
+    tasks: Sequence[PoolTask], images: Sequence[_Loaded | Failure], embed: Embed
+) -> list[Score | Failure]:
+    failures = [image for image in images if isinstance(image, Failure)]
+    readable = [(task.id, *image) for task, image in zip(tasks, images, strict=True) if not isinstance(image, Failure)]
+    if not readable:
+        return [*failures]
+    numbers, digests, pixels = zip(*readable, strict=True)
+    vectors = embed(np.stack(pixels), digests)  # (n, E)
+    made = zip(numbers, vectors, strict=True)
+    return [
+        *failures,
+        *(Score(task, [], _NO_PROBABILITIES, bald=0.0, entropy=0.0, embedding=each) for task, each in made),
+    ]
 
 
 def group_failures(failures: Sequence[Failure]) -> str:
     """Say for each reason how many images it holds for, and name one of them; the commonest reasons first."""
     groups: dict[str, list[Failure]] = {}
     for failure in failures:
-        groups.setdefault(_reason(failure), []).append(failure)
+        groups.setdefault(f"{failure.code} {re.sub(_OF_ONE_IMAGE, '', failure.detail)}", []).append(failure)
     common = sorted(groups.values(), key=len, reverse=True)
     said = [
         f"{len(group)}, such as {name_once(f'task {group[0].task}', group[0].detail)}" for group in common[:_REASONS]
     ]
     others = sum(map(len, common[_REASONS:]))
     return " | ".join([*said, *([f"{others} for other reasons"] if others else [])])
-
-
-def _reason(failure: Failure) -> str:
-    """What failures have in common that differ by their image: its address, its name and its size."""
-    return f"{failure.code} {re.sub(_OF_ONE_IMAGE, '', failure.detail)}"
 
 
 def count_labels(tasks: Iterable[Task], control: ChoicesControl, manifest: Manifest) -> list[int]:
@@ -129,13 +132,9 @@ def count_labels(tasks: Iterable[Task], control: ChoicesControl, manifest: Manif
 
 
 def collect(tasks: Sequence[PoolTask], log: ScoreLog, ask: Ask, done: str) -> tuple[list[Score], list[Failure]]:
-    """Return the scores of tasks in their order, and why others have none: those on disk, and others asked for.
+    """Return the scores of tasks in their order, and why others have none: those in the log, and others asked for.
 
-    Args:
-        tasks: the tasks.
-        log: has the scores that there are, and takes those that come; they stay if asking fails.
-        ask: asks for the others; its errors are this function's.
-        done: what they are then, for people.
+    The log takes scores as they come, so they stay if asking fails. What tasks then are for people is `done`.
     """
     digests = {task.id: digest(task.data) for task in tasks}
     known = log.read(digests)
@@ -153,19 +152,3 @@ def collect(tasks: Sequence[PoolTask], log: ScoreLog, ask: Ask, done: str) -> tu
     if failures:
         _log.warning("%d of %d images cannot be scored: %s", len(failures), len(tasks), group_failures(failures))
     return [known[task.id] for task in tasks if task.id in known], failures
-
-
-def _embed_readable(
-    images: Sequence[_Loaded | Failure], tasks: Sequence[PoolTask], embed: Embed
-) -> list[Score | Failure]:
-    failures = [image for image in images if isinstance(image, Failure)]
-    readable = [(task, image) for task, image in zip(tasks, images, strict=True) if not isinstance(image, Failure)]
-    if not readable:
-        return [*failures]
-    digests, pixels = zip(*(image for _, image in readable), strict=True)
-    vectors = embed(np.stack(pixels), digests)  # (n, E)
-    scores = [
-        Score(task.id, [], _NO_PROBABILITIES, bald=0.0, entropy=0.0, embedding=vector)
-        for (task, _), vector in zip(readable, vectors, strict=True)
-    ]
-    return [*failures, *scores]

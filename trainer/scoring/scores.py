@@ -99,12 +99,9 @@ def digest(value: object) -> str:
 
 
 class ScoreLog:
-    """Scores on disk, one a line, each as good as written once `append` has returned.
+    """Scores on disk, one a line, each as good as written once `append` has returned; the file need not be there yet.
 
-    The file need not be there yet.
-
-    Raises:
-        ConfigError: if it cannot be read or written.
+    Raises ConfigError if it cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,25 +113,21 @@ class ScoreLog:
         A line that was cut short by the end of its writer is taken off, with all behind it.
         """
         with self._explaining():
-            entries = recover_lines(self._path, _parse_line)
-        return {score.task: score for key, score in entries if digests.get(score.task) == key}
+            lines = recover_lines(self._path, _parse_line)
+        return {score.task: score for key, score in lines if digests.get(score.task) == key}
 
     def append(self, scores: Iterable[Score], digests: Mapping[int, str]) -> None:
         """Add scores, and return when they are on disk."""
-        lines = b"".join(_format_line(score, digests[score.task]) for score in scores)
+        known = ({"key": digests[score.task], **_SCORE.dump_python(score, exclude={"passes"})} for score in scores)
         with self._explaining():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:
-                file.write(lines)
+                file.writelines(json.dumps(each).encode() + b"\n" for each in known)
                 file.flush()
                 os.fsync(file.fileno())
 
     def _explaining(self) -> AbstractContextManager[None]:
         return explaining("scores", self._path.parent, remedy="set LABELNEXT_CACHE to a folder with room")
-
-
-def _format_line(score: Score, key: str) -> bytes:
-    return json.dumps({"key": key, **_SCORE.dump_python(score, exclude={"passes"})}).encode() + b"\n"
 
 
 def _parse_line(line: bytes) -> tuple[str, Score]:

@@ -80,11 +80,7 @@ class Server:
         self._answered_at = time.monotonic()
 
     def wait_for(self, version: str) -> None:
-        """Return once the server serves a version.
-
-        Raises:
-            Unavailable: if it does not in time.
-        """
+        """Return once the server serves a version; raises Unavailable if it does not in time."""
         started = time.monotonic()
         while (state := self._look(version)).version != version:
             allowed_s = self._patience.load_s if state.reached else self._patience.reach_s
@@ -107,12 +103,9 @@ class Server:
     def score(
         self, tasks: Sequence[PoolTask], question: Question, *, outdated: Callable[[], bool] = lambda: False
     ) -> Iterator[list[Outcome]]:
-        """Have tasks scored, many requests at once, and yield the answers as they come.
+        """Have tasks scored, many requests at once, and yield the answers as they come: one outcome for each task.
 
-        Args:
-            tasks: each comes in one answer, in whichever order.
-            question: what is asked of each.
-            outdated: whether the version asked for has been replaced, so that no server will have it again.
+        `outdated` says whether the version asked for has been replaced, so that no server will have it again.
 
         Raises:
             ConfigError: if the server refuses the request.
@@ -154,15 +147,14 @@ class Server:
         while not over.is_set():
             try:
                 outcomes = self._post(question, tasks)
+                self._answered_at = time.monotonic()
+                return outcomes
             except _Later as later:
                 self._check_worth(later, question.version, outdated, attempt=attempt)
                 attempt += later.its_own
                 pause_s = max(later.after_s, self._patience.pause_s * 2.0 ** min(failures, 10))
                 failures += 1
                 over.wait(min(pause_s, _LONGEST_PAUSE_S))
-                continue
-            self._answered_at = time.monotonic()
-            return outcomes
         return []
 
     def _check_worth(self, later: "_Later", version: str, outdated: Callable[[], bool], *, attempt: int) -> None:
@@ -199,20 +191,22 @@ class Server:
 
 
 class _Later(Exception):
-    """Got no answer now, and may get one later."""
+    """Got no answer now, and may get one later.
+
+    It may be that the server serves another version (`moved`), or that it is this request alone that fails (`its_own`).
+    """
 
     def __init__(self, reason: str, *, after_s: float = 0.0, its_own: bool = False, moved: bool = False) -> None:
         super().__init__(reason)
-        self.after_s = after_s
-        self.its_own = its_own
-        """Whether it may be this request alone that fails."""
-        self.moved = moved
-        """Whether the server serves another version."""
+        self.after_s, self.its_own, self.moved = after_s, its_own, moved
 
 
 def _judge(url: str, reply: urllib3.BaseHTTPResponse) -> Exception:
     """What an answer other than 200 means."""
-    detail = _detail(reply)
+    try:
+        detail = str(json.loads(reply.data)["detail"])
+    except (ValueError, LookupError, TypeError):
+        detail = "it does not say why"
     if reply.status == 409:
         return _Later(detail, moved=True)
     if reply.status in {429, 502, 503, 504}:
@@ -230,13 +224,6 @@ def _judge(url: str, reply: urllib3.BaseHTTPResponse) -> Exception:
             "that server and trainer are of one release"
         )
     return ConfigError(f"the server at {url} refuses the request ({reply.status}): {detail}")
-
-
-def _detail(reply: urllib3.BaseHTTPResponse) -> str:
-    try:
-        return str(json.loads(reply.data)["detail"])
-    except (ValueError, LookupError, TypeError):
-        return "it does not say why"
 
 
 class _State(NamedTuple):

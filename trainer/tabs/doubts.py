@@ -96,9 +96,11 @@ def find_doubts(
         known = all(label in forms for label in suspect.suggested)
         if task is None or not known or _is_settled(task, suspect, control, listed.get(suspect.task)):
             continue
+        given, suggested = (" and ".join(labels) or "nothing" for labels in (suspect.given, suspect.suggested))
+        likely = round(100 * suspect.given_probability)
         region = {  # the Data Manager shows it as it is written
             "value": {"choices": [forms[label] for label in suspect.suggested]},
-            "meta": {"reason": _explain(suspect), MARK: marker},
+            "meta": {"reason": f"labelled {given} ({likely} % likely), looks like {suggested}", MARK: marker},
             "from_name": control.from_name,
             "to_name": control.to_name,
             "type": "choices",
@@ -121,12 +123,6 @@ def _is_settled(task: Mapping[str, Any], suspect: Suspect, control: ChoicesContr
     if listed is None or frozenset(listed.given) != given:
         return False
     return any(str(each["updated_at"]) > listed.since for each in annotations)
-
-
-def _explain(suspect: Suspect) -> str:
-    given, suggested = (" and ".join(labels) or "nothing" for labels in (suspect.given, suspect.suggested))
-    likely = round(100 * suspect.given_probability)
-    return f"labelled {given} ({likely} % likely), looks like {suggested}"
 
 
 def note_listed(

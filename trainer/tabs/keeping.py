@@ -29,15 +29,9 @@ _EVERYTHING: Final = {"title": "Default"}
 
 
 def keep_tabs(client: ProjectClient, repository: Repository, *, record: TabRecord, wanted: Sequence[Tab]) -> list[str]:
-    """Have a project show the tabs that are wanted, from left to right, and none of ours beside them.
+    """Have a project show the tabs that are wanted, from left to right, and none of ours beside them: their titles.
 
-    What is remembered of the project is saved, too.
-
-    Returns:
-        Their titles.
-
-    Raises:
-        ConfigError: if Label Studio does not answer or refuses, or the record cannot be written.
+    What is remembered of the project is saved, too. Raises ConfigError if that cannot be, or Label Studio refuses.
     """
     there = views.list_views(client)
     shall = {tab.key: tab for tab in wanted}
@@ -57,7 +51,10 @@ def keep_tabs(client: ProjectClient, repository: Repository, *, record: TabRecor
             settings = {"title": tab.title, **(_TICKED if tab.ticked else {})}
             there_now = list(view.filters) if filters is None else filters
             views.change_view(client, view, filters=there_now, settings=settings)
-    made = _make(client, [shall[key] for key in new], alone=not there) if new else {}
+    made = _make(client, [shall[key] for key in new]) if new else {}
+    if made and not there:
+        everything = views.create_view(client, _EVERYTHING)
+        views.order_views(client, [*made.values(), everything])
     if gone or made:
         tabs = {key: replace(kept, id=made.get(key, kept.id)) for key, kept in tabs.items() if key not in gone}
         save_record(repository, client.project, replace(record, tabs=tabs))
@@ -65,12 +62,7 @@ def keep_tabs(client: ProjectClient, repository: Repository, *, record: TabRecor
 
 
 def remove_tabs(client: ProjectClient, repository: Repository, record: TabRecord) -> int:
-    """Remove the tabs that are ours and forget about the project; return how many there were.
-
-    Raises:
-        ConfigError: if Label Studio does not answer or refuses.
-        OSError: if the record cannot be removed.
-    """
+    """Remove the tabs that are ours and forget about the project; return how many there were."""
     there = views.list_views(client) if record.tabs else []
     numbers = {kept.id for kept in _recognise(record.tabs, there).values()}
     ours = [view.id for view in there if view.id in numbers]
@@ -85,19 +77,16 @@ def _recognise(tabs: Mapping[str, Kept], there: Sequence[View]) -> dict[str, Kep
     by_number = {view.id: view for view in there}
     found = {}
     for key, kept in tabs.items():
-        number = _find_unnumbered(kept, there) if kept.id is None else kept.id
+        number = kept.id
+        if number is None:  # its maker may have been cut short after it was made
+            same = [view.id for view in there if view.title == kept.title and view.filters in kept.written]
+            number = same[-1] if same else None
         view = by_number.get(number) if number is not None else None
         if view is not None and view.title in (kept.title, *kept.former):
             found[key] = replace(kept, id=number, leaving=False)
         elif number is not None and view is None and not kept.leaving:
             found[key] = kept
     return found
-
-
-def _find_unnumbered(kept: Kept, there: Sequence[View]) -> int | None:
-    """The number of a tab that was made when its maker was cut short."""
-    same = [view.id for view in there if view.title == kept.title and view.filters in kept.written]
-    return same[-1] if same else None
 
 
 def _written(kept: Kept, tab: Tab) -> Kept:
@@ -123,17 +112,13 @@ def _follow(
     return filters if filters != list(there) else None
 
 
-def _make(client: ProjectClient, tabs: Iterable[Tab], *, alone: bool) -> dict[str, int]:
-    """Make tabs, and return their numbers; where they are alone, one with everything behind them."""
+def _make(client: ProjectClient, tabs: Iterable[Tab]) -> dict[str, int]:
+    """Make tabs, and return their numbers."""
     columns = views.list_columns(client)
-    made = {
+    return {
         tab.key: views.create_view(client, _settings(tab, columns), filters=tab.filters, order=tab.ordering)
         for tab in tabs
     }
-    if alone:
-        everything = views.create_view(client, _EVERYTHING)
-        views.order_views(client, [*made.values(), everything])
-    return made
 
 
 def _settings(tab: Tab, columns: Sequence[Column]) -> dict[str, Any]:

@@ -39,7 +39,6 @@ class Listed:
     since: str
     """When it had last changed when it came to stand there, as Label Studio writes it."""
     given: tuple[str, ...]
-    """What it was labelled as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +60,7 @@ _RECORD: Final = TypeAdapter(TabRecord)
 def load_record(repository: Repository, project_id: int, created_at: str) -> TabRecord:
     """Return what is remembered of a project; nothing of another that bore its number, or if it cannot be understood.
 
-    Raises:
-        OSError: if the record is there and cannot be read.
+    Raises OSError if the record is there and cannot be read.
     """
     try:
         record = _RECORD.validate_json(repository.documents(TABS_FOLDER).read(f"{project_id}.json"))
@@ -72,11 +70,7 @@ def load_record(repository: Repository, project_id: int, created_at: str) -> Tab
 
 
 def save_record(repository: Repository, project_id: int, record: TabRecord) -> None:
-    """Put a record in the place of the last one, in one step.
-
-    Raises:
-        ConfigError: if it cannot be written; nothing is to be changed then.
-    """
+    """Put a record in the place of the last one; raises ConfigError where it cannot be written."""
     remedy = "give the trainer the folder to write, or go without by --no-tabs"
     with explaining(f"the tabs of project {project_id}", repository.root, place=repository.location, remedy=remedy):
         repository.documents(TABS_FOLDER).write(f"{project_id}.json", _RECORD.dump_json(record))

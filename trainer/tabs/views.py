@@ -44,20 +44,16 @@ class Column:
 
 def list_views(client: ProjectClient) -> list[View]:
     """Return a project's tabs, from left to right."""
+
+    def parse(view: Mapping[str, Any]) -> View:
+        data = view["data"] or {}
+        filters = data.get("filters") or {}
+        conjunction, items = str(filters.get("conjunction", "and")), tuple(filters.get("items") or ())
+        settings = {name: value for name, value in data.items() if name not in _SERVED}
+        return View(int(view["id"]), str(data.get("title", "")), conjunction, items, settings)
+
     query = {"project": client.project}
-    return client.read(_VIEWS, lambda views: [_parse(view) for view in views], what=_tabs_of(client), query=query)
-
-
-def _parse(view: Mapping[str, Any]) -> View:
-    data = view["data"] or {}
-    filters = data.get("filters") or {}
-    return View(
-        id=int(view["id"]),
-        title=str(data.get("title", "")),
-        conjunction=str(filters.get("conjunction", "and")),
-        filters=tuple(filters.get("items") or ()),
-        settings={name: value for name, value in data.items() if name not in _SERVED},
-    )
+    return client.read(_VIEWS, lambda views: [parse(view) for view in views], what=_tabs_of(client), query=query)
 
 
 def list_columns(client: ProjectClient) -> list[Column]:

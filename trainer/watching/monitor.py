@@ -39,9 +39,7 @@ class Monitor:
         """Ask for the project's state, for its labelling config where that has changed, and for what labels have.
 
         If nothing that the newest version was trained on has changed, the state says so, whatever was opened since.
-
-        Raises:
-            ConfigError: if Label Studio cannot be asked, or the config classifies no image.
+        Raises ConfigError if Label Studio cannot be asked, or the config classifies no image.
         """
         client = self._client or labelstudio.connect(*self._environment.label_studio(), self._project)
         self._client = None  # kept only if it works
@@ -52,7 +50,8 @@ class Monitor:
         changes = self._count_changes(client, state, trained)
         if trained and not changes.total:
             state = replace(state, newest_updated_at=trained.updated_at)
-        self._give_secret(client)
+        if self._environment.webhook_secret:
+            self._give_secret(client, self._environment.webhook_secret)
         self._client = client
         return state, changes
 
@@ -67,14 +66,13 @@ class Monitor:
             self._counted = (state, trained.version)
         return self._changes
 
-    def _give_secret(self, client: ProjectClient) -> None:
+    def _give_secret(self, client: ProjectClient, secret: str) -> None:
         """Have webhooks carry the secret, whenever they were made; where that fails, only hints are lost."""
-        if not (secret := self._environment.webhook_secret):
-            return
+        fault = ""
         try:
             set_webhook_token(client, [self._server], secret)
-            self._last_fault = ""
         except ConfigError as err:
-            if str(err) != self._last_fault:
-                _log.warning("the webhooks of the project cannot be given the secret: %s", err)
-            self._last_fault = str(err)
+            fault = str(err)
+            if fault != self._last_fault:
+                _log.warning("the webhooks of the project cannot be given the secret: %s", fault)
+        self._last_fault = fault

@@ -11,9 +11,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -135,25 +135,21 @@ class Supervisor:
             child = self._take(command)
         except OSError as err:
             return Outcome(1, {}, f"no process could be started: {err}", 0.0)
-        with child:
-            output, errors = _Tail(child.stdout), _Tail(child.stderr, copy=True)
+        with child, ThreadPoolExecutor(3) as executor:
+            output = executor.submit(_read_end, child.stdout)
+            errors = executor.submit(_read_end, child.stderr, copy=True)
             with suppress(BrokenPipeError), child.stdin as stdin:  # type: ignore[union-attr]  # a pipe: it was asked for
                 stdin.write(json.dumps(options, default=str).encode())
-            threading.Thread(target=self._await, args=(child,), daemon=True).start()
+            executor.submit(child.wait).add_done_callback(lambda _: self._events.put(_ENDED))
             number = self._events.get()
             if number != _ENDED:
                 self._end(child)
             status, seconds = child.wait(), time.monotonic() - started
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)  # what it started and left behind
-            stdout, stderr = output.read(), errors.read()
         if number != _ENDED:
             raise Stopped(number)
-        return Outcome(status, _parse_report(stdout), _explain(status, stderr), seconds)
-
-    def _await(self, child: subprocess.Popen[bytes]) -> None:
-        child.wait()
-        self._events.put(_ENDED)
+        return Outcome(status, _parse_report(output.result()), _explain(status, errors.result()), seconds)
 
     def _end(self, child: subprocess.Popen[bytes]) -> None:
         child.terminate()
@@ -175,30 +171,16 @@ def _start(command: str) -> subprocess.Popen[bytes]:
     )
 
 
-class _Tail:
-    """The end of what comes through a pipe, read as it comes."""
-
-    def __init__(self, pipe: IO[bytes] | None, *, copy: bool = False) -> None:
-        """Take a child's pipe, and whether to pass on to stderr what comes."""
-        self._pipe: IO[bytes] = pipe  # type: ignore[assignment]  # None is where no pipe was asked for
-        self._copy = copy
-        self._end = b""
-        self._thread = threading.Thread(target=self._drain, daemon=True)
-        self._thread.start()
-
-    def _drain(self) -> None:
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        while chunk := os.read(self._pipe.fileno(), _READ_BYTES):
-            self._end = (self._end + chunk)[-_TAIL_BYTES:]
-            if self._copy:
-                with suppress(OSError):  # a log without room; the child must not wait for somebody to read on
-                    sys.stderr.write(decoder.decode(chunk))
-                    sys.stderr.flush()
-
-    def read(self) -> str:
-        """Return the end, when all has come."""
-        self._thread.join()
-        return self._end.decode(errors="replace")
+def _read_end(pipe: IO[bytes] | None, *, copy: bool = False) -> str:
+    """Read a pipe as it comes, and return the end; what comes may be passed on to stderr."""
+    end, decoder = b"", codecs.getincrementaldecoder("utf-8")(errors="replace")
+    while chunk := os.read(pipe.fileno(), _READ_BYTES):  # type: ignore[union-attr]  # a pipe: it was asked for
+        end = (end + chunk)[-_TAIL_BYTES:]
+        if copy:
+            with suppress(OSError):  # a log without room; the child must not wait for somebody to read on
+                sys.stderr.write(decoder.decode(chunk))
+                sys.stderr.flush()
+    return end.decode(errors="replace")
 
 
 def _parse_report(stdout: str) -> Mapping[str, Any]:

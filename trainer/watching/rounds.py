@@ -16,7 +16,6 @@ from contract.errors import RepositoryError, RepositoryUnreachable, name_some
 from contract.labelconfig import ChoicesControl
 from contract.matching import choose_control
 from contract.settings import DECLARED, Count, split, text
-from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository, is_model_name
 from trainer.settings import Server
 
@@ -141,26 +140,16 @@ def read_trained(repository: Repository, project: int) -> Trained | None:
     """
     for name in reversed(repository.history()):
         try:
-            found = _trained(repository.read_manifest(name), project)
+            manifest = repository.read_manifest(name)
+            at = datetime.fromisoformat(manifest.created_at)
         except RepositoryUnreachable:
             raise  # it would be trained on the same labels again
-        except RepositoryError:
+        except (RepositoryError, ValueError):
             continue
-        if found is not None:
-            return found
+        if (seen := manifest.training.project) and seen.id == project:
+            at = at if at.tzinfo else at.replace(tzinfo=UTC)
+            return Trained(name, manifest.labels, manifest.control, seen.annotations, seen.updated_at, at)
     return None
-
-
-def _trained(manifest: Manifest, project: int) -> Trained | None:
-    seen = manifest.training.project
-    if seen is None or seen.id != project:
-        return None
-    try:
-        at = datetime.fromisoformat(manifest.created_at)
-    except ValueError:
-        return None
-    moment = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return Trained(manifest.version, manifest.labels, manifest.control, seen.annotations, seen.updated_at, moment)
 
 
 def why_train(
@@ -168,25 +157,17 @@ def why_train(
 ) -> str | None:
     """Say why a round is due; None if it is not.
 
-    Args:
-        when: it is due.
-        trained: what the newest version has seen.
-        changes: what has happened to the project's annotations since.
-        controls: of the project's labelling config.
-        idle_s: seconds since the last round, or since watching began.
+    The last was `idle_s` seconds ago, or watching began then; `controls` are those of the labelling config.
     """
     if when.enough is not None and changes.total >= when.enough:
         return f"{changes} ({when.enough} asked for)"
-    if trained and (differences := _config_changes(trained, controls)):
-        return f"the labelling config has changed ({differences})"
+    if trained:
+        now = choose_control(controls, name=trained.control, labels=trained.labels).labels
+        added = [label for label in now if label not in trained.labels]
+        gone = [label for label in trained.labels if label not in now]
+        told = [f"{sign}: {name_some(each, most=3)}" for sign, each in (("new", added), ("gone", gone)) if each]
+        if told:
+            return f"the labelling config has changed ({', '.join(told)})"
     if when.minutes is not None and changes.total and idle_s >= 60 * when.minutes:
         return f"{changes} in {idle_s / 60:.0f} min ({when.minutes:g} asked for)"
     return None
-
-
-def _config_changes(trained: Trained, controls: Sequence[ChoicesControl]) -> str:
-    now = choose_control(controls, name=trained.control, labels=trained.labels).labels
-    added = [label for label in now if label not in trained.labels]
-    gone = [label for label in trained.labels if label not in now]
-    changes = (("new: ", added), ("gone: ", gone))
-    return ", ".join(f"{sign}{name_some(labels, most=3)}" for sign, labels in changes if labels)

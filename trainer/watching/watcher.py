@@ -52,8 +52,6 @@ class _Snapshot:
     """Of labels, since the newest version was trained."""
     current: str | None
     """The version in use; None if nothing is published."""
-    target: str
-    """What the project should be ranked by."""
     trained: Trained | None
     requests: tuple[TrainingRequest, ...]
     """To train; those that were answered left out."""
@@ -63,27 +61,32 @@ class _Snapshot:
 class _TrainedRound:
     """A round that waits for its ranking."""
 
-    trained: str
-    """Why and what, for people."""
-    advice: str
-    stages: Mapping[str, float]
-    """What those of the training took, in seconds."""
+    why: str
+    report: Mapping[str, Any]
+    """Of the training."""
     started: float
     """By the monotonic clock."""
 
+    def __str__(self) -> str:
+        macro_f1, confirmed = self.report.get("macro_f1"), self.report.get("confirmed")
+        quality = f", macro-F1 {macro_f1:.2f}" if isinstance(macro_f1, float) else ""
+        beside = f" beside {confirmed} confirmed in bulk" if confirmed else ""
+        labels = self.report.get("labels")
+        return f"{self.why}: trained {self.report.get('version')} on {labels} labels{beside}{quality}"
 
+
+@dataclass(slots=True)
 class _Backoff:
-    """A wait that doubles with each failure, from `first_s` to `longest_s`."""
+    """A wait that doubles with each failure."""
 
-    def __init__(self, first_s: float, longest_s: float) -> None:
-        self._first_s = first_s
-        self._longest_s = longest_s
-        self._failures = 0
-        self._until = -float("inf")
+    first_s: float
+    longest_s: float
+    _failures: int = 0
+    _until: float = -float("inf")
 
     def fail(self, *, least_s: float = 0.0) -> float:
         """Note a failure, and return the seconds until the next attempt."""
-        wait_s = max(least_s, min(self._longest_s, self._first_s * 2.0 ** min(self._failures, 30)))
+        wait_s = max(least_s, min(self.longest_s, self.first_s * 2.0 ** min(self._failures, 30)))
         self._failures += 1
         self._until = time.monotonic() + wait_s
         return wait_s
@@ -189,7 +192,7 @@ class Watcher:
         state, changes = self._monitor.look(trained)
         mine = [each for each in find_requests(self._repository) if each.project in {None, self._project}]
         requests = tuple(request for request in mine if request not in self._answered)
-        return _Snapshot(state, changes, current, base_name(current, self._repository.model), trained, requests)
+        return _Snapshot(state, changes, current, trained, requests)
 
     def _current(self) -> str | None:
         try:
@@ -210,17 +213,14 @@ class Watcher:
 
     def _act(self, snapshot: _Snapshot) -> None:
         self._ranked_tasks = min(self._ranked_tasks, snapshot.state.tasks)  # some may have been deleted
-        if (self._train_again.over or self._asked_again(snapshot)) and (why := self._why_train(snapshot)):
+        asked_again = any(request.at > self._since.isoformat() for request in snapshot.requests)
+        if (self._train_again.over or asked_again) and (why := self._why_train(snapshot)):
             self._train(why, snapshot)
         elif self._rank_again.over and (why := self._why_rank(snapshot)):
             self._rank(why, snapshot)
         elif self._options.is_near(snapshot.changes):
             self._supervisor.prepare("run")
         self._seen_tasks = snapshot.state.tasks
-
-    def _asked_again(self, snapshot: _Snapshot) -> bool:
-        """Whether somebody has asked since the last attempt, and is not to wait for the next one."""
-        return any(request.at > self._since.isoformat() for request in snapshot.requests)
 
     def _why_train(self, snapshot: _Snapshot) -> str | None:
         if snapshot.requests:
@@ -242,8 +242,8 @@ class Watcher:
             return "nothing is published yet"
         if not self._ranked:
             return "the watch begins"  # another may have ended with tasks unranked; if none are, this is soon over
-        if self._ranked != snapshot.target:
-            return f"not ranked by {snapshot.target} yet"
+        if self._ranked != (target := base_name(snapshot.current, self._repository.model)):
+            return f"not ranked by {target} yet"
         if tasks > self._ranked_tasks and tasks == self._seen_tasks:  # else more are on their way
             return f"{tasks - self._ranked_tasks} more tasks"
         due = self._unscored and self._score_again.over
@@ -259,9 +259,7 @@ class Watcher:
         if not outcome.status:
             self._train_again.succeed()
             self._answer(snapshot.requests)
-            done = f"{why}: {_describe_trained(outcome.report)}"
-            advice, stages = str(outcome.report.get("advice") or ""), outcome.report.get("stages") or {}
-            self._unranked_round = _TrainedRound(done, advice, stages, started)
+            self._unranked_round = _TrainedRound(why, outcome.report, started)
             self._rank(why, snapshot)
             return
         wait_s = self._train_again.fail(least_s=outcome.seconds)
@@ -279,8 +277,9 @@ class Watcher:
             self._log.warning("%s; not ranked: %s; waiting for a version that knows them", why, outcome.reason)
         elif outcome.status:
             wait_s = self._rank_again.fail(least_s=outcome.seconds)
-            context = self._unranked_round.trained if self._unranked_round else why
-            self._log.warning("%s; not ranked: %s; again in %.0f s", context, outcome.reason, wait_s)
+            self._log.warning(
+                "%s; not ranked: %s; again in %.0f s", self._unranked_round or why, outcome.reason, wait_s
+            )
         else:
             self._rank_again.succeed()
             self._ranked = base_name(outcome.report.get("version"), self._repository.model)
@@ -294,9 +293,9 @@ class Watcher:
             self._log.info("%s: %s; %.0f s", why, ranked, ranking.seconds)
             return
         self._rounds += 1
-        stages = ranking.report.get("stages") or {}
-        took = _describe_stages(done.stages, stages, seconds=time.monotonic() - done.started)
-        parts = (done.trained, ranked, done.advice, took)
+        first, second = (report.get("stages") or {} for report in (done.report, ranking.report))
+        took = _describe_stages(first, second, seconds=time.monotonic() - done.started)
+        parts = (str(done), ranked, str(done.report.get("advice") or ""), took)
         self._log.info("%s", "; ".join(part for part in parts if part))
         keep = self._options.keep
         if keep == "all" or len(self._repository.versions()) <= keep:
@@ -331,13 +330,6 @@ class Watcher:
             self._answered = tuple(request for request in self._answered if request in waiting)
         except OSError as err:
             self._log.warning("a request to train that was answered cannot be removed: %s", err)
-
-
-def _describe_trained(report: Mapping[str, Any]) -> str:
-    macro_f1 = report.get("macro_f1")
-    quality = f", macro-F1 {macro_f1:.2f}" if isinstance(macro_f1, float) else ""
-    confirmed = f" beside {report['confirmed']} confirmed in bulk" if report.get("confirmed") else ""
-    return f"trained {report.get('version')} on {report.get('labels')} labels{confirmed}{quality}"
 
 
 def _describe_ranked(report: Mapping[str, Any]) -> str:
