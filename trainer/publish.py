@@ -19,8 +19,7 @@ from contract.scores.embedding import embed
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.results import Metrics, ProjectState, TrainingRecord
-from contract.versions.staging import StagedVersion
-from contract.versions.version import PROBE_FILE, REPORT_FOLDER, Version
+from contract.versions.version import PROBE_FILE, REPORT_FOLDER, StagedVersion, Version
 from trainer.evaluation.comparison import (
     CommonImages,
     compare_versions,

@@ -1,8 +1,7 @@
 """Objects in a bucket of S3, or of what speaks its protocol: read, listed, written under conditions.
 
-The only file that knows the library, which takes address and credentials from the AWS_ variables. Every request ends
-within bounded time. Messages quote what the bucket answered no further than its status and code: there may be
-credentials in the rest. Knows nothing of what the objects are.
+The library takes address and credentials from the AWS_ variables. Every request ends within bounded time. Messages
+quote what the bucket answered no further than its status and code: there may be credentials in the rest.
 """
 
 import hashlib
@@ -55,11 +54,7 @@ class Bucket:
     """
 
     def __init__(self, name: str, prefix: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Take the bucket's name, the prefix, and a clock in seconds; nothing is asked of the bucket yet.
-
-        Raises:
-            ConfigError: if the AWS_ variables are no settings that can be used.
-        """
+        """Ask nothing of the bucket yet; ConfigError if the AWS_ variables cannot be used."""
         _check_endpoint(os.environ)
         self.location = f"s3://{name}/{prefix}".rstrip("/")
         self._clock = clock
@@ -74,12 +69,7 @@ class Bucket:
             ) from err
 
     def read(self, key: str, *, most_bytes: int) -> Object:
-        """Return an object.
-
-        Raises:
-            FileNotFoundError: if there is none.
-            RepositoryUnreachable: if it has more than so many bytes.
-        """
+        """Return an object; FileNotFoundError if there is none, RepositoryUnreachable if it has too many bytes."""
         with self._asking(f"read ({key})"):
             found = obstore.get(self._small, key)
             size, tag = found.meta["size"], found.meta["e_tag"]
@@ -106,17 +96,15 @@ class Bucket:
         return sorted(path.rpartition("/")[2] for path in paths)
 
     def size(self, key: str) -> int | None:
-        """Return an object's length in bytes; None if there is none."""
+        """Return an object's length in bytes, if there is one."""
         with self._asking(f"read ({key})"):
             found = self._head(key)
         return found and found["size"]
 
     def download(self, key: str, target: Path, *, size_bytes: int) -> str:
-        """Write the first bytes of an object to a file, and return their sha256; they are fewer if it is shorter.
+        """Write the first bytes of an object to a file, fewer if it is shorter, and return their sha256.
 
-        Raises:
-            FileNotFoundError: if there is no such object.
-            OSError: if the file cannot be written.
+        FileNotFoundError if there is no such object.
         """
         digest = hashlib.sha256()
         with target.open("wb") as file:
@@ -136,11 +124,7 @@ class Bucket:
                 return
 
     def upload(self, key: str, source: Path) -> None:
-        """Write a file to an object; where it cannot be written, there is none.
-
-        Raises:
-            PublishConflict: if there is an object of that key already, which stays.
-        """
+        """Write a file to an object; PublishConflict if there is one of that key already, which stays."""
         with self._asking(f"written ({key})"):
             if source.stat().st_size <= _PART_BYTES:
                 is_new = self._put_if(key, source.read_bytes(), None, self._large)
@@ -167,9 +151,7 @@ class Bucket:
     def replace(self, key: str, content: bytes, *, expected: str | None) -> None:
         """Write an object if it is still the one with the expected tag; None expects that there is none.
 
-        Raises:
-            PublishConflict: if it is not; it then stays.
-            RepositoryUnreachable: if it cannot be written; whether it was is then not known.
+        PublishConflict if it is not, and stays. After RepositoryUnreachable it is not known whether it was written.
         """
         with self._asking(f"written ({key})"):
             if self._put_if(key, content, expected, self._small):

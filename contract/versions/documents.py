@@ -1,7 +1,4 @@
-"""Small files beside the versions, each replaced whole: records of rankings, requests to train.
-
-Knows nothing of what they say.
-"""
+"""Small files beside the versions, each replaced whole: records of rankings, requests to train."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -16,23 +13,20 @@ _MOST_BYTES = 16 * 2**20
 
 
 class Documents:
-    """One folder of such files, which the first of them makes.
-
-    Methods raise OSError where the folder cannot be read or written.
-    """
+    """One folder of such files, which need not be there; OSError where it cannot be read or written."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.location = str(folder)
 
     def names(self) -> list[str]:
-        """Return the files' names, sorted; none where there is no folder yet."""
+        """Return the files' names, sorted."""
         if not self._folder.is_dir():
             return []
         return sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
 
     def times(self) -> dict[str, float]:
-        """Return when each file was written, in seconds since 1970; none where there is no folder yet."""
+        """Return when each file was written, in seconds since 1970."""
         found = {}
         for name in self.names():
             with suppress(FileNotFoundError):  # removed a moment ago
@@ -40,7 +34,7 @@ class Documents:
         return found
 
     def read(self, name: str) -> bytes:
-        """Return what a file holds; raises FileNotFoundError if there is none."""
+        """Return what a file holds; FileNotFoundError if there is none."""
         return (self._folder / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:

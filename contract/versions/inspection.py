@@ -2,7 +2,7 @@
 
 Digests say that a file is the one that was published, not who published it. A graph may name any file as one that holds
 its weights, claim tensors of any size, and hold functions that grow without bounds when they are written out; engines
-check some of it, each on its own terms. Knows onnx; no engine.
+check some of it, each on its own terms.
 """
 
 import math
@@ -14,6 +14,7 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto
 
 from contract.errors import UnsafeGraph
 
+REMEDY: Final = "publish again with the trainer, or roll back to an earlier version"
 MOST_NODES: Final = 100_000
 """Of a graph whose functions are written out; a VGG-16 has about 60."""
 MOST_FUNCTIONS: Final = 200
@@ -23,23 +24,17 @@ _STANDARD = ("", "ai.onnx")
 _ELEMENTS_A_BYTE = 4
 """At most: the smallest type takes two bits."""
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
-REMEDY: Final = "publish again with the trainer, or roll back to an earlier version"
-"""What to do about a published graph, at the end of a message."""
 
 _Name = tuple[str, str, str]
 """Of a function: domain, name and overload."""
 
 
 def inspect_graph(model: ModelProto, *, weights_bytes: Mapping[str, int]) -> None:
-    """Refuse a graph that no trainer of ours writes and that would not be safe to open.
+    """Raise UnsafeGraph of a graph that no trainer of ours writes and that would not be safe to open.
 
-    Args:
-        model: loaded without its external data.
-        weights_bytes: the length of each file that may hold weights, by its name beside the graph.
-
-    Raises:
-        UnsafeGraph: if it has weights anywhere else, or outside these files; tensors larger than what they hold;
-            branches, loops or other nested graphs; operators that are not ONNX's own; or too many nodes.
+    That has weights outside itself and these files beside it, of which the lengths are given; tensors larger than what
+    they hold; branches, loops or other nested graphs; operators that are not ONNX's own; or too many nodes. The model
+    is loaded without its external data.
     """
     graph = model.graph
     if graph.sparse_initializer or model.training_info:

@@ -1,7 +1,7 @@
 """The learning curve: how good versions are over the labels that they were made from; for pages and reports.
 
-Owns which figures of a version stand on the curve, and their drawing. Across, places are percentages of the width, so
-that the drawing fills any screen with text of one size; down, they are pixels.
+Across, places are percentages of the width, so that the drawing fills any screen with text of one size; down, they are
+pixels.
 """
 
 import math
@@ -41,16 +41,14 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A version on the curve."""
+    """A version on the curve, made from so many labels and measured on so many images, where that is known."""
 
     manifest: Manifest
     labels: int
-    """Labelled images that it was made from."""
     macro_f1: float
     interval: tuple[float, float] | None
-    """In which macro-F1 lies, in [0, 1]; None where that is not known."""
+    """In which macro-F1 lies."""
     images: int | None
-    """How many it was measured on; None where that is not known."""
     is_random: bool
     """Whether these are a random sample of the project."""
     is_joined: bool = False
@@ -89,12 +87,10 @@ def find_line(points: Sequence[Point]) -> list[Point]:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Where figures lie on the plot."""
+    """Where figures lie on the plot, from the least labels at the left to the most at the right."""
 
     least: int
-    """Labels at the left."""
     most: int
-    """Labels at the right."""
     tenths: range
     """The ticks down, in tenths; the first and the last enclose what is drawn."""
 
@@ -136,10 +132,7 @@ def _tenths(low: float, high: float) -> range:
 
 
 def draw(points: Sequence[Point], *, in_use: str | None) -> str:
-    """Return at least one point as HTML that `STYLE` belongs to; the point of the version in use is filled.
-
-    All text in it is numbers and names of versions.
-    """
+    """Return at least one point as HTML that `STYLE` belongs to, whose text is numbers and names of versions."""
     scale = Scale.of(points)
     elements = "\n".join((*_draw_axes(scale), *_draw_points(points, scale, in_use)))
     return (

@@ -1,14 +1,25 @@
 """A model repository in a bucket, and the local cache through which this machine reads and writes it.
 
     <prefix>/<model>/<version>/...    the files of a version, manifest.json last
-    <prefix>/<model>/shared/<sha256>  those of its backbone, which other versions have, too (`shared_objects`)
+    <prefix>/<model>/shared/<sha256>  those of its backbone, an object for all versions that have it
     <prefix>/<model>/CURRENT          one line, the version in use
     <prefix>/<model>/<version>/RETIRED    of a version that was removed: only manifest and report are left beside it
 
 Else the bucket holds what a folder would hold, under the same names. A version that is opened is copied to the local
 cache, and compared with its digests on the way; what reads files reads them there. A version is there when its manifest
 is, and CURRENT is replaced on condition that it is still what it was when the publisher began: of two publishers on two
-machines one is told that it lost. Knows no library for buckets.
+machines one is told that it lost.
+
+A shared object that no version lists any more is removed, and at that moment a publisher may be about to list it. There
+is no lock; all that is asked of the bucket is that a listing shows what was written before it began:
+
+- A publisher uploads its version's own files before it looks for shared objects, and the manifest at last. In between
+  there are files of a version without a manifest, and who finds such files in a listing removes no shared object.
+- It spares the upload only of what the version in use lists, which it looks for once its own files are there. To remove
+  that object somebody has to retire that version first, which is not done while it is in use; the listing that follows
+  shows the publisher's files, or its manifest.
+- What only earlier versions list is uploaded anew. When its manifest is there, the publisher looks again whether all
+  is: a removal that was decided on before it began may have ended meanwhile.
 """
 
 import fcntl
@@ -17,7 +28,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,15 +39,14 @@ from contract.files import sync, sync_tree
 from contract.versions.documents import BucketDocuments, Documents
 from contract.versions.manifest import FileDigest, Manifest, check_version
 from contract.versions.repository import CURRENT_FILE, MOST_POINTER_BYTES, Repository
-from contract.versions.shared_objects import SHARED_FOLDER, SharedObjects
 from contract.versions.signatures import MOST_SIGNATURE_BYTES, Keys
-from contract.versions.staging import StagedVersion
 from contract.versions.version import (
     MANIFEST_FILE,
     MODEL_FILE,
     MOST_MANIFEST_BYTES,
     SHARED_FILES,
     SIGNATURE_FILE,
+    StagedVersion,
     Version,
     exclusive_lock,
     is_kept,
@@ -55,7 +65,8 @@ _IN_USE_S: Final = 600
 """How long after it was opened somebody may still be reading a version."""
 _FETCHING = ".fetching-"
 _MANIFESTS = ".manifests"
-RETIRED_FILE: Final = "RETIRED"
+_SHARED = "shared"
+_RETIRED = "RETIRED"
 """No manifest lists it; releases that do not know it find a version without a graph."""
 
 _log = logging.getLogger(__name__)
@@ -74,7 +85,6 @@ class CachedRepository(Repository):
         super().__init__(root, model, keys=keys)
         self.location = f"{bucket.location}/{model}"
         self._bucket = bucket
-        self._shared = SharedObjects(bucket, model)
         self._before: str | None = None
         """The tag that CURRENT had when the staging began."""
 
@@ -88,14 +98,14 @@ class CachedRepository(Repository):
     def versions(self) -> list[str]:
         """Return the names of all published versions, oldest first."""
         files = self._list_files()
-        return [name for name in files if RETIRED_FILE not in files[name]]
+        return [name for name in files if _RETIRED not in files[name]]
 
     def history(self) -> list[str]:
-        """Return the names of all versions that there ever were, oldest first."""
+        """Return the names of all versions, those that were removed included."""
         return list(self._list_files())
 
     def read_manifest(self, name: str) -> Manifest:
-        """Read what a version says of itself, without fetching its other files."""
+        """Read what a version says of itself."""
         self._find(name)
         return self._load_manifest(self._manifests(name))
 
@@ -110,7 +120,7 @@ class CachedRepository(Repository):
         return version
 
     def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
-        """Return a file that is a version's own, from the local cache if the version is there."""
+        """Return a file that versions do not share, from the local cache if the version is there."""
         if (path := self._find(name)).is_dir():
             return read_beginning(path, file, most_bytes)
         return self._bucket.read(self._key(name, file), most_bytes=most_bytes).content
@@ -124,11 +134,7 @@ class CachedRepository(Repository):
         return BucketDocuments(self._bucket, folder)
 
     def rollback(self, name: str) -> Version:
-        """Make an earlier version current again, after comparing every file with its digest.
-
-        Raises:
-            PublishConflict: if another version became current meanwhile; that one then stays.
-        """
+        """Make an earlier version current again; PublishConflict if another one became current meanwhile, and stays."""
         if self._is_retired(name):
             raise self._explain_missing(name)
         former, before = self._current_name(), self._current_tag()
@@ -148,7 +154,7 @@ class CachedRepository(Repository):
         self._refuse_current(name)
         if name not in self.versions():
             raise self._explain_missing(name)
-        marker = self._key(name, RETIRED_FILE)
+        marker = self._key(name, _RETIRED)
         self._bucket.write(marker, b"removed by trainer prune\n")
         try:
             self._refuse_current(name)
@@ -164,40 +170,41 @@ class CachedRepository(Repository):
         """Bring to an end what was interrupted."""
         current = self._current_name()
         for name, files in self._list_files().items():
-            if {RETIRED_FILE, MODEL_FILE} <= files and name == current:
-                self._bucket.delete([self._key(name, RETIRED_FILE)])
-            elif RETIRED_FILE in files:
+            if {_RETIRED, MODEL_FILE} <= files and name == current:
+                self._delete(name, {_RETIRED})
+            elif _RETIRED in files:
                 self._strip_objects(name, files)
         self._clear_shared()
 
     def _strip_objects(self, name: str, files: Set[str]) -> None:
-        gone = {file for file in files if not is_kept(file) and file != RETIRED_FILE}
-        for part in (gone & {MODEL_FILE}, gone - {MODEL_FILE}):  # while the graph is there, so is all the rest
-            if part:
-                self._bucket.delete([self._key(name, file) for file in part])
+        gone = {file for file in files if not is_kept(file) and file != _RETIRED}
+        self._delete(name, gone & {MODEL_FILE})  # while the graph is there, so is all the rest
+        self._delete(name, gone - {MODEL_FILE})
 
     def _clear_shared(self) -> None:
         """Remove the shared objects that no version lists; none while one cannot be asked, as it is being uploaded."""
         found = self._list_all()
-        shared = found.pop(SHARED_FOLDER, {})
+        shared = found.pop(_SHARED, {})
         # While the graph is there, what was interrupted may still be put back.
-        left = [name for name in found if RETIRED_FILE not in found[name] or MODEL_FILE in found[name]]
+        left = [name for name in found if _RETIRED not in found[name] or MODEL_FILE in found[name]]
         try:
             listed = set[str]().union(*map(self._listed_by, filter(check_version, left)))
         except (ManifestError, SignatureError, VersionNotFound) as err:
             _log.info("what versions share in %s stays for now, for not all say what they need: %s", self.location, err)
             return
-        self._shared.keep([self._key(SHARED_FOLDER, file) for file in shared], listed)
+        self._delete(_SHARED, shared.keys() - listed)
+
+    def _delete(self, folder: str, files: Set[str]) -> None:
+        if files:
+            self._bucket.delete([self._key(folder, file) for file in files])
 
     def _is_retired(self, name: str) -> bool:
-        return check_version(name) and self._bucket.size(self._key(name, RETIRED_FILE)) is not None
+        return check_version(name) and self._bucket.size(self._key(name, _RETIRED)) is not None
 
     def _list_files(self) -> dict[str, set[str]]:
         """The files of each version that is there or was, by its name, oldest first."""
-        found = self._list_all()
-        return {
-            name: set(found[name]) for name in sorted(found) if check_version(name) and MANIFEST_FILE in found[name]
-        }
+        found = sorted(self._list_all().items())
+        return {name: {*files} for name, files in found if check_version(name) and MANIFEST_FILE in files}
 
     def _list_all(self) -> dict[str, dict[str, datetime]]:
         """When each object of the model was written, by the two parts of its name, as a version's and a file's."""
@@ -218,27 +225,33 @@ class CachedRepository(Repository):
         with super().stage(now) as staged:
             yield staged
 
-    def put(self, staged: Version) -> Version:
+    def _put(self, staged: Version) -> Version:
         """Upload a version and make it current. An upload that breaks off leaves no version.
 
-        Raises:
-            PublishConflict: if another version has become current since the staging began; that one then stays, and
-                the new one is there to be rolled back to.
+        If another version has become current since the staging began that one stays, and the new one is there to be
+        rolled back to.
         """
         shared = shared_files(staged.manifest)
         signature = [SIGNATURE_FILE] if (staged.path / SIGNATURE_FILE).exists() else []
         for file in (*(file for file in staged.manifest.files if file not in shared), *signature):
             self._bucket.upload(self._key(staged.name, file), staged.path / file)
-        self._shared.upload(staged.path, shared, spared=self._listed_in_use())
+        self._upload_shared(staged.path, shared, spared=self._listed_in_use())
         # Into the cache before anybody is told of it, so that nobody on this machine fetches it at the same moment.
         target = self.folder / staged.name
         staged.path.rename(target)
         sync(self.folder)
         self._bucket.upload(self._key(staged.name, MANIFEST_FILE), target / MANIFEST_FILE)
-        self._shared.upload(target, shared, spared={digest.sha256 for digest in shared.values()})
+        self._upload_shared(target, shared, spared={digest.sha256 for digest in shared.values()})
         self._replace_current(staged.name, self._before)
         self._prune()
         return Version(target, staged.manifest)
+
+    def _upload_shared(self, folder: Path, files: Mapping[str, FileDigest], *, spared: Set[str]) -> None:
+        """Upload files, but for those of a digest to be spared that are there in full length."""
+        for file, digest in files.items():
+            key = self._key(_SHARED, digest.sha256)
+            if digest.sha256 not in spared or self._bucket.size(key) != digest.size_bytes:
+                self._bucket.overwrite(key, folder / file)
 
     def _listed_in_use(self) -> set[str]:
         """The digests of the shared files of the version in use."""
@@ -283,7 +296,7 @@ class CachedRepository(Repository):
             late = max(files.values()) < now - _ABANDONED
             if check_version(name) and late and MANIFEST_FILE not in files:
                 _log.info("removing version %s, whose upload broke off", name)
-                self._bucket.delete([self._key(name, file) for file in files if file])
+                self._delete(name, files.keys() - {""})
 
     # ---- what the local cache holds
 
@@ -336,7 +349,7 @@ class CachedRepository(Repository):
     def _fetch_file(self, version: Version, file: str, target: Path) -> None:
         expected = version.manifest.files[file]
         target.parent.mkdir(parents=True, exist_ok=True)
-        if file in SHARED_FILES and self.link_shared(file, expected, target):
+        if file in SHARED_FILES and self._link_shared(file, expected, target):
             return
         key, sha256 = self._download(version.name, file, expected, target)
         if sha256 != expected.sha256:
@@ -348,7 +361,7 @@ class CachedRepository(Repository):
 
     def _download(self, name: str, file: str, expected: FileDigest, target: Path) -> tuple[str, str]:
         """Return where a file was found, and its sha256; in what was copied from a folder nothing is shared."""
-        shared = [self._shared.key(expected)] if file in SHARED_FILES else []
+        shared = [self._key(_SHARED, expected.sha256)] if file in SHARED_FILES else []
         for key in (*shared, self._key(name, file)):
             with suppress(FileNotFoundError):
                 return key, self._bucket.download(key, target, size_bytes=expected.size_bytes)

@@ -14,11 +14,7 @@ _LOCATION = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^?#\\]*))?
 
 
 def parse_location(text: str) -> str | Path:
-    """Return where a repository is: an `s3://bucket/prefix` as it stands, a folder as a path.
-
-    Raises:
-        ValueError: saying what is expected.
-    """
+    """Return an `s3://bucket/prefix` as it stands, a folder as a path; ValueError says what is expected."""
     if not re.match(r"\w+://", text):
         return Path(text)
     _split(text)
@@ -28,17 +24,9 @@ def parse_location(text: str) -> str | Path:
 def open_repository(
     location: str | Path, model: str = "default", cache: Path | None = None, *, keys: Keys = Keys()
 ) -> Repository:
-    """Return a model's repository, in a folder or in a bucket.
+    """Return a model's repository, in a folder or at `s3://bucket/prefix`; ConfigError if it cannot be opened.
 
-    Args:
-        location: a folder, or `s3://bucket/prefix`.
-        model: the model's name.
-        cache: the folder that local caches of buckets are kept in; None for one below the user's cache.
-        keys: what versions are signed and verified with.
-
-    Raises:
-        ConfigError: if the location or an AWS_ variable cannot be used, obstore is not installed, or the local
-            cache cannot be written.
+    Local caches of buckets are kept in the folder `cache`, by default one below the user's cache.
     """
     try:
         where = location if isinstance(location, Path) else parse_location(location)

@@ -1,7 +1,7 @@
 """The manifest of a version: what its graph takes, gives and was made from.
 
-Knows JSON, not the disk. A manifest that parses is complete and well typed; whether the files beside it are the ones it
-describes is the repository's business.
+A manifest that parses is complete and well typed; whether the files beside it are those that it describes is for
+`contract.versions.version` to say.
 """
 
 import json
@@ -9,7 +9,15 @@ import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic_core import from_json
 
 from contract.errors import ManifestError
@@ -19,15 +27,12 @@ CONTRACT_VERSION = 4
 """Raised when an older server could not serve a newer trainer's versions, or the reverse."""
 
 DEFAULT_PASSES = 20
-
-MOST_PASSES = 10_000
-"""T may not be larger in a manifest: what it takes in memory would be somebody else's to choose."""
-
-MOST_PIXELS_A_SIDE = 4096
-
 TEMPERATURES = (0.05, 20.0)
 """The least and the greatest temperature that a version may have."""
 
+_MOST_PASSES = 10_000
+"""What T takes in memory would otherwise be somebody else's to choose."""
+_MOST_PIXELS_A_SIDE = 4096
 _REMEDY = "publish again with the trainer that belongs to this server, or roll back to an earlier version"
 _VERSION = re.compile(r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}")
 _MOST_NAME_BYTES = 255
@@ -37,7 +42,7 @@ _OPTIONAL: Final = {"temperature"}
 
 
 def check_version(name: str) -> bool:
-    """Say whether `name` is a well-formed version name, and so safe to use as the name of a folder."""
+    """Say whether a name is a version's, and so safe to use as the name of a folder."""
     return _VERSION.fullmatch(name) is not None
 
 
@@ -66,12 +71,8 @@ _TRAINING: Final = TypeAdapter(TrainingRecord)
 
 
 def _parse_metrics(value: object, info: ValidationInfo) -> Metrics:
-    metrics = _METRICS.validate_python(_check_object(value))
+    metrics = _METRICS.validate_python(value)
     return metrics if len(metrics.f1) == len(info.data.get("labels", ())) else replace(metrics, f1=())
-
-
-def _parse_training(value: object) -> TrainingRecord:
-    return _TRAINING.validate_python(_check_object(value))
 
 
 def _check_object(value: object) -> object:
@@ -81,7 +82,8 @@ def _check_object(value: object) -> object:
 
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_Side = Annotated[int, Field(ge=1, le=MOST_PIXELS_A_SIDE)]
+_Side = Annotated[int, Field(ge=1, le=_MOST_PIXELS_A_SIDE)]
+_Object = BeforeValidator(_check_object)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +115,7 @@ class Backbone:
     precision: Literal["fp32", "int8"]
     """What it computed in when the head was trained, and the version was measured."""
     last_stage: Annotated[int, Field(ge=1)] | None = None
-    """How many of the features, the last ones, are of its last stage, by which near-duplicates are told. None for
-    all."""
+    """How many of the features, the last ones, near-duplicates are told by; None for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Manifest:
     control: str | None
     """The `name` of the Choices tag that was trained on; None where the labels came from folders."""
     input: InputSpec
-    passes: Annotated[int, Field(ge=1, le=MOST_PASSES)]
+    passes: Annotated[int, Field(ge=1, le=_MOST_PASSES)]
     """T, the number of stochastic passes that the trainer evaluated with; the server may be set to another."""
     dropout_sites: tuple[DropoutSite, ...]
     """In the order of the graph."""
@@ -145,12 +146,11 @@ class Manifest:
     multiple: bool = False
     """Whether several labels may hold of an image, and none: its probabilities are then sigmoids, one a label."""
     temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1], allow_inf_nan=False)] = 1.0
-    """What the mean probabilities are tempered with (`contract.scores.calibration`) before they are shown to people.
-
-    Scores, BALD, entropy and rankings are of the probabilities as they are. A manifest without this field means 1.
-    """
-    metrics: Annotated[Metrics, PlainValidator(_parse_metrics)] = field(default_factory=Metrics)
-    training: Annotated[TrainingRecord, PlainValidator(_parse_training)] = field(default_factory=TrainingRecord)
+    """What probabilities are tempered with (`contract.scores.calibration`) before people see them; scores are not."""
+    metrics: Annotated[Metrics, PlainValidator(_parse_metrics), _Object] = field(default_factory=Metrics)
+    training: Annotated[TrainingRecord, PlainValidator(_TRAINING.validate_python), _Object] = field(
+        default_factory=TrainingRecord
+    )
     files: dict[Annotated[str, AfterValidator(_check_path)], FileDigest] = field(default_factory=dict)
     """Path within the version's folder to digest; all files but manifest.json itself."""
 
@@ -161,16 +161,12 @@ class Manifest:
         return tuple(label for label in self.labels if counts.get(label) == 0)
 
     def to_json(self) -> str:
-        """Return the manifest as indented JSON that `from_json` reads back to an equal value."""
+        """Return the manifest as JSON that `from_json` reads back to an equal value."""
         return json.dumps({"contract": CONTRACT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
-        """Parse a manifest.
-
-        Raises:
-            ManifestError: naming the field, what was expected and what was found.
-        """
+        """Parse a manifest; ManifestError names the field, what was expected and what was found."""
         try:
             document = from_json(text)
         except ValueError as err:

@@ -10,10 +10,9 @@ A version is written to a staging folder on the same file system, synced, and re
 replaced in one step. Versions never change afterwards, so readers poll CURRENT and never wait for a lock; and what
 two of them have of one backbone is one file under two names, linked as the last thing before the syncing.
 
-A version is removed by being renamed out of the way, and only then loses its graph and weights: what it says of itself
-stays. Who has one open holds a lock on its manifest, which the system lets go however the holder ends. CURRENT is read
-once more after the renaming, and the version looked for once more after CURRENT was moved: so a removal and a rollback
-that meet do no harm where a file system knows no locks, either.
+A version is removed by being renamed out of the way, and only then loses its graph and weights. Who has one open holds
+a lock on its manifest. CURRENT is read once more after the renaming, and the version looked for once more after CURRENT
+was moved: so a removal and a rollback that meet do no harm where a file system knows no locks, either.
 
 Where signatures are demanded, the folder may be anybody's to write: a version is then copied while it is compared with
 its digests, and the copy is what is opened; and a version is written in a private folder before it is put here.
@@ -37,19 +36,22 @@ from contract.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from contract.files import drafted, explaining_full, read_regular, sync
+from contract.files import drafted, explaining_full, read_regular, sync, sync_tree
 from contract.versions.documents import Documents
 from contract.versions.manifest import FileDigest, Manifest, check_version
 from contract.versions.signatures import Keys
-from contract.versions.staging import StagedVersion
 from contract.versions.version import (
+    MANIFEST_FILE,
     MODEL_FILE,
+    SIGNATURE_FILE,
     FileState,
+    StagedVersion,
     Version,
     exclusive_lock,
     link,
     read_beginning,
     read_manifest,
+    shared_files,
     shared_lock,
     strip,
 )
@@ -85,12 +87,7 @@ class Repository:
         """Backbones that were compared with their digests: a version that shares one need not read it again."""
 
     def current(self) -> str:
-        """Return the name of the version in use.
-
-        Raises:
-            NothingPublished: if there is none yet.
-            VersionNotFound: if CURRENT holds no version's name, or that of one which is not there.
-        """
+        """Return the name of the version in use; NothingPublished if there is none yet."""
         name = self._current_name()
         if name is None:
             raise NothingPublished(f"no version has been published in {self.location} yet; run `python -m trainer run`")
@@ -102,7 +99,7 @@ class Repository:
         return _versions_in(self.folder)
 
     def history(self) -> list[str]:
-        """Return the names of all versions that there ever were, oldest first: those too that were removed."""
+        """Return the names of all versions, oldest first, those that were removed included."""
         return sorted({*self.versions(), *_versions_in(self.folder / _RETIRED)})
 
     def open(self, name: str) -> Version:
@@ -113,17 +110,11 @@ class Repository:
         return version
 
     def read_manifest(self, name: str) -> Manifest:
-        """Read what a version says of itself, without its other files where these would have to be fetched.
-
-        Those that were removed are remembered.
-        """
+        """Read what a version says of itself, also one that was removed; no other file is fetched for it."""
         return self._load_manifest(self._retired(name)) if self._is_retired(name) else self.open(name).manifest
 
     def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
-        """Return the beginning of a file that a version's manifest lists, as it lies there.
-
-        Of a version that was removed there is the report.
-        """
+        """Return the beginning of a version's file as it lies there; of a version that was removed, of its report."""
         return read_beginning(self._retired(name) if self._is_retired(name) else self._find(name), file, most_bytes)
 
     def read_published(self, manifest: Manifest, file: str, *, most_bytes: int) -> bytes:
@@ -140,18 +131,11 @@ class Repository:
         return content
 
     def beside(self, model: str) -> "Repository":
-        """Return the repository of another model, at the same place.
-
-        Raises:
-            ConfigError: if that is no name of a model.
-        """
+        """Return the repository of another model, at the same place."""
         return Repository(self.root, model, keys=self.keys)
 
     def models(self, known: Collection[str] = ()) -> list[str]:
-        """Return the names of all models at this place, sorted: of each folder with CURRENT, a version or rankings.
-
-        Those `known` are not looked into again while their folders are there.
-        """
+        """Return the names of all models at this place, sorted; those `known` are not looked into again."""
 
         def holds_a_model(folder: str) -> bool:
             return any(name in {CURRENT_FILE, RANKINGS_FOLDER} or check_version(name) for name in self._names(folder))
@@ -168,11 +152,11 @@ class Repository:
             raise
 
     def documents(self, folder: str) -> Documents:
-        """Return the small files that are kept beside the model's versions in a folder of that name."""
+        """Return the small files in a folder beside the model's versions."""
         return Documents(self.folder / folder)
 
     def shared_documents(self, folder: str) -> Documents:
-        """Return those of all models, in a folder beside the models'."""
+        """Return those in a folder beside the models'."""
         return Documents(self.root / folder)
 
     @contextmanager
@@ -181,9 +165,6 @@ class Repository:
 
         Where signatures are demanded it is a private copy, in the system's folder for temporary files: what is in the
         repository might be replaced between the comparison and its use.
-
-        Raises:
-            RepositoryError: if there is no room for the copy.
         """
         version = self.open(name)
         if self.keys.verifying is None:
@@ -203,10 +184,7 @@ class Repository:
             yield Version(folder, version.manifest)
 
     def rollback(self, name: str) -> Version:
-        """Make an earlier version current again, after comparing every file with its digest.
-
-        Where that fails, or the version is being removed, CURRENT stays.
-        """
+        """Make an earlier version current again, after comparing every file with its digest."""
         with self.holding(name) as is_held:
             if not is_held:
                 raise VersionNotFound(f"version {name} is being removed from {self.location}; roll back to another")
@@ -227,17 +205,13 @@ class Repository:
     # ---- removing versions
 
     def holding(self, name: str) -> AbstractContextManager[bool]:
-        """Keep a version from being removed for as long as the block lasts, where the file system knows locks.
-
-        Gives False for one that is being removed at this moment, which is not kept.
-        """
+        """Keep a version from being removed while the block lasts; gives False if it is being removed already."""
         return shared_lock(self.folder / name)
 
     def retire(self, name: str) -> None:
-        """Remove a version but for its manifest and its report, which are small. Each step may be the last.
+        """Remove a version but for its manifest and its report; VersionInUse if it is current, or somebody has it open.
 
-        Raises:
-            VersionInUse: if it is current, or somebody has it open.
+        Each step may be the last.
         """
         path, retired = self._find(name), self._retired(name)
         with exclusive_lock(path):
@@ -291,10 +265,10 @@ class Repository:
         for leftover in self.folder.glob(f"{_STAGING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         version = new_version(now, after=max(self.versions(), default=None))
-        staging = self.staging_folder(version)
+        staging = self._staging_folder(version)
         try:
             with self._explaining_full(), self._folder_to_write(staging) as path, self._explaining_full(path):
-                yield StagedVersion(self, version, path)
+                yield StagedVersion(version, path, self._publish)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -314,12 +288,27 @@ class Repository:
             path.mkdir()
             yield path
 
-    def staging_folder(self, version: str) -> Path:
-        """Where a version is put together before it is named: beside the others, so that renaming is one step."""
+    def _staging_folder(self, version: str) -> Path:
+        """Beside the other versions, so that renaming is one step."""
         return self.folder / f"{_STAGING}{version}"
 
-    def link_shared(self, file: str, digest: FileDigest, target: Path) -> bool:
-        """Make `target` a link to a file that a version here has, once that is known to be of this digest.
+    def _publish(self, described: Version) -> Version:
+        if signing := self.keys.signing:
+            content = (described.path / MANIFEST_FILE).read_bytes()
+            (described.path / SIGNATURE_FILE).write_bytes(signing.sign(content, version=described.name))
+        staging = self._staging_folder(described.name)
+        is_private = described.path != staging
+        if is_private:
+            staging.mkdir()
+        shared = shared_files(described.manifest).items()
+        linked = [file for file, digest in shared if self._link_shared(file, digest, staging / file)]
+        if is_private:
+            shutil.copytree(described.path, staging, ignore=shutil.ignore_patterns(*linked), dirs_exist_ok=True)
+        sync_tree(staging)
+        return self._put(Version(staging, described.manifest))
+
+    def _link_shared(self, file: str, digest: FileDigest, target: Path) -> bool:
+        """Make `target` a link to a file of this digest that a version here has.
 
         Returns False if there is none, or it cannot be linked: it is another user's, or there are no hard links.
         """
@@ -330,7 +319,7 @@ class Repository:
                     return True
         return False
 
-    def put(self, staged: Version) -> Version:
+    def _put(self, staged: Version) -> Version:
         """Name the version that lies whole in its staging folder, and make it current."""
         target = self.folder / staged.name
         with self._pointer_to(staged.name) as pointer:  # from here on nothing needs room on the disk

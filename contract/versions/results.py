@@ -1,7 +1,7 @@
-"""How good a version is, and what it was trained on: what its manifest says beside what a server must know.
+"""How good a version is, and what it was trained on, as its manifest says.
 
-A trainer wrote it as JSON, perhaps an older one, and somebody may have edited it since. Each value is taken if it can
-be one, and is None or empty otherwise: nothing fails for it.
+Perhaps an older trainer wrote it, and somebody may have edited it since. Each value is taken if it can be one, and is
+None or empty otherwise: nothing fails for it.
 """
 
 from collections.abc import Mapping
@@ -77,7 +77,6 @@ class Metrics:
     """Figures on the validation part; None where it is empty, or where the manifest does not say."""
 
     images: _MaybeCount = None
-    """That were measured on."""
     accuracy: _MaybeShare = None
     """Share of the images whose label is right; of several labels, all of them."""
     macro_f1: _MaybeShare = None
@@ -109,11 +108,10 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What a version came to on images that others were measured on too."""
+    """What a version, made from so many labelled images, came to on images that others were measured on too."""
 
     version: str
     labels: _Count
-    """Labelled images that it was made from."""
     macro_f1: _Share
     low: _Share
     """Of the 95 % interval."""
@@ -125,7 +123,6 @@ class Comparison:
     """Versions that were measured on the same random images when the last of them was made."""
 
     images: _Count
-    """How many, the same for all."""
     versions: Annotated[tuple[_OrNone[Compared], ...], AfterValidator(lambda found: tuple(filter(None, found)))]
     """The oldest first, the new one last."""
 
@@ -136,7 +133,6 @@ class ProjectState:
 
     id: _Count
     annotations: _Count
-    """In all."""
     updated_at: str
     """When a task with annotations had last changed, as Label Studio wrote it; empty if there was none."""
 
@@ -158,11 +154,11 @@ class TrainingRecord:
     audit_images: _MaybeCount = None
     """Labelled ones of the random holdout."""
     audit_share: _Lenient[Annotated[float, Field(strict=True, ge=0, lt=1)] | None] = None
-    """Of the project's tasks, at least 0 and below 1."""
+    """Of the project's tasks."""
     project: _Lenient[ProjectState | None] = None
     """None where the labels came from files."""
     unreadable: _MaybeCount = None
-    """Images that could not be read."""
+    """Images."""
     left_out: _Counts = field(default_factory=dict)
     """Tasks or files, by the reason."""
     lost_labels: _Counts = field(default_factory=dict)
@@ -178,7 +174,7 @@ class TrainingRecord:
     advice: _Lenient[Advice | None] = None
     curve: _Lenient[Comparison | None] = None
     report_s: _MaybeNumber = None
-    """Seconds that writing the report took."""
+    """How long writing the report took."""
 
     @property
     def is_on_random_sample(self) -> bool:

@@ -1,9 +1,8 @@
 """Signatures of versions: minisign's, over manifest.json, which holds the digest of every other file.
 
-Owns the keys, and what a signature says besides: its trusted comment names the version, so that it holds for no other.
-Files and keys are those of minisign (https://jedisct1.github.io/minisign/), whose program makes and verifies them as
-well. The library that reads them is needed only where a key is set; ConfigError says so where it is not installed.
-Knows no repository.
+Its trusted comment names the version, so that a signature holds for no other. Files and keys are those of minisign
+(https://jedisct1.github.io/minisign/), whose program makes and verifies them as well. The library that reads them is
+needed only where a key is set. What takes keys raises ConfigError if they are none, or the library is not installed.
 """
 
 import binascii
@@ -16,8 +15,6 @@ from typing import Any, Final, cast
 from contract.errors import ConfigError, SignatureError
 
 SIGNATURE_SUFFIX: Final = ".minisig"
-KEY_FILE: Final = "labelnext.key"
-PUBLIC_KEY_FILE: Final = "labelnext.pub"
 MOST_SIGNATURE_BYTES: Final = 10_000
 """Of a file with a signature; minisign's own comments end at 8,192."""
 
@@ -29,11 +26,7 @@ class VerifyKey:
     """A minisign public key."""
 
     def __init__(self, line: str) -> None:
-        """Take the key as the one line of base64 that `minisign -G` shows.
-
-        Raises:
-            ConfigError: if it is no public key.
-        """
+        """Take the key as the one line of base64 that `minisign -G` shows."""
         minisign = _library()
         try:
             self._key: Any = minisign.PublicKey.from_base64(line)
@@ -65,11 +58,6 @@ class SigningKey:
     """A minisign secret key without a password."""
 
     def __init__(self, path: Path) -> None:
-        """Read the key from its file.
-
-        Raises:
-            ConfigError: if there is no such key there, or it has a password.
-        """
         minisign = _library()
         try:
             self._key: Any = minisign.SecretKey.from_file(path)
@@ -88,20 +76,16 @@ class SigningKey:
         """What its signatures are verified with."""
 
     def sign(self, manifest: bytes, *, version: str) -> bytes:
-        """Return a manifest's signature as that of this version: the content of a .minisig file.
-
-        Raises:
-            SignatureError: if the halves of the key do not belong together, as in a file that was edited.
-        """
+        """Return a manifest's signature as that of this version: the content of a .minisig file."""
         comment = _comment(version)
         signature = bytes(self._key.sign(manifest, trusted_comment=comment, untrusted_comment=comment)) + b"\n"
-        self.public.verify(manifest, signature, version=version)
+        self.public.verify(manifest, signature, version=version)  # halves of two keys, as in a file that was edited
         return signature
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What versions are signed and verified with. By default neither is done."""
+    """What versions are signed and verified with."""
 
     signing: SigningKey | None = None
     verifying: VerifyKey | None = None
@@ -112,9 +96,6 @@ class Keys:
 
         Who signs also verifies, with the other half of the pair: somebody else's version is not opened where the
         secret key is.
-
-        Raises:
-            ConfigError: if one cannot be read, or the two are not of one pair.
         """
         signer = SigningKey(signing) if signing else None
         key = VerifyKey(verifying) if verifying else signer.public if signer else None
@@ -135,11 +116,7 @@ class Keys:
 
 
 def read_public_key(value: str) -> str:
-    """Return a public key's line of base64 from that line itself, or from the path of a .pub file.
-
-    Raises:
-        ValueError: saying what is expected.
-    """
+    """Return a public key's line from that line, or from the path of a .pub file; ValueError says what is expected."""
     expected = "a minisign public key (56 characters that begin with RW) or the path of its .pub file"
     if _is_public_key(value):
         return value
@@ -153,15 +130,9 @@ def read_public_key(value: str) -> str:
 
 
 def generate_keys(folder: Path) -> tuple[Path, Path]:
-    """Write a new pair of keys into a folder; return the paths of the secret key and of the public one.
-
-    The secret key is readable by its owner alone.
-
-    Raises:
-        ConfigError: if there is a key already, or the folder cannot be written.
-    """
+    """Write a new pair of keys into a folder that has none; return the paths of the secret key and the public one."""
     pair = _library().KeyPair.generate()
-    secret, public = folder / KEY_FILE, folder / PUBLIC_KEY_FILE
+    secret, public = folder / "labelnext.key", folder / "labelnext.pub"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_new(secret, bytes(pair.secret_key), mode=0o600)

@@ -1,11 +1,10 @@
 """Requests to train: left by servers that were told of one, found by the trainer that watches.
 
-They share nothing but the repository's root, so a request is a file there: `requests/<model>.<project>-<token>.json`,
-or `requests/<project>-<token>.json` where the server does not know whose project it is.
-The folder stands beside the models', so that a server may be given it to write and the versions only to read. Asking
-twice is asking once. A file is never written again, so whoever removes the files that were read removes nothing that
-came since: in a folder and in a bucket alike, and without a lock. All functions raise OSError where the folder cannot
-be read or written.
+A request is a file beside the models, so that a server may be given it to write and the versions only to read:
+`requests/<model>.<project>-<token>.json`, or `requests/<project>-<token>.json` where the server does not know whose
+project it is. Asking twice is asking once. A file is never written again, so whoever removes the files that were read
+removes nothing that came since: in a folder and in a bucket alike, and without a lock. All functions raise OSError
+where the folder cannot be read or written.
 """
 
 import errno
@@ -36,11 +35,10 @@ class TrainingRequest:
     """Somebody's wish that a model be trained on a project now."""
 
     project: int | None
-    """None where it was not said."""
     at: str
     """UTC, ISO 8601; of the last time that it was asked for."""
     files: tuple[str, ...] = ()
-    """Their names in the folder: one, unless servers were told at the same moment."""
+    """One, unless servers were told at the same moment."""
 
 
 _REQUEST: Final = TypeAdapter(TrainingRequest)
@@ -49,13 +47,7 @@ _REQUEST: Final = TypeAdapter(TrainingRequest)
 def leave_request(repository: Repository, project: int | None, *, any_model: bool = False) -> None:
     """Ask for a training of the repository's model on a project, in place of an earlier request for the same.
 
-    Args:
-        repository: of the model that is to be trained.
-        project: the project; None where it is not known.
-        any_model: whether it is for whichever model the project is watched for, rather than for the repository's.
-
-    Raises:
-        OSError: also if the folder holds too many already.
+    With `any_model`, of whichever model the project is watched for. OSError also if too many requests wait already.
     """
     requests = repository.shared_documents(REQUESTS_FOLDER)
     waiting = _files(requests)
@@ -74,10 +66,7 @@ def leave_request(repository: Repository, project: int | None, *, any_model: boo
 
 
 def find_requests(repository: Repository) -> list[TrainingRequest]:
-    """Return what is asked of the repository's model or of any, oldest first, one for each project.
-
-    A file that is no request is left out.
-    """
+    """Return what is asked of the repository's model or of any, oldest first, one for each project."""
     requests = repository.shared_documents(REQUESTS_FOLDER)
     found: dict[int | None, TrainingRequest] = {}
     for file in _files(requests):

@@ -1,9 +1,8 @@
-"""A published version: its files, and whether they are what its manifest says.
+"""A version's files, and whether they are what its manifest says.
 
 Every file but the manifest has its digest there; the manifest has a signature beside it where versions are signed. It
 is also what locks hold: a shared one who has the version open, an exclusive one who removes it. The system lets go of
-one however its holder ends, and where a file system knows none, nobody is kept out. Knows nothing of what is in the
-files beyond that.
+one however its holder ends, and where a file system knows none, nobody is kept out.
 """
 
 import errno
@@ -12,11 +11,11 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from contract.errors import DigestError, ManifestError, SignatureError, VersionInUse
 from contract.files import open_regular, read_regular
@@ -29,7 +28,7 @@ HEAD_WEIGHTS_FILE = "head.onnx.data"
 WEIGHTS_FILES = frozenset({BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE})
 """Beside the literal graph, which keeps its weights there."""
 PORTABLE_FILE = "portable.onnx"
-"""For engines elsewhere: nothing here reads it, and versions made by earlier trainers have none."""
+"""Optional, for engines elsewhere: nothing here reads it."""
 INT8_BACKBONE_FILE = "backbone.int8.onnx"
 """Optional: the lowered graph's backbone in 8-bit integers, weights included."""
 SHARED_FILES = frozenset({BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE})
@@ -37,7 +36,6 @@ SHARED_FILES = frozenset({BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE})
 PROBE_FILE = "probe.npz"
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = MANIFEST_FILE + SIGNATURE_SUFFIX
-"""Optional: who published the version."""
 REPORT_FOLDER = "report"
 MOST_MANIFEST_BYTES = 16 * 2**20
 """A few thousand labels with all their figures take one."""
@@ -50,20 +48,13 @@ _REMEDY = "publish again or roll back to an earlier version"
 _log = logging.getLogger(__name__)
 
 
-class FileState(NamedTuple):
-    """What stays as it is for as long as nobody writes to a file."""
-
-    device: int
-    inode: int
-    size_bytes: int
-    changed_ns: int
-    sha256: str
-    """As it was compared."""
+FileState = tuple[int, int, int, int, str]
+"""Device, inode, length, time of the last write, and the sha256 that was found: equal while nobody writes to a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A published version: its folder, and the manifest found there.
+    """A version's folder, and the manifest found there.
 
     What reads its files raises DigestError if one is missing, is not what the manifest says, or not a file within the
     folder.
@@ -74,7 +65,7 @@ class Version:
 
     @property
     def name(self) -> str:
-        """The version's name, which is also its folder's."""
+        """Also of its folder."""
         return self.manifest.version
 
     @property
@@ -84,7 +75,7 @@ class Version:
 
     @property
     def int8_backbone_path(self) -> Path | None:
-        """The backbone in 8-bit integers; None if the version has none."""
+        """None if the version has none."""
         return self.path / INT8_BACKBONE_FILE if INT8_BACKBONE_FILE in self.manifest.files else None
 
     @property
@@ -118,11 +109,7 @@ class Version:
                 known.add(state)
 
     def copy(self, name: str, target: Path) -> None:
-        """Copy one of the version's files, comparing what is read with its digest: the copy is what was published.
-
-        Raises:
-            OSError: if the copy cannot be written.
-        """
+        """Copy one of the version's files, comparing what is read with its digest: the copy is what was published."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as sink:
             self._compare(name, sink)
@@ -133,7 +120,7 @@ class Version:
             stat = os.fstat(file.fileno())
         if time.time_ns() - stat.st_mtime_ns <= _SETTLED_NS:
             return None
-        return FileState(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, self.manifest.files[name].sha256)
+        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, self.manifest.files[name].sha256
 
     def _open(self, name: str) -> BinaryIO:
         expected = self.manifest.files[name]
@@ -170,6 +157,35 @@ class Version:
             )
 
 
+class StagedVersion:
+    """A version being written. What is put into `path` becomes the version when `publish` is called."""
+
+    def __init__(self, version: str, path: Path, publish: Callable[[Version], Version]) -> None:
+        self.version = version
+        self.path = path
+        self._publish = publish
+
+    def describe(self, manifest: Manifest) -> Version:
+        """Write manifest.json with the digests of all files so far, and return the version as a reader sees it.
+
+        Raises:
+            ManifestError: if `manifest` names another version.
+        """
+        if manifest.version != self.version:
+            raise ManifestError(f"staged version {self.version}, got the manifest of {manifest.version}")
+        complete = replace(manifest, files=digest_folder(self.path))
+        (self.path / MANIFEST_FILE).write_text(complete.to_json(), encoding="utf-8")
+        return Version(self.path, complete)
+
+    def publish(self, manifest: Manifest) -> Version:
+        """Make the version visible and current, signed if there is a key.
+
+        Files that it shares with a version that is there become links to that one's. Every step leaves the repository
+        usable if the process dies in it.
+        """
+        return self._publish(self.describe(manifest))
+
+
 def shared_files(manifest: Manifest) -> dict[str, FileDigest]:
     """Return the digests of the files that other versions may have, too."""
     return {file: digest for file, digest in manifest.files.items() if file in SHARED_FILES}
@@ -181,11 +197,7 @@ def is_kept(file: str) -> bool:
 
 
 def _open_inside(folder: Path, name: str) -> BinaryIO:
-    """Open a regular file in a version's folder; folders within it may not lead out of it.
-
-    Raises:
-        OSError: if there is none, or something else.
-    """
+    """Open a regular file in a version's folder; OSError if there is none, or a folder within it leads out of it."""
     for parent in Path(name).parents[:-1]:
         if (folder / parent).is_symlink():
             raise OSError(errno.ELOOP, "a folder within the version is a symbolic link", str(folder / parent))
@@ -193,7 +205,7 @@ def _open_inside(folder: Path, name: str) -> BinaryIO:
 
 
 def read_beginning(folder: Path, name: str, most_bytes: int) -> bytes:
-    """Return the beginning of a file in a version's folder, with the errors of `_open_inside`."""
+    """Return the beginning of a regular file in a version's folder; OSError if there is none."""
     with _open_inside(folder, name) as file:
         return file.read(most_bytes)
 
@@ -215,12 +227,7 @@ def digest_file(path: Path) -> FileDigest:
 
 
 def link(source: Path, target: Path, expected: FileDigest) -> None:
-    """Make `target` another name of a file, whatever was there, once the file is known to be what is expected.
-
-    Raises:
-        DigestError: if it is not.
-        OSError: if it cannot be read, or the file system knows no hard links.
-    """
+    """Make `target` another name of a file, whatever was there; DigestError if the file is not what is expected."""
     draft = target.with_name(f".{target.name}")
     try:
         os.link(source, draft, follow_symlinks=False)
@@ -285,11 +292,7 @@ def shared_lock(path: Path) -> AbstractContextManager[bool]:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Let nobody else hold a version while the block lasts, as far as the file system can tell.
-
-    Raises:
-        VersionInUse: if somebody does.
-    """
+    """Let nobody else hold a version while the block lasts; VersionInUse if somebody does."""
     with _locked(path, "r+b", fcntl.LOCK_EX) as is_held:  # on NFS only what may be written is locked
         if not is_held:
             raise VersionInUse(f"a server or trainer has version {path.name} open")
