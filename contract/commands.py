@@ -1,7 +1,7 @@
 """A command line that is declared: a command takes values of some classes, and the fields of these are its options.
 
-A field's name, type, default and docstring are those of its option, so that none of them is written down twice. Owns
-the usage and its errors, which end the process with status 2; knows no command.
+A field's name, type, default and docstring are those of its option, so that none of them is written down twice. Errors
+in the usage end the process with status 2.
 """
 
 import re
@@ -39,7 +39,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What it does, and with values of which classes."""
+    """What a command does, and with values of which classes."""
 
     do: Callable[..., int | None]
     help: str
@@ -52,11 +52,7 @@ class Command:
     """What is said when it is interrupted."""
 
     def values(self, given: Mapping[str, Any]) -> list[Any]:
-        """Return one value of each class.
-
-        Raises:
-            ValidationError: if one does not allow what was given.
-        """
+        """Return one value of each class; ValidationError if one does not allow what was given."""
         return [
             kind(**{item.name: given[item.name] for item in fields(kind) if item.name in given})
             for kind in self.takes.values()
@@ -101,7 +97,7 @@ def parse(
     about: str,
     renamed: Mapping[str, str] | None = None,
 ) -> tuple[Command, list[Any]]:
-    """Return the command that is asked for, and the values that it takes.
+    """Return the command that is asked for, and the values that it takes; SystemExit after the usage or an error in it.
 
     Args:
         program: how the command line begins.
@@ -109,9 +105,6 @@ def parse(
         arguments: those of the process by default.
         about: what the program does, for its usage.
         renamed: options of old to what they are called now.
-
-    Raises:
-        SystemExit: after the usage, or after an error in it.
     """
     group = _Group(help=about, commands={name: _Parsed(name, command) for name, command in commands.items()})
     try:
@@ -133,7 +126,7 @@ class _Group(click.Group):
 
 
 class _Parsed(click.Command):
-    """A command as click has it; to call it is to return the command and its values."""
+    """A command as click has it, which returns the command and its values."""
 
     def __init__(self, name: str, command: Command) -> None:
         declared = {
@@ -207,8 +200,6 @@ def _parameter(name: str, info: FieldInfo, about: str) -> click.Parameter:
 
 
 def _only(otherwise: str) -> Callable[[click.Context, click.Parameter, tuple[Any, ...]], Any]:
-    """Return what takes the one value that an option was given."""
-
     def take(ctx: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
         if len(values) > 1:
             raise click.UsageError(f"{param.opts[0]} may be given once only: {otherwise}", ctx)

@@ -1,7 +1,7 @@
 """Files in folders that others may write to, and on disks that may be full.
 
 A path may have been replaced by a link to a file elsewhere, a pipe that never ends or a device; none of these is opened
-here. Knows nothing of what the files hold.
+here.
 """
 
 import errno
@@ -25,11 +25,7 @@ _NONE_BYTES: Final = 2**20
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file to read; its folders may be links, it itself may not.
-
-    Raises:
-        OSError: if there is none, or something else.
-    """
+    """Open a regular file to read, OSError if it is anything else; its folders may be links, it itself may not."""
     # Opening a pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -42,11 +38,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_regular(path: Path, *, most_bytes: int) -> bytes:
-    """Read a regular file whole.
-
-    Raises:
-        OSError: if there is none, something else, or one of more than so many bytes.
-    """
+    """Read a regular file whole; OSError also if it has more than so many bytes."""
     with open_regular(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
@@ -70,14 +62,9 @@ def drafted(path: Path, content: bytes) -> Iterator[Path]:
 
 
 def recover_lines(path: Path, parse: Callable[[bytes], _T]) -> list[_T]:
-    """Return what the lines of a file hold; one that was cut short is taken off it, with all that follows.
+    """Return what the lines of a file hold, if it is there; the first that is cut short or broken is taken off it.
 
-    Args:
-        path: of the file, which need not be there.
-        parse: of a whole line; raises ValueError, LookupError or TypeError of one that is broken.
-
-    Raises:
-        OSError: if the file is there and cannot be read or written.
+    So is all that follows. `parse` raises ValueError, LookupError or TypeError of a line that is broken.
     """
     found: list[_T] = []
     if not path.exists():
@@ -113,11 +100,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def explaining_full(*folders: Path, remedy: str) -> Iterator[None]:
-    """Have what the block writes to these folders fail with one sentence where there is no room.
-
-    Raises:
-        DiskFull: naming the folder that is full, and what to do.
-    """
+    """Have what the block writes to these folders fail with DiskFull where there is no room, which names the folder."""
     try:
         yield
     except OSError as err:
@@ -129,11 +112,7 @@ def explaining_full(*folders: Path, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def explaining(what: str, folder: Path, *, remedy: str, place: str | None = None) -> Iterator[None]:
-    """Have what the block writes to a folder fail with one sentence, whatever is the matter.
-
-    Raises:
-        ConfigError: naming what was to be written and where (`place`, or the folder), and what to do.
-    """
+    """Have what the block writes to a folder fail with ConfigError, whatever is the matter; `place` is its name."""
     try:
         yield
     except OSError as err:

@@ -1,7 +1,7 @@
-"""Label Studio's API for whoever holds a token of it: which header either kind of token needs, requests, and errors.
+"""Requests to Label Studio's API, the header that either kind of its tokens needs, and errors.
 
 A personal access token is a refresh token: sent as it is, it gets 401. It is exchanged for an access token, which lasts
-five minutes. A legacy token is sent as it is. Knows no endpoint but that of the exchange.
+five minutes. A legacy token is sent as it is.
 """
 
 import base64
@@ -21,12 +21,10 @@ import urllib3
 
 from contract.errors import ConfigError
 
-ACCESS_TOKEN_S: Final = 300
-"""How long Label Studio honours an access token, in seconds."""
 WHOAMI: Final = "/api/current-user/whoami"
 """The page that says whose a token is."""
 
-_EARLY_S: Final = 30  # an access token is renewed this long before it ends
+_RENEWED_S: Final = 270  # of 300 in which Label Studio honours an access token
 _EXCHANGE: Final = "/api/token/refresh/"
 _CONNECT_S: Final = 10.0
 _SHOWN: Final = 300  # characters of an answer in a message
@@ -61,11 +59,7 @@ class NoAccessToken(Exception):
 
 
 class Token:
-    """A token of Label Studio, and the access token that all threads share where it needs one.
-
-    Raises:
-        ConfigError: if the text cannot be a token.
-    """
+    """A token of Label Studio, and the access token that all threads share where it needs one."""
 
     def __init__(self, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._token = token.strip()
@@ -85,8 +79,7 @@ class Token:
     def header(self, post: Post, *, timeout_s: float, refused: str | None = None) -> str | None:
         """The Authorization header to send, another one than `refused`, which got 401; None without a token.
 
-        One thread at a time makes the exchange, by `post`; a header that another thread has renewed since is taken, and
-        for that one thread waits `timeout_s` at most.
+        One thread at a time makes the exchange, by `post`; the others take what it got.
 
         Raises:
             NoAccessToken: if Label Studio gives none for the token.
@@ -99,7 +92,7 @@ class Token:
         try:
             if self._header in {None, refused} or self._clock() >= self._renew_at:
                 self._header = f"Bearer {self._exchange(post)}"
-                self._renew_at = self._clock() + ACCESS_TOKEN_S - _EARLY_S
+                self._renew_at = self._clock() + _RENEWED_S
             return self._header
         finally:
             self._lock.release()
@@ -129,7 +122,7 @@ class Patience:
     """How long to wait for a Label Studio that does not answer, or says that it cannot now, in seconds."""
 
     longest_s: float = 3.0
-    """In all, for one request."""
+    """In all."""
     pause_s: float = 0.5
     """Before the second attempt; each pause is twice the one before it."""
     longest_pause_s: float = 15.0
@@ -145,22 +138,18 @@ class _Request:
     path: str
     query: Mapping[str, str | int] | None
     content: bytes | None
-    kind: str
-    """The content's media type."""
+    media_type: str
     timeout_s: float
 
 
 class LabelStudioClient:
     """Requests to one Label Studio. What fails for a reason that passes is sent again, unless it is to be sent once.
 
-    Raises:
-        ConfigError: if the token cannot be one. So do all requests, if they are not answered with a status of success:
-            `Unreachable`, `TokenRefused` and `Refused` tell three reasons apart.
+    What is not answered with a status of success raises ConfigError, or `Unreachable`, `TokenRefused` or `Refused`.
     """
 
     def __init__(self, url: str, token: str, *, timeout_s: float = 60.0, patience: Patience | None = None) -> None:
         self.url = url.rstrip("/")
-        """Without a slash at its end."""
         self._token = Token(token)
         self._timeout_s = timeout_s
         self._patience = patience or PATIENCE
@@ -169,7 +158,7 @@ class LabelStudioClient:
 
     @property
     def date(self) -> datetime | None:
-        """Return what time it was at Label Studio when it last answered, to the second; None where it does not say."""
+        """What time it was at Label Studio when it last answered, to the second; None where it does not say."""
         try:
             return parsedate_to_datetime(self._date).astimezone(UTC)
         except ValueError:
@@ -209,8 +198,7 @@ class LabelStudioClient:
     ) -> _T:
         """GET a path, and have `make` make what is wanted of the answer's JSON, whose objects go through `hook` before.
 
-        Where `make` raises ValueError, LookupError, TypeError or AttributeError, the answer is not Label Studio's. Else
-        as `send`.
+        Where `make` raises ValueError, LookupError, TypeError or AttributeError, the answer is not Label Studio's.
         """
         data = self.send("GET", path, what=what, query=query, timeout_s=timeout_s)
         with self._understood():
@@ -283,7 +271,10 @@ class LabelStudioClient:
                 self.url + request.path,
                 fields={name: str(value) for name, value in query.items()} or None,
                 body=request.content,
-                headers={"Content-Type": request.kind} | ({"Authorization": authorization} if authorization else {}),
+                headers={
+                    "Content-Type": request.media_type,
+                    **({"Authorization": authorization} if authorization else {}),
+                },
                 timeout=urllib3.Timeout(connect=min(_CONNECT_S, request.timeout_s), read=request.timeout_s),
                 redirect=False,
             )

@@ -1,6 +1,5 @@
-"""What a Label Studio labelling config says about classifying images; nothing else of it is looked at.
+"""What a labelling config says of classifying images: which `<Choices>` are for which `<Image>`, and what is stored.
 
-Owns the reading of the XML: which `<Choices>` classify which `<Image>`, and what Label Studio stores for each choice.
 The text is written by whoever may edit a project, so it is read without entities or document types.
 """
 
@@ -59,9 +58,9 @@ class ChoicesControl:
     """A `<Choices>` tag that classifies a whole image."""
 
     from_name: str
-    """The name of the `<Choices>` tag."""
+    """Its own name."""
     to_name: str
-    """The name of the `<Image>` tag that it classifies."""
+    """That of the `<Image>` tag."""
     value_key: str
     """Where in a task's data the image's reference lies, for `contract.tasks.find_reference`."""
     choices: tuple[Choice, ...]
@@ -71,7 +70,7 @@ class ChoicesControl:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What Label Studio stores for each choice, in the order of the config."""
+        """What Label Studio stores for each choice."""
         return tuple(choice.stored for choice in self.choices)
 
 
@@ -89,7 +88,6 @@ class _Tag:
         return self.attributes.get(attribute, "")
 
     def has(self, attribute: str) -> bool:
-        """Whether it is switched on."""
         return self.get(attribute).lower() == "true"
 
     def __str__(self) -> str:
@@ -107,13 +105,7 @@ def parse_label_config(xml: str, wanted: str | None = None) -> tuple[ChoicesCont
     (`perItem`), those whose choices come with each task (`<Choices value="$key">`, or `<Choice value="$key">` without
     an alias), what is repeated for each item of a task, and images other than `value="$key"`.
 
-    Args:
-        xml: the labelling config.
-        wanted: the name of a control that must be among them.
-
-    Raises:
-        ConfigError: if the text is not XML, declares a document type, classifies no image or has not the control
-            that is wanted; with the reason of each control that might have been.
+    ConfigError tells of each why, if there is none, or none of the name that is wanted.
     """
     tags = list(_tags(_parse(xml)))
     controls, refusals = _read(tags)
@@ -155,7 +147,7 @@ class _Builder(ElementTree.TreeBuilder):
     """Refuses a document type before there is an entity to expand."""
 
     def doctype(self, *_: object) -> None:
-        """Meet a document type, which a comment or a text that speaks of one is not."""
+        """Raise ConfigError."""
         raise ConfigError("expected a labelling config without <!DOCTYPE> and <!ENTITY>, got one with; remove them")
 
 

@@ -4,14 +4,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
-
-EVERY_S: Final = 5.0
-"""Between two signs of life."""
 
 
 @contextmanager
-def showing_life(tell: Callable[[float], object], *, every_s: float = EVERY_S) -> Iterator[None]:
+def showing_life(tell: Callable[[float], object], *, every_s: float = 5.0) -> Iterator[None]:
     """Call `tell` with the seconds since the block began every few seconds while it lasts, from another thread."""
     over, started = threading.Event(), time.monotonic()
 

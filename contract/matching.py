@@ -23,13 +23,9 @@ _LONGEST: Final = 60
 def match_control(
     controls: Sequence[ChoicesControl], *, version: str, name: str | None, labels: Sequence[str]
 ) -> ChoicesControl:
-    """Pick the control that a version answers for, among those whose labels it knows.
+    """Pick the control that a version answers for, among those whose labels it knows; LabelMismatch if there is none.
 
-    It knows them if both share at least half of the labels of whichever has fewer, stored or displayed. The control
-    named `name` is taken if it is among these, else the one sharing most.
-
-    Raises:
-        LabelMismatch: if it knows the labels of none.
+    It knows them if both share at least half of the labels of whichever has fewer, stored or displayed.
     """
     known = [control for control in controls if _is_known(control, labels)]
     if not known:
@@ -42,7 +38,7 @@ def match_control(
 
 
 def knows(controls: Sequence[ChoicesControl], labels: Sequence[str]) -> bool:
-    """Say whether one who has learnt these labels answers for one of the controls."""
+    """Say whether a model of these labels answers for one of the controls."""
     return any(_is_known(control, labels) for control in controls)
 
 
@@ -53,16 +49,12 @@ def name_labels(labels: Sequence[str]) -> str:
 
 
 def name_controls(controls: Sequence[ChoicesControl]) -> str:
-    """Return the labels of controls as messages name them."""
+    """Return controls as messages name them, with their labels."""
     return "; ".join(f"{control.from_name}: {name_labels(control.labels)}" for control in controls[:_LISTS])
 
 
 def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labels: Sequence[str]) -> ChoicesControl:
-    """Pick the control named `name` if it is there, else the one sharing most labels, the first of equals.
-
-    Raises:
-        ConfigError: if there is nothing to choose from.
-    """
+    """Pick the control named `name` if it is there, else the one sharing most labels, the first of equals."""
     if not controls:
         raise ConfigError("expected at least one <Choices> for an <Image>, got none; check the labelling config")
     named = [control for control in controls if control.from_name == name]

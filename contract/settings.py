@@ -1,7 +1,7 @@
 """What the environment sets, read once and whole: each setting is declared in one place, as a field of a class.
 
 A field's name is that of its variable, `LABELNEXT_` in front; its type says what is allowed, and its docstring is what
-docs/settings.md says of it. Owns the settings that trainer and server share, and how faults of any of them are told.
+docs/settings.md says of it.
 """
 
 import os
@@ -26,7 +26,6 @@ from contract.versions.signatures import read_public_key
 PREFIX: Final = "LABELNEXT_"
 
 DEFAULT_MODEL: Final = "default"
-"""The model of who names none."""
 
 DECLARED: Final = ConfigDict(extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 """Of all classes whose fields are settings or options: a field's docstring describes it to people, too."""
@@ -113,11 +112,7 @@ class SharedSettings:
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read the variables; one that is empty counts as not set, one that is none of ours as not there.
-
-        Raises:
-            ConfigError: one message that names every fault.
-        """
+        """Read the variables, of which one that is empty counts as not set; one ConfigError names every fault."""
         named = {item.name: environ.get(PREFIX + item.name.upper(), "").strip() for item in fields(cls)}
         given: dict[str, Any] = {name: value for name, value in named.items() if value}
         faults = [f"{name} is now called {now}" for name, now in _RENAMED.items() if environ.get(name, "").strip()]
@@ -149,7 +144,7 @@ class SharedSettings:
 
 
 def explain(err: ValidationError) -> Iterator[tuple[str, str]]:
-    """Yield what must be of each field that is not, once; what was given is left out, for it may be secret."""
+    """Yield each field that is wrong, once, and what it must be; what was given is left out, for it may be secret."""
     faults = {str(fault["loc"][0]) if fault["loc"] else "": fault for fault in reversed(err.errors())}
     for name, fault in reversed(faults.items()):
         yield name, _EXPECTED.get(fault["type"], re.sub("^(Input should be|Value error,) ", "", fault["msg"]))

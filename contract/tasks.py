@@ -1,7 +1,6 @@
 """What lies where in a task of Label Studio: the image in its data, the labels in a result.
 
-Knows no labelling config, and reads whatever Label Studio's editor reads: tasks and results can be imported, and so be
-anything.
+All that Label Studio's editor reads is read: tasks and results can be imported, and so be anything.
 """
 
 import re
@@ -37,9 +36,7 @@ def _steps_of(choice: object) -> tuple[str, ...]:
 def find_reference(data: Mapping[str, object], key: str) -> str | None:
     """The image's reference in a task's data, or None if there is no text, nor a list of nothing but one text.
 
-    Args:
-        data: of a task.
-        key: as in `value="$key"`: a key of the data, or else a path such as `image.url` or `images[0]`.
+    The key is that of `value="$key"`: one of the data, or else a path such as `image.url` or `images[0]`.
     """
     found = data[key] if key in data else _follow(data, key)
     if isinstance(found, list) and len(found) == 1:  # the editor shows the first of a list, and all of it beside that

@@ -1,8 +1,8 @@
 """The feature store: what a backbone made of an image, for as long as the backbone is the same.
 
-Owns what is kept and under which names: rows of features by backbone and by the bytes of the image's file, and of each
-source that can say "unchanged" what it said last. It can only ever cost time: a thread of its own writes, and what
-fails is counted, logged once for each kind, and a miss.
+Rows of features are kept by backbone and by the bytes of the image's file, and of each source that can say "unchanged"
+what it said last. It can only ever cost time: a thread of its own writes, and what fails is counted, logged once for
+each kind, and a miss.
 """
 
 import hashlib
@@ -32,14 +32,13 @@ MAX_PENDING_BYTES: Final = 16 * 2**20
 """The most that waits to be written; what comes on top is dropped."""
 
 _DIGEST_BYTES: Final = 32
-_BUNCH_BYTES: Final = 4 * 2**20
-"""Written in one transaction."""
+_BUNCH_BYTES: Final = 4 * 2**20  # in one transaction
 _REST_S: Final = 30.0
 """For so long reading is left alone when it has failed, and so is writing."""
 _FRESH_STARTS: Final = 3
 """A disk that damages every file is not to be filled with them."""
 _FORMAT: Final = 2
-"""Part of the file's name: replicas of two releases use two files rather than fight over one."""
+"""Replicas of two releases use two files rather than fight over one."""
 _NAME: Final = re.compile(rf"features-{_FORMAT}-(\d{{1,9}})\.sqlite3")
 
 _CONSEQUENCES: Final = {
@@ -60,7 +59,7 @@ class Download:
     digest: bytes
     """sha256 of the file."""
     checked_at: int = 0
-    """When it sent the file or said that it is unchanged, in seconds as `time.time` counts them."""
+    """When it sent the file or said that it is unchanged, in seconds since 1970."""
 
 
 class FeatureStore:
@@ -72,12 +71,10 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path | None, *, max_bytes: int, count_fault: Callable[[str], None]) -> None:
-        """Open the folder's newest file, and start the thread that writes.
+        """Open the folder's newest file, or memory if it is None, and start the thread that writes.
 
-        Args:
-            folder: made if it is not there; None keeps everything in memory.
-            max_bytes: of the file, or in memory; above 0. What was written longest ago leaves first.
-            count_fault: told "open", "damaged", "read", "write" or "dropped".
+        Beyond `max_bytes` what was written longest ago leaves first. `count_fault` is told "open", "damaged", "read",
+        "write" or "dropped".
         """
         self._folder = folder
         self._max_bytes = max_bytes
@@ -99,43 +96,36 @@ class FeatureStore:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the file or of what is in memory; 0 while there is none."""
+        """Of the file, or of what is in memory."""
         table = self._table
         with suppress(sqlite3.Error):
             return table.size_bytes if table else 0
         return 0
 
     def get_many(self, backbone: str, digests: Sequence[bytes]) -> list[Features | None]:
-        """Return what the backbone made of files with these sha256, float32 (F,) each, or None where it is not known.
-
-        `backbone` names all that features depend on besides the file.
-        """
+        """Return what a backbone (`features_key`) made of files with these sha256, float32 (F,) each, where known."""
         rows = self._get([_features_key(backbone, digest) for digest in digests])
         return [None if row is None else _read_row(row) for row in rows]
 
     def put(self, backbone: str, digest: bytes, row: Features) -> None:
-        """Keep float32 (F,), rounded to float16, if they are numbers and not too many. Does not wait."""
+        """Keep float32 (F,), rounded to float16, if they are numbers and not too many."""
         with np.errstate(over="ignore"):
             rounded = row.astype(np.float16)
         if rounded.nbytes <= MAX_ROW_BYTES and np.isfinite(rounded).all():
             self._put(_features_key(backbone, digest), rounded.tobytes())
 
     def recall(self, source: str) -> Download | None:
-        """Return what a source sent last, or None where that is not known."""
+        """Return what a source sent last, where that is known."""
         return self.recall_many([source])[0]
 
     def recall_many(self, sources: Sequence[str]) -> list[Download | None]:
-        """Return what `recall` does of each, in order, at a fraction of the cost."""
+        """Return what `recall` does of each, at a fraction of the cost."""
         return [_read_download(value) for value in self._get([_source_key(source) for source in sources])]
 
     def remember(self, source: str | None, validators: Validators | None, digest: bytes, *, at: float) -> None:
-        """Keep that a source sent a file, or said that it still is that one.
+        """Keep that a source sent a file of this sha256, or said that it still is that one, in seconds since 1970.
 
-        Args:
-            source: of its name only a digest is kept, for URLs may hold signatures; None where there is none.
-            validators: None where nothing may be remembered of the source.
-            digest: sha256 of the file.
-            at: when, in seconds as `time.time` counts them.
+        Of its name only a digest is kept, for URLs may hold signatures.
         """
         if source and validators:
             said = [validators.place, validators.etag, validators.last_modified, int(at)]
@@ -152,7 +142,7 @@ class FeatureStore:
         self._table = None
 
     def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return what was put last under each key, written or not; None where that is not known."""
+        """Return what was put last under each key, written or not."""
         with self._changed:
             found = {key: self._pending[key] for key in keys if key in self._pending}
             table = self._table
@@ -165,7 +155,6 @@ class FeatureStore:
         return [found.get(key) for key in keys]
 
     def _put(self, key: bytes, value: bytes) -> None:
-        """Keep a value, unless it is too large or there is too much to write already."""
         with self._changed:
             if self._table is None or self._closing or len(value) > self._bunch_bytes:
                 return
@@ -224,7 +213,7 @@ class FeatureStore:
         return bunch
 
     def _fail(self, side: Literal["read", "write"], table: Table | None, err: sqlite3.Error) -> None:
-        """Take note of an error, unless the table has been given up meanwhile; a damaged one is given up now."""
+        """Take note of an error, unless the table has been given up meanwhile, as a damaged one now is."""
         with self._changed:
             if table is not self._table:
                 return
@@ -248,7 +237,7 @@ class FeatureStore:
 
     def _open(self, *, after_damage: bool = False) -> Table | None:
         """Open the newest file, or the next one if it is damaged; None if neither can be had."""
-        self._generation = max(_newest(self._folder), self._generation + after_damage)
+        self._generation = max(*_generations(self._folder), self._generation + after_damage, 0)
         self._fresh_starts += after_damage
         if self._fresh_starts > _FRESH_STARTS:
             return None
@@ -309,10 +298,6 @@ def _generations(folder: Path | None) -> list[int]:
         names = [path.name for path in folder.iterdir()] if folder else []
         return [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
     return []
-
-
-def _newest(folder: Path | None) -> int:
-    return max(_generations(folder), default=0)
 
 
 def _delete_older(folder: Path, generation: int) -> None:

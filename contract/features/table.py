@@ -1,7 +1,6 @@
 """A table of bytes by key, in one SQLite file that processes share or in memory, never larger than it may be.
 
-Owns the file: its form, its size and who leaves first. Every error of SQLite leaves it as one; what is to be done then,
-when to write and what the bytes mean is the business of `contract.features.store`.
+Every error of SQLite leaves it as one.
 """
 
 import sqlite3
@@ -34,10 +33,6 @@ _PUT: Final = "INSERT OR REPLACE INTO entries (key, value) VALUES (?, ?)"
 _DROP_OLDEST: Final = "DELETE FROM entries WHERE id IN (SELECT id FROM entries ORDER BY id LIMIT ?)"
 
 
-class Foreign(sqlite3.Error):
-    """Found a database that holds something else."""
-
-
 def is_damaged(err: sqlite3.Error) -> bool:
     """Whether the file is no database any more, rather than locked, full or out of reach."""
     return getattr(err, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
@@ -52,7 +47,7 @@ class Table:
     """
 
     def __init__(self, path: Path | None, *, max_bytes: int) -> None:
-        """Open the file, or make it; None keeps the rows in memory. Raises Foreign if it is another program's."""
+        """Open the file, or make it; None keeps the rows in memory."""
         self._reading = threading.Lock()
         self._writer = _connect(path, _WRITE_WAIT_S)
         try:
@@ -80,7 +75,7 @@ class Table:
             return _ask(self._reader, "PRAGMA page_count") * self._page_bytes
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the values by their keys, without those that are not there or whose checksum says they are damaged."""
+        """Return the values by their keys, without those that are damaged."""
         found: dict[bytes, bytes] = {}
         for start in range(0, len(keys), _KEYS_ASKED):
             part = keys[start : start + _KEYS_ASKED]
@@ -90,10 +85,7 @@ class Table:
         return found
 
     def write(self, values: Mapping[bytes, bytes]) -> None:
-        """Add rows in one transaction, after making room for them; who was written longest ago leaves first.
-
-        On an error the file is as it was.
-        """
+        """Add rows in one transaction, after making room: who was written longest ago leaves first."""
         with self._writing:
             self._writer.execute("BEGIN IMMEDIATE")
             try:
@@ -107,7 +99,6 @@ class Table:
                 raise
 
     def _make_room(self, values: Mapping[bytes, bytes]) -> None:
-        """Delete rows until these fit."""
         needed = _SPARE_PAGES + -(-sum(map(self._bytes_of, values.values())) // self._page_bytes)
         step = max(1, len(values))
         while self._pages_in_use() + needed > self._max_pages:
@@ -142,7 +133,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if _is_ours(connection):
         return
     if _ask(connection, "SELECT count(*) FROM sqlite_master") and not _is_ours(connection):
-        raise Foreign("it is a database of something else; give the cache a folder of its own")
+        raise sqlite3.DatabaseError("it is a database of something else; give the cache a folder of its own")
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only an empty file takes it
     _write_ahead(connection)
     connection.execute("BEGIN IMMEDIATE")

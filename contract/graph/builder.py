@@ -1,4 +1,4 @@
-"""Writing ONNX graphs node by node, and the reduction that every graph of passes ends in. Knows onnx and numpy."""
+"""Writing ONNX graphs node by node, and the reduction that every graph of passes ends in."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ OUTPUTS = ("mean_probabilities", "bald", "entropy", "pass_probabilities")
 
 
 class GraphBuilder:
-    """The nodes and constants of a graph so far, in an order in which they can run; `prefix` is of their names."""
+    """The nodes and constants of a graph so far, in an order in which they can run."""
 
     def __init__(self, prefix: str = PREFIX) -> None:
         self._prefix = prefix

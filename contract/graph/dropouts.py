@@ -1,7 +1,4 @@
-"""Which nodes of a graph are Dropouts that drop, and how much. Knows onnx and numpy; no engine.
-
-What is known only at run time raises LoweringError.
-"""
+"""Which nodes of a graph are Dropouts that drop, and how much; LoweringError if that is known only at run time."""
 
 from collections.abc import Mapping
 

@@ -1,7 +1,7 @@
 """The fingerprint of a backbone: what an image's features depend on besides the image's bytes.
 
 Two versions of equal fingerprints compute equal features, so that after a retrain of the head alone those that were
-computed before still hold. Knows onnx; no engine.
+computed before still hold.
 """
 
 import hashlib
@@ -16,10 +16,9 @@ from contract.versions.manifest import InputSpec
 
 
 def fingerprint(backbone: ModelProto, folder: Path, spec: InputSpec) -> str:
-    """Return the sha256, in hex, of a backbone's operators, wiring and weights, and of how its pixels are made.
+    """Return the sha256 of a backbone's operators, wiring and weights, in the folder, and of how its pixels are made.
 
-    Names of tensors and the place of a weight in its file are left out: an export may choose them anew. `folder` is
-    where external weights are.
+    Names of tensors and the place of a weight in its file are left out: an export may choose them anew.
     """
     digest = hashlib.sha256(json.dumps([RECIPE, asdict(spec)], sort_keys=True).encode())
     for opset in sorted(backbone.opset_import, key=lambda entry: entry.domain):
@@ -45,9 +44,7 @@ def fingerprint(backbone: ModelProto, folder: Path, spec: InputSpec) -> str:
 def features_key(backbone: str, precision: str) -> str:
     """Name all that an image's features depend on besides the image: of equal keys equal features come.
 
-    Args:
-        backbone: its fingerprint or, in 8-bit integers, the sha256 of its file.
-        precision: what it computes in.
+    A backbone is its fingerprint or, in 8-bit integers, the sha256 of its file.
     """
     return f"{backbone}/{RECIPE}/{precision}"  # of today: a version was published for the recipe of its day
 

@@ -6,8 +6,6 @@ The head takes features and computes T passes at once: what is deterministic in 
 Dropout it fans out to N x T rows, makes each Dropout a product with a mask given as input, and ends in softmax or,
 where several labels may hold, sigmoids, their mean, BALD and entropy, in float32. No Dropout node is left, so no engine
 can delete, freeze or reseed one; and features can be kept, for as long as the backbone stays the same.
-
-Knows onnx and numpy; no engine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -71,9 +69,7 @@ class Lowered:
 def load_graph(path: Path, *, weights_bytes: Mapping[str, int]) -> ModelProto:
     """Read a graph without its weights, which must lie in it or within so many bytes of these files beside it.
 
-    Raises:
-        DigestError: if the file is no graph.
-        UnsafeGraph: if it is one that no trainer of ours writes, and not safe to open.
+    DigestError if the file is no graph, UnsafeGraph if it is not safe to open.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -99,7 +95,7 @@ def lower(model: ModelProto, *, cut: str, multiple: bool = False) -> Lowered:
 
     Raises:
         DropoutDead: if no Dropout node is active, so that all passes would be equal.
-        LoweringError: if the graph is of another form, or cannot be cut there.
+        LoweringError: if the graph is of another form.
     """
     try:
         inlined = inliner.inline_local_functions(model) if model.functions else model
@@ -112,13 +108,9 @@ def lower(model: ModelProto, *, cut: str, multiple: bool = False) -> Lowered:
 
 
 def lower_version(version: Version) -> Lowered:
-    """Compile a version's literal graph, whose active Dropout nodes must be those that its manifest describes.
+    """Load and compile a version's literal graph, whose active Dropout nodes must be those that its manifest describes.
 
     The probe runs under the manifest's, requests under the graph's: what is validated must be served.
-
-    Raises:
-        DigestError, UnsafeGraph: as `load_graph` does.
-        DropoutDead, LoweringError: as `lower` does, and if the nodes are others.
     """
     manifest = version.manifest
     literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)
@@ -207,7 +199,6 @@ class _Lowering:
             self.head.nodes.append(node)
 
     def _check_cut(self) -> int:
-        """Return the number of features, F."""
         shape, kind = self.shapes.get(self.cut, ()), self.types.get(self.cut, TensorProto.UNDEFINED)
         if len(shape) == 2 and isinstance(shape[1], int) and kind == TensorProto.FLOAT:
             return shape[1]
@@ -249,7 +240,6 @@ class _Lowering:
         return self.measured[name, in_rows]
 
     def _measure_shape(self, node: NodeProto, output: str, in_rows: bool) -> None:
-        """Compute a Shape or Size of data without the data."""
         batch = self.head.add("Shape", [FEATURES], start=0, end=1)  # (1,): N
         if in_rows:
             batch = self.head.add("Mul", [batch, self._passes()])
@@ -300,7 +290,7 @@ class _Lowering:
         return self.head.add("Unsqueeze", [self._per_image(name), self.head.integers(1)])
 
     def _add_site(self, node: NodeProto) -> str:
-        """Note a Dropout's features and probability, and return the name of its mask."""
+        """Return the name of a Dropout's mask."""
         probability = drop_probability(node, self.constants)
         if not 0 < probability < 1:
             raise LoweringError(

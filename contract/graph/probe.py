@@ -5,8 +5,7 @@ free-running passes with baal's dropout, and the passes under the version's own 
 agree with the masked passes exactly, up to rounding, and with the free ones statistically. Backbone and head together
 must agree exactly too or, where the backbone computes in reduced precision, must rank the images as torch does.
 Together they notice a Dropout that is dead, lost, of the wrong probability or masked on the wrong rows, and weights or
-pixels that differ, whatever the engine did to the graph. Knows numpy and the masks; what runs a graph is the caller's
-business.
+pixels that differ, whatever the engine did to the graph.
 """
 
 import math
@@ -87,11 +86,7 @@ class Probe:
 
     @classmethod
     def load(cls, path: Path) -> "Probe":
-        """Read a probe.
-
-        Raises:
-            DigestError: if the file is not one that `save` wrote.
-        """
+        """Read what `save` wrote; DigestError if it is anything else."""
         try:
             with open_regular(path) as file:
                 _check_length(file)
@@ -148,9 +143,7 @@ class Validation:
 def validate(
     probe: Probe, manifest: Manifest, *, backbone: ComputeFeatures, head: RunPasses, reduced: bool = False
 ) -> Validation:
-    """Run backbone and head on the probe, and compare them with what torch computed.
-
-    `reduced` says that the backbone computes in less than float32.
+    """Compare backbone, `reduced` if in less than float32, and head with what torch computed on the probe.
 
     Raises:
         DropoutDead: if the passes do not differ, or differ far less than the reference passes do.
@@ -275,14 +268,9 @@ def _find_difference(
 
 
 def _labels_at_once(found: npt.NDArray[np.float64], reference: npt.NDArray[np.float32], passes: int) -> float:
-    """Return how many of an image's labels one pass may turn over.
+    """Return how many of an image's labels one of (N, T, C), or of so many passes of variance (N, C), may turn over.
 
     A label that one pass of T turned over has a variance of 1 / T.
-
-    Args:
-        found: passes (N, T, C).
-        reference: variances (N, C) of other passes.
-        passes: how many others.
     """
     turned = np.maximum(found.var(axis=1) * found.shape[1], reference * passes)  # (N, C)
     return max(1.0, float(np.minimum(turned, 1).sum(axis=1).max()))
@@ -291,7 +279,7 @@ def _labels_at_once(found: npt.NDArray[np.float64], reference: npt.NDArray[np.fl
 def _sample(
     features: npt.NDArray[np.float32], passes: int, manifest: Manifest, head: RunPasses
 ) -> npt.NDArray[np.float64]:
-    """Return so many masked passes on features (N, F): (N, R, C)."""
+    """Run a head on features (N, F): (N, R, C)."""
     bytes_a_pass = sum(4 * math.prod(site.features) for site in manifest.dropout_sites)
     step = max(1, _MASK_BYTES_A_RUN // max(1, bytes_a_pass))
     parts: list[npt.NDArray[np.float32]] = []

@@ -1,8 +1,4 @@
-"""Which network addresses a host named by a stranger may have.
-
-Owns one judgement: whether an address belongs to the public internet, in whichever of its spellings it comes. Knows
-nothing of HTTP and opens no connection.
-"""
+"""Which network addresses a host named by a stranger may have: those of the public internet."""
 
 import ipaddress
 import socket
@@ -25,9 +21,7 @@ _SERVICES: Final = (ipaddress.IPv4Network("168.63.129.16/32"), ipaddress.IPv4Net
 def resolve_addresses(host: str, port: int) -> list[str]:
     """Ask the system, which also reads what C has always read as an address: 0x7f000001, 2130706433, 127.1.
 
-    Raises:
-        OSError: if the name has no address.
-        UnicodeError: if it cannot be a name.
+    OSError or UnicodeError if the name has no address.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))

@@ -1,7 +1,7 @@
 """Connections to hosts that are not trusted: to which addresses, and how long each step may take.
 
 They are kept alive, without proxies from the environment. To trusted origins they are made wherever these are, to
-others only at public addresses. Knows nothing of what is asked.
+others only at public addresses.
 """
 
 import socket

@@ -1,7 +1,4 @@
-"""One HTTP request to a host that is not trusted, and the whole of its answer within limits of time and size.
-
-Follows no redirect and knows nothing of tokens, tasks or images.
-"""
+"""One HTTP request to a host that is not trusted, and the whole of its answer within limits of time and size."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -45,11 +42,7 @@ class HttpUrl:
 
     @classmethod
     def parse(cls, url: str) -> "HttpUrl":
-        """Read a URL.
-
-        Raises:
-            ValueError: if it is none, too long, or not of http or https.
-        """
+        """Read a URL; ValueError says why it is none."""
         if len(url) > LONGEST_REFERENCE:
             raise ValueError(f"longer than {LONGEST_REFERENCE} characters")
         try:
@@ -78,9 +71,8 @@ class Validators:
     """A URL; with an ETag its query is left out, for it may be a signature that changes. Empty if there is neither an
     ETag nor a date to ask with."""
     etag: str | None
-    """As in If-None-Match, weak ones included: a file that is equivalent as an image is the same image."""
+    """Weak ones included: a file that is equivalent as an image is the same image."""
     last_modified: str | None
-    """As in If-Modified-Since."""
 
     @property
     def can_ask(self) -> bool:
@@ -88,7 +80,7 @@ class Validators:
         return bool(self.etag or self.last_modified)
 
     def are_from(self, target: HttpUrl) -> bool:
-        """Whether the target is where they came from: a date alone would also fit another file of that host."""
+        """Whether they came from the target: a date alone would also fit another file of that host."""
         return self.place == _place(target, self.etag)
 
 
@@ -112,7 +104,7 @@ class FetchContext:
     clock: Callable[[], float]
 
     def remaining(self) -> float:
-        """Seconds left, more than 0; raises TemporaryFetchError when there are none."""
+        """Seconds left; raises TemporaryFetchError when there are none."""
         remaining = self.end - self.clock()
         if remaining <= 0:
             raise TemporaryFetchError(
@@ -140,7 +132,7 @@ def public_name(reference: str) -> str:
 
 
 def too_large(asked: str, limit: int) -> FetchError:
-    """The error for more bytes than one image may have."""
+    """Return the error for it."""
     return FetchError(
         f"{asked} holds more than {limit} bytes, the most that is fetched for one image; shrink the image"
     )
@@ -169,11 +161,7 @@ class Downloader:
         known: Validators | None = None,
         post: bytes | None = None,
     ) -> Answer:
-        """Send a GET, or a POST of JSON, and read the answer; with validators it may be 304, without a body.
-
-        Raises:
-            FetchError: if the host must not be asked, does not answer in time, breaks off or sends too much.
-        """
+        """Send a GET, or a POST of JSON, and read the answer; with validators it may be 304, without a body."""
         headers = {"Accept-Encoding": "identity", "User-Agent": "labelnext"}
         if authorization:
             headers["Authorization"] = authorization

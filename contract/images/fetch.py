@@ -1,14 +1,11 @@
 """From an image reference in a task to the image's bytes, the same in training and in serving.
 
-Owns what each kind of reference means and which host may be told what. References are written by whoever may import
-tasks, and hosts answer what they like, so neither is trusted:
+References are written by whoever may import tasks, and hosts answer what they like, so neither is trusted:
 
 * Label Studio's origin gets the token, on the paths that serve images and on no others. Nobody else gets it, and a
   redirect away from that origin ends it. Its images are asked of it there under whichever of its names they come.
 * Origins that the settings allow are asked wherever their addresses lie.
 * Any other host is asked only if all its addresses are public. Each redirect is judged again.
-
-Knows nothing of what the bytes are, and keeps none of them; who does can ask whether they are still the same.
 """
 
 import base64
@@ -50,24 +47,22 @@ class FetchSettings:
     """Where images may come from, and the limits on each."""
 
     label_studio_url: str | None = None
-    """Base URL of Label Studio, as seen from here; a path in it is kept."""
+    """As seen from here; a path in it is kept."""
     label_studio_public_url: str | None = None
-    """The same as browsers see it, and as references may have it; None asks Label Studio, which knows it from
-    LABEL_STUDIO_HOST."""
+    """As browsers see it, and as references may have it; None asks Label Studio for its LABEL_STUDIO_HOST."""
     api_token: str | None = field(default=None, repr=False)
-    """A personal access token or a legacy token of Label Studio."""
+    """Label Studio's, of either kind."""
     local_files_root: Path | None = None
     """The folder that /data/local-files is read from; without one, Label Studio is asked for these files."""
     allowed_origins: tuple[str, ...] = ()
-    """Origins such as http://minio:9000 that may be asked although their addresses are private."""
+    """Such as http://minio:9000: they may be asked although their addresses are private."""
     max_bytes: int = 20 * 2**20
-    """Larger files are refused."""
     connect_timeout_s: float = 3.0
-    """Time in seconds for connecting, TLS included."""
+    """TLS included."""
     read_timeout_s: float = 10.0
-    """Time in seconds for the head of an answer, and between any two pieces of its body."""
+    """For the head of an answer, and between any two pieces of its body."""
     total_timeout_s: float = 60.0
-    """Time in seconds for one image from first to last; a caller's deadline can only shorten it."""
+    """For one image from first to last; a caller's deadline can only shorten it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +70,11 @@ class Fetched:
     """What a reference stands for now."""
 
     data: bytes
-    """The file; empty if it is unchanged."""
+    """Empty if it is unchanged."""
     validators: Validators | None = None
-    """What to ask with next time, if anything; None where nothing may be remembered of the source."""
+    """What to ask with next time; None where nothing may be remembered of the source."""
     unchanged: bool = False
-    """Whether it is the file that the caller knows; never so for who knows none."""
+    """Whether it is the file that the caller knows."""
 
 
 class Fetcher:
@@ -92,12 +87,6 @@ class Fetcher:
         resolve: Resolver = resolve_addresses,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Open no connection yet.
-
-        Raises:
-            ConfigError: if the token cannot be one.
-            ValueError: if an address is not a URL of http or https.
-        """
         self._settings = settings
         self._clock = clock
         home, public = (
@@ -121,7 +110,7 @@ class Fetcher:
         self._downloader.close()
 
     def is_remote(self, reference: str) -> bool:
-        """Whether fetching the reference asks another machine; FetchError if it cannot be fetched."""
+        """Whether fetching the reference asks another machine."""
         if is_data_uri(reference):
             return False
         return self._settings.local_files_root is None or self._local_file(self._plain(reference)) is None
@@ -133,10 +122,7 @@ class Fetcher:
     def source(self, reference: str, *, task_id: int | None = None, project_id: int | None = None) -> str | None:
         """Name where the reference leads, for who remembers validators; None where it is itself the image.
 
-        It may hold secrets, as references do.
-
-        Raises:
-            FetchError: if the reference cannot be fetched.
+        The name may hold secrets, as references do.
         """
         if is_data_uri(reference):
             return None
@@ -159,12 +145,9 @@ class Fetcher:
         Args:
             reference: http(s)://, data:, /data/upload/, /data/local-files/, s3://, gs:// or azure-blob://.
             known: what was returned beside the bytes that the caller has.
-            task_id: the task that the reference comes from; Label Studio resolves storage references by it.
+            task_id: Label Studio resolves storage references by it.
             project_id: used in its place where there is no task.
-            deadline: on the clock of `time.monotonic`, in seconds.
-
-        Raises:
-            FetchError: if the bytes cannot be had in time, or must not be.
+            deadline: on the clock of `time.monotonic`.
         """
         end = self._clock() + self._settings.total_timeout_s
         context = FetchContext(public_name(reference), end if deadline is None else min(end, deadline), self._clock)

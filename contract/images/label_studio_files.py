@@ -31,7 +31,7 @@ class Studio:
 
     Args:
         home: where it is asked, a path included; None where it is not asked at all.
-        public: where browsers ask it, as it was set; None asks Label Studio, now and then.
+        public: where browsers ask it; None asks Label Studio, now and then.
         describe: gets its description of its API, in the JSON of OpenAPI; empty where it cannot be had.
         others: origins that are known to be something else.
         clock: counts seconds.
@@ -76,13 +76,10 @@ class Studio:
         return target.origin == self._home and own is not None and not _climbs(own)
 
     def image_path(self, reference: str) -> str | None:
-        """Path and query, below its address, of an image that Label Studio serves; None of anything else.
+        """Path and query of an image that Label Studio serves; None of any other path or URL, plainly spelled.
 
         It is asked for its public address only where that decides. Where it gives none, a prefix is known by what
         stands behind it, and so is a host that is the machine of whoever reads the reference.
-
-        Args:
-            reference: a path, or a URL of http or https; plainly spelled.
         """
         relative = reference.startswith("/")
         try:

@@ -39,13 +39,7 @@ class Range:
 
     @classmethod
     def of(cls, image: Image.Image, data: bytes, strips: Iterable[Image.Image]) -> Self:
-        """Return the range of a deep image.
-
-        Args:
-            image: for its mode and tags.
-            data: the file.
-            strips: the image in pieces; looked at where the file does not say enough.
-        """
+        """Return the range of a deep image; its pieces are looked at where the file does not say enough."""
         tags = getattr(image, "tag_v2", {})
         black, white = _declared(image, tags) or (0.0, 65535.0 if image.mode.startswith("I;16") else None)
         if white is None:

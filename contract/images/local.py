@@ -23,11 +23,7 @@ _SPACES: Final = b"\t\n\f\r "
 
 
 def decode_data_uri(reference: str, *, max_bytes: int) -> bytes:
-    """Return the bytes in a data URI, as browsers read it.
-
-    Raises:
-        FetchError: if it holds none, too many, or what says that it is base64 and is not.
-    """
+    """Return the bytes in a data URI, as browsers read it; FetchError if there are none, or too many."""
     if len(reference) > 3 * max_bytes + LONGEST_REFERENCE:  # %00, the longest spelling, takes three characters a byte
         raise too_large("data:...", max_bytes)
     head, _, payload = reference.rstrip(AROUND).partition(",")
@@ -62,14 +58,9 @@ def _decode_base64(data: bytes) -> bytes:
 def read_local_file(
     root: Path, name: str, *, max_bytes: int, known: Validators | None = None
 ) -> tuple[bytes | None, Validators]:
-    """Read a regular file below the root; links are followed before the check, so that none leads out of it.
+    """Return a regular file below the root, None if the validators known are its own; and its validators.
 
-    Returns:
-        the file, or None if it still is what it was under the validators that the caller knows; and its validators,
-        which are made of what the file system says of it.
-
-    Raises:
-        FetchError: if there is no such file, or it is too large.
+    Links are followed before the check, so that none leads out of the root.
     """
     shown = f"the local file {public_name(name)!r}"
     try:

@@ -68,7 +68,7 @@ _UPRIGHT: Final = {
 
 
 class _Room:
-    """Lets images be decoded at the same time for as long as their pixels, of all together, are not too many."""
+    """Bounds the pixels of all images that are decoded at the same time."""
 
     def __init__(self, pixels: int) -> None:
         self._pixels = pixels
@@ -118,16 +118,8 @@ def decode_image(data: bytes, spec: InputSpec, *, max_megapixels: int = MAX_MEGA
 
     Transparency is laid over white. Greyscale of more than 8 bits is scaled to 8 as `contract.images.levels` says. An
     orientation that cannot be read is none. Time and memory are bounded whatever the bytes are; where large images are
-    being decoded in other threads, it waits for these.
-
-    Args:
-        data: the file.
-        spec: the size to decode to.
-        max_megapixels: the most that may be in memory, in millions: of most JPEGs at a fraction of their size.
-
-    Raises:
-        DecodeError: if the bytes are no image of a format in `FORMATS`, are cut short, are too large, or are made to
-            take long.
+    being decoded in other threads, it waits for these. `max_megapixels`, in millions of pixels, is the most that may be
+    in memory: of most JPEGs at a fraction of their size. DecodeError if there is no image that can be had so.
     """
     if not data:
         raise DecodeError("expected an image file, got 0 bytes; check what the task's reference points to")

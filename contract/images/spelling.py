@@ -1,7 +1,6 @@
 """How browsers read the address of an image, after the URL Standard (https://url.spec.whatwg.org).
 
-People label what a browser shows them, so an address means here what it means there. Owns spellings only: which host
-may be asked, and for what, is decided by whoever reads what comes out.
+People label what a browser shows them, so an address means here what it means there.
 """
 
 import ipaddress
@@ -49,8 +48,7 @@ def as_browsers_read(reference: str) -> str:
 def with_plain_host(url: str) -> str:
     """The URL with its host as it is looked up: names in ASCII and lower case, addresses in their usual form.
 
-    Raises:
-        ValueError: if it has no host, or one that no browser would look up.
+    ValueError if it has no host that a browser would look up.
     """
     start, _, rest = url.partition("//")
     found = _AUTHORITY.match(rest)

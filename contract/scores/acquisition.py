@@ -41,9 +41,6 @@ def bald(probabilities: Floats, *, multiple: bool = False) -> Floats:
     H[mean_t p_t] - mean_t H[p_t], Houlsby et al. 2011 (arXiv 1112.5745), estimated from T passes as in Gal et al. 2017
     (arXiv 1703.02910). It lies in [0, min(ln C, ln T)]; rounding below 0 is clipped. Of `multiple` labels it is the sum
     over them, each a choice between the label and its absence, in [0, C min(ln 2, ln T)].
-
-    Raises:
-        ValueError: if `probabilities` has other than three axes.
     """
     if probabilities.ndim != 3:
         raise ValueError(f"bald needs probabilities of shape (N, T, C), got {probabilities.ndim} axes")
@@ -65,11 +62,7 @@ def margin(mean_probabilities: Floats, *, multiple: bool = False) -> Floats:
 
 
 def greatest_bald(classes: int, *, multiple: bool = False) -> float:
-    """Return the most that BALD can be, in nats: ln C, or C ln 2 of `multiple` labels.
-
-    Raises:
-        ValueError: if there is nothing to tell apart.
-    """
+    """Return the most that BALD can be, in nats: ln C, or C ln 2 of `multiple` labels."""
     if multiple and classes >= 1:
         return classes * math.log(2)
     if classes < 2:

@@ -1,8 +1,4 @@
-"""How probabilities are calibrated before people see them: temperature scaling.
-
-Knows how a temperature is applied, not how it is found. Plain numpy over probabilities, as in `acquisition`,
-whose scores are of the probabilities as they come from the passes, never of tempered ones.
-"""
+"""How probabilities are calibrated before people see them: temperature scaling. Scores are never of tempered ones."""
 
 import math
 
@@ -18,9 +14,6 @@ def temper(probabilities: Floats, temperature: float, *, multiple: bool = False)
     (arXiv 1706.04599), with the logarithms of mean probabilities for logits. Of `multiple` labels each is
     sigmoid(logit(p) / t) by itself. The likeliest class stays the likeliest, and of multiple labels those of at least
     one half stay so, whatever the precision. A temperature of 1 changes no value.
-
-    Raises:
-        ValueError: unless the temperature is finite and above 0.
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temper needs a finite temperature above 0, got {temperature}")

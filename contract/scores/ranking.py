@@ -2,9 +2,8 @@
 
     models/<model>/rankings/<project>.json
 
-One file a project, replaced whole. It is not part of a version, which never changes: one version is ranked by in
-several projects, and again when somebody asks for it. All functions raise OSError where the folder cannot be read or
-written.
+One file a project, replaced whole: one version is ranked by in several projects, and again when somebody asks for it.
+All functions raise OSError where the folder cannot be read or written.
 """
 
 import json
@@ -73,7 +72,7 @@ class Ranking:
     failed: _Count
     """Images that could not be scored."""
     mean_bald: _Number | None
-    """Over the ranked tasks, in nats."""
+    """In nats."""
     most_uncertain: tuple[RankedImage, ...]
     """Those of greatest BALD, falling; without the random holdout, as are the most confident."""
     most_confident: tuple[RankedImage, ...]
@@ -90,7 +89,7 @@ _RANKING: Final = TypeAdapter(Ranking)
 
 
 def save_ranking(repository: Repository, ranking: Ranking) -> None:
-    """Put a ranking in the place of the project's last one, in one step; on an error the last one stays."""
+    """Put a ranking in the place of the project's last one; on an error the last one stays."""
     text = json.dumps(_RANKING.dump_python(ranking), ensure_ascii=False, allow_nan=False)
     repository.documents(RANKINGS_FOLDER).write(f"{ranking.project}{_SUFFIX}", text.encode())
 

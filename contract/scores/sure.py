@@ -31,7 +31,7 @@ def mark(ranking: str, label: int, *, other: bool = False) -> str:
 
     Args:
         ranking: what it is stamped with.
-        label: the index in the labelling config of what is predicted, the first of several.
+        label: the index in the labelling config of the first label that is predicted.
         other: whether it is one of the labels that are offered together.
     """
     return f"{common_mark(ranking) if other else f'{ranking}/sure/'}{label}."
@@ -43,7 +43,7 @@ def common_mark(ranking: str) -> str:
 
 
 def parse_mark(text: object) -> tuple[str, int] | None:
-    """Return the ranking and the label's index that a mark names; None where it is none."""
+    """Return the ranking and the label's index that a mark names."""
     found = _MARK.fullmatch(text) if isinstance(text, str) else None
     return (found[1], int(found[2])) if found else None
 
@@ -61,9 +61,8 @@ class Shadow:
     ranking: str
     """By which it would have been offered."""
     label: _Count
-    """The index in the labelling config of what is predicted, the first of several."""
+    """The index in the labelling config of the first label that is predicted."""
     predicted: tuple[str, ...]
-    """The labels themselves."""
     confirmed: bool
     """Whether others of that ranking and label have been confirmed since; until then it is but offered."""
 
