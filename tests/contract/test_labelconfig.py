@@ -9,31 +9,31 @@ from hypothesis import strategies as st
 from contract.errors import ConfigError
 from contract.labelconfig import Choice, ChoicesControl, parse_label_config
 
-SIMPLE = """
-<View>
-  <Image name="image" value="$image"/>
-  <Choices name="label" toName="image">
-    <Choice value="cat"/>
-    <Choice value="dog"/>
-  </Choices>
-</View>
-"""
-
 
 def config(*tags):
     """A labelling config of these tags."""
     return f"<View>{''.join(tags)}</View>"
 
 
-def choices(*labels, name="label", to_name="image", more=""):
+def choices(*labels, inner="", name="label", to_name="image", more=""):
     """A `<Choices>` tag."""
-    inner = "".join(f"<Choice value={quoteattr(label)}/>" for label in labels)
+    inner = inner or "".join(f"<Choice value={quoteattr(label)}/>" for label in labels)
     return f'<Choices name="{name}" toName="{to_name}" {more}>{inner}</Choices>'
 
 
 def image(name="image", value="$image"):
     """An `<Image>` tag."""
     return f'<Image name="{name}" value="{value}"/>'
+
+
+def only_control(*tags):
+    """The one that is found beside an image."""
+    (control,) = parse_label_config(config(image(), *tags))
+    return control
+
+
+SIMPLE = config(image(), choices("cat", "dog"))
+TEXT = '<Text name="t" value="$t"/>'
 
 
 class TestParsing:
@@ -69,33 +69,18 @@ class TestParsing:
     )
     def test_a_label_is_what_label_studio_stores(self, inner, labels):
         """In the document's order; a $ that begins no key is only that, and white space no text."""
-        (control,) = parse_label_config(config(image(), f'<Choices name="c" toName="image">{inner}</Choices>'))
-        assert control.labels == labels
+        assert only_control(choices(inner=inner)).labels == labels
 
     def test_each_control_is_bound_to_its_own_image(self):
-        controls = parse_label_config(
-            config(
-                image("left", "$l"),
-                image("right", "$r"),
-                choices("a", name="x", to_name="right"),
-                choices("b", name="y", to_name="left"),
-            )
-        )
-        assert [(each.from_name, each.to_name, each.value_key) for each in controls] == [
-            ("x", "right", "r"),
-            ("y", "left", "l"),
-        ]
-
-    def test_the_first_image_of_several_targets_is_taken(self):
-        (control,) = parse_label_config(
-            config('<Text name="text" value="$text"/>', image(), choices("a", to_name="text, image"))
-        )
-        assert control.to_name == "image"
+        """The first of several targets."""
+        tags = [choices("a", name="x", to_name="t, right"), choices("b", name="y", to_name="left, right")]
+        controls = parse_label_config(config(TEXT, image("left", "$l"), image("right", "$r"), *tags))
+        found = [(each.from_name, each.to_name, each.value_key) for each in controls]
+        assert found == [("x", "right", "r"), ("y", "left", "l")]
 
     @pytest.mark.parametrize(("mode", "multiple"), [("single", False), ("single-radio", False), ("multiple", True)])
     def test_whether_several_may_be_chosen_is_known(self, mode, multiple):
-        (control,) = parse_label_config(config(image(), choices("a", more=f'choice="{mode}"')))
-        assert control.multiple is multiple
+        assert only_control(choices("a", more=f'choice="{mode}"')).multiple is multiple
 
     def test_case_of_tags_and_attributes_does_not_matter(self):
         """Label Studio's frontend reads them in lower case."""
@@ -108,10 +93,7 @@ class TestParsing:
             '<Choice value="Colour" alias="c"><Choice value="Red" alias="r"/><Choice value="blue"/></Choice>'
             '<View><Choice value="plain"/></View>'
         )
-        nested, flat = (
-            parse_label_config(config(image(), f'<Choices name="c" toName="image" {more}>{inner}</Choices>'))[0]
-            for more in ('allowNested="true"', "")
-        )
+        nested, flat = (only_control(choices(inner=inner, more=more)) for more in ('allowNested="true"', ""))
         assert nested.labels == ("c > r", "c > blue", "plain")
         assert [choice.form for choice in nested.choices] == [["c", "r"], ["c", "blue"], ["plain"]]
         assert flat.labels == ("c", "plain")
@@ -130,7 +112,7 @@ class TestParsing:
     def test_speaking_of_a_document_type_is_not_having_one(self, xml):
         assert parse_label_config(xml)[0].labels == ("cat", "dog")
 
-    def test_spaces_around_the_image_s_key_do_not_matter(self):
+    def test_spaces_around_the_images_key_do_not_matter(self):
         """Browsers strip what the editor makes of them."""
         assert parse_label_config(config(image(value=" $image "), choices("a")))[0].value_key == "image"
 
@@ -139,7 +121,7 @@ class TestParsing:
         """Spaces, quotes and scripts of all kinds come through as Label Studio stores them; it reads $ itself."""
         printable = [label for label in labels if label.isprintable() and "$" not in label]
         if printable:
-            assert parse_label_config(config(image(), choices(*printable)))[0].labels == tuple(printable)
+            assert only_control(choices(*printable)).labels == tuple(printable)
 
     @pytest.mark.slow
     def test_choices_belong_to_the_innermost_control(self):
@@ -162,9 +144,8 @@ class TestParsing:
     )
     def test_paths_that_grow_a_small_config_into_a_large_one_are_refused(self, inner, reason):
         """As are two that nothing would tell apart."""
-        nested = f'<Choices name="c" toName="image" allowNested="true">{inner}</Choices>'
         with pytest.raises(ConfigError, match=reason):
-            parse_label_config(config(image(), nested))
+            only_control(choices(inner=inner, more='allowNested="true"'))
 
 
 class TestRefusal:
@@ -198,8 +179,8 @@ class TestRefusal:
         [
             ("<View/>", "no named tag"),
             (config(image()), '<Image name="image">'),
-            (config('<Text name="t" value="$t"/>', choices("a", to_name="t")), '<Choices name="label">'),
-            (config(image(), '<Choices name="c" toName="image"/>'), '<Choices name="c">'),
+            (config(TEXT, choices("a", to_name="t")), '<Choices name="label">'),
+            (config(image(), choices(name="c")), '<Choices name="c">'),
         ],
     )
     def test_a_config_that_classifies_no_image_is_refused(self, xml, found):
@@ -208,58 +189,42 @@ class TestRefusal:
         assert found in str(caught.value)
 
     @pytest.mark.parametrize(
-        ("tags", "reason"),
+        ("tag", "around", "reason"),
         [
-            ([choices("a", more='perRegion="true"')], 'is for each region, not .*perRegion="true"'),
-            ([choices("a", more='perItem="true"')], 'is for each image of a list .*perItem="true"'),
-            ([choices(more='value="$options"')], r'takes its choices from each task \(value="\$options"\)'),
-            ([choices()], "holds no <Choice> with a value"),
+            (choices("a", more='perRegion="true"'), "", 'is for each region, not .*perRegion="true"'),
+            (choices("a", more='perItem="true"'), "", 'is for each image of a list .*perItem="true"'),
+            (choices(more='value="$options"'), "", r'takes its choices from each task \(value="\$options"\)'),
+            (choices(), "", "holds no <Choice> with a value"),
+            (choices("fixed", "$other"), "", r'choice whose text comes from each task \(value="\$other"\); give it an'),
+            (choices("a", to_name="gone"), "", "is for gone, which no tag is called, not for an <Image>"),
+            (choices("a", to_name="t"), TEXT, 'is for <Text name="t">, not for an <Image>'),
+            (choices("a", to_name=""), "", "its toName is empty"),
+            (choices("a", name=""), "", "has no name"),
             (
-                ['<Image name="list" valueList="$images"/>', choices("a", to_name="list")],
+                choices("a", to_name="list"),
+                '<Image name="list" valueList="$images"/>',
                 r'is for <Image name="list">, which shows a list of images \(valueList="\$images"\)',
             ),
-            (
-                [image("url", "https://host/$file"), choices("a", to_name="url")],
-                r'takes its address from value="https://host/\$file", not from one key',
+            *(
+                (choices("a", to_name="url"), image("url", f"{start}$file"), r'takes its address from value=".*\$file"')
+                for start in ("https://host/", "$folder")
             ),
             (
-                [image("url", "$folder$file"), choices("a", to_name="url")],
-                r'takes its address from value="\$folder\$file", not from one key',
-            ),
-            (
-                [choices("fixed", "$other")],
-                r'choice whose text comes from each task \(value="\$other"\); give it an alias',
-            ),
-            (
-                [
-                    '<Repeater on="$i">',
-                    image("i_{{idx}}", "$i[{{idx}}]"),
-                    choices("a", to_name="i_{{idx}}"),
-                    "</Repeater>",
-                ],
+                f'<Repeater on="$i">{image("i", "$i[{{idx}}]")}{choices("a", to_name="i")}</Repeater>',
+                "",
                 "is repeated for each item of a task; make a task of each image",
             ),
-            ([choices("a", to_name="gone")], "is for gone, which no tag is called, not for an <Image>"),
-            (['<Text name="t" value="$t"/>', choices("a", to_name="t")], 'is for <Text name="t">, not for an <Image>'),
-            ([choices("a", to_name="")], "its toName is empty"),
-            ([choices("a", name="")], "has no name"),
-            (
-                ['<Taxonomy name="t" toName="image"><Choice value="a"/></Taxonomy>'],
-                'Taxonomy name="t"> is no <Choices>',
-            ),
-            (
-                ['<RectangleLabels name="t" toName="image"><Label value="a"/></RectangleLabels>'],
-                'RectangleLabels name="t"> is no <Choices>',
+            *(
+                (f'<{kind} name="t" toName="image"><{each} value="a"/></{kind}>', "", f'{kind} name="t"> is no <Choi')
+                for kind, each in (("Taxonomy", "Choice"), ("RectangleLabels", "Label"))
             ),
         ],
-        ids=lambda value: None if isinstance(value, list) else value[:24],
     )
-    def test_each_control_that_is_refused_has_its_reason(self, tags, reason):
+    def test_each_control_that_is_refused_has_its_reason(self, tag, around, reason):
         """What is in the config is not what is wrong with it; beside one that classifies an image it does no harm."""
         with pytest.raises(ConfigError, match=reason):
-            parse_label_config(config(image(), *tags))
-        (control,) = parse_label_config(config(image(), *tags, choices("a", name="good")))
-        assert control.from_name == "good"
+            only_control(around, tag)
+        assert only_control(around, tag, choices("a", name="good")).from_name == "good"
 
     def test_asking_for_a_control_that_was_refused_gives_the_reason(self):
         xml = config(image(), choices("a"), choices("b", name="boxes", more='perRegion="true"'))

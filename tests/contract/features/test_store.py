@@ -214,10 +214,7 @@ class TestFaults:
         put(store, "key")
         store.close()
         assert get(open_store(), "key") == 1
-        assert sorted(path.name for path in file.parent.glob("*.sqlite3")) == [
-            "features-2-1.sqlite3",
-            "features-2-2.sqlite3",
-        ]
+        assert {path.name[11] for path in file.parent.glob("features-2-*.sqlite3")} == {"1", "2"}
         assert file.with_name("features-2-1.sqlite3").read_bytes() == b"no database" * 1000
         assert faults == {"damaged": 1}
         assert [record.levelname for record in caplog.records] == ["WARNING"]

@@ -98,12 +98,7 @@ def test_it_does_not_matter_where_weights_are_stored(tmp_path):
 @pytest.mark.parametrize(
     ("place", "node"),
     [
-        (
-            0,
-            helper.make_node(
-                "Constant", [], ["full"], value=numpy_helper.from_array(np.array([255, 127], np.float32), "value")
-            ),
-        ),
+        (0, helper.make_node("Constant", [], ["full"], value=numpy_helper.from_array(np.float32([255, 127]), "value"))),
         (4, helper.make_node("Add", ["a", "b"], ["apart"])),
         (4, helper.make_node("Sub", ["b", "a"], ["apart"])),
         (5, helper.make_node("LeakyRelu", ["apart"], ["features"], alpha=0.5)),

@@ -150,9 +150,7 @@ def test_label_studio_may_lead_to_itself_by_its_public_name_and_a_stranger_may_n
     says(STUDIO)
     home.serve("/tasks/7/resolve/", status=302, location=STUDIO + UPLOAD)
     elsewhere.serve("/a.png", status=302, location=home.url + UPLOAD)
-    fetcher = make(
-        label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,), resolve=unknown
-    )
+    fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,), resolve=unknown)
     assert fetcher.fetch("s3://bucket/a.png", task_id=7) == IMAGE
     assert [token for _, token in images(home)] == [f"Token {LEGACY}"] * 2
     fetcher.fetch(f"{elsewhere.url}/a.png")

@@ -11,12 +11,6 @@ from scipy.stats import spearmanr
 
 from contract.scores import acquisition
 
-logits = arrays(
-    np.float32,
-    array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=12),
-    elements=st.floats(-30, 30, width=32),
-)
-
 
 @pytest.fixture
 def passes():
@@ -37,7 +31,11 @@ def test_entropy_and_margin_equal_baals(passes):
     np.testing.assert_allclose(acquisition.margin(mean), Margin().get_uncertainties(swapped), atol=1e-5)
 
 
-@given(logits)
+@given(
+    arrays(
+        np.float32, array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=12), elements=st.floats(-30, 30, width=32)
+    )
+)
 def test_bald_lies_between_0_and_the_smaller_logarithm(values):
     nats = acquisition.bald(acquisition.softmax(values))
     _, passes, classes = values.shape

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 from scipy.stats import kstest
 
 from contract.errors import ConfigError
@@ -40,13 +39,8 @@ def test_what_is_no_share_is_refused(share):
         holdout.is_held_out(3, IDS, share)
 
 
-@pytest.mark.parametrize(
-    ("training", "share"),
-    [({"audit_share": 0.25}, 0.25), ({"audit_share": 0}, 0.0), ({}, 0.1)]
-    + [({"audit_share": value}, 0.1) for value in (None, "0.2", True, 1, -0.1, float("nan"), [0.2], 10**400)],
-)
-def test_a_version_says_under_which_share_it_was_trained(training, share):
-    """One that does not, or that says nonsense, has the default."""
-    record = TypeAdapter(TrainingRecord).validate_python(training)
-    version = dataclasses.replace(manifest("20260102T030405678Z-abcdef"), training=record)
+@pytest.mark.parametrize(("said", "share"), [(0.25, 0.25), (0, 0), (None, 0.1)])
+def test_a_version_says_under_which_share_it_was_trained(said, share):
+    """One that does not has the default."""
+    version = dataclasses.replace(manifest("20260102T030405678Z-abcdef"), training=TrainingRecord(audit_share=said))
     assert holdout.share_of(version) == share

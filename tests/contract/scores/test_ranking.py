@@ -77,10 +77,8 @@ def test_each_project_has_its_last_ranking(repository):
     save_ranking(repository, RANKING)
     later = dataclasses.replace(RANKING, name="again", created_at="2026-01-03T00:00:00+00:00", version=None)
     save_ranking(repository, later)
-    assert [(ranking.project, ranking.name) for ranking in load_rankings(repository)] == [
-        (3, "again"),
-        (4, RANKING.name),
-    ]
+    found = [(ranking.project, ranking.name) for ranking in load_rankings(repository)]
+    assert found == [(3, "again"), (4, RANKING.name)]
     assert sorted(os.listdir(repository.folder / "rankings")) == ["3.json", "4.json"]
     assert repository.versions() == []
 

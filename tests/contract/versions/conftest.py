@@ -3,7 +3,12 @@ import pytest
 from contract.versions.bucket import Bucket
 from contract.versions.location import open_repository
 from contract.versions.repository import Repository
+from contract.versions.signatures import Keys, generate_keys
 from tests.buckets import environment, running_store
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +33,17 @@ def machine(location, tmp_path):
 
 
 @pytest.fixture
-def put(location):
-    """Writes an object beside or into the repository in the bucket."""
-    return lambda key, content=b"1": Bucket("models", location.removeprefix("s3://models/")).write(key, content)
+def bucket(location):
+    """The bucket as nobody's."""
+    return Bucket("models", location.removeprefix("s3://models/"))
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """What signs, and what only verifies."""
+    pytest.importorskip("minisign", reason="needs requirements/signatures.txt")
+    secret, public = generate_keys(tmp_path / "keys")
+    return Keys.read(signing=secret), Keys.read(verifying=public.read_text().splitlines()[1])
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -21,8 +21,8 @@ points = st.builds(
 )
 
 
-def point(labels, macro_f1, interval=None):
-    return Point(manifest("v"), labels, macro_f1, interval, None, is_random=True)
+def point(labels, macro_f1, interval=None, version="v"):
+    return Point(manifest(version), labels, macro_f1, interval, None, is_random=True)
 
 
 def measured(number, *, curve=None, **fields):
@@ -68,15 +68,12 @@ def test_everything_drawn_lies_within_the_plot(drawn):
         assert (scale.down(one.macro_f1) - scale.down(other.macro_f1)) * (one.macro_f1 - other.macro_f1) <= 0
 
 
-def ticks(*drawn):
-    scale = Scale.of(drawn)
-    return list(scale.label_ticks()), list(scale.tenths)
-
-
 def test_ticks_are_round_numbers():
-    assert ticks(point(20, 0.31, (0.2, 0.44)), point(540, 0.62)) == ([100, 200, 300, 400, 500], [2, 3, 4, 5, 6, 7])
-    assert ticks(point(1, 0.15), point(2, 0.85))[1] == [0, 2, 4, 6, 8, 10]
-    assert ticks(point(0, 0.05), point(1_000_000, 0.97)) == (list(range(0, 1_000_001, 200_000)), [0, 2, 4, 6, 8, 10])
+    scale = Scale.of([point(20, 0.31, (0.2, 0.44)), point(540, 0.62)])
+    assert (list(scale.label_ticks()), list(scale.tenths)) == ([100, 200, 300, 400, 500], [2, 3, 4, 5, 6, 7])
+    scale = Scale.of([point(0, 0.05), point(1_000_000, 0.97)])
+    assert list(scale.label_ticks()) == list(range(0, 1_000_001, 200_000))
+    assert list(scale.tenths) == [0, 2, 4, 6, 8, 10]
 
 
 def test_places_are_proportional():
@@ -87,7 +84,7 @@ def test_places_are_proportional():
 
 def test_a_drawing_tells_apart_what_cannot_be_compared():
     """A line joins what was measured on the same images, other versions are grey, and the one in use is filled."""
-    apart = replace(point(10, 0.5, (0.4, 0.6)), manifest=manifest("v1"))
+    apart = point(10, 0.5, (0.4, 0.6), "v1")
     joined = [replace(apart, manifest=manifest(name), is_joined=True) for name in ("v2", "v3", "v4")]
     drawing = draw([apart, *joined], in_use="v3")
     assert re.findall(r'circle class="([^"]*)', drawing) == ["point apart", "point", "in-use", "point"]

@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -16,22 +16,21 @@ from contract.errors import (
     VersionNotFound,
 )
 from contract.versions.repository import new_version
-from contract.versions.signatures import Keys, generate_keys
+from tests.contract.versions.conftest import files_of
 from tests.versions import manifest, publish, write_files
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 FILES = {"model.onnx", "head.onnx.data", "probe.npz", "report/index.html", "manifest.json"}
 
 
-def objects(store, location):
-    """The keys below a repository's prefix, and what they hold."""
-    prefix = location.removeprefix("s3://models/")
-    listing = store.request("GET", f"models?list-type=2&prefix={prefix}/").decode()
-    return [part.partition("</Key>")[0].removeprefix(f"{prefix}/") for part in listing.split("<Key>")[1:]]
+def objects_of(bucket, version):
+    """What lies in the bucket under a version's name."""
+    return {key.removeprefix(f"birds/{version}/") for key in bucket.times(f"birds/{version}")}
 
 
-def files_of(path):
-    return {found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file()}
+def publish_two(repository, **more):
+    """Return the names."""
+    return [publish(repository, content, **more).name for content in (b"first", b"second")]
 
 
 def test_only_what_is_asked_for_is_fetched(machine):
@@ -95,17 +94,16 @@ class TestPublishers:
         assert machine("server").current() == first.name
         assert publish(machine("trainer"), b"3").name == machine("server").current()
 
-    def test_what_a_dead_publisher_uploaded_is_removed_a_day_later(self, machine, store, location, put):
+    def test_what_a_dead_publisher_uploaded_is_removed_a_day_later(self, machine, bucket):
         """Not earlier, for it may be slow; and nothing else is."""
         first, name = publish(machine("trainer"), b"1"), new_version(NOW)
         for key in (f"birds/{name}/model.onnx", f"birds/{name}/report/index.html", "birds/notes/x", "birds/x"):
-            put(key)
-        kept = objects(store, location)
-        now = datetime.now(UTC)
+            bucket.write(key, b"1")
+        kept, now = {*bucket.times("birds")}, datetime.now(UTC)
         with machine("trainer").stage(now + timedelta(hours=23)):
-            assert objects(store, location) == kept
+            assert {*bucket.times("birds")} == kept
         with machine("trainer").stage(now + timedelta(hours=25)):
-            assert objects(store, location) == [key for key in kept if name not in key]
+            assert {*bucket.times("birds")} == {key for key in kept if name not in key}
         assert machine("server").current() == first.name
 
 
@@ -127,36 +125,29 @@ class TestLocalCache:
         assert server.versions() == names
 
     def test_what_was_cut_short_there_is_fetched_again(self, machine):
+        """And what a fetch that was killed left is removed."""
         published, server = publish(machine("trainer"), b"content"), machine("server")
+        leftover = server.folder / ".fetching-20260101T000000000Z-000000"
+        leftover.mkdir(parents=True)
         path = server.open(published.name).path
+        assert not leftover.exists()
         (path / "model.onnx").write_bytes(b"con")
         (path / "probe.npz").unlink()
         server.open(published.name).verify()
         (path / "model.onnx").write_bytes(b"CONTENT")
         server.open(published.name).verify()
 
-    def test_what_was_changed_in_the_bucket_is_refused(self, machine, put):
+    def test_what_was_changed_in_the_bucket_is_refused(self, machine, bucket):
+        """Of a file that grew only as much is taken as the manifest says, and that is what was published."""
         published, server = publish(machine("trainer"), b"content"), machine("server")
-        put(f"birds/{published.name}/model.onnx", b"CONTENT")
-        with pytest.raises(DigestError, match=r"model\.onnx .* has sha256 \w+, manifest\.json says \w+"):
-            server.open(published.name)
-        with pytest.raises(DigestError):
-            server.rollback(published.name)
+        bucket.write(f"birds/{published.name}/model.onnx", b"CONTENT")
+        for use in (server.open, server.rollback):
+            with pytest.raises(DigestError, match=r"model\.onnx .* has sha256 \w+, manifest\.json says \w+"):
+                use(published.name)
         assert not (server.folder / published.name).exists()
         assert not list(server.folder.glob(".fetching*"))
-
-    def test_a_file_that_grew_is_not_fetched_whole(self, machine, put):
-        """Only as much as the manifest says is taken, and that is what was published."""
-        published = publish(machine("trainer"), b"content")
-        put(f"birds/{published.name}/model.onnx", b"content and more")
-        assert (machine("server").open(published.name).path / "model.onnx").read_bytes() == b"content"
-
-    def test_leftovers_of_a_fetch_that_was_killed_are_removed(self, machine):
-        published, server = publish(machine("trainer"), b"content"), machine("server")
-        leftover = server.folder / ".fetching-20260101T000000000Z-000000"
-        leftover.mkdir(parents=True)
-        server.open(published.name)
-        assert not leftover.exists()
+        bucket.write(f"birds/{published.name}/model.onnx", b"content and more")
+        assert (server.open(published.name).path / "model.onnx").read_bytes() == b"content"
 
     def test_what_two_open_at_once_is_fetched_once(self, machine, monkeypatch):
         published, fetched = publish(machine("trainer"), b"content"), []
@@ -183,35 +174,27 @@ class TestLocalCache:
 
 
 class TestRetiring:
-    def test_of_a_removed_version_manifest_and_report_stay(self, machine, store, location):
-        """In the bucket; what lay in this machine's cache goes too, what others have copied serves on."""
+    @pytest.mark.parametrize("is_open", [False, True])
+    def test_what_this_machine_has_open_stays_in_its_cache(self, machine, bucket, is_open):
+        """In the bucket manifest and report stay, and what others have copied serves on."""
         trainer, server = machine("trainer"), machine("server")
-        first, second = (publish(trainer, content).name for content in (b"first", b"second"))
+        first, second = publish_two(trainer)
         server.open(first)
-        trainer.retire(first)
-        kept = {f"birds/{first}/{file}" for file in ("manifest.json", "report/index.html", "RETIRED")}
-        assert {key for key in objects(store, location) if first in key} == kept
-        assert not (trainer.folder / first).exists()
+        with trainer.holding(first) if is_open else nullcontext():
+            trainer.retire(first)
+            assert (trainer.folder / first).exists() == is_open
+        assert objects_of(bucket, first) == {"manifest.json", "report/index.html", "RETIRED"}
         server.open(first).verify()
-        for use in (server.rollback, server.retire, machine("late").open):
+        for use in (server.rollback, server.retire):
             with pytest.raises(VersionNotFound, match=f"{first} was removed from .* that are there: {second}"):
                 use(first)
 
-    def test_what_this_machine_has_open_stays_in_its_cache(self, machine):
-        trainer = machine("trainer")
-        first = publish(trainer, b"first").name
-        publish(trainer, b"second")
-        with trainer.holding(first):
-            trainer.retire(first)
-            assert (trainer.folder / first / "model.onnx").exists()
-        assert first not in trainer.versions()
-
     @pytest.mark.slow
     @pytest.mark.parametrize("until", [0, 1, 2, 3])
-    def test_one_that_breaks_off_is_brought_to_its_end(self, machine, store, location, monkeypatch, until):
+    def test_one_that_breaks_off_is_brought_to_its_end(self, machine, bucket, monkeypatch, until):
         """The marker comes first: a version is whole until it is there, and gone afterwards."""
         trainer = machine("trainer")
-        first, second = (publish(trainer, content, int8=b"int8").name for content in (b"first", b"second"))
+        first, second = publish_two(trainer, int8=b"int8")
         requests = iter(range(until))
 
         def allow(real):
@@ -232,16 +215,14 @@ class TestRetiring:
         for name in late.versions():
             late.open(name).verify()
         late.finish_retiring()
-        kept = {"manifest.json", "report/index.html", "RETIRED"} if until else FILES
-        found = {key for key in objects(store, location) if first in key}
-        assert found == {f"birds/{first}/{file}" for file in kept}
+        assert objects_of(bucket, first) == ({"manifest.json", "report/index.html", "RETIRED"} if until else FILES)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("moment", ["before the marker", "before the second look"])
     def test_a_rollback_on_another_machine_meanwhile_wins(self, machine, monkeypatch, moment):
         """Without a lock between machines: each looks again after it has written."""
         trainer, other = machine("trainer"), machine("other")
-        first, second = (publish(trainer, content).name for content in (b"first", b"second"))
+        first, second = publish_two(trainer)
         other.open(first)
         looks, real = [], trainer._current_name
         wanted = {"before the marker": 1, "before the second look": 2}[moment]
@@ -265,7 +246,7 @@ class TestRetiring:
     @pytest.mark.slow
     def test_a_rollback_that_comes_too_late_is_taken_back(self, machine, monkeypatch):
         trainer, other = machine("trainer"), machine("other")
-        first, second = (publish(trainer, content).name for content in (b"first", b"second"))
+        first, second = publish_two(trainer)
         other.open(first)
         replace_current = other._replace_current
 
@@ -281,12 +262,6 @@ class TestRetiring:
 
 
 class TestSignatures:
-    @pytest.fixture
-    def pair(self, tmp_path):
-        pytest.importorskip("minisign", reason="needs requirements/signatures.txt")
-        secret, public = generate_keys(tmp_path / "keys")
-        return Keys.read(signing=secret), Keys.read(verifying=public.read_text().splitlines()[1])
-
     def test_a_signature_comes_along(self, machine, pair):
         """And is verified before anything is fetched."""
         signing, verifying = pair
@@ -296,29 +271,24 @@ class TestSignatures:
         with machine("server", keys=verifying).open_verified(published.name) as verified:
             assert (verified.path / "model.onnx").read_bytes() == b"content"
 
-    def test_one_that_comes_later_is_found(self, machine, put, pair):
-        """Somebody signed what was published without a key, and has been in the cache since."""
+    def test_without_one_nothing_is_fetched_and_one_that_comes_later_is_found(self, machine, bucket, pair):
+        """Even if the manifest was read before by somebody who asked for none."""
         signing, verifying = pair
         published = publish(machine("trainer"), b"content")
+        machine("server").read_manifest(published.name)
+        server = machine("server", keys=verifying)
+        for use in (server.open, server.read_manifest):
+            with pytest.raises(SignatureError):
+                use(published.name)
+        assert not (server.folder / published.name).exists()
         machine("server").open(published.name)
         content = (published.path / "manifest.json").read_bytes()
         signature = signing.signing.sign(content, version=published.name)
-        put(f"birds/{published.name}/manifest.json.minisig", signature)
-        machine("server", keys=verifying).open(published.name).verify()
-
-    def test_without_one_nothing_is_fetched(self, machine, pair):
-        """Even if the manifest was read before by somebody who asked for none."""
-        published = publish(machine("trainer"), b"content")
-        machine("server").read_manifest(published.name)
-        server = machine("server", keys=pair[1])
-        with pytest.raises(SignatureError):
-            server.open(published.name)
-        with pytest.raises(SignatureError):
-            server.read_manifest(published.name)
-        assert not (server.folder / published.name).exists()
+        bucket.write(f"birds/{published.name}/manifest.json.minisig", signature)
+        server.open(published.name).verify()
 
 
-def test_other_objects_are_no_versions(machine, put):
+def test_other_objects_are_no_versions(machine, bucket):
     """Only `<model>/<version>/manifest.json` makes one."""
     name = "20260102T030405678Z-ffffff"
     for key in (
@@ -329,7 +299,7 @@ def test_other_objects_are_no_versions(machine, put):
         f"{name}/manifest.json",
         "birds/ü ?#%2F",
     ):
-        put(key)
+        bucket.write(key, b"1")
     repository = machine("trainer")
     assert repository.versions() == []
     published = publish(repository, b"1")

@@ -1,5 +1,6 @@
 import json
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,8 @@ def test_models_are_the_folders_that_hold_what_a_model_holds(anywhere):
     birds = anywhere("trainer")
     publish(birds, b"content")
     birds.beside("cars").documents(RANKINGS_FOLDER).write("3.json", b"{}")
-    for folder, file in (
-        ("requests", "birds.3-0a.json"),
-        ("lost+found", "x"),
-        ("empty of ours", "y"),
-        (".hidden", "z"),
-    ):
-        birds.shared_documents(folder).write(file, b"{}")
+    for folder in ("requests", "lost+found", "empty of ours", ".hidden"):
+        birds.shared_documents(folder).write("x.json", b"{}")
     server = anywhere("server")
     assert server.models() == ["birds", "cars"]
     assert server.models(known=["birds", "gone"]) == ["birds", "cars"]
@@ -92,12 +88,8 @@ def test_unpublished_version_leaves_nothing(anywhere):
         anywhere("server").current()
 
 
-def damage(folder):
-    (folder / "model.onnx").write_bytes(b"9")
-
-
-def cut_short(folder):
-    (folder / "head.onnx.data").write_bytes(b"")
+def write(file, content):
+    return lambda folder: (folder / file).write_bytes(content)
 
 
 def without_digest(file):
@@ -117,8 +109,8 @@ def rename(folder):
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (damage, DigestError, r"model\.onnx .* has sha256 \w+, manifest\.json says \w+.*publish again"),
-        (cut_short, DigestError, r"head\.onnx\.data .* has 0 bytes, manifest\.json says 1: it was cut short"),
+        (write("model.onnx", b"9"), DigestError, r"model\.onnx .* has sha256 \w+, manifest\.json says \w+.*publish"),
+        (write("head.onnx.data", b""), DigestError, r"head\.onnx\.data .* has 0 bytes, manifest\.json says 1: it was"),
         (without_digest("model.onnx"), ManifestError, r"no digest of .*model\.onnx"),
         (without_digest("probe.npz"), ManifestError, r"no digest of .*probe\.npz"),
         (lambda folder: (folder / "manifest.json").unlink(), ManifestError, r"has no manifest\.json"),
@@ -144,11 +136,10 @@ def test_what_names_no_version_is_refused(anywhere, name):
         patch.setattr(server, "_read_current", name.encode)
         with pytest.raises(VersionNotFound, match=f"the latest there: {version.name}"):
             server.current()
-    for ask in (server.open, server.read_manifest, server.rollback, server.retire):
+    read = partial(server.read_file, file="model.onnx", most_bytes=9)
+    for ask in (server.open, server.read_manifest, server.rollback, server.retire, read):
         with pytest.raises(VersionNotFound):
             ask(name)
-    with pytest.raises(VersionNotFound):
-        server.read_file(name, "model.onnx", most_bytes=9)
 
 
 @pytest.mark.parametrize("model", ["", ".hidden", "a/b", "..", "a\\b"])

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from contract.errors import VersionInUse, VersionNotFound
 from contract.versions.repository import Repository
+from tests.contract.versions.conftest import files_of
 from tests.versions import publish
 
 pytestmark = pytest.mark.slow  # processes are started, and killed at every step
@@ -19,10 +21,6 @@ CHECKOUT = Path(__file__).parents[3]
 @pytest.fixture
 def versions(repository):
     return [publish(repository, content, int8=b"int8").name for content in (b"first", b"second", b"third")]
-
-
-def files_of(folder):
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_of_a_removed_version_manifest_and_report_stay(anywhere):
@@ -59,7 +57,9 @@ def test_the_current_version_is_never_removed(anywhere, monkeypatch):
 
 
 def test_a_version_that_a_process_holds_is_not_removed_until_it_has_ended(repository, versions):
-    """However it ends: the system lets go for it."""
+    """However it ends: the system lets go for it. Holding what is not there is no error."""
+    with repository.holding("20260102T030405678Z-0a1b2c"):
+        pass
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(repository.root), versions[0]], cwd=CHECKOUT, stdout=subprocess.PIPE
     )
@@ -81,11 +81,6 @@ with Repository(Path(sys.argv[1])).holding(sys.argv[2]):
     print("holding", flush=True)
     time.sleep(60)
 """
-
-
-def test_holding_what_is_not_there_is_no_error(repository):
-    with repository.holding("20260102T030405678Z-0a1b2c"):
-        pass
 
 
 @pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without"])
@@ -205,20 +200,16 @@ Repository(root).retire(name)
 """
 
 
-def test_what_was_renamed_and_made_current_before_it_was_stripped_is_put_back(repository, versions):
-    """As when a removal was killed between the two, and somebody wrote CURRENT by hand."""
-    (repository.folder / ".retired").mkdir()
-    (repository.folder / versions[0]).rename(repository.folder / ".retired" / versions[0])
+@pytest.mark.parametrize("stripped", [False, True])
+def test_what_was_made_current_by_hand_is_put_back_unless_it_was_stripped(repository, versions, stripped):
+    """As when a removal was killed before that."""
+    if stripped:
+        repository.retire(versions[0])
+    else:
+        (repository.folder / ".retired").mkdir()
+        (repository.folder / versions[0]).rename(repository.folder / ".retired" / versions[0])
     repository.point_to(versions[0])
     repository.finish_retiring()
-    repository.open(repository.current()).verify()
-    assert repository.versions() == versions
-
-
-def test_what_was_stripped_is_not_put_back(repository, versions):
-    repository.retire(versions[0])
-    repository.point_to(versions[0])
-    repository.finish_retiring()
-    assert repository.versions() == versions[1:]
-    with pytest.raises(VersionNotFound, match="was removed"):
-        repository.current()
+    assert repository.versions() == (versions[1:] if stripped else versions)
+    with pytest.raises(VersionNotFound, match="was removed") if stripped else nullcontext():
+        repository.open(repository.current()).verify()

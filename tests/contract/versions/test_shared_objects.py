@@ -7,7 +7,6 @@ from hashlib import sha256
 import pytest
 
 from contract.errors import DigestError, PublishConflict
-from contract.versions.bucket import Bucket
 from contract.versions.repository import new_version
 from contract.versions.version import (
     BACKBONE_WEIGHTS_FILE,
@@ -32,12 +31,6 @@ def publish_least(repository, backbone):
 
 def key_of(content):
     return f"birds/shared/{sha256(content).hexdigest()}"
-
-
-@pytest.fixture
-def bucket(location):
-    """The bucket as nobody's."""
-    return Bucket("models", location.removeprefix("s3://models/"))
 
 
 @pytest.fixture
@@ -158,27 +151,27 @@ class TestRetiring:
         assert_all_whole(machine)
 
     @pytest.mark.parametrize("there", [{"model.onnx": b"1"}, {"manifest.json": b"{"}], ids=["uploaded", "unreadable"])
-    def test_nothing_is_removed_while_it_is_unknown_what_a_version_lists(self, machine, shared, put, bucket, there):
+    def test_nothing_is_removed_while_it_is_unknown_what_a_version_lists(self, machine, shared, bucket, there):
         """It may be what no other does; the next removal makes up for it."""
         trainer, name = machine("trainer"), new_version(datetime.now(UTC))
         first = publish(trainer, ONE).name
         publish(trainer, TWO)
         for file, content in there.items():
-            put(f"birds/{name}/{file}", content)
+            bucket.write(f"birds/{name}/{file}", content)
         trainer.retire(first)
         assert shared() == keys_of(ONE, TWO)
         bucket.delete([f"birds/{name}/{file}" for file in there])
         trainer.finish_retiring()
         assert shared() == keys_of(TWO)
 
-    def test_what_may_be_put_back_keeps_what_it_lists(self, machine, shared, put):
+    def test_what_may_be_put_back_keeps_what_it_lists(self, machine, shared, bucket):
         """A removal broke off behind its marker, and somebody made the version current."""
         trainer = machine("trainer")
         first, second, _ = (publish(trainer, backbone).name for backbone in (ONE, TWO, THREE))
-        put(f"birds/{first}/RETIRED")
+        bucket.write(f"birds/{first}/RETIRED", b"1")
         trainer.retire(second)
         assert shared() == keys_of(ONE, THREE)
-        put("birds/CURRENT", first.encode())
+        bucket.write("birds/CURRENT", first.encode())
         trainer.finish_retiring()
         machine("server").open(first).verify()
 

@@ -7,7 +7,6 @@ import pytest
 
 from contract.errors import DigestError
 from contract.versions.repository import Repository
-from contract.versions.signatures import Keys, generate_keys
 from contract.versions.version import (
     BACKBONE_WEIGHTS_FILE,
     HEAD_WEIGHTS_FILE,
@@ -135,9 +134,8 @@ class TestSigned:
     """Where a version is written in a private folder."""
 
     @pytest.fixture
-    def repository(self, tmp_path):
-        pytest.importorskip("minisign", reason="needs requirements/signatures.txt")
-        return Repository(tmp_path / "models", keys=Keys.read(signing=generate_keys(tmp_path / "keys")[0]))
+    def repository(self, tmp_path, pair):
+        return Repository(tmp_path / "models", keys=pair[0])
 
     def test_files_are_linked_on_the_way_into_the_repository(self, repository):
         """What is private is not: it would be anybody's to write."""

@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from contract.versions.documents import Documents
@@ -12,14 +10,27 @@ def repository(tmp_path):
     return Repository(tmp_path / "models", "birds")
 
 
-def test_a_request_is_found_until_it_is_removed(repository):
+@pytest.fixture
+def folder(repository):
+    return repository.root / "requests"
+
+
+def files_in(folder):
+    return len(list(folder.iterdir()))
+
+
+def projects_of(repository):
+    return [request.project for request in find_requests(repository)]
+
+
+def test_a_request_is_found_until_it_is_removed(repository, folder):
     """Its project comes along, None where none was named; presses of a button do not pile up."""
     assert find_requests(repository) == []
     assert not repository.root.exists()
     for project in (7, None, 7, 7):
         leave_request(repository, project)
-    assert len(os.listdir(repository.root / "requests")) == 2
-    assert {request.project for request in find_requests(repository)} == {7, None}
+    assert files_in(folder) == 2
+    assert projects_of(repository) == [None, 7]
     for request in find_requests(repository):
         assert request.at.endswith("+00:00")
         remove(repository, request)
@@ -27,11 +38,10 @@ def test_a_request_is_found_until_it_is_removed(repository):
 
 
 def test_requests_are_of_one_model(tmp_path):
-    for model in ("birds", "birds.7", "birds.7.json", "b"):
-        leave_request(Repository(tmp_path, model), 7)
-    for model in ("birds", "birds.7", "birds.7.json", "b"):
-        assert len(find_requests(Repository(tmp_path, model))) == 1
-    assert find_requests(Repository(tmp_path, "bird")) == []
+    models = [Repository(tmp_path, model) for model in ("birds", "birds.7", "birds.7.json", "b")]
+    for model in models:
+        leave_request(model, 7)
+    assert [projects_of(model) for model in (*models, Repository(tmp_path, "bird"))] == [[7]] * 4 + [[]]
 
 
 def test_a_request_for_any_model_is_seen_by_all(tmp_path):
@@ -40,11 +50,10 @@ def test_a_request_for_any_model_is_seen_by_all(tmp_path):
     for project in (7, None, 7):
         leave_request(birds, project, any_model=True)
     leave_request(birds, 8)
-    assert [request.project for request in find_requests(cars)] == [None, 7]
-    assert {request.project for request in find_requests(birds)} == {None, 7, 8}
+    assert (projects_of(cars), projects_of(birds)) == ([None, 7], [None, 7, 8])
     for request in find_requests(cars):
         remove(cars, request)
-    assert [request.project for request in find_requests(birds)] == [8]
+    assert projects_of(birds) == [8]
 
 
 @pytest.mark.parametrize("while_removed", [False, True])
@@ -68,47 +77,46 @@ def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, w
     assert new.at > old.at
 
 
-def test_requests_for_one_project_that_came_at_once_are_one(repository):
+def test_requests_for_one_project_that_came_at_once_are_one(repository, folder):
     """Two servers were told at the same moment: both files go with the one answer."""
     leave_request(repository, 7)
     [first] = find_requests(repository)
-    kept = (repository.root / "requests" / first.files[0]).read_bytes()
+    kept = (folder / first.files[0]).read_bytes()
     leave_request(repository, 7)
-    (repository.root / "requests" / first.files[0]).write_bytes(kept)
+    (folder / first.files[0]).write_bytes(kept)
     [request] = find_requests(repository)
     assert len(request.files) == 2
     assert request.at > first.at
     remove(repository, request)
-    assert os.listdir(repository.root / "requests") == []
+    assert files_in(folder) == 0
 
 
-def test_requests_of_an_earlier_release_are_found_and_answered(repository):
+def test_requests_of_an_earlier_release_are_found_and_answered(repository, folder):
     """They had one name for each project, and asking again still replaces them."""
-    folder = repository.root / "requests"
     folder.mkdir(parents=True)
     (folder / "birds.7.json").write_text('{"project": 7, "at": "2026-01-01T00:00:00+00:00"}')
     [request] = find_requests(repository)
     leave_request(repository, 7)
-    assert len(os.listdir(folder)) == 1
+    assert files_in(folder) == 1
     remove(repository, request)
-    assert len(os.listdir(folder)) == 1
+    assert files_in(folder) == 1
 
 
-def test_a_folder_that_nobody_answers_does_not_fill_the_disk(repository):
+def test_a_folder_that_nobody_answers_does_not_fill_the_disk(repository, folder):
     """Neither with requests for projects that do not exist, nor with requests that cannot be removed."""
     for project in range(MOST_REQUESTS):
         leave_request(repository, project)
     with pytest.raises(OSError, match="100 requests wait already"):
         leave_request(repository, MOST_REQUESTS)
     leave_request(repository, 0)
-    assert len(os.listdir(repository.root / "requests")) == MOST_REQUESTS
+    assert files_in(folder) == MOST_REQUESTS
 
 
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"project": "7", "at": "x"}', '{"project": true, "at": "x"}', "\0"]
 )
-def test_a_file_that_is_no_request_is_passed_over(repository, content, caplog):
+def test_a_file_that_is_no_request_is_passed_over(repository, folder, content, caplog):
     leave_request(repository, 7)
-    (repository.root / "requests" / "birds.8.json").write_text(content)
-    assert [request.project for request in find_requests(repository)] == [7]
+    (folder / "birds.8.json").write_text(content)
+    assert projects_of(repository) == [7]
     assert "birds.8.json is no request to train" in caplog.text
