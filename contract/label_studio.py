@@ -28,7 +28,6 @@ _RENEWED_S: Final = 270  # of 300 in which Label Studio honours an access token
 _EXCHANGE: Final = "/api/token/refresh/"
 _CONNECT_S: Final = 10.0
 _SHOWN: Final = 300  # characters of an answer in a message
-_JSON: Final = "application/json"
 
 Post = Callable[[str, bytes], tuple[int, bytes]]
 """Posts JSON to a path of Label Studio, without a token, and returns the answer's status and body."""
@@ -132,16 +131,6 @@ PATIENCE: Final = Patience()
 """Of a client that is told of none."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    method: str
-    path: str
-    query: Mapping[str, str | int] | None
-    content: bytes | None
-    media_type: str
-    timeout_s: float
-
-
 class LabelStudioClient:
     """Requests to one Label Studio. What fails for a reason that passes is sent again, unless it is to be sent once.
 
@@ -172,19 +161,10 @@ class LabelStudioClient:
         """POST a body as JSON, once, and return the answer's JSON; None if it is empty."""
         return self._parse(self.send("POST", path, body=body, once=True))
 
-    def patch(self, path: str, body: object) -> Any:
-        """PATCH with a body as JSON, and return the answer's JSON."""
-        return self._parse(self.send("PATCH", path, body=body))
-
-    def delete(self, path: str, body: object = None) -> None:
-        """DELETE what a path names, or a body says."""
-        self.send("DELETE", path, body=body)
-
     def upload(self, path: str, files: Sequence[tuple[str, bytes]]) -> Any:
-        """POST files, pairs of name and content, as one form, and return the answer's JSON."""
-        form, kind = urllib3.encode_multipart_formdata([(name, (name, content)) for name, content in files])
-        request = _Request("POST", path, None, form, kind, self._timeout_s)
-        return self._parse(self._succeed(request, what="", accepted=()))
+        """POST files, pairs of name and content, as one form, once, and return the answer's JSON."""
+        form, media_type = urllib3.encode_multipart_formdata([(name, (name, content)) for name, content in files])
+        return self._parse(self._succeed("POST", path, content=form, media_type=media_type))
 
     def read(
         self,
@@ -229,11 +209,11 @@ class LabelStudioClient:
             accepted: statuses that are as good as success.
         """
         content = None if body is None else json.dumps(body).encode()
-        request = _Request(method, path, query, content, _JSON, timeout_s or self._timeout_s)
+        sent = {"query": query, "content": content, "timeout_s": timeout_s}
         started, pause_s = time.monotonic(), self._patience.pause_s
         while True:
             try:
-                return self._succeed(request, what=what, accepted=accepted)
+                return self._succeed(method, path, what=what, accepted=accepted, **sent)
             except Unreachable as err:
                 if once or time.monotonic() + pause_s - started > self._patience.longest_s:
                     raise
@@ -241,41 +221,48 @@ class LabelStudioClient:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, self._patience.longest_pause_s)
 
-    def _succeed(self, request: _Request, *, what: str, accepted: Sequence[int]) -> bytes:
+    def _succeed(self, method: str, path: str, *, what: str = "", accepted: Sequence[int] = (), **sent: Any) -> bytes:
         """Send a request now, once more with a new access token if the old one is no longer honoured."""
-        header = self._authorization(request.timeout_s)
-        status, data = self._exchange(request, header)
+        header = self._authorization()
+        status, data = self._exchange(method, path, authorization=header, **sent)
         if status == 401 and self._token.renewable:
-            status, data = self._exchange(request, self._authorization(request.timeout_s, refused=header))
+            status, data = self._exchange(method, path, authorization=self._authorization(refused=header), **sent)
         if 200 <= status < 300 or status in accepted:
             return data
-        raise self._explain(status, data, what or f"{request.method} {request.path}")
+        raise self._explain(status, data, what or f"{method} {path}")
 
-    def _authorization(self, timeout_s: float, *, refused: str | None = None) -> str | None:
+    def _authorization(self, *, refused: str | None = None) -> str | None:
         def post(path: str, content: bytes) -> tuple[int, bytes]:
-            return self._exchange(_Request("POST", path, None, content, _JSON, timeout_s), None)
+            return self._exchange("POST", path, content=content)
 
         try:
-            return self._token.header(post, timeout_s=timeout_s, refused=refused)
+            return self._token.header(post, timeout_s=self._timeout_s, refused=refused)
         except NoAccessToken as err:
             raise self._explain(err.status, b"", "an access token") from err
         except TimeoutError as err:
             raise Unreachable(f"{err}; look at its load") from err
 
-    def _exchange(self, request: _Request, authorization: str | None) -> tuple[int, bytes]:
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str | int] | None = None,
+        content: bytes | None = None,
+        media_type: str = "application/json",
+        timeout_s: float | None = None,
+        authorization: str | None = None,
+    ) -> tuple[int, bytes]:
         """Send a request, and return the answer's status and body."""
-        query = request.query or {}
+        read_s = timeout_s or self._timeout_s
         try:
             reply = self._http.request(
-                request.method,
-                self.url + request.path,
-                fields={name: str(value) for name, value in query.items()} or None,
-                body=request.content,
-                headers={
-                    "Content-Type": request.media_type,
-                    **({"Authorization": authorization} if authorization else {}),
-                },
-                timeout=urllib3.Timeout(connect=min(_CONNECT_S, request.timeout_s), read=request.timeout_s),
+                method,
+                self.url + path,
+                fields={name: str(value) for name, value in (query or {}).items()} or None,
+                body=content,
+                headers={"Content-Type": media_type} | ({"Authorization": authorization} if authorization else {}),
+                timeout=urllib3.Timeout(connect=min(_CONNECT_S, read_s), read=read_s),
                 redirect=False,
             )
         except urllib3.exceptions.HTTPError as err:

@@ -123,24 +123,20 @@ class Version:
         return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, self.manifest.files[name].sha256
 
     def _open(self, name: str) -> BinaryIO:
-        expected = self.manifest.files[name]
+        length = self.manifest.files[name].size_bytes
         try:
             file = _open_inside(self.path, name)
         except FileNotFoundError as err:
-            raise DigestError(
-                f"{name} of version {self.name} is missing, manifest.json says {expected.size_bytes} bytes; {_REMEDY}"
-            ) from err
+            raise self._differs(name, f"is missing, manifest.json says {length} bytes") from err
         except OSError as err:
-            raise DigestError(
-                f"{name} of version {self.name} is not a file that can be read ({err}); {_REMEDY}"
-            ) from err
-        if (size := os.fstat(file.fileno()).st_size) != expected.size_bytes:
+            raise self._differs(name, f"is not a file that can be read ({err})") from err
+        if (size := os.fstat(file.fileno()).st_size) != length:
             file.close()
-            raise DigestError(
-                f"{name} of version {self.name} has {size} bytes, manifest.json says {expected.size_bytes}: it was cut "
-                f"short or edited; {_REMEDY}"
-            )
+            raise self._differs(name, f"has {size} bytes, manifest.json says {length}: it was cut short or edited")
         return file
+
+    def _differs(self, name: str, how: str) -> DigestError:
+        return DigestError(f"{name} of version {self.name} {how}; {_REMEDY}")
 
     def _compare(self, name: str, sink: BinaryIO | None = None) -> None:
         expected, digest = self.manifest.files[name], hashlib.sha256()
@@ -150,11 +146,9 @@ class Version:
                 digest.update(chunk)
                 if sink is not None:
                     sink.write(chunk)
-        if digest.hexdigest() != expected.sha256:
-            raise DigestError(
-                f"{name} of version {self.name} has sha256 {digest.hexdigest()}, manifest.json says {expected.sha256}: "
-                f"the file was changed after it was published; {_REMEDY}"
-            )
+        if (sha256 := digest.hexdigest()) != expected.sha256:
+            found = f"has sha256 {sha256}, manifest.json says {expected.sha256}"
+            raise self._differs(name, f"{found}: the file was changed after it was published")
 
 
 class StagedVersion:

@@ -126,7 +126,7 @@ class Ranked:
 
     def remove(self, version: str) -> None:
         """Delete all predictions of a version."""
-        self.client.delete(f"/api/projects/{self.project.id}/model-versions/", {"model_version": version})
+        self.client.send("DELETE", f"/api/projects/{self.project.id}/model-versions/", body={"model_version": version})
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_labels_that_come_and_tasks_that_go_while_images_are_scored(ranked: Rank
     ranked.label(labelled)
     ranked.label(by_another_control, "quality", "good")
     ranked.label(next(iter(ranked.truth)))
-    ranked.client.delete(f"/api/tasks/{gone}/")
+    ranked.client.send("DELETE", f"/api/tasks/{gone}/")
     del ranked.truth[gone]
     ranked.check_whole(ranked.finish(process)["ranking"], foreign=foreign - 1)
 
@@ -227,7 +227,7 @@ def test_released_a_project_is_as_it_was_before_any_ranking(ranked: Ranked, fore
         assert Counter(each["model_version"] for each in ranked.predictions()) == {"yolo": foreign}
         assert ranked.client.get(f"/api/webhooks/{number}/")["headers"] == {"X-Team": "a"}
         assert len(ranked.truth) - len(ranked.unlabelled()) == labelled
-    ranked.client.delete(f"/api/webhooks/{number}/")
+    ranked.client.send("DELETE", f"/api/webhooks/{number}/")
     ranked.rank()
     ranked.check_whole(ranked.version, foreign=foreign)
 
