@@ -13,11 +13,16 @@ SPEC = InputSpec(8, 8)
 NOWHERE = Path("nowhere")
 
 
+def constant(*values):
+    tensor = numpy_helper.from_array(np.array(values, np.float32), "value")
+    return helper.make_node("Constant", [], ["full"], value=tensor)
+
+
 def make_backbone():
     """A backbone of the kinds of nodes that exporters write: weights, a Constant, attributes, two different inputs."""
     rng = np.random.default_rng(0)
     nodes = [
-        helper.make_node("Constant", [], ["full"], value=numpy_helper.from_array(np.float32([255, 128]), "value")),
+        constant(255, 128),
         helper.make_node("Div", ["images", "full"], ["unit"]),
         helper.make_node("MatMul", ["unit", "first"], ["a"]),
         helper.make_node("MatMul", ["unit", "second"], ["b"]),
@@ -98,7 +103,7 @@ def test_it_does_not_matter_where_weights_are_stored(tmp_path):
 @pytest.mark.parametrize(
     ("place", "node"),
     [
-        (0, helper.make_node("Constant", [], ["full"], value=numpy_helper.from_array(np.float32([255, 127]), "value"))),
+        (0, constant(255, 127)),
         (4, helper.make_node("Add", ["a", "b"], ["apart"])),
         (4, helper.make_node("Sub", ["b", "a"], ["apart"])),
         (5, helper.make_node("LeakyRelu", ["apart"], ["features"], alpha=0.5)),
