@@ -12,19 +12,25 @@ from contract.graph.masks import draw_masks
 from contract.scores.calibration import temper
 from contract.scores.embedding import EMBEDDING, embed
 from server.settings import Score
-from tests.server.conftest import CONFIG, CallFetcher, make_predict_body, make_task, make_tasks, wait_until
+from tests.server.conftest import CallFetcher, make_predict_body, make_task, make_tasks, wait_until
 
 IMAGES = 5
 
 
 def make_score_body(version, tasks=None, **changes):
-    return {
-        "tasks": [{"id": task["id"], "data": task["data"]} for task in tasks or make_tasks(IMAGES)],
-        "project": 3,
-        "label_config": CONFIG,
-        "version": version,
-        **changes,
-    }
+    return {**make_predict_body(tasks or make_tasks(IMAGES)), "version": version, **changes}
+
+
+@pytest.fixture
+def score(client, repository):
+    """Return the elements of the answer."""
+
+    def score(*tasks, client=client):
+        reply = client.post("/score", json=make_score_body(repository.current(), tasks))
+        assert reply.status_code == 200
+        return reply.json["results"]
+
+    return score
 
 
 def about(value):
@@ -72,35 +78,31 @@ def test_each_task_gets_what_the_passes_say(start_app, repository):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", Score)
-def test_the_prediction_is_that_of_predict(serve, repository, direction):
+def test_the_prediction_is_that_of_predict(serve, score, direction):
     """A ranking stores what /predict would have stored, but for the score's place in the order."""
     client = serve(score=direction)
     predicted = client.post("/predict", json=make_predict_body(make_tasks(IMAGES))).json["results"]
-    scored = client.post("/score", json=make_score_body(repository.current())).json["results"]
-    found = [element["prediction"] for element in scored]
+    found = [element["prediction"] for element in score(client=client)]
     assert found == about(predicted)  # how a batch is filled moves the last digits
 
 
 @pytest.mark.slow
-def test_an_image_that_fails_is_told_with_its_reason(client, repository):
-    tasks = [*make_tasks(2), make_task(7, "data:image/png;base64,AAAA"), make_task(8, "x", key="other")]
-    results = client.post("/score", json=make_score_body(repository.current(), tasks)).json["results"]
+def test_an_image_that_fails_is_told_with_its_reason(score):
+    results = score(*make_tasks(2), make_task(7, "data:image/png;base64,AAAA"), make_task(8, "x", key="other"))
     assert [element.get("error", {}).get("code") for element in results] == [None, None, "decode", "no_image"]
     assert [element["task"] for element in results] == [100, 101, 7, 8]
     assert "task 8" in results[3]["error"]["detail"]
 
 
 @pytest.mark.slow
-def test_another_version_is_a_conflict(client, serve, repository, tmp_path):
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_another_version_is_a_conflict(serve, repository, tmp_path, is_empty):
     """Scores of two versions do not belong into one ranking; the reply says which one is in use, or that none is."""
+    (tmp_path / "empty").mkdir()
+    client = serve(models=tmp_path / "empty") if is_empty else serve()
     reply = client.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
     assert (reply.status_code, reply.json["error"]) == (409, "other_version")
-    assert repository.current() in reply.json["detail"]
-    (tmp_path / "empty").mkdir()
-    empty = serve(models=tmp_path / "empty")
-    reply = empty.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
-    assert (reply.status_code, reply.json["error"]) == (409, "other_version")
-    assert "none is in use" in reply.json["detail"]
+    assert f"{'none' if is_empty else repository.current()} is in use" in reply.json["detail"]
 
 
 def test_who_asks_for_a_version_that_was_just_published_has_it_looked_for(client, repository):
@@ -121,27 +123,23 @@ def test_a_body_that_is_not_understood_is_refused(client, repository):
 
 
 @pytest.mark.slow
-def test_a_deadline_that_passes_is_told_for_each_image(serve, repository):
+def test_a_deadline_that_passes_is_told_for_each_image(serve, score):
     """`expired` means: ask again."""
     over = threading.Event()
-    never = CallFetcher(lambda _: over.wait(10))
-    client = serve(deadline_s=0.3, fetcher=never)
-    results = client.post("/score", json=make_score_body(repository.current())).json["results"]
+    results = score(client=serve(deadline_s=0.3, fetcher=CallFetcher(lambda _: over.wait(10))))
     over.set()
     assert {(element["error"]["code"], element["error"]["later"]) for element in results} == {("expired", True)}
 
 
-def test_an_image_that_may_be_had_later_says_so(serve, repository):
+def test_an_image_that_may_be_had_later_says_so(serve, score):
     """Whoever ranks asks again for it, and not for one that is gone."""
     errors = {"down": TemporaryFetchError("down"), "gone": FetchError("gone")}
 
     def fail(reference):
         raise errors[reference]
 
-    client = serve(fetcher=CallFetcher(fail))
     tasks = [make_task(number, name) for number, name in enumerate(errors)]
-    results = client.post("/score", json=make_score_body(repository.current(), tasks)).json["results"]
-    assert [element["error"] for element in results] == [
+    assert [element["error"] for element in score(*tasks, client=serve(fetcher=CallFetcher(fail)))] == [
         {"code": "fetch", "detail": "down", "later": True},
         {"code": "fetch", "detail": "gone", "later": False},
     ]

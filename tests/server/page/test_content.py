@@ -113,6 +113,7 @@ class TestMarkup:
         digest = base64.b64encode(hashlib.sha256(style.text.encode()).digest()).decode()
         assert f"style-src 'sha256-{digest}'" in policy
         assert policy.startswith("default-src 'none'; img-src data:;")
+        assert (HEADERS["Cache-Control"], HEADERS["Referrer-Policy"]) == ("no-store", "no-referrer")
         assert not any("style" in element.attrs for element in document.elements)
         addresses = [e.attrs.get("src") or e.attrs["href"] for e in document.elements if e.tag in ("img", "link")]
         assert all(address.startswith("data:image/") for address in addresses)
