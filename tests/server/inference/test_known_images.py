@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import threading
 import time
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -70,21 +70,18 @@ def hits_and_misses(metrics):
 
 
 def test_known_bytes_are_neither_decoded_nor_computed_again(serve, score, metrics, monkeypatch):
-    sent = serve(7)
-    engine = EchoEngine()
+    sent, engine = serve(7), EchoEngine()
     assert score(engine=engine) == [7]
     monkeypatch.setattr("server.inference.scoring.decode_image", lambda *_: pytest.fail("decoded"))
     assert score(engine=engine) == [7]
-    assert engine.backbone.batches == [[7]]
-    assert engine.batches == [[7], [7]]
+    assert (engine.backbone.batches, engine.batches) == ([[7]], [[7], [7]])
     assert len(sent) == 2
     assert hits_and_misses(metrics) == (1, 1)
 
 
 def test_another_head_hits_and_another_backbone_misses(serve, score, image_host, metrics):
     """Then the source is asked for the file, and not whether it changed."""
-    sent = serve(7, tag='"one"')
-    engines = [EchoEngine(number) for number in range(3)]
+    sent, engines = serve(7, tag='"one"'), [EchoEngine(number) for number in range(3)]
     engines[1].backbone.key = engines[0].backbone.key
     assert [score(engine=engine, later=0) for engine in engines] == [[7]] * 3
     assert [engine.backbone.batches for engine in engines] == [[[7]], [], [[7]]]
@@ -179,24 +176,20 @@ def test_of_a_long_request_few_features_are_read_ahead(serve, scorer, monkeypatc
     """Those of one batch are scored while the next are looked up; what the deadline cuts off is not."""
     monkeypatch.setattr("server.inference.scoring._KNOWN_BYTES", 40)  # ten images
     serve(7)
-    asked = references(*[UPLOAD] * 55)
+    asked, gate, waits = references(*[UPLOAD] * 55), threading.Event(), threading.Event()
     scorer.score(asked[:1], EchoEngine(), deadline=soon())
     recalled, recall = [], scorer._known.recall
     monkeypatch.setattr(scorer._known, "recall", lambda *asked: recalled.append(1) or recall(*asked))
-    waits, gate = threading.Event(), threading.Event()
     monkeypatch.setattr("server.inference.scoring.wait", lambda *what: waits.set() or wait(*what))
-    engine = EchoEngine(0, gate)
-    outcomes = []
-    request = threading.Thread(target=lambda: outcomes.extend(scorer.score(asked, engine, deadline=soon())))
-    request.start()
-    assert engine.entered.wait(10)
-    assert waits.wait(10)
-    assert len(recalled) == 2
-    gate.set()
-    request.join(30)
+    engine, late = EchoEngine(0, gate), EchoEngine(0, threading.Event())
+    with ThreadPoolExecutor() as pool:
+        request = pool.submit(scorer.score, asked, engine, deadline=soon())
+        assert engine.entered.wait(10)
+        assert waits.wait(10)
+        assert len(recalled) == 2
+        gate.set()
+        assert len(request.result(30)) == 55
     assert engine.batches == [*[[7] * 10] * 5, [7] * 5]
-    assert len(outcomes) == 55
-    late = EchoEngine(0, threading.Event())
     recalled.clear()
     outcomes = scorer.score(asked, late, deadline=time.monotonic() + 0.2)
     late.gate.set()

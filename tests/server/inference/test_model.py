@@ -17,16 +17,12 @@ def now():
 @pytest.fixture
 def follow(repository, metrics, now):
     """Follow the repository by what loads versions."""
-
-    def follow(load=load, poll_s=3600):
-        return Model(repository, load, poll_s=poll_s, metrics=metrics, clock=lambda: now[0])
-
-    return follow
+    return lambda load: Model(repository, load, poll_s=1, metrics=metrics, clock=lambda: now[0])
 
 
 @pytest.fixture
 def model(follow):
-    return follow()
+    return follow(load)
 
 
 def test_the_published_version_is_taken_up_replaced_and_rolled_back_to(model, repository, count):
@@ -130,9 +126,8 @@ def test_what_may_pass_is_tried_again_later(follow, repository, now):
     assert {later - earlier for earlier, later in itertools.pairwise(attempts[5:])} == {600}
 
 
-def test_a_repository_that_hangs_is_told(follow, repository, now):
+def test_a_repository_that_hangs_is_told(model, repository, now):
     """A volume that does not answer raises nothing, so its silence is what is told; the version in use stays."""
-    model = follow(poll_s=1)
     name = publish(repository)
     model.poll()
     now[0] = 59

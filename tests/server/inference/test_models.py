@@ -1,5 +1,4 @@
 import gc
-from contextlib import contextmanager
 
 import pytest
 
@@ -12,24 +11,13 @@ from tests.server.inference.conftest import OPTIONS, load, publish_bad
 
 
 @pytest.fixture
-def follow(repository, metrics):
-    """Follow the repository by what loads versions."""
-
-    def follow(load=load, poll_s=3600, only=False):
-        return Models(repository, load, only=only, poll_s=poll_s, metrics=metrics)
-
-    return follow
-
-
-@pytest.fixture
-def models(follow):
-    return follow()
+def models(repository, metrics):
+    return Models(repository, load, only=False, poll_s=3600, metrics=metrics)
 
 
 @pytest.mark.parametrize("former", [True, False], ids=["beside one in use", "alone"])
-def test_after_an_outage_health_says_again_why_the_version_was_refused(follow, repository, count, former):
+def test_after_an_outage_health_says_again_why_the_version_was_refused(models, repository, count, former):
     """What the outage was is over with the next look that succeeds; that the version is refused is not."""
-    models = follow(poll_s=0.01)
     if former:
         publish(repository)
         models.poll()
@@ -37,37 +25,21 @@ def test_after_an_outage_health_says_again_why_the_version_was_refused(follow, r
     models.poll()
     refusal, in_use = models.alone.detail, models.alone.engine
     assert refusal.startswith(f"version {bad} was refused: ")
-    for outage in (_move_away, _garble_pointer, _break):
-        with outage(repository):
-            models.poll()
-            assert not models.alone.detail.startswith(f"version {bad} was refused: ")
+    pointer, away = repository.folder / "CURRENT", repository.root.with_name("away")
+    current = pointer.read_text()
+    for begin, end in (
+        (lambda: repository.root.rename(away), lambda: away.rename(repository.root)),
+        (lambda: pointer.write_text("nonsense\n"), lambda: pointer.write_text(current)),
+        (lambda: setattr(repository, "current", lambda: 1 / 0), lambda: delattr(repository, "current")),
+    ):
+        begin()
+        models.poll()
+        assert not models.alone.detail.startswith(f"version {bad} was refused: ")
+        end()
         models.poll()
         assert models.alone.detail == refusal
         assert models.alone.engine is in_use
     assert [count("repository_faults_total", kind=kind) for kind in ("read", "poll")] == [1, 1]
-
-
-@contextmanager
-def _move_away(repository):
-    away = repository.root.rename(repository.root.with_name("away"))
-    yield
-    away.rename(repository.root)
-
-
-@contextmanager
-def _garble_pointer(repository):
-    pointer = repository.folder / "CURRENT"
-    current = pointer.read_text()
-    pointer.write_text("nonsense\n")
-    yield
-    pointer.write_text(current)
-
-
-@contextmanager
-def _break(repository):
-    repository.current = lambda: 1 / 0
-    yield
-    del repository.current
 
 
 def names(models):
@@ -85,12 +57,12 @@ def test_models_appear_and_vanish_while_the_server_runs(models, repository):
     second = publish(cars)
     models.poll()
     assert [model.engine.version for model in models.all] == [first, second]
-    engine = models.find("cars").engine
-    cars.folder.rename(cars.root / ".gone")
+    engine, gone = models.find("cars").engine, cars.root / ".gone"
+    cars.folder.rename(gone)
     models.poll()
     assert names(models) == ["birds"]
     assert engine.run(draw_images(1)).bald.shape == (1,)
-    (cars.root / ".gone").rename(cars.folder)
+    gone.rename(cars.folder)
     models.poll()
     assert models.find("cars").engine.version == second
 

@@ -43,9 +43,7 @@ def test_the_limit_of_memory_is_the_control_groups(tmp_path, file, text, limit):
 
 
 def test_what_is_resident_grows_with_what_is_held(tmp_path):
-    before = resident()
-    held = bytearray(os.urandom(1) * (64 * 2**20))
-    during = resident()
+    before, held, during = resident(), bytearray(os.urandom(1) * (64 * 2**20)), resident()
     del held
     assert during[0] - before[0] > 60 * 2**20
     assert resident()[1] >= during[0]

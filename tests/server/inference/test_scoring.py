@@ -1,5 +1,5 @@
-import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -26,30 +26,17 @@ def test_one_images_failure_is_its_own(make_scorer, metrics, caplog):
     assert record.first_failures[0] == "task 1: 404"
 
 
-def test_a_long_request_has_only_so_many_images_under_way(make_scorer, metrics):
-    gate, fetched, enough = threading.Event(), itertools.count(1), threading.Event()
-    begun = []
-
-    def fetch():
-        begun.append(next(fetched))
-        if len(begun) == 8:
-            enough.set()
-        return make_png(begun[-1] % 256)
-
-    scorer, engine, outcomes = make_scorer({"x": fetch}, queue_images=8), EchoEngine(0, gate), []
-    request = threading.Thread(
-        target=lambda: outcomes.extend(scorer.score(references(*["x"] * 200), engine, deadline=soon()))
-    )
-    request.start()
-    assert enough.wait(10)
-    assert engine.entered.wait(10)
-    wait_until(lambda: metrics.registry.get_sample_value("labelnext_queue_images") == 200)
-    assert len(begun) == 8  # the engine is held, so nothing has made room
-    gate.set()
-    request.join(30)
-    assert len(outcomes) == 200
-    assert all(isinstance(outcome, ImageScores) for outcome in outcomes)
-    wait_until(lambda: metrics.registry.get_sample_value("labelnext_queue_images") == 0)  # a moment after the outcomes
+def test_a_long_request_has_only_so_many_images_under_way(make_scorer, count):
+    gate, begun = threading.Event(), []
+    scorer, engine = make_scorer({"x": lambda: begun.append(1) or make_png(1)}, queue_images=8), EchoEngine(0, gate)
+    with ThreadPoolExecutor() as pool:
+        request = pool.submit(scorer.score, references(*["x"] * 200), engine, deadline=soon())
+        wait_until(lambda: len(begun) == 8 and engine.entered.is_set() and count("queue_images") == 200)
+        assert len(begun) == 8  # the engine is held, so nothing has made room
+        gate.set()
+        outcomes = request.result(30)
+    assert [type(outcome) for outcome in outcomes] == [ImageScores] * 200
+    wait_until(lambda: count("queue_images") == 0)  # a moment after the outcomes
 
 
 def test_what_the_deadline_cuts_off_is_expired_and_not_fetched(make_scorer):

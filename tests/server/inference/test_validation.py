@@ -20,32 +20,34 @@ from tests.trainer.small import coloured_images, lively_network, publish_small
 from tests.versions import fix_names
 
 
-def test_removed_dropout_is_named_with_the_digest(repository):
+def publish_with_graph(repository, graph, *, digests_right=True):
+    """Publish a version whose graph somebody exchanged afterwards."""
     name = publish(repository)
-    save_graph(TinyModel.draw().graph(dropouts=0), repository.folder / name)
+    save_graph(graph, repository.folder / name)
+    if digests_right:
+        put_digests_right(repository.folder / name)
+    return name
+
+
+def test_removed_dropout_is_named_with_the_digest(repository):
+    name = publish_with_graph(repository, TinyModel.draw().graph(dropouts=0), digests_right=False)
     with pytest.raises(DigestError, match=r"model.onnx has 0 active Dropout nodes, manifest.json says 2"):
         admit(repository, name, load)
 
 
 @pytest.mark.parametrize(("left", "error"), [(0, DropoutDead), (1, LoweringError)])
 def test_removed_dropout_is_refused_even_with_right_digests(repository, left, error):
-    name = publish(repository)
-    save_graph(TinyModel.draw().graph(dropouts=left), repository.folder / name)
-    put_digests_right(repository.folder / name)
     with pytest.raises(error, match="ropout"):
-        admit(repository, name, load)
+        admit(repository, publish_with_graph(repository, TinyModel.draw().graph(dropouts=left)), load)
 
 
 def test_another_probability_is_refused_even_with_right_digests(repository):
     """Masks are served as the graph says and validated as the manifest says: both must say the same."""
-    name = publish(repository)
     graph = TinyModel.draw().graph()
     ratio = next(tensor for tensor in graph.graph.initializer if tensor.name == "ratio_1")
     ratio.CopyFrom(numpy_helper.from_array(np.float32(0.75), "ratio_1"))
-    save_graph(graph, repository.folder / name)
-    put_digests_right(repository.folder / name)
     with pytest.raises(LoweringError, match=r"0\.75.*0\.25"):
-        admit(repository, name, load)
+        admit(repository, publish_with_graph(repository, graph), load)
 
 
 def test_files_that_are_not_those_that_were_published_are_refused(repository):
