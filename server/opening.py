@@ -14,9 +14,7 @@ from server.settings import Settings
 
 
 def open_models(settings: Settings) -> Repository:
-    """Return the repository of the model that the settings name, else of `default`.
-
-    Versions in it are verified where a key is set.
+    """Return the repository of the model that the settings name, else of `default`; a key that is set verifies it.
 
     Raises:
         ConfigError: if it cannot be opened, or the key cannot be used.

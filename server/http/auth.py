@@ -22,9 +22,9 @@ _log = logging.getLogger(__name__)
 class Guard:
     """Lets a request to a route pass, or refuses it.
 
-    With neither a password nor a secret all is open. A password protects every route but those in `OPEN`, and /webhook
-    takes the secret as well. A secret alone protects /webhook and nothing else; Start Training, with which Label Studio
-    sends the backend's basic auth or nothing at all, is then refused. Whoever sets a secret sets a password, too.
+    A password protects every route but those in `OPEN`, and /webhook takes the secret as well. A secret alone protects
+    /webhook and nothing else; Start Training, with which Label Studio sends the backend's basic auth or nothing at all,
+    is then refused.
     """
 
     def __init__(self, basic_auth: str | None, webhook_secret: str | None) -> None:
@@ -33,11 +33,7 @@ class Guard:
         self._secret = webhook_secret
 
     def check(self, route: str | None, authorization: Authorization | None) -> None:
-        """Let the request pass; `route` is None where there is none by its path.
-
-        Raises:
-            Unauthorized: if its credentials are missing or wrong.
-        """
+        """Raise Unauthorized if credentials are missing or wrong; `route` is None where there is none by its path."""
         is_closed = self._basic_auth is not None or (route == WEBHOOK and self._secret is not None)
         if route in OPEN or not is_closed or self._accepts(route, authorization):
             return

@@ -50,10 +50,7 @@ class ConcurrencyLimiter:
         most_bytes: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take how many requests may be in hand and wait, and how large the bodies of those in hand may be together.
-
-        A body that is larger than `most_bytes` by itself gets in alone.
-        """
+        """Take limits; a body that is larger by itself than those in hand may be together gets in alone."""
         self._most_requests = most_requests
         self._most_waiting = most_waiting
         self._most_bytes = most_bytes

@@ -89,7 +89,7 @@ class Connection(TConn):  # type: ignore[misc]
     sock: Wire
 
     def __init__(self, cfg: Any, client: socket.socket, address: Any, server: Any) -> None:
-        """Take a socket that has been accepted, and who is at its ends."""
+        """Take a socket that has been accepted, and the addresses of its ends."""
         super().__init__(cfg, Wire(), address, server)
         self.initialized = self.data_ready = True  # or a thread would wait for the socket
         self.socket = client

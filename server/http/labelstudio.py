@@ -230,9 +230,9 @@ def _encode(array: npt.NDArray[np.float32], kind: str) -> str:
 
 
 def _predict_labels(means: npt.NDArray[np.float32], manifest: Manifest, target: Target) -> list[list[int]]:
-    """Return the likeliest label of each image or, of several, those that hold; where none does, still the likeliest.
+    """Return the likeliest label of each image or, of several, those that hold.
 
-    Who looks at the image then has something to correct, and the region's score, below one half, says how little it is.
+    Where none does, it is still the likeliest: something to correct, with a score below one half.
     """
     likeliest = [[label] for label in means.argmax(axis=1).tolist()]
     if not (manifest.multiple and target.control.multiple):

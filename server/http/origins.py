@@ -36,11 +36,7 @@ class Origins:
         self._pages = frozenset(_origin(page) for page in pages if page)
 
     def check_host(self, host: str | None) -> None:
-        """Let a request pass that is for this server: for an address, for a name that no stranger has, or for one set.
-
-        Raises:
-            MisdirectedRequest: if it is for another.
-        """
+        """Raise MisdirectedRequest unless it is for an address, for a name that no stranger has, or for one set."""
         if not host or ANY_HOST in self._hosts or self._knows(host.lower()):  # browsers always name one
             return
         _log.warning("a request for another host was refused", extra={"host": _shown(host)})
@@ -50,7 +46,7 @@ class Origins:
         )
 
     def check_sender(self, headers: Headers) -> None:
-        """Let a POST pass that no page of a stranger can have sent.
+        """Refuse a POST that a page of a stranger can have sent.
 
         Raises:
             Forbidden: if a page has that is neither the server's own nor Label Studio's.

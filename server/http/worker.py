@@ -175,14 +175,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._close(conn)
 
     def _receive(self, conn: Connection) -> None:
-        count = self._read(conn)
-        if count is None:
+        if (count := self._read(conn)) is None:
+            return
+        if not count and conn.stage is Stage.BODY:
+            self._refuse(conn, HTTPStatus.BAD_REQUEST, "the body ended before its Content-Length; send it whole")
             return
         if not count:
-            if conn.stage is Stage.BODY:
-                self._refuse(conn, HTTPStatus.BAD_REQUEST, "the body ended before its Content-Length; send it whole")
-            else:
-                self._close(conn)
+            self._close(conn)
             return
         if conn.is_idle:
             conn.sock.began = time.monotonic()
@@ -323,7 +322,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 self._give_up(conn)
 
     def _evict(self) -> None:
-        """Where there are too many connections, close those that have been waited for longest."""
+        """Close those connections that have been waited for longest."""
         for conn in list(islice(self._waiting, min(_AT_ONCE, len(self._waiting) - 1))):
             self._give_up(conn)
 
@@ -358,16 +357,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         super().notify()
         service = self._service()
         if self.alive and service is not None and not service.live:  # type: ignore[has-type]  # gunicorn has no types
-            _log.critical(
-                "the server cannot work any more; gunicorn starts a new worker", extra={"fault": service.fault}
-            )
+            why = "the server cannot work any more; gunicorn starts a new worker"
+            _log.critical(why, extra={"fault": service.fault})
             self.alive = False
             service.drain()
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
         """Begin to stop: readiness ends, and what has been accepted is answered."""
-        service = self._service()
-        if service is not None:
+        if (service := self._service()) is not None:
             service.drain()
         self._stopping = True
         super().handle_exit(sig, frame)
@@ -393,5 +390,4 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _service(self) -> Any:
         """The application's service; None until it has been made."""
-        extensions = getattr(getattr(self, "wsgi", None), "extensions", {})
-        return extensions.get("labelnext")
+        return getattr(getattr(self, "wsgi", None), "extensions", {}).get("labelnext")

@@ -122,10 +122,7 @@ class Batcher:
         stall_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Make the batcher; `start` starts its thread. A run of more than `stall_s` seconds makes it unhealthy.
-
-        What the backbone computes goes into `store`.
-        """
+        """Take where features go that are computed, and for how many seconds a run may take in a healthy process."""
         self._max_batch_images = max_batch_images
         self._metrics = metrics
         self._store = store
@@ -203,9 +200,13 @@ class Batcher:
     def _score(self, batch: Sequence[_Item]) -> None:
         """Score a batch; an error of any kind becomes that of each of its images."""
         try:
-            waiting = self._drop_expired(batch)
+            waiting = [item for item in batch if not self._end_if_late(item)]
             if waiting:
-                self._infer(waiting)
+                self._metrics.batch_images.observe(sum(item.images for item in waiting))
+            if known := [item for item in waiting if not isinstance(item.sample, Pixels)]:
+                self._run_passes(known, np.concatenate([item.sample for item in known]))
+            if new := [item for item in waiting if isinstance(item.sample, Pixels)]:
+                self._run_passes(new, self._compute([item.sample for item in new], new[0].work.engine))
         except BaseException as err:
             # What ends this thread must not be raised in those that wait for it, where it would end them, too.
             told = err if isinstance(err, Exception) else Unavailable("the batcher failed")
@@ -215,24 +216,11 @@ class Batcher:
             if told is not err:
                 raise
 
-    def _drop_expired(self, batch: Sequence[_Item]) -> list[_Item]:
-        now, waiting = self._clock(), []
-        for item in batch:
-            self._metrics.stage_duration.labels("queue").observe(time.perf_counter() - item.queued_at)
-            if item.work.deadline <= now:
-                item.outcome.set_exception(Expired("the image waited past the request's deadline"))
-            else:
-                waiting.append(item)
-        return waiting
-
-    def _infer(self, items: Sequence[_Item]) -> None:
-        self._metrics.batch_images.observe(sum(item.images for item in items))
-        engine = items[0].work.engine
-        if known := [item for item in items if not isinstance(item.sample, Pixels)]:
-            self._run_passes(known, np.concatenate([item.sample for item in known]), engine)
-        if new := [(item, item.sample) for item in items if isinstance(item.sample, Pixels)]:
-            features = self._compute([sample for _, sample in new], engine)
-            self._run_passes([item for item, _ in new], features, engine)
+    def _end_if_late(self, item: _Item) -> bool:
+        self._metrics.stage_duration.labels("queue").observe(time.perf_counter() - item.queued_at)
+        if is_late := item.work.deadline <= self._clock():
+            item.outcome.set_exception(Expired("the image waited past the request's deadline"))
+        return is_late
 
     def _compute(self, pixels: Sequence[Pixels], engine: Engine) -> Features:
         """Run the backbone (N, H, W, 3) -> (N, F), and keep what it makes."""
@@ -243,8 +231,9 @@ class Batcher:
                 self._store.put(engine.backbone.key, each.digest, row)
         return rows
 
-    def _run_passes(self, items: Sequence[_Item], features: Features, engine: Engine) -> None:
+    def _run_passes(self, items: Sequence[_Item], features: Features) -> None:
         """Run the head on the items' features (N, F), and hand out what comes of it."""
+        engine = items[0].work.engine
         with self._metrics.stage("passes"):
             outputs = engine.run_passes(features)
         wanted = any(item.work.extras.embedding for item in items)
@@ -267,7 +256,6 @@ class Batcher:
 def _read(
     outputs: PassOutputs, embeddings: npt.NDArray[np.float32] | None, rows: slice, extras: Extras
 ) -> list[Outcome]:
-    """What the passes say of the images in some rows of a batch."""
     mean, bald, entropy = outputs.mean_probabilities[rows], outputs.bald[rows], outputs.entropy[rows]
     finite = np.isfinite(mean).all(axis=1) & np.isfinite(bald) & np.isfinite(entropy)  # (n,)
     nothing = [None] * len(mean)

@@ -70,11 +70,8 @@ class Metrics:
             "Sources asked whether an image is still the same: unchanged, changed, or ignored (sent again the same).",
             ("result",),
         )
-        self.model_info = gauge(
-            "labelnext_model_info",
-            "1 for a model's version in use.",
-            ("model", "version", "provider", "precision"),
-        )
+        about = ("model", "version", "provider", "precision")
+        self.model_info = gauge("labelnext_model_info", "1 for a model's version in use.", about)
         self.model_reloads = counter(
             "labelnext_model_reloads",
             "Versions taken into use (ok, rolled_back) or refused (rejected).",
@@ -127,14 +124,8 @@ class Metrics:
 
     def forget(self, model: str) -> None:
         """Expose nothing of a model any more, which is there no more."""
-        for metric in (
-            self.images,
-            self.model_info,
-            self.model_reloads,
-            self.repository_polled,
-            self.model_loaded,
-            self.bald,
-        ):
+        of_models = (self.images, self.bald, self.model_info, self.model_reloads, self.model_loaded)
+        for metric in (*of_models, self.repository_polled):
             metric.remove_by_labels({"model": model})
 
     def render(self) -> bytes:

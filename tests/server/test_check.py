@@ -15,6 +15,7 @@ from server.settings import Precision
 from tests.contract.images.conftest import jwt
 
 NAMES = ["settings", "repository", "version", "provider", "precision", "speed", "memory", "cache", "label_studio"]
+WITHOUT_VERSION = ["settings", "repository", "cache", "label_studio"]
 KEY = base64.b64encode(b"Ed" + bytes(40)).decode()
 LEGACY = "f00dfeedf00dfeed"
 
@@ -54,11 +55,10 @@ def test_all_is_well_with_a_sound_version(repository, monkeypatch, capsys):
     (line,) = capsys.readouterr().out.splitlines()
     report = json.loads(line)
     assert [(each["name"], each["ok"]) for each in report["checks"]] == [(name, True) for name in NAMES]
-    assert (report["ok"], report["version"]) == (True, name)
-    assert (report["passes"], report["dropout_sites"], report["provider"]) == (PASSES, 2, "cpu")
+    about = {"ok": True, "version": name, "passes": PASSES, "dropout_sites": 2, "provider": "cpu"}
+    assert report.items() >= about.items()
     assert 0 < report["mean_bald"] < 1.1
-    assert report["image_ms"] > 0
-    assert report["batch_ms"] > 0
+    assert min(report["image_ms"], report["batch_ms"]) > 0
     assert 0 < report["memory_mb"] <= report["swap_memory_mb"]
 
 
@@ -79,8 +79,8 @@ def test_several_models_are_asked_about_one_by_one(repository, settings):
 def test_without_a_version_the_rest_is_still_asked(settings):
     """An operator gets the whole list, and not the first fault alone."""
     report = check(settings)
-    assert [each.name for each in report.checks] == ["settings", "repository", "cache", "label_studio"]
-    assert [each.name for each in report.checks if not each.ok] == ["repository"]
+    found = [(each.name, each.ok) for each in report.checks]
+    assert found == [(name, name != "repository") for name in WITHOUT_VERSION]
     assert "python -m trainer run" in report.faults[0]
     assert report.figures == {}
 
@@ -153,10 +153,9 @@ def test_a_package_that_is_missing_is_a_fault_of_the_repository(monkeypatch, cap
     monkeypatch.setenv(variable, value)
     assert main(["check"]) == 1
     printed = capsys.readouterr()
-    checks = {each["name"]: each for each in json.loads(printed.out)["checks"]}
-    assert list(checks) == ["settings", "repository", "cache", "label_studio"]
-    assert [name for name, each in checks.items() if not each["ok"]] == ["repository"]
-    assert wanted in checks["repository"]["detail"]
+    checks = json.loads(printed.out)["checks"]
+    assert [(each["name"], each["ok"]) for each in checks] == [(name, name != "repository") for name in WITHOUT_VERSION]
+    assert wanted in checks[1]["detail"]
     assert wanted in printed.err
 
 
@@ -165,10 +164,8 @@ def test_wrong_settings_are_reported_all_at_once(monkeypatch, capsys):
     monkeypatch.setenv("LABELNEXT_POLL_S", "-1")
     assert main(["check"]) == 1
     printed = capsys.readouterr()
-    assert printed.err.startswith("labelnext: LABELNEXT_")
     report = json.loads(printed.out)
-    assert report["ok"] is False
-    [found] = report["checks"]
-    assert found["name"] == "settings"
-    assert "LABELNEXT_THREADS" in found["detail"]
-    assert "LABELNEXT_POLL_S" in found["detail"]
+    assert [report["ok"], *(each["name"] for each in report["checks"])] == [False, "settings"]
+    for name in ("LABELNEXT_THREADS", "LABELNEXT_POLL_S"):
+        assert name in report["checks"][0]["detail"]
+        assert name in printed.err

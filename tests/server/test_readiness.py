@@ -19,6 +19,7 @@ from tests.server.conftest import (
     make_tasks,
     service_of,
     to_data_uri,
+    wait_until,
 )
 
 
@@ -38,6 +39,10 @@ class HeldFetcher(CallFetcher):
 
 def probe(client):
     return client.get("/health/live").status_code, client.get("/health/ready").status_code
+
+
+def predict(client, task=None):
+    return client.post("/predict", json=make_predict_body([task] if task else make_tasks(1)))
 
 
 class TestProbes:
@@ -60,21 +65,21 @@ class TestProbes:
         repository.root.rename(repository.root.with_name("away"))
         client = start_app().test_client()
         assert probe(client) == (200, 503)
-        assert client.post("/predict", json=make_predict_body(make_tasks(1))).status_code == 503
+        assert predict(client).status_code == 503
 
     def test_it_is_not_ready_where_what_is_published_was_refused(self, start_app, repository):
         publish(repository, probe_of=TinyModel.draw(seed=7))
         client = start_app().test_client()
         assert probe(client) == (200, 503)
         assert "was refused" in client.get("/health/ready").json["detail"]
-        assert client.post("/predict", json=make_predict_body(make_tasks(1))).status_code == 503
+        assert predict(client).status_code == 503
         assert counted(client, "rejected_requests_total", reason="unavailable") == 1
 
     def test_a_dead_batcher_is_not_live(self, client):
         service_of(client).batcher.close()
         assert probe(client) == (503, 503)
         assert client.get("/health/live").json == {"live": False, "detail": "the server is shutting down"}
-        assert client.post("/predict", json=make_predict_body(make_tasks(1))).status_code == 503
+        assert predict(client).status_code == 503
 
     def test_a_thread_that_no_longer_follows_the_repository_is_not_live(self, client):
         service_of(client).models.close()
@@ -88,7 +93,7 @@ class TestProbes:
         assert [counted(client, name) for name in ("live", "ready")] == [1, 0]
         assert probe(client) == (200, 503)
         assert client.get("/health").json["status"] == "DOWN"
-        reply = client.post("/predict", json=make_predict_body(make_tasks(1)))
+        reply = predict(client)
         assert reply.json["results"][0]["score"] is not None
 
 
@@ -106,17 +111,13 @@ class TestPlaces:
 
     @pytest.mark.slow
     def test_a_request_beyond_what_may_wait_is_refused_and_told_when_to_come_again(self, narrow, held):
-        def predict():
-            return narrow().post("/predict", json=make_predict_body([make_task(1, "x")]))
-
+        task = make_task(1, "x")
         with ThreadPoolExecutor() as pool:
-            first = pool.submit(predict)
+            first = pool.submit(predict, narrow(), task)
             assert held.asked.acquire(timeout=10)
-            second = pool.submit(predict)
-            limiter = service_of(narrow()).limiter
-            while not limiter.waiting:
-                assert not second.done()
-            refused = predict()
+            second = pool.submit(predict, narrow(), task)
+            wait_until(lambda: service_of(narrow()).limiter.waiting)
+            refused = predict(narrow(), task)
             assert (refused.status_code, refused.json["error"]) == (503, "overloaded")
             assert refused.headers["Retry-After"] == "1"
             assert "run more replicas" in refused.json["detail"]
@@ -133,16 +134,11 @@ class TestPlaces:
     def test_a_request_waits_for_the_version_that_is_being_loaded(self, settings, repository, monkeypatch):
         """A server that has just started does not say that it knows nothing."""
         begin, poll = threading.Event(), Models.poll
-
-        def late(self):
-            begin.wait(10)
-            poll(self)
-
-        monkeypatch.setattr("server.inference.models.Models.poll", late)
+        monkeypatch.setattr(Models, "poll", lambda self: begin.wait(10) and poll(self))
         publish(repository)
         app = create_app(settings)
         with ThreadPoolExecutor() as pool:
-            reply = pool.submit(lambda: app.test_client().post("/predict", json=make_predict_body(make_tasks(1))))
+            reply = pool.submit(predict, app.test_client())
             assert not reply.done()
             assert probe(app.test_client()) == (200, 503)
             begin.set()

@@ -31,11 +31,9 @@ POSTS = ("/predict", "/score", "/setup", "/webhook")
 @pytest.fixture
 def logged():
     """All that would stand in the server's log."""
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
+    stream, root = io.StringIO(), logging.getLogger()
+    handler, level = logging.StreamHandler(stream), root.level
     handler.setFormatter(JsonFormatter())
-    root = logging.getLogger()
-    level = root.level
     root.addHandler(handler)
     root.setLevel(logging_config()["root"]["level"])
     yield stream
@@ -45,19 +43,22 @@ def logged():
 
 @pytest.fixture
 def web():
+    answer, redirect = SECRETS["answer"].encode(), SECRETS["redirect"]
     with host() as served:
-        served.answers["/forbidden.png"] = reply(SECRETS["answer"].encode(), status=403)
-        served.answers["/broken.png"] = reply(SECRETS["answer"].encode())
-        served.answers["/away.png"] = reply(status=302, location=f"/broken.png?X-Amz-Signature={SECRETS['redirect']}")
-        served.answers["/out.png"] = reply(status=302, location=f"http://u:{SECRETS['redirect']}@10.0.0.1/x.png")
-        served.answers["/ftp.png"] = reply(status=302, location=f"ftp://u:{SECRETS['redirect']}@host/x.png")
-        served.answers["/cut.png"] = lambda handler, _: (
-            handler.send_response(200),
-            handler.send_header("Content-Length", "1000"),
-            handler.end_headers(),
-            handler.wfile.write(SECRETS["answer"].encode()),
-            handler.connection.shutdown(socket.SHUT_RDWR),
-        )
+        served.answers |= {
+            "/forbidden.png": reply(answer, status=403),
+            "/broken.png": reply(answer),
+            "/away.png": reply(status=302, location=f"/broken.png?X-Amz-Signature={redirect}"),
+            "/out.png": reply(status=302, location=f"http://u:{redirect}@10.0.0.1/x.png"),
+            "/ftp.png": reply(status=302, location=f"ftp://u:{redirect}@host/x.png"),
+            "/cut.png": lambda handler, _: (
+                handler.send_response(200),
+                handler.send_header("Content-Length", "1000"),
+                handler.end_headers(),
+                handler.wfile.write(answer),
+                handler.connection.shutdown(socket.SHUT_RDWR),
+            ),
+        }
         yield served
 
 

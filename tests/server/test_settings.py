@@ -46,11 +46,6 @@ def test_every_setting_is_read_from_its_variable():
     assert asdict(read) == {name: value for name, (_, value) in SET.items()}
 
 
-def test_by_default_two_batches_and_every_thread_are_under_way():
-    assert Settings(max_batch_images=8, fetch_threads=4).images_under_way == 20
-    assert Settings(max_batch_images=8, fetch_threads=4, queue_images=3).images_under_way == 3
-
-
 @pytest.mark.parametrize(
     ("name", "texts", "expected"),
     [
@@ -73,9 +68,11 @@ def test_nonsense_is_refused(name, texts, expected):
             Settings.read({f"LABELNEXT_{name}": text})
 
 
-def test_the_caches_bound_follows_the_place():
-    """Disks are larger than memory, unless a number is set; 0 turns the cache off in either place."""
+def test_bounds_follow_other_settings_unless_they_are_set():
+    """Disks are larger than memory; 0 turns the cache off. Two batches and every thread are under way."""
     for text, in_memory, in_a_folder in (("", 256, 4096), ("7", 7, 7), ("0", 0, 0)):
         for folder, mebibytes in (("", in_memory), ("/srv/features", in_a_folder)):
             read = Settings.read({"LABELNEXT_CACHE_DIR": folder, "LABELNEXT_CACHE_MB": text})
             assert read.cache_bytes == mebibytes * 2**20
+    assert Settings(max_batch_images=8, fetch_threads=4).images_under_way == 20
+    assert Settings(max_batch_images=8, fetch_threads=4, queue_images=3).images_under_way == 3

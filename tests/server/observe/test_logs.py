@@ -23,20 +23,15 @@ def test_a_record_is_one_line_of_json_with_its_extras():
     assert entry == {"level": "info", "logger": "server.x", "message": "hello\nyou", **extras}
 
 
-def test_a_record_carries_the_request_it_belongs_to():
+def test_a_record_carries_the_request_it_belongs_to_and_its_exception():
     token = request_id.set("abc")
-    try:
-        assert read_line("x")["request_id"] == "abc"
-    finally:
-        request_id.reset(token)
-    assert "request_id" not in read_line("x")
-
-
-def test_an_exception_is_a_field():
     try:
         raise RuntimeError("broken")
     except RuntimeError:
         entry = read_line("x", exc_info=sys.exc_info())
+    finally:
+        request_id.reset(token)
+    assert entry["request_id"] == "abc"
     assert "RuntimeError: broken" in entry["exception"]
 
 

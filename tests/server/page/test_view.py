@@ -31,8 +31,14 @@ from tests.server.page.conftest import (
 )
 
 
+def table_of(document, heading):
+    """The first table with such a heading."""
+    return next(table for table in document.find("table") if heading in table.text)
+
+
 class TestVersion:
     def test_it_says_what_is_in_use_and_how_good_it_is(self, page, repository):
+        """Classes stand the weakest first: that is where labels are wanted. One without any is never predicted."""
         manifest = publish(repository, at=NOW - timedelta(hours=3))
         document = show(page, manifest=manifest)
         for text in (manifest.version, "3 hours ago", "2026-11-23 11:30 UTC", "0.71", "0.62 to 0.79", "150"):
@@ -40,12 +46,8 @@ class TestVersion:
         for text in ("20", "cpu, int8", "64 random images", "label about 120 more", "Serving"):
             assert text in document.text
         assert document.headings[:4] == ["Labelnext", "Version in use", "Macro-F1 over labels", "Classes"]
-
-    def test_each_class_has_its_f1_and_its_labels(self, page, repository):
-        """The weakest first: that is where labels are wanted. One without any is never predicted."""
-        document = show(page, manifest=publish(repository))
-        (table,) = [t for t in document.find("table") if "Class" in t.text]
-        assert table.text.split()[-9:-1] == ["ant", "100", "0.50", "cat", "50", "1.00", "bee", "0"]
+        classes = table_of(document, "Class").text.split()
+        assert classes[-9:-1] == ["ant", "100", "0.50", "cat", "50", "1.00", "bee", "0"]
         assert "No image is labelled bee yet" in document.text
 
     def test_a_thousand_classes_are_folded_up(self, page, repository):
@@ -69,16 +71,16 @@ class TestVersion:
         assert len(document.find("circle")) == 19
         assert len(document.find("circle", **{"class": "in-use"})) == 1
         assert len(document.find("line", **{"class": "bar"})) == 19
-        (table,) = [t for t in document.find("table") if "Published" in t.text]
-        assert table.text.index(manifest.version) < table.text.index("0.12")
+        table = table_of(document, "Published").text
+        assert table.index(manifest.version) < table.index("0.12")
 
     def test_versions_that_were_measured_on_other_images_are_said_to_be(self, page, repository):
         for macro_f1, images in ((0.51, 20), (0.79, 30), (0.55, 41)):
             publish(repository, metrics={**METRICS, "macro_f1": macro_f1, "images": images})
         document = show(page)
         assert "Each was measured on other images, so no line joins them" in document.text
-        (table,) = [t for t in document.find("table") if "Published" in t.text]
-        assert all(f"{images} random images" in table.text for images in (20, 30, 41))
+        table = table_of(document, "Published").text
+        assert all(f"{images} random images" in table for images in (20, 30, 41))
 
     def test_a_line_is_said_to_join_versions_that_were_measured_on_the_same_images(self, page, repository):
         apart, *joined = (publish(repository, metrics={**METRICS, "macro_f1": 0.7}) for _ in range(4))
@@ -90,9 +92,9 @@ class TestVersion:
         document = show(page, manifest=joined[1])
         assert {c.attrs["class"] for c in document.find("circle")} == {"point apart", "point", "in-use"}
         assert "joins versions that were measured on the same 41 random images; the grey points" in document.text
-        (table,) = [t for t in document.find("table") if "Published" in t.text]
+        table = table_of(document, "Published").text
         for text in ("0.41", "0.52", "0.63", "0.10 to 0.90", "the same 41 random images", "64 random images"):
-            assert text in table.text
+            assert text in table
         (row,) = (row.text for row in document.find("tr") if apart.version in row.text)
         assert "0.70" in row
         assert "same" not in row
@@ -114,13 +116,17 @@ class TestVersion:
 
 
 class TestStates:
-    def test_before_the_first_version_it_says_what_to_run(self, page):
+    def test_before_the_first_version_it_says_what_to_run(self, page, tmp_path):
+        """With the model's name, if it is not the default."""
         document = show(page, detail="no version has been published in models/default yet; run `python -m trainer run`")
         assert "Waiting for a version" in document.text
-        assert {"python -m trainer run", "python -m trainer run --project ID"} <= {
-            e.text for e in document.find("code")
-        }
+        commands = {e.text for e in document.find("code")}
+        assert {"python -m trainer run", "python -m trainer run --project ID"} <= commands
         assert "Version in use" not in document.headings
+        page = Page(Repository(tmp_path, "moths & co"), label_studio_url=None)
+        shown = {element.text for element in show(page).find("code")}
+        commands = ("run --project ID", "rank --project ID", "watch --project ID")
+        assert {f"LABELNEXT_MODEL='moths & co' python -m trainer {command}" for command in commands} <= shown
 
     @pytest.mark.parametrize(
         ("in_use", "up", "kind"), [(False, True, "attention"), (True, True, "attention"), (True, False, "down")]
@@ -143,12 +149,6 @@ class TestStates:
         assert {"Not ranked yet", "Ranked by another version"} <= set(document.headings)
         assert "Moths" in document.text
 
-    def test_commands_name_a_model_that_is_not_the_default(self, tmp_path):
-        page = Page(Repository(tmp_path, "moths & co"), label_studio_url=None)
-        shown = {element.text for element in show(page).find("code")}
-        commands = ("run --project ID", "rank --project ID", "watch --project ID")
-        assert {f"LABELNEXT_MODEL='moths & co' python -m trainer {command}" for command in commands} <= shown
-
     def test_a_request_to_train_is_shown_until_it_is_answered(self, page, repository):
         leave_request(repository, 3)
         document = show(page)
@@ -158,6 +158,7 @@ class TestStates:
 
 class TestRankings:
     def test_a_ranking_is_shown_with_its_figures_and_images(self, page, repository):
+        """Images and projects lead to Label Studio, if its address is known."""
         manifest = publish(repository)
         save_ranking(repository, make_ranking(manifest.version))
         document = show(page, manifest=manifest)
@@ -170,13 +171,8 @@ class TestRankings:
         assert [image.attrs["alt"] for image in images] == [f"Task {task}" for task in (6, 5, 7, 8, 9)]
         head, _, data = images[0].attrs["src"].partition(",")
         assert (head, base64.b64decode(data)) == ("data:image/jpeg;base64", thumbnail())
-
-    def test_images_and_projects_lead_to_label_studio(self, page, repository):
-        manifest = publish(repository)
-        save_ranking(repository, make_ranking(manifest.version))
-        links = [link.attrs["href"] for link in show(page, manifest=manifest).find("a")]
         tasks = [f"{STUDIO}/projects/3/data?task={task}" for task in (6, 5, 7, 8, 9)]
-        assert links == [f"{STUDIO}/projects/3/data", *tasks]
+        assert [link.attrs["href"] for link in document.find("a")] == [f"{STUDIO}/projects/3/data", *tasks]
         leave_request(repository, 3)
         document = show(Page(repository, label_studio_url=None), manifest=manifest)
         assert document.find("a") == []
@@ -226,25 +222,17 @@ def test_any_time_can_be_shown(text):
     assert "Version in use" in show(NOWHERE, manifest=dataclasses.replace(make_manifest(), created_at=text)).headings
 
 
-class TestModels:
-    """The page of all models."""
-
-    def show(self, *models, detail=None):
-        return Document(render_models(models, up=True, detail=detail, label_studio_url=STUDIO, now=NOW))
-
-    def test_names_and_labels_are_text_whatever_they_hold(self):
-        manifest = dataclasses.replace(versions.manifest("20260102T030405678Z-0a1b2c"), labels=(HOSTILE, "cat"))
-        training = TrainingRecord(project=ProjectState(4, 3, "2026-01-02T03:04:05Z"))
-        manifest = dataclasses.replace(manifest, training=training)
-        engine = SimpleNamespace(manifest=manifest)
-        document = self.show(
-            SimpleNamespace(name=HOSTILE, engine=engine, detail=HOSTILE, projects={3: 0.0}),
-            SimpleNamespace(name="javascript:x", engine=None, detail=None, projects={}),
-            detail=HOSTILE,
-        )
-        assert not document.find("script")
-        links = [element.attrs["href"] for element in document.find("a")]
-        assert links.count("p/javascript%3Ax/") == 1
-        assert links.count(f"{STUDIO}/projects/3/data") == links.count(f"{STUDIO}/projects/4/data") == 1
-        assert len([link for link in links if not link.startswith("p/")]) == 2
-        assert not any(set(link) & set("<>\"' ") for link in links)
+def test_on_the_page_of_all_models_names_and_labels_are_text_whatever_they_hold():
+    training = TrainingRecord(project=ProjectState(4, 3, "2026-01-02T03:04:05Z"))
+    manifest = versions.manifest("20260102T030405678Z-0a1b2c")
+    engine = SimpleNamespace(manifest=dataclasses.replace(manifest, labels=(HOSTILE, "cat"), training=training))
+    models = [
+        SimpleNamespace(name=HOSTILE, engine=engine, detail=HOSTILE, projects={3: 0.0}),
+        SimpleNamespace(name="javascript:x", engine=None, detail=None, projects={}),
+    ]
+    document = Document(render_models(models, up=True, detail=HOSTILE, label_studio_url=STUDIO, now=NOW))
+    assert not document.find("script")
+    links = [element.attrs["href"] for element in document.find("a")]
+    assert links.count("p/javascript%3Ax/") == 1
+    assert [link for link in links if not link.startswith("p/")] == [f"{STUDIO}/projects/{n}/data" for n in (3, 4)]
+    assert not any(set(link) & set("<>\"' ") for link in links)
