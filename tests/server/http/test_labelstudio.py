@@ -68,15 +68,15 @@ def test_a_prediction_has_the_form_that_label_studio_stores():
     }
 
 
-@pytest.mark.parametrize("direction", list(Score))
-def test_scores_stay_between_0_and_1(direction):
-    """Label Studio drops what does not, and rounding can exceed the greatest BALD."""
-    for multiple, greatest in ((False, math.log(3)), (True, 3 * math.log(2))):
-        manifest = replace(MANIFEST, multiple=multiple)
-        outcomes = [make_scores(1, 0, 0, bald=bald) for bald in (0.0, 1e-9, greatest, greatest + 1e-5)]
-        scores = [element["score"] for element in build_predictions(outcomes, manifest, target_of(), direction)]
-        assert all(0 <= score <= 1 for score in scores)
-        assert scores == sorted(scores, reverse=direction is Score.AGREEMENT)
+@pytest.mark.parametrize("multiple", [False, True])
+def test_the_score_is_agreement_or_bald(multiple):
+    """Between 0 and 1, or Label Studio drops it: rounding can exceed the greatest BALD."""
+    manifest, greatest = replace(MANIFEST, multiple=multiple), 3 * math.log(2) if multiple else math.log(3)
+    outcomes = [make_scores(1, 0, 0, bald=bald) for bald in (0.0, greatest / 4, greatest + 1e-5)]
+    for direction, expected in ((Score.AGREEMENT, [1, 0.75, 0]), (Score.BALD, [0, 0.25, 1])):
+        elements = build_predictions(outcomes, manifest, target_of(), direction)
+        assert [element["score"] for element in elements] == pytest.approx(expected)
+        assert all(0 <= element["score"] <= 1 for element in elements)
 
 
 def test_people_see_the_calibrated_probability():

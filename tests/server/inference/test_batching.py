@@ -167,20 +167,15 @@ def test_an_engines_error_is_that_of_its_batch_only(make_batcher):
 
 
 def test_numbers_that_are_not_finite_are_the_images_failure(make_batcher):
-
     class Faulty(EchoEngine):
         def run_passes(self, features, masks=None):
             outputs = super().run_passes(features)
             outputs.mean_probabilities[outputs.mean_probabilities == 13] = np.nan
             return outputs
 
-    batcher, engine = make_batcher(), gated(kind=Faulty)
-    with held(batcher, engine):
-        outcomes = [submit(batcher, engine, value) for value in (12, 13, 14)]
-    assert answer(outcomes[0]) == (0, 12)
-    with pytest.raises(NotFinite):
-        scores_of(outcomes[1])
-    assert answer(outcomes[2]) == (0, 14)
+    first, bad, last = submit(make_batcher(), Faulty(), make_features(12, 13, 14)).result(timeout=10)
+    assert isinstance(bad, NotFinite)
+    assert [int(each.mean_probabilities[1]) for each in (first, last)] == [12, 14]
 
 
 def test_a_dead_batcher_fails_everybody_at_once_and_says_so(make_batcher, caplog):

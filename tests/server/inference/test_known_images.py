@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from bench.harness.hosts import reply
-from contract.errors import ImageError
 from server.inference.batching import Expired, ImageScores
 from tests.server.inference.conftest import EchoEngine, make_png, references, soon, total
 
@@ -136,16 +135,15 @@ def test_a_source_that_says_that_nothing_changed_is_taken_at_its_word_anew(serve
         assert len(image_host.requests) == asked
 
 
-def test_without_a_while_a_source_is_asked_each_time(make_scorer, fetcher, store, serve):
-    scorer, sent = make_scorer(fetcher, store=store, recheck_s=0), serve(7)
+@pytest.mark.parametrize(
+    ("recheck_s", "headers"),
+    [(0, {}), (RECHECK_S, {"tag": '"tag"', "cache_control": "private, No-Store"})],
+    ids=["no-while-is-set", "the-host-wants-it-forgotten"],
+)
+def test_a_source_is_asked_each_time_if_it_is_so_wished(make_scorer, fetcher, store, serve, recheck_s, headers):
+    scorer, sent = make_scorer(fetcher, store=store, recheck_s=recheck_s), serve(7, **headers)
     for _ in range(2):
         scorer.score(references(UPLOAD), EchoEngine(), deadline=soon())
-    assert len(sent) == 2
-
-
-def test_what_a_host_wants_forgotten_is_downloaded_each_time(serve, score):
-    sent = serve(7, tag='"tag"', cache_control="private, No-Store")
-    assert [score(later=0) for _ in range(2)] == [[7], [7]]
     assert len(sent) == 2
 
 
@@ -197,11 +195,3 @@ def test_of_a_long_request_few_features_are_read_ahead(serve, scorer, monkeypatc
     assert len(recalled) == 2
     scorer._batcher.close()
     assert len(late.batches) == 1
-
-
-def test_the_deadline_is_that_of_images_without_an_address_too(serve, scorer):
-    serve(7)
-    missing = ImageError("task 9: no image")
-    scorer.score(references(UPLOAD), EchoEngine(), deadline=soon())
-    found = scorer.score([*references(UPLOAD), missing], EchoEngine(), deadline=time.monotonic() - 1)
-    assert [type(found[0]), found[1]] == [Expired, missing]

@@ -120,8 +120,8 @@ def test_one_that_is_being_loaded_is_no_silence_of_the_others(repository, metric
 
 
 def test_a_fault_in_one_model_keeps_no_other_from_being_followed(models, repository, count):
-    publish(repository.beside("birds"))
-    publish(repository.beside("cars"))
+    for name in ("birds", "cars"):
+        publish(repository.beside(name))
     models.poll()
     models.find("birds").repository.current = lambda: 1 / 0
     version = publish(repository.beside("cars"))
