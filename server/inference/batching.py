@@ -122,7 +122,7 @@ class Batcher:
         stall_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take where features go that are computed, and for how many seconds a run may take in a healthy process."""
+        """`store` gets the features that are computed; a run of more than `stall_s` seconds is a fault."""
         self._max_batch_images = max_batch_images
         self._metrics = metrics
         self._store = store

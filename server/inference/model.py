@@ -182,7 +182,7 @@ class Model:
 
 
 def _may_pass(err: Exception) -> bool:
-    """Whether a version may be admitted later: what memory, a volume or a bucket made of it may change, it does not."""
+    """Whether a refused version may be admitted later, such as after a want of memory or an outage of its volume."""
     if not isinstance(err, LabelnextError) or isinstance(err, OSError) or isinstance(err.__cause__, OSError):
         return True
     return isinstance(err, RepositoryError) and not isinstance(err, (ManifestError, SignatureError))

@@ -1,9 +1,8 @@
 """What the server counts, for Prometheus. One registry for each application, none global."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -31,69 +30,60 @@ class Metrics:
         """Register everything anew."""
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
-        histogram = partial(Histogram, registry=registry)
-        self.http_requests = counter("labelnext_http_requests", "Requests answered.", ("route", "status"))
+
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(f"labelnext_{name}", meaning, labels, registry=registry)
+
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+            return Gauge(f"labelnext_{name}", meaning, labels, registry=registry)
+
+        def histogram(name: str, meaning: str, *labels: str, buckets: Sequence[float] = _SECONDS) -> Histogram:
+            return Histogram(f"labelnext_{name}", meaning, labels, registry=registry, buckets=buckets)
+
+        self.http_requests = counter("http_requests", "Requests answered.", "route", "status")
         self.http_request_duration = histogram(
-            "labelnext_http_request_duration_seconds",
-            "From a request's first byte read to its reply.",
-            ("route",),
-            buckets=_SECONDS,
+            "http_request_duration_seconds", "From a request's first byte read to its reply.", "route"
         )
-        self.images = counter("labelnext_images", "Images of predict requests.", ("model", "outcome"))
-        self.queue_images = gauge("labelnext_queue_images", "Images of requests in hand that are not finished.")
-        self.waiting_requests = gauge("labelnext_waiting_requests", "Requests waiting to be taken in hand.")
+        self.images = counter("images", "Images of predict requests.", "model", "outcome")
+        self.queue_images = gauge("queue_images", "Images of requests in hand that are not finished.")
+        self.waiting_requests = gauge("waiting_requests", "Requests waiting to be taken in hand.")
         self.rejected_requests = counter(
-            "labelnext_rejected_requests",
+            "rejected_requests",
             "Requests refused: queue_full, deadline, unavailable (the server cannot score), auth or slow (the client).",
-            ("reason",),
+            "reason",
         )
-        self.live = gauge("labelnext_live", "1 while the process can do its work.")
-        self.ready = gauge("labelnext_ready", "1 while it should be sent requests.")
+        self.live = gauge("live", "1 while the process can do its work.")
+        self.ready = gauge("ready", "1 while it should be sent requests.")
         self.stage_duration = histogram(
-            "labelnext_stage_duration_seconds",
+            "stage_duration_seconds",
             "Seconds in a stage: fetch, decode, queue for one image, recall for many, backbone, passes for one batch.",
-            ("stage",),
-            buckets=_SECONDS,
+            "stage",
         )
-        self.batch_images = histogram("labelnext_batch_images", "Images in one run of the graph.", buckets=_IMAGES)
-        self.feature_cache_hits = counter("labelnext_feature_cache_hits", "Images whose features were known.")
-        self.feature_cache_misses = counter("labelnext_feature_cache_misses", "Images whose features were not known.")
+        self.batch_images = histogram("batch_images", "Images in one run of the graph.", buckets=_IMAGES)
+        self.feature_cache_hits = counter("feature_cache_hits", "Images whose features were known.")
+        self.feature_cache_misses = counter("feature_cache_misses", "Images whose features were not known.")
         self.feature_cache_faults = counter(
-            "labelnext_feature_cache_faults",
+            "feature_cache_faults",
             "What the cache had to go without: open, damaged, read, write, or dropped for want of time to write it.",
-            ("kind",),
+            "kind",
         )
-        self.feature_cache_bytes = gauge("labelnext_feature_cache_bytes", "Size of the cache's file, or in memory.")
+        self.feature_cache_bytes = gauge("feature_cache_bytes", "Size of the cache's file, or in memory.")
         self.image_revalidations = counter(
-            "labelnext_image_revalidations",
+            "image_revalidations",
             "Sources asked whether an image is still the same: unchanged, changed, or ignored (sent again the same).",
-            ("result",),
+            "result",
         )
         about = ("model", "version", "provider", "precision")
-        self.model_info = gauge("labelnext_model_info", "1 for a model's version in use.", about)
-        self.model_reloads = counter(
-            "labelnext_model_reloads",
-            "Versions taken into use (ok, rolled_back) or refused (rejected).",
-            ("model", "result"),
-        )
-        self.repository_faults = counter(
-            "labelnext_repository_faults",
-            "Looks at the repository that failed: read, or poll for what was not foreseen.",
-            ("kind",),
-        )
-        self.repository_polled = gauge(
-            "labelnext_repository_polled_timestamp_seconds", "When a model's repository last answered.", ("model",)
-        )
-        self.model_loaded = gauge(
-            "labelnext_model_loaded_timestamp_seconds", "When the version in use was taken up.", ("model",)
-        )
-        self.bald = histogram(
-            "labelnext_bald_score",
-            "BALD in nats; all of it in the lowest bucket means dead dropout.",
-            ("model",),
-            buckets=_BALD_NATS,
-        )
+        self.model_info = gauge("model_info", "1 for a model's version in use.", *about)
+        taken_up = "Versions taken into use (ok, rolled_back) or refused (rejected)."
+        self.model_reloads = counter("model_reloads", taken_up, "model", "result")
+        failed = "Looks at the repository that failed: read, or poll for what was not foreseen."
+        self.repository_faults = counter("repository_faults", failed, "kind")
+        answered = "When a model's repository last answered."
+        self.repository_polled = gauge("repository_polled_timestamp_seconds", answered, "model")
+        self.model_loaded = gauge("model_loaded_timestamp_seconds", "When the version in use was taken up.", "model")
+        dead = "BALD in nats; all of it in the lowest bucket means dead dropout."
+        self.bald = histogram("bald_score", dead, "model", buckets=_BALD_NATS)
         _begin_at_nought(self.rejected_requests, "queue_full", "deadline", "unavailable", "auth")
         _begin_at_nought(self.repository_faults, "read", "poll")
         _begin_at_nought(self.feature_cache_faults, "open", "damaged", "read", "write", "dropped")
