@@ -205,8 +205,9 @@ class Batcher:
                 self._metrics.batch_images.observe(sum(item.images for item in waiting))
             if known := [item for item in waiting if not isinstance(item.sample, Pixels)]:
                 self._run_passes(known, np.concatenate([item.sample for item in known]))
-            if new := [item for item in waiting if isinstance(item.sample, Pixels)]:
-                self._run_passes(new, self._compute([item.sample for item in new], new[0].work.engine))
+            if new := [(item, item.sample) for item in waiting if isinstance(item.sample, Pixels)]:
+                features = self._compute([sample for _, sample in new], batch[0].work.engine)
+                self._run_passes([item for item, _ in new], features)
         except BaseException as err:
             # What ends this thread must not be raised in those that wait for it, where it would end them, too.
             told = err if isinstance(err, Exception) else Unavailable("the batcher failed")
