@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import (
     AfterValidator,
     Field,
+    OnErrorOmit,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -54,8 +55,6 @@ def _check_upper_end(high: float, info: ValidationInfo) -> float:
 
 _Lenient = Annotated[_T, WrapValidator(_or_default)]
 """Of a field with a default."""
-_OrNone = Annotated[_T, WrapValidator(_or_none)]
-"""Of an element."""
 _Flag = _Lenient[Annotated[bool, Field(strict=True)]]
 _Text = _Lenient[str | None]
 _Count = Annotated[int, Field(strict=True, ge=0, le=_MOST)]
@@ -63,12 +62,7 @@ _Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 _MaybeCount = _Lenient[_Count | None]
 _MaybeShare = _Lenient[_Share | None]
 _MaybeNumber = _Lenient[Annotated[float, Field(strict=True, ge=0, le=_MOST)] | None]
-_Counts = _Lenient[
-    Annotated[
-        Mapping[str, _OrNone[_Count]],
-        AfterValidator(lambda counts: {name: count for name, count in counts.items() if count is not None}),
-    ]
-]
+_Counts = _Lenient[Mapping[str, OnErrorOmit[_Count]]]
 _Object = _Lenient[Mapping[str, Any]]
 
 
@@ -81,7 +75,7 @@ class Metrics:
     """Share of the images whose label is right; of several labels, all of them."""
     macro_f1: _MaybeShare = None
     """Mean over the classes that have a true or a predicted image."""
-    f1: _Lenient[tuple[_OrNone[_Share | None], ...]] = ()
+    f1: _Lenient[tuple[Annotated[_Share | None, WrapValidator(_or_none)], ...]] = ()
     """Of each class, in the order of the labels, None where it has neither; empty where nothing is known of any."""
     nll: _MaybeNumber = None
     """Negative log likelihood of an image, in nats; of several labels, the sum over them."""
@@ -123,7 +117,7 @@ class Comparison:
     """Versions that were measured on the same random images when the last of them was made."""
 
     images: _Count
-    versions: Annotated[tuple[_OrNone[Compared], ...], AfterValidator(lambda found: tuple(filter(None, found)))]
+    versions: tuple[OnErrorOmit[Compared], ...]
     """The oldest first, the new one last."""
 
 

@@ -26,13 +26,6 @@ def encode(image, file_format="PNG", **options):
     return buffer.getvalue()
 
 
-def photo():
-    """Red at the left, blue at the right."""
-    image = Image.new("RGB", (96, 64), "red")
-    image.paste("blue", (48, 0, 96, 64))
-    return image
-
-
 @pytest.mark.slow
 def test_large_jpeg_gives_almost_the_pixels_of_a_full_decode():
     y, x = np.mgrid[0:1200, 0:1600]
@@ -129,44 +122,62 @@ def test_a_range_that_is_declared_holds(file_format, dtype, levels, tags, declar
     np.testing.assert_array_equal(found, np.round((exact - black) / (white - black) * 255))
 
 
-def test_16_bits_of_the_other_byte_order():
+def big_endian():
+    """16 bits of the other byte order."""
     tags = {256: 16, 257: 16, 258: 16, 259: 1, 262: 1, 273: 200, 277: 1, 278: 16, 279: 512}
     entries = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in sorted(tags.items()))
     head = b"MM\0*" + struct.pack(">IH", 8, len(tags)) + entries
-    data = head.ljust(200, b"\0") + (RAMP * 257).astype(">u2").tobytes()
-    np.testing.assert_array_equal(decode_image(data, SQUARE)[..., 0], RAMP)
+    return head.ljust(200, b"\0") + (RAMP * 257).astype(">u2").tobytes(), RAMP[..., None]
 
 
-def test_a_tiff_of_12_bits_a_sample_is_scaled_by_4095():
+def packed():
+    """12 bits a sample, which are scaled by 4095."""
     levels = np.linspace(0, 4095, 256).round().astype(np.uint16)
     pairs = levels.reshape(-1, 2)
-    packed = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
+    three = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
     tags = {**pictures.tiff_tags(16, 16, bits=[12]), 262: [1], 279: [384]}
-    data = pictures.tiff(tags, packed.astype(np.uint8).tobytes())
-    np.testing.assert_array_equal(decode_image(data, SQUARE)[..., 0], np.round(levels / 4095 * 255).reshape(16, 16))
+    return pictures.tiff(tags, three.astype(np.uint8).tobytes()), np.round(levels / 4095 * 255).reshape(16, 16, 1)
 
 
-def with_significant_bits(levels, bits):
-    """A PNG of 16 bits whose sBIT chunk says how many of them its levels had."""
-    info = PngImagePlugin.PngInfo()
-    info.add(b"sBIT", bytes([bits]))
-    return decode_image(encode(Image.fromarray(levels.astype(np.uint16)), pnginfo=info), SQUARE)[..., 0]
+def negative():
+    """WhiteIsZero, as X-rays come; Pillow inverts only those of up to 8 bits."""
+    tags = {**pictures.tiff_tags(16, 16, bits=[16]), 262: [0], 279: [512]}
+    return pictures.tiff(tags, (RAMP * 257).astype("<u2").tobytes()), 255 - RAMP[..., None]
+
+
+def compressed_planes():
+    """libtiff, which Pillow leaves them to, knows how many bits a level has."""
+    planes = [np.full((64, 64), level * 257, "<u2") for level in (200, 100, 50)]
+    squeezed = [zlib.compress(plane.tobytes()) for plane in planes]
+    tags = {**pictures.tiff_tags(64, 64, bits=[16] * 3, compression=8), 284: [2], 279: [len(each) for each in squeezed]}
+    head = len(pictures.tiff({**tags, 273: [0] * 3}))
+    offsets = [head + sum(map(len, squeezed[:before])) for before in range(3)]
+    return pictures.tiff({**tags, 273: offsets}, b"".join(squeezed)), [200, 100, 50]
+
+
+@pytest.mark.parametrize("make", [big_endian, packed, negative, compressed_planes])
+def test_a_tiff_is_read_in_whichever_form_it_is_stored(make):
+    data, expected = make()
+    np.testing.assert_array_equal(decode_image(data, SQUARE), np.broadcast_to(expected, (16, 16, 3)))
 
 
 @pytest.mark.parametrize(
     "scale",
     [
-        pytest.param(lambda level: level, id="not-at-all"),
-        pytest.param(lambda level: level << 4, id="zeros"),
-        pytest.param(lambda level: level << 4 | level >> 8, id="upper-bits"),
-        pytest.param(lambda level: np.round(level * 65535 / 4095), id="rounded"),
+        lambda level: level,
+        lambda level: level << 4,
+        lambda level: level << 4 | level >> 8,
+        lambda level: np.round(level * 65535 / 4095),
     ],
+    ids=["not-at-all", "zeros", "upper-bits", "rounded"],
 )
 @pytest.mark.parametrize("brightest", [200, 4095])
 def test_a_png_is_scaled_by_its_significant_bits(scale, brightest):
-    """Scaled to sixteen as PNG has it, with zeros, the upper bits again, or rounded; or left as they are."""
-    levels = np.round(np.linspace(0, brightest, 256)).astype(np.int64).reshape(16, 16)
-    found = with_significant_bits(scale(levels), 12)
+    """Of which sBIT says how many there were: scaled to sixteen as PNG has it, or left as they are."""
+    levels = up_to(brightest).astype(np.int64)
+    info = PngImagePlugin.PngInfo()
+    info.add(b"sBIT", bytes([12]))
+    found = shown(scale(levels), "PNG", dtype=np.uint16, pnginfo=info)
     assert np.abs(found - levels / 4095 * 255).max() <= 1
 
 
@@ -197,13 +208,6 @@ def test_what_is_no_number_is_no_level(none, grey):
     np.testing.assert_array_equal(found[1:], np.round(levels[1:].astype(float) * 255))
 
 
-def test_16_bits_stored_as_a_negative_are_inverted():
-    """WhiteIsZero, as X-rays come; Pillow inverts only those of up to 8 bits."""
-    tags = {**pictures.tiff_tags(16, 16, bits=[16]), 262: [0], 279: [512]}
-    data = pictures.tiff(tags, (RAMP * 257).astype("<u2").tobytes())
-    np.testing.assert_array_equal(decode_image(data, SQUARE)[..., 0], 255 - RAMP)
-
-
 @pytest.mark.parametrize(
     ("bits", "tags", "reason"),
     [
@@ -216,18 +220,6 @@ def test_a_tiff_that_pillow_takes_for_another_is_refused(bits, tags, reason):
     levels = np.arange(64 * 64, dtype=np.uint16) * 16
     with pytest.raises(DecodeError, match=reason):
         decode_image(pictures.tiff_of(levels.tobytes(), bits=bits, extra=tags), SQUARE)
-
-
-def test_planes_that_are_compressed_are_read():
-    """libtiff, which Pillow leaves them to, knows how many bits a level has."""
-    planes = [np.full((64, 64), level * 257, "<u2") for level in (200, 100, 50)]
-    squeezed = [zlib.compress(plane.tobytes()) for plane in planes]
-    tags = {**pictures.tiff_tags(64, 64, bits=[16] * 3, compression=8), 284: [2]}
-    sizes = {279: [len(each) for each in squeezed]}
-    head = len(pictures.tiff({**tags, **sizes, 273: [0] * 3}))
-    offsets = [head + sum(map(len, squeezed[:before])) for before in range(3)]
-    data = pictures.tiff({**tags, **sizes, 273: offsets}, b"".join(squeezed))
-    assert (decode_image(data, SQUARE) == [200, 100, 50]).all()
 
 
 def test_a_transparent_level_of_16_bits_is_white():
@@ -267,10 +259,8 @@ def test_a_large_jpeg_counts_as_what_of_it_must_be_in_memory(large):
 
 @pytest.mark.parametrize(
     "change",
-    [
-        pytest.param(lambda jpeg: jpeg[:2] + b"\xff" * 3 + jpeg[2:], id="fill-bytes"),
-        pytest.param(lambda jpeg: jpeg.replace(b"\xff\xc0", b"\xff\xc9", 1), id="arithmetic-coding"),
-    ],
+    [lambda jpeg: jpeg[:2] + b"\xff" * 3 + jpeg[2:], lambda jpeg: jpeg.replace(b"\xff\xc0", b"\xff\xc9", 1)],
+    ids=["fill-bytes", "arithmetic-coding"],
 )
 def test_a_large_jpeg_out_of_the_ordinary_counts_whole(large, change):
     """Its decoder may need memory for all of it."""
@@ -293,14 +283,14 @@ def test_strips_change_no_pixel(mode, monkeypatch):
 def test_a_file_of_nothing_but_parts_is_refused(monkeypatch):
     """Pillow walks them one by one while it holds the interpreter's lock."""
     monkeypatch.setattr(preprocess, "_MAX_READS", 100)
-    plain = encode(photo(), "JPEG")
+    plain = encode(Image.new("RGB", (96, 64), "red"), "JPEG")
     with pytest.raises(DecodeError, match="more than 100 parts"):
         decode_image(plain[:2] + b"\xff\xef\0\x02" * 200 + plain[2:], SPEC)
 
 
 def test_a_jpeg_of_too_many_scans_is_refused(monkeypatch):
     """Each passes over all pixels, and a thousand fit into a few kilobytes."""
-    plain = encode(photo(), "JPEG", progressive=True)
+    plain = encode(Image.new("RGB", (96, 64), "red"), "JPEG", progressive=True)
     last = plain[plain.rindex(b"\xff\xda") : -2]
     many = plain[:-2] + last * 100 + plain[-2:]
     np.testing.assert_array_equal(decode_image(many, SPEC), decode_image(plain, SPEC))

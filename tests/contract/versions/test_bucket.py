@@ -11,13 +11,6 @@ MANY = 64 * 2**20
 
 
 @pytest.fixture
-def bucket(store, monkeypatch, request):
-    """A prefix of its own in the bucket."""
-    point_at(store.url, monkeypatch)
-    return Bucket("models", f"objects/{request.node.name.replace('[', '-').rstrip(']')}")
-
-
-@pytest.fixture
 def stub(monkeypatch):
     """A host that a test has answer."""
     with host() as stub:
@@ -30,12 +23,8 @@ def point_at(url, monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-def keys(bucket, prefix):
-    return sorted(bucket.times(prefix))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [0, 1, 8 * 2**20, 8 * 2**20 + 1, 20 * 2**20])
+@pytest.mark.parametrize("size", [0, 8 * 2**20, 20 * 2**20 + 1])
 def test_a_file_comes_back_as_it_was(bucket, tmp_path, size):
     """Whether it goes in one part, in several, or is empty; a second upload of the same key never replaces it."""
     source, target = tmp_path / "source", tmp_path / "target"
