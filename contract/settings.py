@@ -140,7 +140,9 @@ class SharedSettings:
 
     def describe(self) -> dict[str, object]:
         """Return all settings for the log; of a secret only whether it is set."""
-        return {item.name: _show(getattr(self, item.name), secret=not item.repr) for item in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        shown = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return shown | {item.name: values[item.name] and "set" for item in fields(self) if not item.repr}
 
 
 def explain(err: ValidationError) -> Iterator[tuple[str, str]]:
@@ -155,12 +157,6 @@ def quote(value: str, *, secret: bool = False) -> str:
     if secret:
         return "something else, which is not shown"
     return "one with a password" if "@" in value else repr(value)
-
-
-def _show(value: object, *, secret: bool) -> object:
-    if secret and value is not None:
-        return "set"
-    return str(value) if isinstance(value, Path) else value
 
 
 def describe(kind: type, name: str) -> str:

@@ -162,15 +162,15 @@ class Downloader:
         post: bytes | None = None,
     ) -> Answer:
         """Send a GET, or a POST of JSON, and read the answer; with validators it may be 304, without a body."""
-        headers = {"Accept-Encoding": "identity", "User-Agent": "labelnext"}
-        if authorization:
-            headers["Authorization"] = authorization
-        if known and known.etag:
-            headers["If-None-Match"] = known.etag
-        if known and known.last_modified:
-            headers["If-Modified-Since"] = known.last_modified
-        if post is not None:
-            headers["Content-Type"] = "application/json"
+        named = {
+            "Accept-Encoding": "identity",
+            "User-Agent": "labelnext",
+            "Authorization": authorization,
+            "If-None-Match": known and known.etag,
+            "If-Modified-Since": known and known.last_modified,
+            "Content-Type": None if post is None else "application/json",
+        }
+        headers = {name: value for name, value in named.items() if value}
         try:
             with suppress(ProtocolError):  # a connection kept alive that the host has closed since: once more
                 return self._exchange(target, context, headers, post)

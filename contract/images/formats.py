@@ -4,42 +4,30 @@ from typing import Final
 
 _LOOKED_AT: Final = 4096
 
-_BRANDS: Final = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"heim": "HEIC", b"heis": "HEIC"}
-_BRANDS_OF_MANY: Final = {
-    b"mif1": "HEIF",
-    b"msf1": "HEIF",
-    b"avif": "AVIF that is broken",
-    b"avis": "AVIF that is broken",
-}
+_BRANDS: Final = dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis"), "HEIC")
+_BRANDS_OF_MANY: Final = {b"mif1": "HEIF", b"msf1": "HEIF"} | dict.fromkeys((b"avif", b"avis"), "AVIF that is broken")
 """Of ISO media files; those of the second kind stand beside one that says more."""
 
 _RARE_TIFF: Final = "TIFF that is broken or of a rare kind, such as of 64 bits or two channels"
-_STARTS: Final = (
-    (b"\x89PNG", "PNG that is broken"),
-    (b"\xff\xd8", "JPEG that is broken"),
-    (b"GIF8", "GIF that is broken"),
-    (b"II*\0", _RARE_TIFF),
-    (b"MM\0*", _RARE_TIFF),
-    (b"II+\0", _RARE_TIFF),
-    (b"MM\0+", _RARE_TIFF),
-    (b"version https://git-lfs", "a pointer of Git LFS (git lfs pull brings the image)"),
-    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"v/1\x01", "OpenEXR"),
-    (b"#?RADIANCE", "Radiance HDR"),
-    (b"8BPS", "Photoshop"),
-    (b"%PDF", "PDF"),
-    (b"%!PS", "PostScript"),
-    (b"SIMPLE  =", "FITS"),
-    (b"\0\0\1\0", "an icon (ICO)"),
-    (b"P4", "Netpbm"),
-    (b"P5", "Netpbm"),
-    (b"P6", "Netpbm"),
-    (b"PK\3\4", "a zip archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-)
+_STARTS: Final = {
+    "PNG that is broken": (b"\x89PNG",),
+    "JPEG that is broken": (b"\xff\xd8",),
+    "GIF that is broken": (b"GIF8",),
+    _RARE_TIFF: (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "a pointer of Git LFS (git lfs pull brings the image)": (b"version https://git-lfs",),
+    "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+    "JPEG XL": (b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a"),
+    "OpenEXR": (b"v/1\x01",),
+    "Radiance HDR": (b"#?RADIANCE",),
+    "Photoshop": (b"8BPS",),
+    "PDF": (b"%PDF",),
+    "PostScript": (b"%!PS",),
+    "FITS": (b"SIMPLE  =",),
+    "an icon (ICO)": (b"\0\0\1\0",),
+    "Netpbm": (b"P4", b"P5", b"P6"),
+    "a zip archive": (b"PK\3\4",),
+    "a gzip archive": (b"\x1f\x8b",),
+}
 _DICOM: Final = slice(128, 132)
 
 
@@ -50,8 +38,8 @@ def name_format(data: bytes) -> str:
         return "DICOM"
     if head[4:8] == b"ftyp":
         return _name_media(head)
-    for start, name in _STARTS:
-        if head.startswith(start):
+    for name, starts in _STARTS.items():
+        if head.startswith(starts):
             return name
     return _name_markup(head.removeprefix(b"\xef\xbb\xbf").lstrip().lower())
 

@@ -129,7 +129,7 @@ class Bucket:
             if source.stat().st_size <= _PART_BYTES:
                 is_new = self._put_if(key, source.read_bytes(), None, self._large)
             elif is_new := self._head(key) is None:  # large files go in parts, for which there are no conditions
-                self._send(key, source)
+                self.overwrite(key, source)
         if not is_new:
             raise PublishConflict(
                 f"{self.location}/{key} is there already, and versions never change; publish again, under a new name"
@@ -138,10 +138,7 @@ class Bucket:
     def overwrite(self, key: str, source: Path) -> None:
         """Write a file to an object, whatever was there; where that fails, what was there stays."""
         with self._asking(f"written ({key})"):
-            self._send(key, source)
-
-    def _send(self, key: str, source: Path) -> None:
-        obstore.put(self._large, key, source, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
+            obstore.put(self._large, key, source, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
 
     def write(self, key: str, content: bytes) -> None:
         """Write an object, whatever was there."""

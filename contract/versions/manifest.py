@@ -6,6 +6,7 @@ A manifest that parses is complete and well typed; whether the files beside it a
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Final, Literal
 
@@ -46,24 +47,21 @@ def check_version(name: str) -> bool:
     return _VERSION.fullmatch(name) is not None
 
 
-def _check_name(name: str) -> str:
-    if not check_version(name):
-        raise ValueError("must be a well-formed version name")
-    return name
+def _checked(holds: Callable[[Any], bool], otherwise: str) -> Callable[[Any], Any]:
+    """Return a validator that lets through what something holds of."""
+
+    def check(value: object) -> object:
+        if not holds(value):
+            raise ValueError(otherwise)
+        return value
+
+    return check
 
 
-def _check_different(labels: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(labels)) != len(labels):
-        raise ValueError("must all be different")
-    return labels
-
-
-def _check_path(name: str) -> str:
+def _is_path_within(name: str) -> bool:
     parts = name.split("/")
     named = all(part not in ("", ".", "..") and len(part.encode()) <= _MOST_NAME_BYTES for part in parts)
-    if not name.isprintable() or "\\" in name or not named:
-        raise ValueError("is not a path within the version's folder")
-    return name
+    return named and name.isprintable() and "\\" not in name
 
 
 _METRICS: Final = TypeAdapter(Metrics)
@@ -75,15 +73,12 @@ def _parse_metrics(value: object, info: ValidationInfo) -> Metrics:
     return metrics if len(metrics.f1) == len(info.data.get("labels", ())) else replace(metrics, f1=())
 
 
-def _check_object(value: object) -> object:
-    if not isinstance(value, dict):
-        raise ValueError("must be an object")
-    return value
-
-
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _Side = Annotated[int, Field(ge=1, le=_MOST_PIXELS_A_SIDE)]
-_Object = BeforeValidator(_check_object)
+_Name = Annotated[str, AfterValidator(_checked(check_version, "must be a well-formed version name"))]
+_Path = Annotated[str, AfterValidator(_checked(_is_path_within, "is not a path within the version's folder"))]
+_ALL_DIFFERENT = AfterValidator(_checked(lambda labels: len({*labels}) == len(labels), "must all be different"))
+_OBJECT = BeforeValidator(_checked(lambda value: isinstance(value, dict), "must be an object"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +125,10 @@ class FileDigest:
 class Manifest:
     """Everything a reader needs to know of a version before it opens the graph."""
 
-    version: Annotated[str, AfterValidator(_check_name)]
+    version: _Name
     created_at: str
     """UTC, ISO 8601."""
-    labels: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_different)]
+    labels: Annotated[tuple[str, ...], Field(min_length=1), _ALL_DIFFERENT]
     """The class names in the order of the logits, as Label Studio stores them."""
     control: str | None
     """The `name` of the Choices tag that was trained on; None where the labels came from folders."""
@@ -147,11 +142,11 @@ class Manifest:
     """Whether several labels may hold of an image, and none: its probabilities are then sigmoids, one a label."""
     temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1], allow_inf_nan=False)] = 1.0
     """What probabilities are tempered with (`contract.scores.calibration`) before people see them; scores are not."""
-    metrics: Annotated[Metrics, PlainValidator(_parse_metrics), _Object] = field(default_factory=Metrics)
-    training: Annotated[TrainingRecord, PlainValidator(_TRAINING.validate_python), _Object] = field(
+    metrics: Annotated[Metrics, PlainValidator(_parse_metrics), _OBJECT] = field(default_factory=Metrics)
+    training: Annotated[TrainingRecord, PlainValidator(_TRAINING.validate_python), _OBJECT] = field(
         default_factory=TrainingRecord
     )
-    files: dict[Annotated[str, AfterValidator(_check_path)], FileDigest] = field(default_factory=dict)
+    files: dict[_Path, FileDigest] = field(default_factory=dict)
     """Path within the version's folder to digest; all files but manifest.json itself."""
 
     @property

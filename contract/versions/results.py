@@ -19,9 +19,6 @@ from pydantic import (
 )
 from pydantic_core import PydanticUseDefault
 
-AUDIT: Final = "audit"
-"""`TrainingRecord.validation` of a version that was measured on the random holdout of its project."""
-
 _MOST: Final = 10**12
 """A count beyond it counts nothing."""
 
@@ -141,7 +138,7 @@ class TrainingRecord:
     confirmed: _MaybeCount = None
     """Further ones whose labels somebody confirmed in bulk, which were neither trained nor measured on."""
     validation: _Text = None
-    """`audit` or `split`: what was held out."""
+    """What was held out: `audit`, the random holdout of its project, or `split`."""
     validation_images: _MaybeCount = None
     refitted: _Flag = False
     """Whether the network was trained on them too, after another one, trained without, was measured on them."""
@@ -173,4 +170,4 @@ class TrainingRecord:
     @property
     def is_on_random_sample(self) -> bool:
         """Whether what was held out is a random sample of the project, and not only of what was labelled."""
-        return self.validation == AUDIT
+        return self.validation == "audit"
