@@ -140,6 +140,14 @@ def test_what_is_to_be_sent_once_is(studio, pauses, status):
     assert (len(studio.requests), pauses) == (1, [])
 
 
+def test_files_are_sent_as_one_form(studio):
+    serve_json(studio, "/api/import", {"task_count": 2})
+    assert client(studio.url).upload("/api/import", [("a.png", b"one"), ("b.png", b"two")]) == {"task_count": 2}
+    [request] = studio.requests
+    assert request.headers["Content-Type"].startswith("multipart/form-data; boundary=")
+    assert all(part in request.body for part in (b'filename="a.png"', b"one", b'filename="b.png"', b"two"))
+
+
 def test_what_time_it_is_at_label_studio_is_what_it_last_said(studio):
     """To the second, in UTC; none before the first answer, or where the answer does not say."""
     ours = client(studio.url)

@@ -138,14 +138,16 @@ class TestSigned:
         return Repository(tmp_path / "models", keys=pair[0])
 
     def test_files_are_linked_on_the_way_into_the_repository(self, repository):
-        """What is private is not: it would be anybody's to write."""
+        """What is private is not: it would be anybody's to write. What is published is never written again."""
         first = publish(repository, b"one")
+        os.utime(first.path / BACKBONE_WEIGHTS_FILE, (1_000_000_000, 1_000_000_000))
         with repository.stage(datetime.now(UTC)) as staged:
             write_files(staged.path, b"head")
             (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(b"one")
             second = staged.publish(manifest(staged.version))
             assert not (staged.path / BACKBONE_WEIGHTS_FILE).samefile(first.path / BACKBONE_WEIGHTS_FILE)
         assert are_one(first, second)
+        assert (first.path / BACKBONE_WEIGHTS_FILE).stat().st_mtime == 1_000_000_000
         with repository.open_verified(second.name) as verified:
             assert (verified.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"one"
 
