@@ -21,7 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, Final, cast
 
@@ -31,7 +31,6 @@ import torch
 
 from bench.harness.frame import describe, print_table, read_options, save, say
 from bench.subjects.model import CACHE, SHARED, WEIGHTS
-from contract.scores.embedding import embed
 from contract.scores.holdout import holdout_order, is_held_out
 from contract.scores.sure import DEFAULT_PRECISION, Sure
 from trainer.evaluation.advice import LEAST_IMAGES
@@ -39,8 +38,7 @@ from trainer.features import open_store
 from trainer.labels.dataset import Indices
 from trainer.model.build import open_backbone_of
 from trainer.model.frozen import FrozenBackbone
-from trainer.ordering import coldstart
-from trainer.ordering.order import arrange, places_before_holdout
+from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, LabelledImages
 from trainer.ranking.predictions import to_candidates
 from trainer.ranking.sureness import Asked, Labelled, find_sure, tasks_to_score
@@ -48,7 +46,8 @@ from trainer.scoring.scores import Score
 from trainer.settings import Environment, Training
 from trainer.study.dataset import read_pool
 from trainer.study.features import compute, decode
-from trainer.study.model import Dataset, Floats, Model, Trainer
+from trainer.study.model import Dataset, Floats, Model, Trainer, open_dataset
+from trainer.study.run import choose_initial
 
 LITE0: Final = "efficientnet_lite0"
 _PAGE: Final = 30
@@ -62,6 +61,8 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
     "only": (("all", *_BARS), "one of the two"),
     "backbone": (("all", LITE0, "vgg16"), "one of the two"),
 }
+_COUNTED: Final = ("labels", "random_labels", "unticks", "confirmations", "confirmed", "confirmed_wrong", "looks")
+"""What an annotator has done; `random_labels` are of the random holdout."""
 _SHOWN: Final = (
     "images", "pool", "backbone", "sure", "attentive", "actions", "labels", "random_labels", "unticks",
     "confirmations", "confirmed", "looks", "purity", "purity_of_confirmed", "seconds",
@@ -88,52 +89,36 @@ class Plan:
     precisions: tuple[float, ...] = (DEFAULT_PRECISION,)
     """What is asked of labels that are offered, one project after the other."""
     seeds: int = 1
-    """So often each, with its own chance."""
 
 
-@dataclass(slots=True)
-class Tally:
-    """What an annotator has done."""
-
-    labels: int = 0
-    random_labels: int = 0
-    """Of the random holdout."""
-    unticks: int = 0
-    confirmations: int = 0
-    confirmed: int = 0
-    confirmed_wrong: int = 0
-    looks: int = 0
-
-    @property
-    def actions(self) -> int:
-        """Labels, unticks and confirmations."""
-        return self.labels + self.unticks + self.confirmations
-
-
-@dataclass
 class Play:
     """A project from its first label to its last one."""
 
-    plan: Plan
-    dataset: Dataset
-    """Its targets are the hidden labels."""
-    pool: Indices
-    """The images that are to be labelled."""
-    last_stage: int | None
-    seed: int
-    attentive: bool
-    precision: float
-    known: dict[bytes, Model]
-    """Models that were trained for the same data set and seed."""
-    tally: Tally = field(default_factory=Tally)
+    def __init__(
+        self,
+        plan: Plan,
+        dataset: Dataset,
+        pool: Indices,
+        *,
+        seed: int,
+        attentive: bool,
+        precision: float,
+        known: dict[bytes, Model],
+    ) -> None:
+        """Label nothing yet.
 
-    def __post_init__(self) -> None:
-        """Label nothing yet."""
-        self._truth, self._features = self.dataset.targets, cast(Floats, self.dataset.features)
+        The dataset's targets are the hidden labels, the pool are the images that are to be labelled, and `known` holds
+        models that were trained for the same data set and seed.
+        """
+        self.plan, self.pool, self.seed = plan, pool, seed
+        self.attentive, self.precision, self.known = attentive, precision, known
+        self.tally = dict.fromkeys(_COUNTED, 0)
+        self._truth, self._features = dataset.targets, cast(Floats, dataset.features)
         self._given = self._truth.copy()
         """What images are labelled as, where they are; what was confirmed may be wrong."""
-        self.dataset = replace(self.dataset, targets=self._given)
-        self._trainer = Trainer(self.dataset, training_of(self.plan, self.seed), device=torch.device("cpu"))
+        self._classes = dataset.classes
+        dataset = replace(dataset, targets=self._given)
+        self._trainer = Trainer(dataset, training_of(plan, seed), device=torch.device("cpu"))
         self._by_people, self._confirmed = np.zeros((2, len(self._truth)), bool)
         self._groups = Counter[tuple[str, int]]()
         self._sure: Sure | None = None
@@ -144,36 +129,24 @@ class Play:
 
     def go(self) -> dict[str, Any]:
         """Label all, and return what it took."""
-        started = time.perf_counter()
-        self._label(self._cold_start()[: self.plan.first])
+        started, plan, tally, images = time.perf_counter(), self.plan, self.tally, len(self.pool)
+        share = plan.holdout_share
+        self._label(choose_initial(self.pool, self._trainer, count=plan.first, seed=self.seed, holdout_share=share))
         number = 0
-        while len(self._left) and self.tally.labels < self.plan.until * len(self.pool):
+        while len(self._left) and tally["labels"] < plan.until * images:
             self._round(f"actions/{self.seed}/{number}")
             number += 1
         self._label(self._left)
-        tally, images = self.tally, len(self.pool)
-        wrong = int((self._given != self._truth)[self.pool].sum())
+        confirmed, wrong = tally["confirmed"], int((self._given != self._truth)[self.pool].sum())
         return {
-            **asdict(tally),
+            **tally,
             "pool": images,
             "rounds": number,
-            "actions": tally.actions / images,
+            "actions": (tally["labels"] + tally["unticks"] + tally["confirmations"]) / images,
             "purity": 1 - wrong / images,
-            "purity_of_confirmed": 1 - tally.confirmed_wrong / tally.confirmed if tally.confirmed else None,
+            "purity_of_confirmed": 1 - tally["confirmed_wrong"] / confirmed if confirmed else None,
             "seconds": time.perf_counter() - started,
         }
-
-    def _cold_start(self) -> Indices:
-        """Return the pool in the order before there is a model."""
-        order = coldstart.arrange(
-            self.pool,
-            embed(self._features[self.pool], last=self.last_stage),
-            project=self.seed,
-            holdout_share=self.plan.holdout_share,
-            before_holdout=places_before_holdout(len(self.pool), labels=0, classes=len(self.dataset.classes)),
-            batch_size=self.plan.first,
-        ).order
-        return self.pool[order]
 
     def _round(self, name: str) -> None:
         """Train, confirm what is offered, and label what comes first."""
@@ -191,7 +164,7 @@ class Play:
             strategy=DEFAULT_STRATEGY,
             project=self.seed,
             name=name,
-            labels_by_class=np.bincount(self._given[by_people], minlength=len(self.dataset.classes)).tolist(),
+            labels_by_class=np.bincount(self._given[by_people], minlength=len(self._classes)).tolist(),
             holdout_share=self.plan.holdout_share,
             batch_size=wanted,
             labelled=LabelledImages(model.as_sent(self._features[by_people]), self._given[by_people]),
@@ -219,7 +192,7 @@ class Play:
 
     def _find_sure(self, model: Model, pool: Sequence[Score], witnesses: Sequence[Score], name: str) -> Sure:
         """Return what is offered, on the evidence of a model that has not seen the labelled random holdout."""
-        by_people, classes = np.flatnonzero(self._by_people), self.dataset.classes
+        by_people, classes = np.flatnonzero(self._by_people), self._classes
         labels = {image: frozenset({classes[self._given[image]]}) for image in by_people.tolist()}
         labelled, random_labels = Labelled(labels, self._groups), int(np.count_nonzero(self._held_out(by_people)))
         asked = Asked(self.precision, self.seed, self.plan.holdout_share, random_labels, classes, multiple=False)
@@ -235,7 +208,7 @@ class Play:
         return [
             Score(
                 int(image),
-                [{"value": {"choices": [self.dataset.classes[found.probabilities[row].argmax()]]}}],
+                [{"value": {"choices": [self._classes[found.probabilities[row].argmax()]]}}],
                 found.probabilities[row],
                 float(found.bald[row]),
                 float(found.entropy[row]),
@@ -256,16 +229,16 @@ class Play:
             self._label(group[wrong])
             self._given[kept], self._confirmed[kept] = label, True
             self._groups[sure.ranking, int(label)] += len(kept)
-            self.tally.looks += math.ceil(len(group) / _PAGE)
-            self.tally.unticks += int(np.count_nonzero(wrong))
-            self.tally.confirmations += 1
-            self.tally.confirmed += len(kept)
-            self.tally.confirmed_wrong += int((self._truth[kept] != label).sum())
+            self.tally["looks"] += math.ceil(len(group) / _PAGE)
+            self.tally["unticks"] += int(np.count_nonzero(wrong))
+            self.tally["confirmations"] += 1
+            self.tally["confirmed"] += len(kept)
+            self.tally["confirmed_wrong"] += int((self._truth[kept] != label).sum())
 
     def _label(self, images: Indices) -> None:
         self._by_people[images] = True
-        self.tally.labels += len(images)
-        self.tally.random_labels += int(np.count_nonzero(self._held_out(images)))
+        self.tally["labels"] += len(images)
+        self.tally["random_labels"] += int(np.count_nonzero(self._held_out(images)))
 
 
 # ---- what is played on
@@ -277,8 +250,8 @@ def training_of(plan: Plan, seed: int) -> Training:
     return Training(weights=weights, backbone=plan.backbone, image_size=plan.image_size, part="classifier", seed=seed)
 
 
-def open_dataset(plan: Plan) -> tuple[Dataset, Indices, int | None]:
-    """Return a plan's images with their features, which of them are the pool, and where the last stage begins."""
+def load_dataset(plan: Plan) -> tuple[Dataset, Indices]:
+    """Return a plan's images with their features, and which of them are the pool."""
     folder = SHARED / "data" / plan.images
     zipped = folder / "pool.zip"
     found = read_pool(zipped if zipped.is_file() else folder, folder / "manifest.csv")
@@ -288,10 +261,9 @@ def open_dataset(plan: Plan) -> tuple[Dataset, Indices, int | None]:
     assert isinstance(backbone, FrozenBackbone)
     decoded = decode(found, image_size=backbone.spec.height, cache=CACHE / "study")
     with open_store(environment) as store:
-        path = compute(found, decoded, backbone=backbone, store=store, cache=CACHE / "study")
-    features = np.load(path, mmap_mode="r")
-    dataset = Dataset(found.classes, found.targets, decoded.images, features, environment.cache_dir)
-    return dataset, np.flatnonzero(decoded.readable), backbone.last_stage
+        features = compute(found, decoded, backbone=backbone, store=store, cache=CACHE / "study")
+    files = {"images": decoded.path, "features": features, "cache": environment.cache_dir}
+    return open_dataset(found.classes, found.targets, **files), np.flatnonzero(decoded.readable)
 
 
 def plan_projects(*, quick: bool, only: str, backbone: str) -> list[Plan]:
@@ -309,12 +281,12 @@ def plan_projects(*, quick: bool, only: str, backbone: str) -> list[Plan]:
 
 def play(plan: Plan) -> list[dict[str, Any]]:
     """Play a plan under each precision, by both annotators, and return and print what came of it."""
-    dataset, pool, last_stage = open_dataset(plan)
+    dataset, pool = load_dataset(plan)
     rows = []
     for seed in range(plan.seeds):
         known: dict[bytes, Model] = {}
         for precision, attentive in product(plan.precisions, (True, False)):
-            project = Play(plan, dataset, pool, last_stage, seed, attentive, precision, known)
+            project = Play(plan, dataset, pool, seed=seed, attentive=attentive, precision=precision, known=known)
             found = {**asdict(plan), "sure": precision, "seed": seed, "attentive": attentive, **project.go()}
             say(json.dumps(found))
             rows.append(found)

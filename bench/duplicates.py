@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageFilter
 
 from bench.harness.frame import print_table, read_options, report
@@ -44,20 +43,11 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
 _PROJECT = 1
 _SHIFTED, _CROPPED = 0.03, 0.05
 """Shares of the sides."""
-_NOISE = 6.0
-"""Standard deviation, of 255 levels."""
-_BLURRED = 1 / 200
-"""Radius, as a share of the width."""
 
 
 def near_copies(photo: Image.Image, rng: np.random.Generator) -> dict[str, Image.Image]:
     """Return a near-copy of an RGB image of each kind, of its size."""
     return {kind: edit(photo, rng) for kind, edit in EDITS.items()}
-
-
-def count_distinct(order: npt.NDArray[np.int64], original: npt.NDArray[np.int64], *, first: int) -> int:
-    """Return how many photos the first of an order, int64 (N,), are of; `original` (N,) says which photo each is of."""
-    return len(np.unique(original[order[:first]]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,14 +82,10 @@ def _score(subject: Subject, photos: Sequence[Path]) -> Candidates:
         features = engine.backbone.compute(np.stack([decode_image(file, manifest.input) for file in files]))
         embeddings.append(embed(features, last=engine.last_stage).astype(np.float16))  # as they travel
         outputs.append(engine.run_passes(features))
-    return Candidates(
-        np.arange(_EACH * len(photos)),
-        np.concatenate([output.mean_probabilities for output in outputs]),
-        np.concatenate([output.bald for output in outputs]),
-        np.concatenate([output.entropy for output in outputs]),
-        np.concatenate(embeddings).astype(np.float32),
-        manifest.multiple,
-    )
+    names = ("mean_probabilities", "bald", "entropy")
+    mean, bald, nats = (np.concatenate([getattr(each, name) for each in outputs]) for name in names)
+    sent = np.concatenate(embeddings).astype(np.float32)
+    return Candidates(np.arange(_EACH * len(photos)), mean, bald, nats, sent, manifest.multiple)
 
 
 def _count_in_orders(subject: Subject, pool: Candidates, *, first: int) -> dict[str, int]:
@@ -117,7 +103,7 @@ def _count_in_orders(subject: Subject, pool: Candidates, *, first: int) -> dict[
             duplicates=duplicates,
         ).order
         named = name if duplicates else f"{name}_keeping_duplicates"
-        counts[named] = count_distinct(order, pool.task_ids // _EACH, first=first)
+        counts[named] = len(np.unique(pool.task_ids[order[:first]] // _EACH))
     return counts
 
 
@@ -156,7 +142,7 @@ def _as_jpeg(photo: Image.Image, quality: int) -> Image.Image:
 
 def _add_noise(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
     pixels = np.asarray(photo, np.float64)
-    return Image.fromarray((pixels + rng.normal(0, _NOISE, pixels.shape)).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((pixels + rng.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
 EDITS: Final[Mapping[str, Edit]] = {
@@ -168,7 +154,7 @@ EDITS: Final[Mapping[str, Edit]] = {
     "JPEG of quality 60": lambda photo, _: _as_jpeg(photo, 60),
     "JPEG of quality 30": lambda photo, _: _as_jpeg(photo, 30),
     "noisy": _add_noise,
-    "blurred": lambda photo, _: photo.filter(ImageFilter.GaussianBlur(_BLURRED * photo.width)),
+    "blurred": lambda photo, _: photo.filter(ImageFilter.GaussianBlur(photo.width / 200)),
 }
 _EACH: Final = 1 + len(EDITS)
 """A photo and its copies."""

@@ -31,7 +31,6 @@ from bench.subjects.sets import Images
 from contract.settings import split
 from demo.product import CHECKOUT
 
-_REFERENCES = CHECKOUT / "bench" / "references"
 _SAVED: Final = ("report.html", "rounds.csv", "summary.json", "settings.json", "curves.png")
 _LITE0: Final = "efficientnet_lite0"
 _STRATEGIES: Final = "random,labelnext,margin,bald,badge,baal-bald,batch-bald,core-set,oracle"
@@ -68,22 +67,17 @@ def _grow(*query: int, initial: int = 20, **options: Any) -> Options:
     return {**asked, **{name.replace("_", "-"): value for name, value in options.items()}}
 
 
-_CIFAR_TAIL: Final = {
-    "automobile": 5000, "airplane": 2997, "truck": 1796, "ship": 1077, "dog": 645, "cat": 387, "horse": 232,
-    "bird": 139, "deer": 83, "frog": 50,
-}  # fmt: skip
+_CIFAR: Final = ("automobile", "airplane", "truck", "ship", "dog", "cat", "horse", "bird", "deer", "frog")
+_ALL: Final = dict.fromkeys(_CIFAR, 5000)
 """All that there are, which is 100:1."""
-_OTHER_TAIL: Final = {
-    "automobile": 2600, "truck": 1443, "ship": 801, "dog": 445, "cat": 247, "horse": 137, "bird": 76, "deer": 42,
-    "frog": 23, "airplane": 13,
-}  # fmt: skip
-"""200:1, a class that is common above the rarest one."""
+_OTHER_ORDER: Final = ("automobile", "truck", "ship", "dog", "cat", "horse", "bird", "deer", "frog", "airplane")
+"""A class that is common above the rarest one."""
 _THIRD_TAIL: Final = {
     "ship": 1077, "truck": 738, "dog": 506, "automobile": 347, "cat": 237, "airplane": 163, "horse": 111, "bird": 76,
     "deer": 52, "frog": 36,
 }  # fmt: skip
 """30:1, in a third order."""
-_EVEN: Final = dict.fromkeys(("automobile", "airplane", "truck", "ship", "dog", "cat", "horse"), 232)
+_EVEN: Final = dict.fromkeys(_CIFAR[:7], 232)
 _OTHER_WASTE: Final = ("plastic", "metal", "trash", "cardboard", "glass", "paper")
 
 _TO_900: Final = (20, 20, 40, 40, 80, 80, 200, 400)
@@ -93,12 +87,14 @@ _MANY: Final = (75, 150, 200)
 """After three labels a class."""
 
 _SETS: Final[Mapping[str, _Set]] = {
-    "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _CIFAR_TAIL), _grow(*_TO_900), 224, 128),
+    "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _ALL), _grow(*_TO_900), 224, 128),
     "trashnet": _Set(sets.trashnet, _grow(*_TO_220, long_tail=20), 224, 224),
     "clipart": _Set(sets.clipart, _grow(*_MANY, initial=225, seeds=24), 64, 64),
     "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 224, 128),
     "letters": _Set(sets.letters, _grow(*_MANY, initial=141), 64, 64),
-    "cifar10-200": _Set(partial(sets.cifar, "cifar10-200", _OTHER_TAIL), _grow(*_TO_500), 224, 128),
+    "cifar10-200": _Set(
+        partial(sets.cifar, "cifar10-200", sets.tail(_OTHER_ORDER, 2600, 200)), _grow(*_TO_500), 224, 128
+    ),
     "cifar10-30": _Set(partial(sets.cifar, "cifar10-30", _THIRD_TAIL), _grow(*_TO_500), 224, 128),
     "trashnet-50": _Set(partial(sets.trashnet, "trashnet-50", _OTHER_WASTE, 50), _grow(*_TO_220), 224, 224),
 }
@@ -117,13 +113,9 @@ def plan_studies(*, quick: bool, only: Sequence[str] = ()) -> dict[str, Options]
 
 
 def _plan(name: str, each: _Set, *, quick: bool) -> Iterator[tuple[str, Options]]:
-    reference = _REFERENCES / f"{name}.json"
-    common = {
-        **each.images(),
-        "seeds": _SEEDS,
-        **each.options,
-        **({"reference": reference} if reference.exists() else {}),
-    }
+    reference = CHECKOUT / "bench" / "references" / f"{name}.json"
+    known = {"reference": reference} if reference.exists() else {}
+    common = {**each.images(), "seeds": _SEEDS, **each.options, **known}
     yield name, {**common, "backbone": _LITE0, "image-size": each.pixels, "strategies": _STRATEGIES}
     if not quick:
         vgg16 = {"weights": WEIGHTS, "image-size": each.pixels_vgg16, "strategies": _OF_VGG16}

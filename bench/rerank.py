@@ -15,10 +15,10 @@ the same one as before; and no image may be downloaded twice, nor asked about bu
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -52,8 +52,7 @@ _MOSTLY = 0.9
 """Share of the scores that another head must change; where all passes agree for sure, two heads score alike."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(NamedTuple):
     """A pool that was scored."""
 
     scores: npt.NDArray[np.float64]
@@ -98,11 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check_scores(scored: Sequence[Scored], *, restarted: Scored) -> None:
-    """Compare what two versions in turns scored, and what the last of them scored after a restart.
-
-    Raises:
-        AssertionError: if two heads score alike, or a version does not score as it did before.
-    """
+    """Make sure that the heads of two versions in turns score differently, and each as before, also after a restart."""
     for earlier, later in pairwise(scored):
         assert np.mean(earlier.scores != later.scores) > _MOSTLY, "another head gave the same scores"
     for earlier, later in [*zip(scored, scored[2:], strict=False), (scored[-1], restarted)]:

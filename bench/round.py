@@ -27,7 +27,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from bench.harness.frame import print_table, read_options, report, say
 from bench.harness.hosts import image_host
@@ -58,14 +58,12 @@ _LONGEST_S: Final = 4 * 3600.0
 _ROUND: Final = re.compile(r"; round (?P<seconds>[\d.]+) s: (?P<stages>[^;]+)(?:; clear (?P<clear>[\d.]+) s)?$")
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """What the watch says of a round."""
+class Round(NamedTuple):
+    """What the watch says of a round, in seconds."""
 
     seconds: float
     """Until the new order stood."""
     stages: Mapping[str, float]
-    """In seconds."""
     clear_s: float
 
     @classmethod
@@ -81,7 +79,7 @@ class Watch:
     """A watch that is at work, whose words are passed on to stderr with the seconds since it began."""
 
     def __init__(self, options: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start it."""
+        """Start it with options of the command."""
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trainer", "watch", *options],
@@ -99,12 +97,7 @@ class Watch:
         say(f"{time.perf_counter() - self.started:8.1f}  {text}")
 
     def next_round(self) -> Round:
-        """Return what it says of the next round when that has ended.
-
-        Raises:
-            RuntimeError: if the watch ends before.
-            queue.Empty: if it takes hours.
-        """
+        """Return what it says of the next round when that has ended, be it in hours."""
         if (found := self._rounds.get(timeout=_LONGEST_S)) is None:
             raise RuntimeError(f"the watch ended with status {self.process.wait()}; its words are above")
         return found
@@ -144,8 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         server = Server(settings["LABELNEXT_MODELS"], log=_FOLDER / "server.log", settings=settings)
         stack.callback(server.stop)
         server.start()
-        told = [f"--project={pool.project.id}", f"--labels={options.new_labels}", "--rounds=2"]
-        told += ["--train=classifier", f"--weights={photos.weights}", f"--image-size={options.image_size}"]
+        told = f"--project={pool.project.id} --labels={options.new_labels} --rounds=2 --train=classifier".split()
+        told += [f"--weights={photos.weights}", f"--image-size={options.image_size}"]
         settings |= {"LABELNEXT_CACHE": str(Path(folder) / "cache"), "LABELNEXT_SERVER": server.url}
         watch = Watch(told, clean_environment(**settings))
         stack.callback(watch.stop)
@@ -180,19 +173,10 @@ class Pool:
         return cls(project, client, truth)
 
     def front(self, count: int) -> list[tuple[int, str]]:
-        """Return the first tasks by the score column, lowest first: numbers and references.
-
-        Raises:
-            AssertionError: if the column shows no score of one of them.
-        """
+        """Return the first tasks by the score column, which must not be empty, lowest first: numbers and references."""
         query = json.dumps({"ordering": ["tasks:predictions_score"]})
-        asked: dict[str, str | int] = {
-            "query": query,
-            "page_size": count,
-            "fields": "task_only",
-            "resolve_uri": "false",
-        }
-        tasks = self.client.get("/api/tasks", project=self.project.id, **asked)["tasks"]
+        shown = {"fields": "task_only", "resolve_uri": "false"}
+        tasks = self.client.get("/api/tasks", project=self.project.id, query=query, page_size=count, **shown)["tasks"]
         assert all(task.get("predictions_score") is not None for task in tasks), "the score column is empty"
         return [(task["id"], task["data"]["image"]) for task in tasks]
 
@@ -201,11 +185,7 @@ class Pool:
         return str(self.project.settings()["model_version"])
 
     def check(self, unlabelled: int) -> None:
-        """Make sure that so many unlabelled tasks have one prediction each, and all are of what the project shows.
-
-        Raises:
-            AssertionError: if not.
-        """
+        """Make sure that so many unlabelled tasks have one prediction each, and all are of what the project shows."""
         versions = self.client.get(f"/api/projects/{self.project.id}/model-versions/", extended="true")["static"]
         found = [each["model_version"] for each in versions]
         assert found == [self.shows()], f"predictions of {self.shows()} alone were expected, found {found}"

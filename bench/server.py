@@ -51,7 +51,6 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
 }
 _LOADS = ((1, 1), (4, 1), (16, 1), (32, 1), (1, 16), (4, 16), (32, 16))
 """Clients and tasks a request, beside the two of the rounds."""
-_MANY = (16, 16)
 _SWAP_CLIENTS = 4
 _LABELS_A_ROUND = 50
 """Which one of the two versions that take turns knows more than the other."""
@@ -73,16 +72,21 @@ class Load:
     stages: Mapping[str, float]
     """Seconds in each stage, over all threads."""
 
+    @property
+    def rate(self) -> float:
+        """In images/s."""
+        return images_per_s(self.replies)
+
     def to_json(self) -> dict[str, object]:
         """Return rates, latencies and where the time went."""
         images = sum(len(reply.scores) for reply in self.replies)
-        work = sum(seconds for name, seconds in self.stages.items() if name != _WAITING)
+        working = {name: seconds for name, seconds in self.stages.items() if name != _WAITING}
         return {
             "clients": self.clients,
             "tasks": self.tasks,
-            "images_per_s": images_per_s(self.replies),
+            "images_per_s": self.rate,
             **latencies(self.replies),
-            "stage_share": {name: seconds / work for name, seconds in self.stages.items() if name != _WAITING},
+            "stage_share": {name: seconds / sum(working.values()) for name, seconds in working.items()},
             "stage_ms_per_image": {name: 1000 * seconds / images for name, seconds in self.stages.items()},
         }
 
@@ -107,15 +111,15 @@ class Bench:
     def load(self, clients: int, tasks: int) -> Load:
         """Send each image once, but at least one request a client; over one client with one task a quarter."""
         images = len(self.references) // 4 if (clients, tasks) == (1, 1) else len(self.references)
-        count = max(clients, -(-images // tasks))
         turn = cycle(self.references)
-        requests = [list(islice(turn, tasks)) for _ in range(count)]
+        requests = [list(islice(turn, tasks)) for _ in range(max(clients, -(-images // tasks)))]
         before = stage_seconds(self.server.metrics())
         replies = send(self.client, requests, clients=clients)
         after = stage_seconds(self.server.metrics())
         stages = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
-        say(f"{clients} clients, requests of {tasks}: {images_per_s(replies):.2f} images/s")
-        return Load(clients, tasks, tuple(replies), stages)
+        found = Load(clients, tasks, tuple(replies), stages)
+        say(f"{clients} clients, requests of {tasks}: {found.rate:.2f} images/s")
+        return found
 
     def round(self, engine: Engine, images: Images) -> Round:
         """Measure the engine alone on uint8 images (N, H, W, 3) in its largest batches, then the server."""
@@ -124,13 +128,12 @@ class Bench:
             engine.run(images[start : start + batch])
         alone = len(images) / (time.perf_counter() - started)
         say(f"the engine alone {alone:.2f} images/s")
-        return Round(alone, (self.load(1, len(images)), self.load(*_MANY)))
+        return Round(alone, (self.load(1, len(images)), self.load(16, 16)))
 
     def measure_swaps(self, repository: Repository, *, requests: int) -> tuple[Row, Sequence[Reply]]:
         """Let the repository's two versions take turns under load until so many requests have met a swap.
 
-        A quiet time lies before each swap and after the last, about as long as a swap. There are at least 3 swaps and
-        at most 40. Clients ask for one image at a time.
+        A quiet time lies before each swap and after the last, about as long as a swap.
         """
         windows: list[tuple[float, float]] = []
         quiet_s = _SHORTEST_QUIET_S
@@ -213,17 +216,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def summarise_rounds(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
     """Return the medians of images/s and of the server's ratios to the engine alone, by clients and tasks a request."""
-    loads = {f"clients_{load.clients}_tasks_{load.tasks}": load for load in rounds[0].loads}
-    of_rounds = {name: [(r.engine, images_per_s(r.loads[i].replies)) for r in rounds] for i, name in enumerate(loads)}
-    return {
-        "server_over_engine": {
-            name: median(rate / engine for engine, rate in pairs) for name, pairs in of_rounds.items()
-        },
-        "images_per_s": {
-            "engine_alone": median(r.engine for r in rounds),
-            **{name: median(rate for _, rate in pairs) for name, pairs in of_rounds.items()},
-        },
-    }
+    ratios, rates = {}, {"engine_alone": median(each.engine for each in rounds)}
+    for loads in zip(*(each.loads for each in rounds), strict=True):
+        name = f"clients_{loads[0].clients}_tasks_{loads[0].tasks}"
+        rates[name] = median(load.rate for load in loads)
+        ratios[name] = median(load.rate / each.engine for load, each in zip(loads, rounds, strict=True))
+    return {"server_over_engine": ratios, "images_per_s": rates}
 
 
 if __name__ == "__main__":

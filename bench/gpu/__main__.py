@@ -63,12 +63,9 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
     "parts": ("all", "those to run, with commas between them"),
 }
 
-_NO_CUDA = "no CUDA here"
-_CPU = "CPUExecutionProvider"
 _VGG16_MULTIPLY_ADDS = 15.35e9
 """Of the convolutions, for an image of 224 x 224 pixels."""
 
-_LAST_LINES = 5
 _TOLD_ONCE = {"bench", "machine", "source", "options", "backbone"}
 """Of another bench's result, since it stands in this one."""
 _RATE = 1e-3
@@ -92,9 +89,8 @@ class Sizes:
     """Of each batch."""
     images: int
     """That an epoch in torch is of."""
-    passes: str
-    """Options of bench.passes, as `server` holds those of bench.server."""
-    server: str
+    options: Mapping[str, str]
+    """Of other benches, by their names."""
 
 
 FULL = Sizes(
@@ -103,8 +99,10 @@ FULL = Sizes(
     batches=(32, 128),
     runs=20,
     images=640,
-    passes="--photos 300 --rounds 5 --slow-rounds 1 --batches 1,16,32 --passes 20,50 --reference 1000",
-    server="--images 400 --rounds 1 --swap-requests 60",
+    options={
+        "passes": "--photos 300 --rounds 5 --slow-rounds 1 --batches 1,16,32 --passes 20,50 --reference 1000",
+        "server": "--images 400 --rounds 1 --swap-requests 60",
+    },
 )
 QUICK = Sizes(
     image_size=32,
@@ -112,8 +110,10 @@ QUICK = Sizes(
     batches=(2, 4),
     runs=2,
     images=16,
-    passes="--photos 40 --rounds 1 --slow-rounds 1 --batches 1,2 --passes 20 --reference 100 --sets 2",
-    server="--images 8 --rounds 1 --swap-requests 4",
+    options={
+        "passes": "--photos 40 --rounds 1 --slow-rounds 1 --batches 1,2 --passes 20 --reference 100 --sets 2",
+        "server": "--images 8 --rounds 1 --swap-requests 4",
+    },
 )
 
 
@@ -184,8 +184,7 @@ def _measure(name: str, setting: Setting) -> Row:
 def _by_precision(measure: Callable[[Setting, Precision], Row], setting: Setting) -> Row:
     rows: dict[str, Row] = {precision.value: measure(setting, precision) for precision in setting.precisions}
     faults = [f"{name}: {row['failed']}" for name, row in rows.items() if "failed" in row]
-    if Precision.FP16.value not in rows:
-        rows[Precision.FP16.value] = {"skipped": _NO_CUDA}
+    rows.setdefault(Precision.FP16.value, {"skipped": "no CUDA here"})
     return _with_faults(rows, faults)
 
 
@@ -206,7 +205,7 @@ def _place(setting: Setting, precision: Precision) -> Row:
             for name, tensors in (("backbone", session.get_outputs()), ("head", session.get_inputs())):
                 if FEATURES in [tensor.name for tensor in tensors]:
                     placed[name] = nodes
-    expected = CUDA if setting.device is Device.CUDA else _CPU
+    expected = CUDA if setting.device is Device.CUDA else "CPUExecutionProvider"
     faults = [] if engine.precision is precision else [f"the backbone computes in {engine.precision}"]
     for name, nodes in placed.items():
         if set(work := work_by_provider(nodes)) != {expected}:
@@ -225,13 +224,13 @@ def _validate(setting: Setting, precision: Precision) -> Row:
         )
     finally:
         logger.removeHandler(told)
-    probe, engine = Probe.load(subject.version.probe_path), admitted.engine
+    probe, engine, found = Probe.load(subject.version.probe_path), admitted.engine, admitted.validation
     row = {
         "precision": engine.precision.value,
         "provider": engine.provider,
-        "largest_difference": admitted.validation.largest_difference,
-        "rank_correlation": admitted.validation.rank_correlation,
-        "mean_bald": admitted.validation.mean_bald,
+        "largest_difference": found.largest_difference,
+        "rank_correlation": found.rank_correlation,
+        "mean_bald": found.mean_bald,
         "features_largest_difference": float(np.abs(engine.backbone.compute(probe.images) - probe.features).max()),
         "features_largest": float(np.abs(probe.features).max()),
     }
@@ -280,50 +279,35 @@ def _train_an_epoch(setting: Setting) -> Row:
     }
 
 
-# Of other programs, each in a process of its own: trainer, bench.passes, bench.server.
+# Of other programs, each in a process of its own.
 
 
 def _run_trainer(setting: Setting) -> Row:
     """Have the trainer train everything for one epoch on the device, on the version's own images, and publish."""
     labelled = setting.subject.root.with_name("labelled")
-    options = ["--images", str(labelled), "--image-size", str(setting.sizes.image_size), "--weights", "none"]
-    options += ["--train", "all", "--epochs", "1", "--learning-rate", str(_RATE), "--device", setting.device.value]
+    options = f"--image-size {setting.sizes.image_size} --weights none --train all --epochs 1 --learning-rate {_RATE}"
+    command = ["trainer", "run", f"--images={labelled}", *options.split(), f"--device={setting.device.value}"]
     with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
-        told = _run(
-            ["trainer", "run", *options], LABELNEXT_MODELS=f"{folder}/models", LABELNEXT_CACHE_DIR=f"{folder}/cache"
-        )
+        told = _run(command, LABELNEXT_MODELS=f"{folder}/models", LABELNEXT_CACHE_DIR=f"{folder}/cache")
     return {"images": setting.sizes.labels, **json.loads(told.splitlines()[-1])}
 
 
-def _run_passes(setting: Setting) -> Row:
-    """Have bench.passes measure."""
-    if setting.device is Device.CPU:
-        _check_packages("openvino", "nncf")
-    return _run_bench("passes", ["--precision", "fp32", *setting.sizes.passes.split()], setting)
-
-
-def _run_server(setting: Setting) -> Row:
-    """Have bench.server measure in the precision that servers take by default on a GPU; else in float32."""
-    _check_packages("flask", "gunicorn", "prometheus_client")
-    precision = Precision.FP16 if setting.device is Device.CUDA else Precision.FP32
-    return _run_bench("server", ["--precision", precision.value, *setting.sizes.server.split()], setting)
+def _run_bench(name: str, setting: Setting) -> Row:
+    """Have another bench measure: servers in the precision that they take by default on a GPU, all else in float32."""
+    on_gpu, size = setting.device is Device.CUDA, setting.sizes
+    needed = {"passes": () if on_gpu else ("openvino", "nncf"), "server": ("flask", "gunicorn", "prometheus_client")}
+    if missing := [package for package in needed[name] if find_spec(package) is None]:
+        raise Skipped(f"not installed: {', '.join(missing)}")
+    precision = Precision.FP16 if on_gpu and name == "server" else Precision.FP32
+    own = f"--provider {setting.device.value} --image-size {size.image_size} --labels {size.labels}"
+    options = f"{own} --precision {precision.value} {size.options[name]}"
+    told = json.loads(_run([f"bench.{name}", *options.split()]).splitlines()[-1])
+    return {key: value for key, value in told.items() if key not in _TOLD_ONCE}
 
 
 def find_library_folders(roots: Iterable[str]) -> list[Path]:
     """Return the folders of CUDA's libraries below folders `nvidia` in which pip puts them."""
     return sorted({library.parent for root in roots for library in Path(root).glob("*/lib/lib*.so*")})
-
-
-def _check_packages(*names: str) -> None:
-    if missing := [name for name in names if find_spec(name) is None]:
-        raise Skipped(f"not installed: {', '.join(missing)}")
-
-
-def _run_bench(name: str, options: Sequence[str], setting: Setting) -> Row:
-    own = ["--provider", setting.device.value, "--image-size", str(setting.sizes.image_size)]
-    labels = ["--labels", str(setting.sizes.labels)]
-    told = json.loads(_run([f"bench.{name}", *own, *labels, *options]).splitlines()[-1])
-    return {key: value for key, value in told.items() if key not in _TOLD_ONCE}
 
 
 def _run(module: Sequence[str], **settings: str) -> str:
@@ -336,7 +320,7 @@ def _run(module: Sequence[str], **settings: str) -> str:
     command = [sys.executable, "-m", *module]
     done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{module[0]} failed: {' / '.join(done.stderr.splitlines()[-_LAST_LINES:])}")
+        raise RuntimeError(f"{module[0]} failed: {' / '.join(done.stderr.splitlines()[-5:])}")
     return done.stdout
 
 
@@ -358,8 +342,8 @@ _PARTS: Mapping[str, Callable[[Setting], Row]] = {
     "roofline": partial(_by_precision, _time),
     "training": _train_an_epoch,
     "run": _run_trainer,
-    "passes": _run_passes,
-    "server": _run_server,
+    "passes": partial(_run_bench, "passes"),
+    "server": partial(_run_bench, "server"),
 }
 
 

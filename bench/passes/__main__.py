@@ -21,18 +21,11 @@ import numpy as np
 
 from bench.harness.frame import Row, print_table, read_options, report, say
 from bench.passes import contenders
-from bench.passes.agreement import (
-    balanced_sets,
-    compare,
-    compute_bald,
-    compute_features,
-    independent_sets,
-    rank,
-    reference_bald,
-)
+from bench.passes.agreement import compare, compute_bald, compute_features, independent_masks, rank, reference_bald
 from bench.passes.contenders import NAMES, open_session
 from bench.passes.rounds import Contender, Images, Timings, time_in_turn
 from bench.subjects.model import trained
+from contract.graph.masks import draw_masks
 from contract.images.preprocess import decode_image
 from contract.versions.version import Version
 from server.inference.engine import Engine, EngineOptions
@@ -127,8 +120,9 @@ def _rank(setting: _Setting, engines: dict[Precision, Engine]) -> tuple[Row, lis
     full = features.pop(Precision.FP32)
     bald = compute_bald(engine, full)
     reference = reference_bald(engine, full, passes=options.reference)
-    independent = rank(engine, full, reference, independent_sets(engine.sites, engine.passes, options.sets))
-    ranking: dict[str, object] = {"independent_masks": independent}
+    rngs = [np.random.default_rng([engine.passes, i]) for i in range(options.sets)]
+    independent = [independent_masks(rng, engine.sites, engine.passes) for rng in rngs]
+    ranking: dict[str, object] = {"independent_masks": rank(engine, full, reference, independent)}
     for precision, other in features.items():
         agreement = compare(compute_bald(engines[precision], other), bald)
         ranking |= {f"{precision}_{figure}": value for figure, value in agreement.items()}
@@ -137,7 +131,8 @@ def _rank(setting: _Setting, engines: dict[Precision, Engine]) -> tuple[Row, lis
     for passes in options.passes:
         say(f"T = {passes}")
         weighed = Engine(setting.version, replace(setting.engine, passes=passes))
-        agreement = rank(weighed, full, reference, balanced_sets(weighed.sites, passes, options.sets))
+        balanced = [draw_masks(f"bench/{i}", weighed.sites, passes) for i in range(options.sets)]
+        agreement = rank(weighed, full, reference, balanced)
         rows.append({"passes": passes, "cost_over_single_pass": _cost(setting, weighed), **agreement})
     return ranking, rows
 

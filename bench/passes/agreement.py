@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from bench.passes.rounds import Images
-from contract.graph.masks import Masks, draw_masks, mask_name
+from contract.graph.masks import Masks, mask_name
 from contract.scores.acquisition import entropy
 from contract.versions.manifest import DropoutSite
 from server.inference.engine import Engine
@@ -20,7 +20,6 @@ from server.inference.engine import Engine
 Floats = npt.NDArray[np.float32]
 Nats = npt.NDArray[np.float64]
 
-TOP_SHARE = 0.1
 _ROWS = 3200
 """Pairs of image and pass in one run of the head: 52 MB for each of VGG-16's layers."""
 _REFERENCE_STEP = 100
@@ -34,7 +33,7 @@ highest tenth that is in the other's."""
 
 def compare(found: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]) -> Agreement:
     """Compare two scorings (N,) of the same images, of which the highest count."""
-    most = max(1, round(TOP_SHARE * len(reference)))
+    most = max(1, round(0.1 * len(reference)))
     tops = [set(np.argsort(-scores, kind="stable")[:most].tolist()) for scores in (found, reference)]
     spearman = float(spearmanr(found, reference).statistic)
     return {"spearman": spearman, "top10_overlap": len(tops[0] & tops[1]) / most}
@@ -74,20 +73,10 @@ def rank(engine: Engine, features: Floats, reference: Nats, sets: Iterable[Masks
     return {figure: fmean(each[figure] for each in found) for figure in found[0]}
 
 
-def balanced_sets(sites: Sequence[DropoutSite], passes: int, sets: int) -> Iterator[Masks]:
-    """Draw masks as the server does, under keys that no version has."""
-    return (draw_masks(f"bench/{i}", sites, passes) for i in range(sets))
-
-
-def independent_sets(sites: Sequence[DropoutSite], passes: int, sets: int) -> Iterator[Masks]:
-    """Draw masks whose passes know nothing of each other."""
-    return (independent_masks(np.random.default_rng([passes, i]), sites, passes) for i in range(sets))
-
-
 def independent_masks(
     rng: np.random.Generator, sites: Sequence[DropoutSite], passes: int
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Return masks in the form of `contract.graph.masks`, each unit of each pass drawn by itself."""
+    """Return masks in the form of `contract.graph.masks`, but with each unit of each pass drawn by itself."""
     masks = {}
     for i, site in enumerate(sites):
         kept = rng.random((passes, *site.features)) >= site.probability

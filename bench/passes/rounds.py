@@ -5,9 +5,10 @@ round: a machine whose speed drifts is as kind to one as to another.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,10 @@ _SETTLE_S = 0.1
 """Between two turns: after a run, onnxruntime's threads were seen to spin for 40 ms, torch's and OpenVINO's for 6."""
 
 
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """One way to the result, and the batch sizes that it is timed on."""
+class Contender(NamedTuple):
+    """One way to the result, from uint8 (N, H, W, 3), and the batch sizes that it is timed on."""
 
     run: Callable[[Images], object]
-    """Takes uint8 (N, H, W, 3)."""
     batches: tuple[int, ...]
     is_slow: bool = False
     """Whether to warm it up with its smallest batch only, rather than with each."""
@@ -33,7 +32,7 @@ class Contender:
 class Timings:
     """What the rounds took."""
 
-    seconds: Mapping[str, Mapping[int, tuple[float, ...]]]
+    seconds: Mapping[str, Mapping[int, Sequence[float]]]
     """Contender to batch size to seconds, in the order of the rounds."""
 
     def images_per_s(self, name: str) -> dict[int, float]:
@@ -51,11 +50,7 @@ class Timings:
 
 
 def time_in_turn(contenders: Mapping[str, Contender], images: Images, *, rounds: int) -> Timings:
-    """Time every contender on the first images, of uint8 (N, H, W, 3), once a round for each of its batch sizes.
-
-    Raises:
-        ValueError: if there are fewer images than the largest batch takes.
-    """
+    """Time every contender on the first images, of uint8 (N, H, W, 3), once a round for each of its batch sizes."""
     most = max(max(contender.batches) for contender in contenders.values())
     if len(images) < most:
         raise ValueError(
@@ -71,12 +66,8 @@ def time_in_turn(contenders: Mapping[str, Contender], images: Images, *, rounds:
         for batch in sorted({batch for contender in contenders.values() for batch in contender.batches}):
             for name, contender in contenders.items():
                 if batch in contender.batches:
-                    seconds[name][batch].append(_time(contender, images[:batch]))
-    return Timings({name: {batch: tuple(runs) for batch, runs in own.items()} for name, own in seconds.items()})
-
-
-def _time(contender: Contender, images: Images) -> float:
-    time.sleep(_SETTLE_S)
-    start = time.perf_counter()
-    contender.run(images)
-    return time.perf_counter() - start
+                    time.sleep(_SETTLE_S)
+                    started = time.perf_counter()
+                    contender.run(images[:batch])
+                    seconds[name][batch].append(time.perf_counter() - started)
+    return Timings(seconds)

@@ -36,13 +36,8 @@ _TRASHNET = SHARED / "data" / "trashnet"
 WEIGHTS = SHARED / "weights" / "vgg16_features.pth"
 """Of VGG-16's convolutions, made on ImageNet."""
 DIGITS_OF_EACH = 170
-_SMALL_PX = 32
 _ORDER = 20_261_123
-"""Seeds the order of the photos, which is the same for all arguments: subjects of one source differ in how many they
-label, not in which."""
-
-_MAKERS = ("trainer", "contract")
-"""The packages whose sources decide what a version is."""
+"""Seeds the order of the photos: subjects of one source differ in how many they label, not in which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +60,6 @@ class Photos:
     files: tuple[tuple[Path, str], ...]
     """Files and their classes."""
     name: str
-    """As in names of folders."""
     description: str
     """What the photos are and what the network starts from, for people."""
     weights: str
@@ -74,16 +68,8 @@ class Photos:
 def trained(*, image_size: int = 224, labels: int = 400, precision: Literal["auto", "fp32"] = "auto") -> Subject:
     """Return a head on VGG-16 that the trainer published, trained now unless it was; its progress goes to stderr.
 
-    All that are made for one size of images have one backbone.
-
-    Args:
-        image_size: in pixels.
-        labels: how many photos it is trained on; the first so many of an order that the other arguments do not change.
-        precision: of the backbone, as in `python -m trainer run --precision`.
-
-    Raises:
-        subprocess.CalledProcessError: if the trainer fails; stderr says why.
-        ValueError: if there are not more photos than `labels`.
+    It is trained on the first `labels` photos of an order that the other arguments do not change. All that are made for
+    one size of images have one backbone.
     """
     photos = labelled_photos()
     if not 0 < labels < len(photos.files):
@@ -134,17 +120,16 @@ def small_images(count: int) -> list[Path]:
     paths = [folder / f"{number}.png" for number in range(count)]
     if not paths[-1].exists():
         folder.mkdir(parents=True, exist_ok=True)
-        for path, pixels in zip(paths, coloured_noise(count, size=_SMALL_PX), strict=True):
+        for path, pixels in zip(paths, coloured_noise(count, size=32), strict=True):
             Image.fromarray(pixels).save(path)
     return paths
 
 
 @contextmanager
 def workplace(*versions: Version) -> Iterator[Path]:
-    """Give a folder whose repository `models` holds the versions, the first one current, until the block ends.
+    """Give a folder whose repository `models` has links to the versions, the first one current, until the block ends.
 
-    They are links to the versions' own folders, whose files have been read once, so that none comes from a cold disk
-    afterwards.
+    Their files have been read once, so that none comes from a cold disk afterwards.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=".work-") as folder:
@@ -159,7 +144,7 @@ def workplace(*versions: Version) -> Iterator[Path]:
 
 def _digest_of_sources() -> str:
     sha256 = hashlib.sha256()
-    for path in sorted(path for package in _MAKERS for path in (CHECKOUT / package).rglob("*.py")):
+    for path in sorted(path for package in ("trainer", "contract") for path in (CHECKOUT / package).rglob("*.py")):
         sha256.update(path.relative_to(CHECKOUT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return sha256.hexdigest()[:12]
 

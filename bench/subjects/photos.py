@@ -11,11 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageOps
 
-_CUTS = (0.6, 1.0)
-"""The least and the most of a photo's sides that a cut keeps."""
-_BRIGHTNESS = (0.7, 1.3)
-_QUALITY = (80, 95)
-
 
 def vary(photos: Sequence[tuple[Path, str]], count: int, *, folder: Path) -> list[tuple[Path, str]]:
     """Return so many files and their classes: each photo in turn, then each in another variation, and so on.
@@ -42,13 +37,13 @@ def save(image: Image.Image, file_format: str, **options: Any) -> bytes:
 def _write(photo: Path, file: Path, rng: random.Random) -> None:
     with Image.open(photo) as opened:
         image = opened.convert("RGB")
-    width, height = (max(1, round(side * rng.uniform(*_CUTS))) for side in image.size)
+    width, height = (max(1, round(side * rng.uniform(0.6, 1.0))) for side in image.size)
     left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
     image = image.crop((left, top, left + width, top + height))
     image = ImageOps.mirror(image) if rng.random() < 0.5 else image
-    image = ImageEnhance.Brightness(image).enhance(rng.uniform(*_BRIGHTNESS))
+    image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.7, 1.3))
     draft = file.with_suffix(".draft")
-    image.save(draft, "JPEG", quality=rng.randint(*_QUALITY))
+    image.save(draft, "JPEG", quality=rng.randint(80, 95))
     draft.replace(file)
 
 

@@ -39,31 +39,33 @@ _STYLES_EACH: Final = 8
 _LETTERS: Final = string.digits + string.ascii_uppercase + "abdefghnqrt"
 """Those of EMNIST's 47 classes: a letter whose small form looks like the large one comes once."""
 _LETTER_PX: Final = 32
-_LETTERS_TAIL: Final = 6.0
-
 
 Images = Mapping[str, Path]
 """Options of `simulate` by name: where a set's images are and, unless they lie in class folders, their manifest."""
 _Row = Mapping[str, str]
 
 
+def tail(order: Sequence[str], largest: int, ratio: float) -> dict[str, int]:
+    """Return numbers of images that fall evenly until the first class has `ratio` times as many as the last."""
+    return {label: round(largest * ratio ** (-place / (len(order) - 1))) for place, label in enumerate(order)}
+
+
 def cifar(name: str, counts: Mapping[str, int]) -> Images:
     """Return CIFAR-10 with so many images of each class that may be labelled; classes without are left out."""
     rows = _read(CIFAR / "manifest.csv")
-    tested = _choose(rows, {label: _TESTED_EACH for label in counts}, test=True)
-    manifest = _write(name, [*_choose(rows, counts, test=False), *tested])
-    return {"images": CIFAR / "pool.zip", "manifest": manifest}
+    tested = _choose(rows, dict.fromkeys(counts, _TESTED_EACH), test=True)
+    return {"images": CIFAR / "pool.zip", "manifest": _write(name, [*_choose(rows, counts, test=False), *tested])}
 
 
 def trashnet(name: str = "", order: Sequence[str] = (), ratio: float = 1) -> Images:
     """Return TrashNet, its classes in an `order` thinned out until the first is `ratio` times as large as the last."""
-    if not order:
-        return {"images": TRASHNET, "manifest": TRASHNET / "manifest.csv"}
-    rows = _read(TRASHNET / "manifest.csv")
-    largest = sum(row["label"] == order[0] and row["split"] == "pool" for row in rows)
-    counts = {label: round(largest * ratio ** (-place / (len(order) - 1))) for place, label in enumerate(order)}
-    tested = [row for row in rows if row["split"] == "test"]
-    return {"images": TRASHNET, "manifest": _write(name, [*_choose(rows, counts, test=False), *tested])}
+    manifest = TRASHNET / "manifest.csv"
+    if order:
+        rows = _read(manifest)
+        largest = sum(row["label"] == order[0] and row["split"] == "pool" for row in rows)
+        tested = [row for row in rows if row["split"] == "test"]
+        manifest = _write(name, [*_choose(rows, tail(order, largest, ratio), test=False), *tested])
+    return {"images": TRASHNET, "manifest": manifest}
 
 
 def digits() -> Images:
@@ -74,11 +76,7 @@ def digits() -> Images:
 
 
 def clipart() -> Images:
-    """Return drawings by their subjects: small images of several dozen classes, the smallest a third of the largest.
-
-    Raises:
-        PackageError: if the package cannot be had.
-    """
+    """Return drawings by their subjects: small images of several dozen classes, the smallest a third of the largest."""
     folder = _SETS / "clipart"
     if not folder.exists():
         root = unpack([PACKAGE], _PACKAGES / PACKAGE) / PACKAGE / "usr" / "share" / "openclipart" / "png"
@@ -96,11 +94,7 @@ def clipart() -> Images:
 
 
 def letters() -> Images:
-    """Return letters and digits of many fonts, small and of 47 classes, with a tail of 6:1 in an order of chance.
-
-    Raises:
-        PackageError: if the packages cannot be had.
-    """
+    """Return letters and digits of many fonts, small and of 47 classes, with a tail of 6:1 in an order of chance."""
     folder = _SETS / "letters"
     if not folder.exists():
         draft = folder.with_suffix(".draft")
@@ -110,7 +104,7 @@ def letters() -> Images:
             label = draft / (f"small_{letter}" if letter.islower() else letter)
             label.mkdir(parents=True)
             rng = np.random.default_rng(ord(letter))
-            for each in rng.permutation(len(fonts))[: round(len(fonts) * _LETTERS_TAIL**-place)]:
+            for each in rng.permutation(len(fonts))[: round(len(fonts) * 6.0**-place)]:
                 _write_letter(letter, fonts[each], label / f"{each}.png", rng)
         draft.rename(folder)
     return {"images": folder}

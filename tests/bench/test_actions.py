@@ -31,7 +31,7 @@ def _small():
 
 
 def play(*, attentive, precision=0.9):
-    return Play(PLAN, DATASET, POOL, last_stage=None, seed=1, attentive=attentive, precision=precision, known={}).go()
+    return Play(PLAN, DATASET, POOL, seed=1, attentive=attentive, precision=precision, known={}).go()
 
 
 def test_every_image_is_labelled_once():

@@ -74,13 +74,15 @@ def draw_initial(pool: Indices, *, count: int, seed: int) -> Indices:
     return np.sort(np.random.default_rng([seed, 0]).choice(pool, count, replace=False))
 
 
-def choose_initial(pool: Indices, trainer: Trainer, *, count: int, seed: int) -> Indices:
+def choose_initial(
+    pool: Indices, trainer: Trainer, *, count: int, seed: int, holdout_share: float = DEFAULT_SHARE
+) -> Indices:
     """Return what production would have labelled first, while there is no version: int64 (count,), rising."""
     order = coldstart.arrange(
         pool,
         trainer.embed(pool),
         project=seed,
-        holdout_share=DEFAULT_SHARE,
+        holdout_share=holdout_share,
         before_holdout=places_before_holdout(len(pool), labels=0, classes=len(trainer.dataset.classes)),
         batch_size=count,
     ).order
