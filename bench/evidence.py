@@ -30,6 +30,7 @@ from bench.subjects.model import CACHE, WEIGHTS, clean_environment
 from bench.subjects.sets import Images
 from contract.settings import split
 from demo.product import CHECKOUT
+from trainer.study.statistics import Difference
 
 _SAVED: Final = ("report.html", "rounds.csv", "summary.json", "settings.json", "curves.png")
 _LITE0: Final = "efficientnet_lite0"
@@ -38,6 +39,7 @@ _OF_VGG16: Final = "random,labelnext,oracle"
 _QUICK_STRATEGIES: Final = "random,labelnext,margin,bald,baal-bald"
 _QUICK_SETS: Final = ("cifar10-lt", "trashnet")
 _MEASURES: Final = ("macro_f1", "minority_f1", "accuracy")
+_RATIO: Final = ("ratio", "low", "high")
 _SEEDS: Final = 8
 
 _OPTIONS: Final[Mapping[str, tuple[object, str]]] = {
@@ -56,9 +58,8 @@ class _Set:
     images: Callable[[], Images]
     options: Options
     pixels: int
-    """Of a side, for EfficientNet-Lite0."""
+    """Of a side, for EfficientNet-Lite0; else for VGG-16."""
     pixels_vgg16: int
-    """The same for VGG-16."""
 
 
 def _grow(*query: int, initial: int = 20, **options: Any) -> Options:
@@ -160,20 +161,16 @@ def _tell(figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _signed(difference: Mapping[str, float] | None) -> str:
+def _signed(found: Mapping[str, Any] | None) -> str:
     """A difference; a star says that its interval leaves out zero."""
-    if difference is None:
-        return ""
-    beyond = difference["low"] is not None and (difference["low"] > 0 or difference["high"] < 0)
-    return f"{difference['mean']:+.3f}{'*' if beyond else ''}"
+    return f"{found['mean']:+.3f}{'*' if Difference(**found).sign else ''}" if found else ""
 
 
-def _share(ratio: Mapping[str, Any] | None) -> str:
-    if ratio is None:
+def _share(found: Mapping[str, Any] | None) -> str:
+    if not found:
         return ""
-    ends = [f"{each:.2f}" if each is not None else f">{ratio['most']:.2f}" for each in (ratio["low"], ratio["high"])]
-    found = f"{ratio['ratio']:.2f}" if ratio["ratio"] is not None else f">{ratio['most']:.2f}"
-    return f"{found} ({ends[0]} to {ends[1]})" if ratio["low"] is not None else found
+    shares = [f">{found['most']:.2f}" if each is None else f"{each:.2f}" for each in map(found.get, _RATIO)]
+    return "{} ({} to {})".format(*shares) if found["low"] is not None else shares[0]
 
 
 def main() -> None:

@@ -79,7 +79,6 @@ class Watch:
     """A watch that is at work, whose words are passed on to stderr with the seconds since it began."""
 
     def __init__(self, options: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Start it with options of the command."""
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "trainer", "watch", *options],

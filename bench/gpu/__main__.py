@@ -38,7 +38,7 @@ from bench.gpu.cards import describe_card, peak_tflops
 from bench.gpu.placement import read_nodes, recording, work_by_provider
 from bench.harness.frame import Row, read_options, report, say
 from bench.passes.contenders import build_network
-from bench.passes.rounds import Contender, time_in_turn
+from bench.passes.rounds import time_in_turn
 from bench.subjects.model import Subject, clean_environment, trained
 from contract.graph.lowering import FEATURES
 from contract.graph.probe import Probe
@@ -245,8 +245,8 @@ def _time(setting: Setting, precision: Precision) -> Row:
     spec, known = engine.manifest.input, engine.manifest.backbone.name == "vgg16"
     # Two for each multiplication and addition.
     operations = 2 * _VGG16_MULTIPLY_ADDS * spec.height * spec.width / 224**2 if known else None
-    backbone = Contender(engine.backbone.compute, setting.sizes.batches)
-    timings = time_in_turn({"backbone": backbone}, setting.images, rounds=setting.sizes.runs)
+    backbone, batches = {"backbone": engine.backbone.compute}, setting.sizes.batches
+    timings = time_in_turn(backbone, setting.images, batches, rounds=setting.sizes.runs)
     rows: dict[str, Row] = {}
     for batch, rate in timings.images_per_s("backbone").items():
         tflops = operations and rate * operations / 1e12
@@ -311,11 +311,7 @@ def find_library_folders(roots: Iterable[str]) -> list[Path]:
 
 
 def _run(module: Sequence[str], **settings: str) -> str:
-    """Run a module with its options, and return what it prints.
-
-    Raises:
-        RuntimeError: if it fails, with its last words.
-    """
+    """Run a module with its options, and return what it prints; a RuntimeError has its last words if it fails."""
     environment = clean_environment(**_where_libraries_are(), **settings)
     command = [sys.executable, "-m", *module]
     done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)

@@ -26,9 +26,8 @@ _ASKED = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.s
 
 def peak_tflops(name: str, precision: Precision) -> float | None:
     """Return the most that a card of this name computes; None where that is not known."""
-    found = next((peaks for pattern, peaks in _PEAKS.items() if re.search(pattern, name)), None)
-    known = (Precision.FP32, Precision.FP16)
-    return None if found is None or precision not in known else found[known.index(precision)]
+    peaks = next((peaks for pattern, peaks in _PEAKS.items() if re.search(pattern, name)), ())
+    return dict(zip((Precision.FP32, Precision.FP16), peaks, strict=False)).get(precision)
 
 
 def describe_card() -> dict[str, object]:

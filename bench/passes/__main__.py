@@ -23,7 +23,7 @@ from bench.harness.frame import Row, print_table, read_options, report, say
 from bench.passes import contenders
 from bench.passes.agreement import compare, compute_bald, compute_features, independent_masks, rank, reference_bald
 from bench.passes.contenders import NAMES, open_session
-from bench.passes.rounds import Contender, Images, Timings, time_in_turn
+from bench.passes.rounds import Images, Timings, time_in_turn
 from bench.subjects.model import trained
 from contract.graph.masks import draw_masks
 from contract.images.preprocess import decode_image
@@ -85,10 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _open_engines(setting: _Setting) -> dict[Precision, Engine]:
-    """Return the server's engine in float32, and in the other precision that its device is for, if the version has it.
-
-    The trainer publishes no int8 backbone that ranks otherwise than float32, as one of a poor network may.
-    """
+    """Return the server's engine in float32, and in the other precision of its device if the version has that."""
     engine = Engine(setting.version, replace(setting.engine, precision=Precision.FP32))
     precision = Precision.FP16 if engine.provider == Device.CUDA else Precision.INT8
     other = Engine(setting.version, replace(setting.engine, precision=precision))
@@ -102,14 +99,15 @@ def _race(setting: _Setting, engines: Engines) -> tuple[Timings, Timings]:
     options, version, threads = setting.options, setting.version, setting.engine.threads
     passes, device = engines[Precision.FP32].passes, Device(engines[Precision.FP32].provider)
     few = [batch for batch in options.batches if batch <= _SLOW_BATCH] or options.batches[:1]
-    ours = contenders.ours(engines, options.batches)
+    ours = {NAMES[precision]: engine.run for precision, engine in engines.items()}
     say(f"baal and naive against ours, {options.slow_rounds} rounds")
-    slow = contenders.repeated(version, few, passes=passes, device=device, threads=threads)
-    slow_timings = time_in_turn({**slow, **ours}, setting.images, rounds=options.slow_rounds)
-    slow.clear()
+    repeated = contenders.repeated(version, passes=passes, device=device, threads=threads)
+    slow = () if device is Device.CUDA else tuple(repeated)
+    slow_timings = time_in_turn(repeated | ours, setting.images, few, rounds=options.slow_rounds, slow=slow)
+    repeated.clear()
     say(f"single passes against ours, {options.rounds} rounds")
-    fast = contenders.single(version, setting.images, options.batches, device=device, threads=threads)
-    return slow_timings, time_in_turn({**fast, **ours}, setting.images, rounds=options.rounds)
+    single = contenders.single(version, setting.images, device=device, threads=threads)
+    return slow_timings, time_in_turn(single | ours, setting.images, options.batches, rounds=options.rounds)
 
 
 def _rank(setting: _Setting, engines: dict[Precision, Engine]) -> tuple[Row, list[Row]]:
@@ -141,8 +139,8 @@ def _cost(setting: _Setting, engine: Engine) -> float:
     """Return what an engine's passes take over a single one, at batches of 16."""
     session = open_session(setting.version, device=Device(engine.provider), threads=setting.engine.threads)
     runs = {"single": lambda images: session.run(None, {"images": images}), "ours": engine.run}
-    raced = {name: Contender(run, (_COST_BATCH,)) for name, run in runs.items()}
-    return time_in_turn(raced, setting.images, rounds=setting.options.rounds).ratio("ours", "single")[_COST_BATCH]
+    timings = time_in_turn(runs, setting.images, (_COST_BATCH,), rounds=setting.options.rounds)
+    return timings.ratio("ours", "single")[_COST_BATCH]
 
 
 def _compare_times(slow: Timings, fast: Timings) -> dict[str, object]:

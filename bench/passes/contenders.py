@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +22,8 @@ import onnx
 import onnxruntime
 import torch
 
-from bench.passes.rounds import Contender, Images
+from bench.passes.rounds import Images, Run
 from contract.versions.version import Version
-from server.inference.engine import Engine
 from server.settings import Device, Precision
 from trainer.model.backbones import Opened
 from trainer.model.bayes import ModelWrapper, TrainingArgs
@@ -42,14 +40,7 @@ _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 """As the server's: the same arithmetic, so that a ratio compares passes and not precisions."""
 
 
-def ours(engines: Mapping[Precision, Engine], batches: Sequence[int]) -> dict[str, Contender]:
-    """Return the server's engine, as a contender by precision."""
-    return {NAMES[precision]: Contender(engine.run, tuple(batches)) for precision, engine in engines.items()}
-
-
-def repeated(
-    version: Version, batches: Sequence[int], *, passes: int, device: Device, threads: int
-) -> dict[str, Contender]:
+def repeated(version: Version, *, passes: int, device: Device, threads: int) -> dict[str, Run]:
     """Return what computes T passes by running the network T times: baal in torch, and a plain loop in onnxruntime.
 
     baal's network has fresh weights: nothing is faster or slower for what it knows.
@@ -70,8 +61,7 @@ def repeated(
     def run_naive(images: Images) -> object:
         return [naive.run(None, {"images": images}) for _ in range(passes)]
 
-    runs = {"baal": run_baal, "naive": run_naive}
-    return {name: Contender(run, tuple(batches), is_slow=not on_gpu) for name, run in runs.items()}
+    return {"baal": run_baal, "naive": run_naive}
 
 
 def build_network(training: Training, *, classes: int) -> Network:
@@ -83,20 +73,18 @@ def build_network(training: Training, *, classes: int) -> Network:
     return Network(backbone.module, head)
 
 
-def single(
-    version: Version, images: Images, batches: Sequence[int], *, device: Device, threads: int
-) -> dict[str, Contender]:
+def single(version: Version, images: Images, *, device: Device, threads: int) -> dict[str, Run]:
     """Return what runs the network once, without uncertainty; OpenVINO takes part on the CPU alone.
 
     Its int8 is calibrated on the images, uint8 (N, H, W, 3).
     """
     session = open_session(version, device=device, threads=threads)
-    runs = {"single": lambda images: session.run(None, {"images": images})}
+    runs: dict[str, Run] = {"single": lambda images: session.run(None, {"images": images})}
     if device is Device.CPU:
         plain = _read_plain(version)
         runs["openvino"] = _compile_by_batch(plain, threads=threads)
         runs["openvino_int8"] = _compile_by_batch(_quantise(plain, images), threads=threads)
-    return {name: Contender(run, tuple(batches)) for name, run in runs.items()}
+    return runs
 
 
 def open_session(
@@ -137,7 +125,7 @@ def _quantise(model: openvino.Model, images: Images) -> openvino.Model:
     return quantised
 
 
-def _compile_by_batch(model: openvino.Model, *, threads: int) -> Callable[[Images], object]:
+def _compile_by_batch(model: openvino.Model, *, threads: int) -> Run:
     """Return what runs a network in OpenVINO, compiled anew for each batch size that it meets."""
     import openvino
 

@@ -5,27 +5,19 @@ round: a machine whose speed drifts is as kind to one as to another.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Images = npt.NDArray[np.uint8]
+Run = Callable[[Images], object]
+"""One way to the result, from uint8 (N, H, W, 3)."""
 
 _SETTLE_S = 0.1
 """Between two turns: after a run, onnxruntime's threads were seen to spin for 40 ms, torch's and OpenVINO's for 6."""
-
-
-class Contender(NamedTuple):
-    """One way to the result, from uint8 (N, H, W, 3), and the batch sizes that it is timed on."""
-
-    run: Callable[[Images], object]
-    batches: tuple[int, ...]
-    is_slow: bool = False
-    """Whether to warm it up with its smallest batch only, rather than with each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +32,31 @@ class Timings:
         return {batch: batch / median(runs) for batch, runs in self.seconds[name].items()}
 
     def ratio(self, name: str, over: str) -> dict[int, float]:
-        """Return how many times as long `name` takes as `over`, by each batch size that both were timed on."""
+        """Return how many times as long `name` takes as `over`, by batch size."""
         ours, theirs = self.seconds[name], self.seconds[over]
-        return {
-            batch: median(a / b for a, b in zip(ours[batch], theirs[batch], strict=True))
-            for batch in ours
-            if batch in theirs
-        }
+        return {batch: median(a / b for a, b in zip(runs, theirs[batch], strict=True)) for batch, runs in ours.items()}
 
 
-def time_in_turn(contenders: Mapping[str, Contender], images: Images, *, rounds: int) -> Timings:
-    """Time every contender on the first images, of uint8 (N, H, W, 3), once a round for each of its batch sizes."""
-    most = max(max(contender.batches) for contender in contenders.values())
-    if len(images) < most:
+def time_in_turn(
+    contenders: Mapping[str, Run], images: Images, batches: Sequence[int], *, rounds: int, slow: Collection[str] = ()
+) -> Timings:
+    """Time contenders on the first images, of uint8 (N, H, W, 3), once a round for each batch size.
+
+    Before, each is warmed up with all of them, and the slow ones with the smallest.
+    """
+    if len(images) < max(batches):
         raise ValueError(
-            f"batches of {most} images are to be timed, got {len(images)} images; give more, or ask for less"
+            f"batches of {max(batches)} images are to be timed, got {len(images)} images; give more, or ask for less"
         )
-    for contender in contenders.values():
-        for batch in sorted(contender.batches)[: 1 if contender.is_slow else None]:
-            contender.run(images[:batch])
-    seconds: dict[str, dict[int, list[float]]] = {
-        name: {batch: [] for batch in contender.batches} for name, contender in contenders.items()
-    }
+    for name, run in contenders.items():
+        for batch in sorted(batches)[: 1 if name in slow else None]:
+            run(images[:batch])
+    seconds: dict[str, dict[int, list[float]]] = {name: {batch: [] for batch in batches} for name in contenders}
     for _ in range(rounds):
-        for batch in sorted({batch for contender in contenders.values() for batch in contender.batches}):
-            for name, contender in contenders.items():
-                if batch in contender.batches:
-                    time.sleep(_SETTLE_S)
-                    started = time.perf_counter()
-                    contender.run(images[:batch])
-                    seconds[name][batch].append(time.perf_counter() - started)
+        for batch in sorted(batches):
+            for name, run in contenders.items():
+                time.sleep(_SETTLE_S)
+                started = time.perf_counter()
+                run(images[:batch])
+                seconds[name][batch].append(time.perf_counter() - started)
     return Timings(seconds)

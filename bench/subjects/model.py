@@ -46,11 +46,11 @@ class Subject:
 
     version: Version
     root: Path
-    """The root of the repository that holds the version, and no other."""
+    """Of the repository that holds the version, and no other."""
     photos: tuple[Path, ...]
     """Those that the version was not trained on, in an order that is always the same."""
     source: str
-    """What the photos are and what the network started from, for people."""
+    """The description of the photos."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,6 @@ class Photos:
     """Labelled photos, and what a network that learns them starts from."""
 
     files: tuple[tuple[Path, str], ...]
-    """Files and their classes."""
     name: str
     description: str
     """What the photos are and what the network starts from, for people."""

@@ -6,11 +6,11 @@ the seed, so many, one after the other.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from contract.graph.masks import draw_masks
 from contract.graph.probe import Probe
 from contract.versions.manifest import Backbone, DropoutSite, InputSpec, Manifest
 from contract.versions.repository import Repository
-from contract.versions.results import TrainingRecord
 from contract.versions.version import (
     BACKBONE_WEIGHTS_FILE,
     HEAD_WEIGHTS_FILE,
@@ -64,20 +63,16 @@ class TinyModel:
     def features(self, images: Images) -> Doubles:
         """(N, H, W, 3) to (N, D), rounded to what float16 holds."""
         exact = np.maximum(images.reshape(len(images), -1) / 255.0 @ self.weights[0].astype(np.float64), 0)
-        found: Doubles = exact.astype(np.float32).astype(np.float16).astype(np.float64)
-        return found
+        return np.asarray(exact.astype(np.float32).astype(np.float16), np.float64)
 
     def passes(self, images: Images, masks: Mapping[str, Floats]) -> Doubles:
         """(N, H, W, 3) and masks (T, D) to probabilities (N, T, C), in float64 and one pass at a time."""
         _, second, last = (weights.astype(np.float64) for weights in self.weights)
         backbone = self.features(images)
-        logits = [
-            np.maximum(backbone * masks["mask_0"][t] @ second, 0) * masks["mask_1"][t] @ last
-            for t in range(len(masks["mask_0"]))
-        ]
+        each_pass = zip(masks["mask_0"], masks["mask_1"], strict=True)
+        logits = [np.maximum(backbone * first @ second, 0) * then @ last for first, then in each_pass]
         exps = np.exp(np.stack(logits, axis=1))
-        found: Doubles = exps / exps.sum(axis=2, keepdims=True)
-        return found
+        return np.asarray(exps / exps.sum(axis=2, keepdims=True))
 
     def graph(self, *, dropouts: int = 2) -> ModelProto:
         """Return the literal graph, with that many of its two Dropouts."""
@@ -120,17 +115,14 @@ def publish(
     seed: int = 0,
     probe_of: TinyModel | None = None,
     int8_of: TinyModel | None = None,
-    labels: Sequence[str] = LABELS,
-    control: str = "label",
-    temperature: float = 1.0,
     report: Mapping[str, bytes] | None = None,
-    training: TrainingRecord | None = None,
+    **described: Any,
 ) -> str:
     """Publish a model, by default that of the seed, and return the version's name.
 
     The probe is that of `probe_of`, as after a faulty export: every server must refuse the version. The backbone of
-    `int8_of` is published as that in 8-bit integers, though it is none. What else is given stands in the manifest but
-    for the report's files, by name.
+    `int8_of` is published as that in 8-bit integers, though it is none. `report` has files by name; what else is given
+    stands in the manifest.
     """
     model = model or TinyModel.draw(seed)
     with repository.stage(datetime.now(UTC)) as staged:
@@ -142,20 +134,17 @@ def publish(
             (staged.path / "report").mkdir(exist_ok=True)
             (staged.path / "report" / name).write_bytes(content)
         backbone = fingerprint(lower(model.graph(), cut=FEATURES).backbone, staged.path, SPEC)
-        return staged.publish(
-            Manifest(
-                version=staged.version,
-                created_at="2026-01-02T03:04:05Z",
-                labels=tuple(labels),
-                control=control,
-                input=SPEC,
-                passes=PASSES,
-                dropout_sites=SITES,
-                backbone=Backbone("tiny", backbone, FEATURES, "fp32"),
-                temperature=temperature,
-                training=training or TrainingRecord(),
-            )
-        ).name
+        manifest = Manifest(
+            version=staged.version,
+            created_at="2026-01-02T03:04:05Z",
+            labels=LABELS,
+            control="label",
+            input=SPEC,
+            passes=PASSES,
+            dropout_sites=SITES,
+            backbone=Backbone("tiny", backbone, FEATURES, "fp32"),
+        )
+        return staged.publish(replace(manifest, **described)).name
 
 
 def save_graph(graph: ModelProto, folder: Path) -> None:
@@ -197,8 +186,7 @@ def expected_bald(model: TinyModel, version: str, images: Images) -> Doubles:
     """Return BALD in nats by its definition, under the version's masks: (N, H, W, 3) to (N,)."""
     p = model.passes(images, draw_masks(version, SITES, PASSES))  # (N, T, C)
     of_mean, of_passes = (-(q * np.log(q)).sum(axis=-1) for q in (p.mean(axis=1), p))
-    found: Doubles = of_mean - of_passes.mean(axis=1)
-    return found
+    return np.asarray(of_mean - of_passes.mean(axis=1))
 
 
 if __name__ == "__main__":

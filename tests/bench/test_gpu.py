@@ -1,4 +1,5 @@
 import json
+from unittest.mock import Mock
 
 import pytest
 
@@ -15,36 +16,27 @@ from server.settings import Device, Precision
 def test_without_a_gpu_it_measures_what_can_be(run_bench):
     """On the CPU the parts in fp16 say that they are skipped, and no peak is known."""
     result = run_bench(gpu, "--device", "cpu", "--quick", "--parts", "placement,gate,roofline")
-    parts = result["parts"]
+    placement, gate, roofline = (result["parts"][name] for name in ("placement", "gate", "roofline"))
     assert result["failed"] == []
-    assert [parts[name]["fp16"] for name in ("placement", "gate", "roofline")] == [{"skipped": "no CUDA here"}] * 3
-    assert parts["placement"]["fp32"]["backbone"]["CPUExecutionProvider"]["MatMul"] == 1
-    assert parts["placement"]["fp32"]["head"]["CPUExecutionProvider"]["MatMul"] == 2
-    assert parts["gate"]["fp32"]["provider"] == "cpu"
-    assert 0 < parts["gate"]["fp32"]["largest_difference"] < 1e-4
-    assert parts["roofline"]["fp32"]["batch_2"]["images_per_s"] > 0
-    assert parts["roofline"]["fp32"]["peak_tflops"] == "unknown"
+    assert [part["fp16"] for part in (placement, gate, roofline)] == [{"skipped": "no CUDA here"}] * 3
+    products = {name: nodes["CPUExecutionProvider"]["MatMul"] for name, nodes in placement["fp32"].items()}
+    assert products == {"backbone": 1, "head": 2}
+    assert gate["fp32"]["provider"] == "cpu"
+    assert 0 < gate["fp32"]["largest_difference"] < 1e-4
+    assert roofline["fp32"]["batch_2"]["images_per_s"] > 0
+    assert roofline["fp32"]["peak_tflops"] == "unknown"
 
 
 def test_a_part_that_fails_leaves_the_others(run_bench, monkeypatch):
-
-    def fail(_):
-        raise RuntimeError("the card fell off the bus")
-
-    def skip(_):
-        raise Skipped("not installed: flask")
-
-    parts = {"passes": fail, "server": skip, "gate": gpu._PARTS["gate"]}
-    monkeypatch.setattr(gpu, "_PARTS", parts)
+    fails = {"passes": RuntimeError("the card fell off the bus"), "server": Skipped("not installed: flask")}
+    parts = {name: Mock(side_effect=err) for name, err in fails.items()}
+    monkeypatch.setattr(gpu, "_PARTS", parts | {"gate": gpu._PARTS["gate"]})
     result = run_bench(gpu, "--device", "cpu", "--quick")
     assert result["failed"] == ["passes"]
     assert result["parts"]["passes"]["failed"] == "RuntimeError: the card fell off the bus"
     assert result["parts"]["server"]["skipped"] == "not installed: flask"
     assert "fp32" in result["parts"]["gate"]
-
-
-def test_parts_that_do_not_exist_are_refused():
-    with pytest.raises(SystemExit, match=r"expected some of placement,gate,.*got gates"):
+    with pytest.raises(SystemExit, match=r"expected some of passes,server,gate; got gates"):
         gpu.main(["--device", "cpu", "--parts", "gate,gates"])
 
 
@@ -58,6 +50,17 @@ def test_a_precision_that_is_refused_fails_the_part(tmp_path, monkeypatch):
     row = gpu._PARTS["gate"](Setting(Device.CPU, QUICK, subject))
     assert row["int8"]["precision"] == "fp32"
     assert row["failed"].startswith("int8: refused: in reduced precision BALD ranks")
+
+
+def test_other_benches_measure_what_the_device_is_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gpu, "_run", lambda command: asked.append(command) or 'progress\n{"bench": "x", "rate": 1}')
+    monkeypatch.setattr(gpu, "find_spec", {"flask": 1, "gunicorn": 1, "prometheus_client": 1}.get)
+    setting = Setting(Device.CUDA, QUICK, None)
+    assert [gpu._PARTS[name](setting) for name in ("passes", "server")] == [{"rate": 1}] * 2
+    assert [command[command.index("--precision") + 1] for command in asked] == ["fp32", "fp16"]
+    with pytest.raises(Skipped, match="not installed: openvino, nncf"):
+        gpu._PARTS["passes"](Setting(Device.CPU, QUICK, None))
 
 
 def test_work_that_ran_elsewhere_is_seen(tmp_path):

@@ -41,17 +41,13 @@ def count(rows):
 
 
 def test_a_set_has_as_many_of_each_class_as_is_said(shared):
-    """And the same number of each to test on; classes that are not named are not there."""
-    rows = read(sets.cifar("two", {"cat": 30, "frog": 3}))
+    """As many of each to test on, and of a larger set a part; classes that are not named are not there."""
+    rows, more = (read(sets.cifar(f"{n}", {"cat": n, "frog": 3})) for n in (30, 50))
     assert count(rows) == {("cat", "pool"): 30, ("frog", "pool"): 3, ("cat", "test"): 5, ("frog", "test"): 5}
     assert all(row["path"].startswith(f"{row['split']}/{row['label']}/") for row in rows)
-    assert len({row["path"] for row in rows}) == len(rows)
-
-
-def test_smaller_sets_are_parts_of_larger_ones(shared):
-    """So that what is computed of an image is computed once."""
-    small, large = ({row["path"] for row in read(sets.cifar(f"{n}", dict.fromkeys(CLASSES, n)))} for n in (7, 50))
-    assert small < large
+    paths, larger = ({row["path"] for row in each} for each in (rows, more))
+    assert len(paths) == len(rows)
+    assert paths < larger
 
 
 def test_a_tail_falls_in_the_order_that_is_asked_for(shared):

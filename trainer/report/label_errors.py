@@ -43,11 +43,8 @@ class LabelError:
     """An image whose label, or one of whose labels, is probably wrong."""
 
     image: int
-    """Its row."""
     given: tuple[str, ...]
-    """The labels it has."""
     suggested: tuple[str, ...]
-    """Those that it would rather have."""
     given_probability: float
     """Of the label given or, where several may hold, of what is said of the label that is doubted most."""
     suggested_probability: float
@@ -60,7 +57,6 @@ class Judgement:
     found: tuple[LabelError, ...]
     """The least likely labels first."""
     images: int
-    """How many were judged."""
     too_few: tuple[str, ...]
     """Labels that have images, but too few to judge them."""
 
@@ -95,16 +91,10 @@ def predict_unseen(features: Floats, targets: Targets, groups: Integers, *, clas
 def judge(
     probabilities: Floats, targets: Targets, groups: Integers, *, labels: Sequence[str], among: Integers
 ) -> Judgement:
-    """Return the labels that are probably wrong by the probabilities of models that have not seen the images.
+    """Return the labels that are probably wrong by the probabilities (M, C) of models that have not seen the images.
 
-    Classes of fewer than 5 different images are not judged, and not suggested.
-
-    Args:
-        probabilities: float (M, C), of the images that may be judged.
-        targets: what holds of each of N images.
-        groups: shape (N,), equal for images that count as one.
-        labels: C names.
-        among: rows of the images that may be judged, (M,).
+    These are rows `among`, (M,), of N images of whose `groups`, (N,), equal ones count as one. Classes of fewer than 5
+    different images are not judged, and not suggested.
     """
     given = targets[among]
     enough = _enough(given, groups[among], len(labels))
@@ -123,17 +113,16 @@ def judge(
     else:
         has = given[np.ix_(judged, known)].astype(bool)  # (J, K)
         ranked, better, likelihood = _judge_several(shown, has)
-    found = (
+    found = tuple(
         LabelError(
-            image=int(among[judged[row]]),
-            given=tuple(compress(names, has[row])),
-            suggested=tuple(compress(names, better[row])),
-            given_probability=float(likelihood[row, 0]),
-            suggested_probability=float(likelihood[row, 1]),
+            int(among[judged[row]]),
+            tuple(compress(names, has[row])),
+            tuple(compress(names, better[row])),
+            *likelihood[row].tolist(),
         )
         for row in ranked.tolist()
     )
-    return Judgement(tuple(found), len(judged), too_few)
+    return Judgement(found, len(judged), too_few)
 
 
 def _enough(targets: Targets, groups: Integers, classes: int) -> _Mask:
@@ -148,7 +137,6 @@ def _judged(targets: Targets, enough: _Mask) -> _Mask:
 
 
 def _linear_model(*, images: int, classes: int, multiple: bool) -> Pipeline:
-    """One that gives probabilities of classes, or of labels each by itself."""
     iterations = int(np.clip(_MOST_WORK // (images * classes), _LEAST_ITERATIONS, _MOST_ITERATIONS))
     if multiple:  # without a hidden layer, it is a logistic regression on each label, all at once
         model = MLPClassifier((), solver="lbfgs", alpha=_PENALTY, max_iter=iterations, random_state=0)
@@ -168,7 +156,6 @@ def _judge_one(probabilities: Floats, given: _Mask) -> tuple[Integers, _Mask, Fl
 
 
 def _judge_several(probabilities: Floats, given: _Mask) -> tuple[Integers, _Mask, Floats]:
-    """The same of several labels."""
     from cleanlab.multilabel_classification.filter import find_multilabel_issues_per_class
 
     held = [np.flatnonzero(row).tolist() for row in given]

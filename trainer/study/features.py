@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -76,19 +76,19 @@ def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MA
             return image, str(err)
         return None
 
-    def batches() -> Iterator[Array]:
-        faults = dict[int, str]()
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
-            for first in range(0, count, _IMAGES_A_BATCH):
-                images = range(first, min(count, first + _IMAGES_A_BATCH))
-                rows = np.zeros((len(images), spec.height, spec.width, 3), np.uint8)
-                faults.update(filter(None, executor.map(decode_into, images, rows)))
-                yield rows
-        told.write_text(json.dumps(faults), encoding="utf-8")  # before the array has its name
+    faults = dict[int, str]()
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
 
-    _write_once(path, batches(), count=count, title="images")
-    faults = {int(image): reason for image, reason in json.loads(told.read_text(encoding="utf-8")).items()}
-    return Decoded(path, faults, key)
+        def decode_all(images: range) -> Array:
+            rows = np.zeros((len(images), spec.height, spec.width, 3), np.uint8)
+            faults.update(filter(None, executor.map(decode_into, images, rows)))
+            if images.stop == count:  # before the array has its name
+                told.write_text(json.dumps(faults), encoding="utf-8")
+            return rows
+
+        _write_once(path, decode_all, count=count, title="images")
+    known = json.loads(told.read_text(encoding="utf-8"))
+    return Decoded(path, {int(image): reason for image, reason in known.items()}, key)
 
 
 def compute(pool: Pool, decoded: Decoded, *, backbone: FrozenBackbone, store: FeatureStore, cache: Path) -> Path:
@@ -101,13 +101,11 @@ def compute(pool: Pool, decoded: Decoded, *, backbone: FrozenBackbone, store: Fe
     def sha256(image: int) -> bytes:  # of an image's file; if it cannot be read, of nothing: the digest of no image
         return hashlib.sha256(b"" if image in decoded.faults else pool.read(image)).digest()
 
-    def batches() -> Iterator[Array]:
-        for first in range(0, len(images), _IMAGES_A_BATCH):
-            rows = range(first, min(len(images), first + _IMAGES_A_BATCH))
-            yield backbone.compute_once(np.array(images[first : rows.stop]), list(map(sha256, rows)), store)
+    def compute_all(rows: range) -> Array:
+        return backbone.compute_once(np.array(images[rows.start : rows.stop]), list(map(sha256, rows)), store)
 
     path = cache / f"features-{_digest([decoded.key, backbone.key])}.npy"
-    _write_once(path, batches(), count=len(images), title="features")
+    _write_once(path, compute_all, count=len(images), title="features")
     return path
 
 
@@ -115,7 +113,7 @@ def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _write_once(path: Path, batches: Iterable[Array], *, count: int, title: str) -> None:
+def _write_once(path: Path, make: Callable[[range], Array], *, count: int, title: str) -> None:
     """Have N rows in a file, as numpy's own, unless it is there; who comes while it is written waits for it."""
     if path.exists():
         return
@@ -124,8 +122,9 @@ def _write_once(path: Path, batches: Iterable[Array], *, count: int, title: str)
         if not path.exists():
             draft = path.with_suffix(".partial")
             with draft.open("wb") as file, Bar(desc=title, total=count, unit="image") as bar:
-                for batch in batches:
-                    if not file.tell():
+                for first in range(0, count, _IMAGES_A_BATCH):
+                    batch = make(range(first, min(count, first + _IMAGES_A_BATCH)))
+                    if not first:
                         header = {"descr": batch.dtype.str, "fortran_order": False, "shape": (count, *batch.shape[1:])}
                         npy.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
                     # Through a map of the file, a full disk would end the process by a signal and not in an error.

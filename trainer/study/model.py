@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,6 @@ from trainer.ordering.strategies import Candidates
 from trainer.settings import Training
 
 Floats = npt.NDArray[np.float32]
-_Number = TypeVar("_Number", bound=np.generic)
 
 _IMAGES_AT_ONCE = 128
 
@@ -88,15 +87,15 @@ class Trainer:
 
         A head on features that stay gets pseudo-labels of the unlabelled ones.
         """
-        dataset, training, device = self.dataset, self.training, self.device
+        training, device = self.training, self.device
         self._trained.load_state_dict(self._start)
-        targets, classes = dataset.targets[labelled], len(dataset.classes)
+        targets, classes = self.dataset.targets[labelled], len(self.dataset.classes)
         if self._network is None:
             others = None if unlabelled is None else self.compute_features(unlabelled)
             features = self.compute_features(labelled)
             fit_head(self.head, features, targets, training, classes=classes, device=device, unlabelled=others)
         else:
-            images = dataset.images[labelled]
+            images = self.dataset.images[labelled]
             self._network.to(device)
             torch.manual_seed(training.seed)
             measure(self.head, sample_features(self._network.backbone, images, device=device))
@@ -184,5 +183,5 @@ def _as_sent(embeddings: Floats) -> Floats:
     return embeddings.astype(np.float16).astype(np.float32)
 
 
-def _chunks(values: npt.NDArray[_Number]) -> Iterator[npt.NDArray[_Number]]:
+def _chunks(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
     return (values[start : start + _IMAGES_AT_ONCE] for start in range(0, len(values), _IMAGES_AT_ONCE))

@@ -26,16 +26,13 @@ class Round:
     round: int
     """0 is the initial set."""
     labels: int
-    """Given by then."""
     labels_by_class: tuple[int, ...]
-    """(C,)"""
     accuracy: float
     balanced_accuracy: float
     macro_f1: float
     minority_f1: float
     """Mean F1 of the rarest third of the classes."""
     nll: float
-    """In nats."""
     ece: float
     f1: tuple[float, ...]
     """(C,): a class that is neither true nor predicted has 0."""
@@ -113,11 +110,9 @@ class Study:
     pool_by_class: tuple[int, ...]
     """(C,): images that could be labelled."""
     test_by_class: tuple[int, ...]
-    """(C,)"""
     settings: Mapping[str, Any]
     """Everything that the figures hang on, as JSON: the command's options and what they stood for."""
     runs: Mapping[str, tuple[tuple[Round, ...], ...]]
     """By strategy, in the order in which these were asked for, and seed: all alike in rounds and labels."""
     agreement: tuple[PassAgreement, ...] = ()
     reference: Reference | None = None
-    """Curves whose final level is to be reached, too."""

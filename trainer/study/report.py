@@ -74,10 +74,10 @@ def _write_files(studies: Mapping[str, Study], folder: Path, *, page: str, curve
         for name, labels, f1 in zip(classes, each.labels_by_class, each.f1, strict=True)
     )
     of_class = ["strategy", "seed", "round", "labels", "class", "labels_of_class", "f1"]
+    left_out = 0 if len(studies) > 1 else 1
     for file, header, rows in (("rounds.csv", names, by_round), ("classes.csv", of_class, by_class)):
         with (folder / file).open("w", encoding="utf-8", newline="") as opened:
-            own = 0 if len(studies) > 1 else 1
-            csv.writer(opened, lineterminator="\n").writerows(row[own:] for row in [["backbone", *header], *rows])
+            csv.writer(opened, lineterminator="\n").writerows(row[left_out:] for row in [["backbone", *header], *rows])
     plots.save_curves(curves, folder / "curves.png", default)
     (folder / "report.html").write_text(page, encoding="utf-8")
 

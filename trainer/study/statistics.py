@@ -53,9 +53,8 @@ class LabelRatio:
     ratio: float | None
     """None where the strategy never comes as far, which makes it more than `most`."""
     low: float | None
-    """None where the interval begins beyond the labels that the strategy had, and for a single seed."""
+    """None where the interval begins beyond the labels that the strategy had, and for a single seed; so is `high`."""
     high: float | None
-    """None where the interval ends beyond them, and for a single seed."""
     seeds: int
     most: float
     """All labels that the strategy had, over those of the others."""

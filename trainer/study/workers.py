@@ -34,13 +34,9 @@ def count_rounds(runs: Sequence[Run]) -> int:
 
 
 def complete_all(runs: Sequence[Run], open_dataset: Callable[[], Dataset], protocol: Protocol, *, workers: int) -> None:
-    """Do what is missing of each run in worker processes, with one bar for all rounds.
+    """Do what is missing of each run in worker processes, or raise a LabelnextError if one dies or a training diverges.
 
     Each process opens the dataset for itself: it is too large to be sent.
-
-    Raises:
-        ConfigError: if a process dies.
-        TrainingError: if a training diverges.
     """
     context, threads = multiprocessing.get_context("spawn"), max(1, count_processors() // workers)
     total = len(runs) * (protocol.rounds + 1)

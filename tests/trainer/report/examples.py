@@ -26,9 +26,9 @@ def draw_passes(rng, targets, classes):
     return odds / (1 + odds) if multiple else odds / odds.sum(axis=2, keepdims=True)
 
 
-def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, frozen=True, seed=0, **fields):
-    """Return inputs on images of noise; `fields` replace some of it."""
-    rng, classes = np.random.default_rng(seed), len(labels)
+def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, frozen=True):
+    """Return inputs on images of noise."""
+    rng, classes = np.random.default_rng(0), len(labels)
     targets = np.arange(images) % classes
     if multiple:
         targets = (rng.random((images, classes)) < 0.4).astype(np.uint8)
@@ -73,14 +73,13 @@ def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, fr
             final_loss=0.5,
         ),
     )
-    given = {
-        "manifest": manifest,
-        "earlier": (),
-        "origin": "the class folders of images",
-        "pixels": pixels,
-        "parts": HeldOut(train, validation, "split", 0),
-        "probabilities": mean,
-        "bald": nats,
-        "embeddings": rng.normal(size=(images, 16)).astype(np.float32) if frozen else None,
-    }
-    return Inputs(**{**given, **fields})
+    return Inputs(
+        manifest=manifest,
+        earlier=(),
+        origin="the class folders of images",
+        pixels=pixels,
+        parts=HeldOut(train, validation, "split", 0),
+        probabilities=mean,
+        bald=nats,
+        embeddings=rng.normal(size=(images, 16)).astype(np.float32) if frozen else None,
+    )

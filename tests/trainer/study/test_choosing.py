@@ -42,13 +42,8 @@ def chosen_by(model):
     return lambda strategy: choose(strategy, model, LEFT, LABELLED, project=7, query=QUERY).images
 
 
-@pytest.fixture(scope="module")
-def candidates(model):
-    return model.score(LEFT, model.compute_features(LEFT))
-
-
 @pytest.mark.parametrize("strategy", ["labelnext", *(each for each in STRATEGIES if each != "random")])
-def test_production_orders_by_the_same_code(model, candidates, chosen_by, strategy):
+def test_production_orders_by_the_same_code(model, chosen_by, strategy):
     """What comes first is what `trainer rank` would put first, without duplicates put back and without a holdout.
 
     `labelnext` is production's default with both. What has labels is known to it.
@@ -56,7 +51,7 @@ def test_production_orders_by_the_same_code(model, candidates, chosen_by, strate
     is_product = strategy == "labelnext"
     features = model.compute_features(LEFT)
     expected = arrange(
-        candidates,
+        model.score(LEFT, features),
         strategy=DEFAULT_STRATEGY if is_product else strategy,
         project=7,
         name="study/1/0",

@@ -54,13 +54,9 @@ def dataset(fresh, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trainer(dataset):
-    return make_trainer(dataset, TRAINING)
-
-
-@pytest.fixture(scope="module")
-def trained(trainer, fresh, dataset):
+def trained(fresh, dataset):
     """Models of one trainer, and networks trained by the same steps as `trainer run` takes, by how much is labelled."""
+    trainer = make_trainer(dataset, TRAINING)
     models = [trainer.train(FEW, "study/3/0"), trainer.train(MANY, "study/3/1")]
     return list(zip(models, (train_by_hand(fresh, dataset, each) for each in (FEW, MANY)), strict=True))
 
@@ -95,11 +91,8 @@ def test_the_passes_are_those_of_torch_under_the_same_masks(trained, dataset, wh
     features = model.compute_features(EVERY)
     np.testing.assert_allclose(model.passes(features), expected, atol=1e-3)
     assert expected.std(axis=1).max() > 0.01
-    np.testing.assert_allclose(
-        model.bald(features, 7),
-        bald(passes_of(network, dataset, model.draw_masks(7))),
-        atol=1e-3,
-    )
+    few = passes_of(network, dataset, model.draw_masks(7))
+    np.testing.assert_allclose(model.bald(features, 7), bald(few), atol=1e-3)
 
 
 def test_scores_are_those_of_the_passes(trained):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from contract.errors import ConfigError
@@ -26,21 +28,12 @@ def test_what_is_no_query_is_refused(tmp_path, capsys, query):
     assert "--query" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("strategies", "got"),
-    [
-        (["random", "bold"], "random, bold"),
-        (["bald", "bald"], "bald, bald"),
-        ([], "none"),
-        ([""], "none"),
-        (["labelnext+start"], "labelnext[+]start"),
-        (["bold+start"], "bold[+]start"),
-    ],
-)
-def test_others_none_and_one_twice_are_refused(strategies, got):
+@pytest.mark.parametrize("strategies", ["random, bold", "bald, bald", "", "labelnext+start", "bold+start"])
+def test_others_none_and_one_twice_are_refused(strategies):
     check(["random", "margin+start", "core-set+start"])
+    got = re.escape(strategies or "none")
     with pytest.raises(ConfigError, match=f"labelnext, balanced-cover.*core-set.*each once, got {got}; "):
-        check(strategies)
+        check(strategies.split(", "))
 
 
 def test_several_backbones_have_sizes_and_weights_of_their_own(tmp_path):
@@ -68,7 +61,6 @@ def test_several_backbones_have_sizes_and_weights_of_their_own(tmp_path):
         (" , ", "imagenet", "--backbone must name a backbone, got ' , '"),
         ("a,b", "v.pth", "holds the weights of one network, --backbone names 2; .* such as --weights v.pth,imagenet$"),
         ("a,b,c", "none,imagenet", "one for each of the 3 backbones in the same order, got 2: none, imagenet"),
-        ("a", "none,none", "one for each of the 1 backbones in the same order, got 2"),
         ("a,b", "none,v.pth", "there is no file v.pth"),
     ],
 )

@@ -36,17 +36,13 @@ def study_of(values, measure="minority_f1"):
     return change(study, **{measure: lambda each: float(values[each.strategy][each.seed][each.round])})
 
 
-def area(labels, curve):
-    return float(areas(np.array(labels, float), np.array([curve], float))[0])
-
-
 @given(curves, heights)
 def test_the_area_is_a_mean_height(points, constant):
     steps, values = zip(*points, strict=True)
     labels = np.cumsum(steps)
     expected = auc(labels, values) / (labels[-1] - labels[0]) if len(labels) > 1 else values[0]
-    assert area(labels, values) == pytest.approx(expected)
-    assert area(labels, [constant] * len(labels)) == pytest.approx(constant)
+    found = areas(labels, np.array([values, [constant] * len(labels)], float))
+    assert found.tolist() == pytest.approx([expected, constant])
 
 
 @given(curves, heights)
@@ -69,8 +65,7 @@ def test_the_interval_is_that_of_the_paired_t_test(seeds):
     shared = rng.normal(0.5, 0.1, (seeds, 1))
     values = {name: shared + rng.normal(0, 0.02, (seeds, 3)) for name in ("random", "bald")}
     found = compare(study_of(values), "bald", "random", "minority_f1")
-    labels = [100, 200, 300]
-    ours, theirs = ([area(labels, curve) for curve in values[name]] for name in ("bald", "random"))
+    ours, theirs = (areas(np.array([100, 200, 300]), values[name]) for name in ("bald", "random"))
     expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
     assert found.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
@@ -129,21 +124,14 @@ def test_a_peak_by_chance_is_not_where_a_level_is_reached():
     assert found.most == 1
 
 
-REFERENCE = Reference(
-    source="a study",
-    labels=(50, 200),
-    macro_f1=((0.1, 0.3), (0.1, 0.5)),
-    minority_f1=((0.1, 0.2), (0.1, 0.2)),
-    accuracy=((0.1, 0.9), (0.1, 0.9)),
-)
-
-
 def test_labels_for_the_end_of_a_reference_are_a_share_of_the_references():
     """Which had its own: 0.4 on average with 200 labels is reached with 300, and by a t-test of the differences."""
     rng = np.random.default_rng(1)
     noise = rng.normal(0, 0.05, (6, 5))
     values = np.linspace(0, 0.8, 5) + noise - noise.mean(axis=0)
-    study = replace(study_of({"margin": values}, "macro_f1"), reference=REFERENCE)
+    curves = ((0.1, 0.3), (0.1, 0.5))
+    reference = Reference(source="a study", labels=(50, 200), macro_f1=curves, minority_f1=curves, accuracy=curves)
+    study = replace(study_of({"margin": values}, "macro_f1"), reference=reference)
     found = reference_ratio(study, "margin", "macro_f1")
     assert (found.ratio, found.most) == pytest.approx((300 / 200, 500 / 200))
     tests = [stats.ttest_1samp(each, 0.4).confidence_interval(0.95) for each in values.T]
