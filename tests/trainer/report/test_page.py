@@ -57,6 +57,7 @@ def test_a_page_loads_nothing_and_runs_nothing(tmp_path, multiple, frozen):
     page = write(inputs, tmp_path)
     page.assert_closed("classes.csv", "figures.json")
     assert page.tags.count("img") >= 24
+    assert ("Confusions" in page.text) is not multiple
     assert write(inputs, tmp_path / "again").html == page.html  # what is equal gives equal files
 
 
