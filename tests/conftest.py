@@ -68,8 +68,18 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+PATIENT = {"system": (600, ["system"]), "production": (900, ["production", "system"])}
+"""Folders of tests with real programs: the seconds that one may take, and its marks."""
+
+
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Skip what needs a GPU where none answers."""
+    """Mark what takes real programs, and give it time; skip what needs a GPU where none answers."""
+    for item in items:
+        seconds, marks = PATIENT.get(item.path.parent.name, (None, []))
+        for mark in marks:
+            item.add_marker(mark)
+        if seconds and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(seconds))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_items and not _has_gpu():
         for item in gpu_items:
@@ -77,7 +87,5 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 
 def _has_gpu() -> bool:
-    nvidia_smi = shutil.which("nvidia-smi")
-    return (
-        nvidia_smi is not None and subprocess.run([nvidia_smi, "-L"], capture_output=True, check=False).returncode == 0
-    )
+    program = shutil.which("nvidia-smi")
+    return program is not None and subprocess.run([program, "-L"], capture_output=True, check=False).returncode == 0

@@ -1,20 +1,17 @@
 """The server's application with a few routes more, for what can only be done to it from within."""
 
-import threading
 import time
 
 from flask import Flask
 
 from server.app import create_app
-from server.inference import model
 
 
 def create_breakable_app() -> Flask:
     """Build the application.
 
-    POST /break ends its batcher as a bug or a dying GPU would, at the next image. POST /hang has the next look at the
-    repository never return, as on a dead network volume, and silence told after two seconds. POST /clock/<days> sets
-    the time of day, for all who ask `time.time`, so many days from now.
+    POST /break ends its batcher as a bug or a dying GPU would, at the next image. POST /clock/<days> sets the time of
+    day, for all who ask `time.time`, so many days from now.
     """
     app = create_app()
     service, now = app.extensions["labelnext"], time.time
@@ -25,12 +22,6 @@ def create_breakable_app() -> Flask:
             raise SystemExit("the end")
 
         service.models.alone.engine.run_passes = fail
-        return ""
-
-    @app.post("/hang")
-    def hang() -> str:
-        vars(model)["_SILENT_S"] = 2.0
-        service.models.alone.repository.current = threading.Event().wait
         return ""
 
     @app.post("/clock/<int(signed=True):days>")

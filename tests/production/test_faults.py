@@ -14,8 +14,7 @@ import urllib3
 from bench.harness.serving import Server, serving, wait_until
 from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
-from tests.disks import fill, small_disk
-from tests.production.driving import Client, serving_one
+from tests.production.driving import Client
 from tests.server.conftest import make_tasks
 
 
@@ -84,25 +83,3 @@ def test_a_clock_that_jumps_costs_nothing(breakable: Breakable):
         assert breakable.client.get("/health/ready").status == 200
         breakable.check_serves()
     breakable.kill_worker()
-
-
-def test_a_volume_that_hangs_is_told(breakable: Breakable):
-    """What hangs raises nothing: the silence is told, and requests and probes do not wait for it."""
-    breakable.do("/hang")
-    breakable.client.await_detail("has not answered for")
-    assert breakable.client.get("/health/live").status == 200
-    assert breakable.client.get("/health/ready").status == 200
-    breakable.check_serves()
-    breakable.kill_worker()
-
-
-def test_a_full_disk_under_the_feature_cache_costs_time_only(tmp_path: Path):
-    with (
-        small_disk(tmp_path / "features", "300k"),
-        serving_one(tmp_path, cache_dir=tmp_path / "features", cache_mb=100) as (client, server),
-    ):
-        fill(tmp_path / "features")
-        for seed in range(10):
-            results = client.predict(make_tasks(20, seed)).body["results"]
-            assert all("score" in element for element in results)
-        assert server.metrics()['labelnext_feature_cache_faults_total{kind="write"}'] > 0

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -61,28 +61,18 @@ with open_repository(location, cache=cache).stage(datetime.now(UTC)) as staged:
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> int:
     """Where the S3 is, for all clients."""
-    return _point_to(free_port(), monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with running_store(tmp_path_factory.mktemp("store")) as running:
-        yield running
-
-
-@pytest.fixture
-def store(running: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """An S3 with an empty bucket, which stays for as long as the test takes."""
-    _point_to(int(running.url.rpartition(":")[2]), monkeypatch)
-    running.request("POST", "moto-api/reset")
-    running.make("models")
-    return running
-
-
-def _point_to(port: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    port = free_port()
     for name, value in environment(f"http://127.0.0.1:{port}").items():
         monkeypatch.setenv(name, value)
     return port
+
+
+@pytest.fixture
+def store(port: int, tmp_path: Path) -> Iterator[Store]:
+    """An S3 with an empty bucket, which stays for as long as the test takes."""
+    with running_store(tmp_path, port=port) as store:
+        store.make("models")
+        yield store
 
 
 @contextmanager
@@ -93,7 +83,8 @@ def server_of(folder: Path, version: str) -> Iterator[tuple[Client, Server]]:
         yield Client(server.url), server
 
 
-def test_a_server_follows_the_bucket(store: Store, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_server_follows_the_bucket(tmp_path: Path) -> None:
     """A version that another machine publishes is swapped in, and a rollback swaps it back; both are shown."""
     trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
     first = publish(trainer, seed=1)
@@ -111,80 +102,68 @@ def test_a_server_follows_the_bucket(store: Store, tmp_path: Path) -> None:
     assert "not-to-be-seen" not in (tmp_path / "server.log").read_text()
 
 
-def test_the_commands_take_a_bucket_for_a_folder(port: int, tmp_path: Path) -> None:
-
+def test_the_commands_take_a_bucket_for_a_folder(store: Store, tmp_path: Path) -> None:
     def run(*command: str) -> subprocess.CompletedProcess[str]:
-        settings = {"LABELNEXT_MODELS": LOCATION, "LABELNEXT_VERSION_CACHE": str(tmp_path / "desk")}
-        return subprocess.run(
-            [sys.executable, "-m", *command],
-            cwd=CHECKOUT,
-            env={**os.environ, **settings},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        env = {**os.environ, "LABELNEXT_MODELS": LOCATION, "LABELNEXT_VERSION_CACHE": str(tmp_path / "desk")}
+        program = [sys.executable, "-m", *command]
+        return subprocess.run(program, cwd=CHECKOUT, env=env, capture_output=True, text=True, check=False)
 
-    with running_store(tmp_path, port=port) as store:
-        store.make("models")
-        trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
-        first, second = publish(trainer, seed=1), publish(trainer, seed=2)
-        assert f"* {second}" in run("trainer", "versions").stdout
-        assert run("trainer", "rollback", first).returncode == 0
-        assert f'"version": "{first}"' in run("trainer", "check").stdout
-        assert first in run("server", "check", LOCATION).stdout
+    trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
+    first, second = publish(trainer, seed=1), publish(trainer, seed=2)
+    assert f"* {second}" in run("trainer", "versions").stdout
+    assert run("trainer", "rollback", first).returncode == 0
+    assert f'"version": "{first}"' in run("trainer", "check").stdout
+    assert first in run("server", "check", LOCATION).stdout
+    store.child.stop()
     gone = run("trainer", "rollback", second)
     assert gone.returncode == 1
     assert gone.stderr.startswith("error: s3://models/labelnext could not be read")
     assert "Traceback" not in gone.stderr
 
 
-def test_a_bucket_that_goes_away_takes_no_server_along(port: int, tmp_path: Path) -> None:
+def test_a_bucket_that_goes_away_takes_no_server_along(store: Store, port: int, tmp_path: Path) -> None:
     """What was loaded is served on, /health says why it may be old, and what comes back is followed again."""
-    with running_store(tmp_path, port=port) as store:
-        store.make("models")
-        trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
-        first = publish(trainer, seed=1)
-        with server_of(tmp_path, first) as (client, server):
-            store.child.stop()
-            client.await_detail("the repository cannot be read", LOCATION, "no answer")
-            assert client.get("/health").body["model_version"] == first
+    trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
+    first = publish(trainer, seed=1)
+    with server_of(tmp_path, first) as (client, server):
+        store.child.stop()
+        client.await_detail("the repository cannot be read", LOCATION, "no answer")
+        assert client.get("/health").body["model_version"] == first
+        assert client.serves(first)
+        assert client.get("/").status == 200
+        with running_store(tmp_path, port=port) as restarted:
+            client.await_detail(LOCATION, "404 (NoSuchBucket)")
             assert client.serves(first)
-            assert client.get("/").status == 200
-            with running_store(tmp_path, port=port) as restarted:
-                client.await_detail(LOCATION, "404 (NoSuchBucket)")
-                assert client.serves(first)
-                restarted.make("models")
-                client.await_detail(f"no version has been published in {LOCATION}")
-                assert client.serves(first)
-                server.wait_until_ready(publish(open_repository(LOCATION, cache=tmp_path / "trainer"), seed=3))
+            restarted.make("models")
+            client.await_detail(f"no version has been published in {LOCATION}")
+            assert client.serves(first)
+            server.wait_until_ready(publish(open_repository(LOCATION, cache=tmp_path / "trainer"), seed=3))
 
 
-def test_a_download_that_breaks_off_is_taken_up_again(port: int, tmp_path: Path) -> None:
+def test_a_download_that_breaks_off_is_taken_up_again(store: Store, port: int, tmp_path: Path) -> None:
     """What a bucket did says nothing of the version."""
-    with ExitStack() as until_it_broke:
-        store = until_it_broke.enter_context(running_store(tmp_path, port=port))
-        store.make("models")
-        trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
-        first = publish(trainer, seed=1)
-        with server_of(tmp_path, first) as (client, server):
-            folder = open_repository(LOCATION, cache=tmp_path / "cache").folder
-            with (folder / ".lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # the server knows of the version, and waits with the download
-                second = publish(trainer, seed=2)
-                client.await_detail(f"loading version {second}")
-                until_it_broke.close()
-            client.await_detail(second, "no answer")
-            assert client.serves(first)
-            with running_store(tmp_path, port=port) as restarted:
-                restarted.make("models")
-                bucket = Bucket("models", "labelnext/default")
-                for file in (path for path in (trainer.folder / second).rglob("*") if path.is_file()):
-                    bucket.upload(file.relative_to(trainer.folder).as_posix(), file)
-                bucket.write("CURRENT", second.encode())
-                server.wait_until_ready(second)
+    trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
+    first = publish(trainer, seed=1)
+    with server_of(tmp_path, first) as (client, server):
+        folder = open_repository(LOCATION, cache=tmp_path / "cache").folder
+        with (folder / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the server knows of the version, and waits with the download
+            second = publish(trainer, seed=2)
+            client.await_detail(f"loading version {second}")
+            store.child.stop()
+        client.await_detail(second, "no answer")
+        assert client.serves(first)
+        with running_store(tmp_path, port=port) as restarted:
+            restarted.make("models")
+            bucket = Bucket("models", "labelnext/default")
+            for file in (path for path in (trainer.folder / second).rglob("*") if path.is_file()):
+                bucket.upload(file.relative_to(trainer.folder).as_posix(), file)
+            bucket.write("CURRENT", second.encode())
+            server.wait_until_ready(second)
 
 
-def test_a_publisher_killed_at_any_object_is_never_seen(store: Store, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_publisher_killed_at_any_object_is_never_seen(tmp_path: Path) -> None:
     """Readers find the version before, whole, until the new one is whole."""
 
     def read() -> tuple[str, list[str]]:

@@ -20,8 +20,6 @@ from demo.processes import DemoError, free_port
 from demo.product import CHECKOUT, Server, Workplace, serving
 from demo.project import Project
 
-HERE = Path(__file__).parent
-
 SMALL_NETWORK = ("--weights", "none", "--backbone", "vgg11_bn", "--image-size", "32")
 # It learns to tell a few digits apart in seconds on two cores.
 QUICK_TRAINING = (*SMALL_NETWORK, "--train", "all", "--epochs", "12")
@@ -29,14 +27,6 @@ QUICK_TRAINING = (*SMALL_NETWORK, "--train", "all", "--epochs", "12")
 ARTIFACTS = CHECKOUT / "tests" / "artifacts"
 
 Serve = Callable[..., AbstractContextManager[Server]]
-
-
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Mark all tests in this folder, and give them time for real processes."""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.system)
-            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from contract.versions.repository import Repository
 from tests.versions import publish
-
-pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[2]
 PUBLISH = """
