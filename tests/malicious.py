@@ -10,7 +10,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from contract.errors import DigestError, InvalidVersion, LabelnextError, LoweringError, ManifestError, UnsafeGraph
-from contract.versions.manifest import FileDigest
 from contract.versions.version import (
     BACKBONE_WEIGHTS_FILE,
     INT8_BACKBONE_FILE,
@@ -51,15 +50,12 @@ class Malicious:
 
 def put_digests_right(folder):
     """Write the digests of the files as they are now."""
-    edit_manifest(folder, lambda document: document["files"].update(_digests(folder, document["files"])))
 
+    def renew(document):
+        there = [name for name in document["files"] if (folder / name).is_file()]
+        document["files"] |= {name: asdict(digest_file(folder / name)) for name in there}
 
-def _digests(folder, files):
-    return {name: _to_json(digest_file(folder / name)) for name in files if (folder / name).is_file()}
-
-
-def _to_json(digest: FileDigest):
-    return {"sha256": digest.sha256, "size_bytes": digest.size_bytes}
+    edit_manifest(folder, renew)
 
 
 def edit_manifest(folder, change):
@@ -92,14 +88,8 @@ def point_to(tensor, **entries):
         tensor.external_data.add(key=key, value=str(value))
 
 
-def weights_at(location):
-    return lambda model: point_to(weight(model), location=location, offset=0, length=1024)
-
-
-def set_place(**entries):
-    return lambda model: point_to(
-        weight(model), **{"location": BACKBONE_WEIGHTS_FILE, "offset": 0, "length": 1024, **entries}
-    )
+def weights_at(location, **entries):
+    return lambda model: point_to(weight(model), **{"location": location, "offset": 0, "length": 1024, **entries})
 
 
 def add_entry(key, value, *, first=False):
@@ -204,37 +194,29 @@ def gather_out_of_range(model):
 # Files.
 
 
-def link(file, target):
+def instead_of(file, make):
+    """Have something else where a file is, made at its path."""
+
     def spoil(folder):
-        outside = folder.parent.parent / "outside"
-        outside.mkdir(exist_ok=True)
-        path = folder / file
-        moved = outside / path.name
-        shutil.move(path, moved) if target is None else path.unlink()
-        path.symlink_to(moved if target is None else target)
+        (folder / file).unlink()
+        make(folder / file)
 
     return spoil
 
 
-def pipe(file):
+def moved_behind_a_link(file):
     def spoil(folder):
-        (folder / file).unlink()
-        os.mkfifo(folder / file)
+        moved = folder.parent.parent / "outside" / Path(file).name
+        moved.parent.mkdir(exist_ok=True)
+        shutil.move(folder / file, moved)
+        (folder / file).symlink_to(moved)
 
     return spoil
 
 
 def pipe_of_no_length(folder):
-    pipe(PROBE_FILE)(folder)
+    instead_of(PROBE_FILE, os.mkfifo)(folder)
     edit_manifest(folder, lambda document: document["files"][PROBE_FILE].update(size_bytes=0))
-
-
-def folder_for(file):
-    def spoil(folder):
-        (folder / file).unlink()
-        (folder / file).mkdir()
-
-    return spoil
 
 
 def files(name, spoil, error=DigestError):
@@ -244,20 +226,20 @@ def files(name, spoil, error=DigestError):
 # Manifests.
 
 
-def manifest(name, change, error=ManifestError):
-    return Malicious(name, lambda folder: edit_manifest(folder, change), error, digests_put_right=False)
+def manifest(name, error=ManifestError, **fields):
+    return files(name, lambda folder: edit_manifest(folder, lambda document: document.update(fields)), error)
+
+
+def manifest_of_files(name, change, error=ManifestError):
+    return files(name, lambda folder: edit_manifest(folder, lambda document: change(document["files"])), error)
 
 
 def raw_manifest(name, text):
-    return Malicious(name, lambda folder: (folder / MANIFEST_FILE).write_bytes(text), ManifestError, False)
+    return files(name, lambda folder: (folder / MANIFEST_FILE).write_bytes(text), ManifestError)
 
 
-def rename_file(name):
-    return lambda document: document["files"].update({name: document["files"][BACKBONE_WEIGHTS_FILE]})
-
-
-def drop_weights(document):
-    del document["files"][BACKBONE_WEIGHTS_FILE]
+def also_called(name):
+    return lambda listed: listed.update({name: listed[BACKBONE_WEIGHTS_FILE]})
 
 
 # Probes.
@@ -270,6 +252,11 @@ def probe(name, change):
         change(folder / PROBE_FILE, arrays)
 
     return Malicious(name, spoil, DigestError)
+
+
+def one_array(path, arrays):
+    with path.open("wb") as file:
+        np.save(file, arrays["images"])
 
 
 def replace_array(**changed):
@@ -297,15 +284,6 @@ def lying_shape(path, arrays):
             archive.writestr(name, content)
 
 
-def one_array(path, arrays):
-    with path.open("wb") as file:
-        np.save(file, arrays["images"])
-
-
-def pickled(path, arrays):
-    path.write_bytes(b"\x80\x04K\x01.")
-
-
 def int8(name, change):
     """A backbone in 8-bit integers as somebody else's; a server serves the version in float32 then."""
     return graph(name, change, file=INT8_BACKBONE_FILE)
@@ -323,10 +301,10 @@ MALICIOUS = (
     graph("weights-in-two-places", add_entry("location", "/etc/passwd")),
     graph("weights-elsewhere-at-first", add_entry("location", "/etc/passwd", first=True)),
     graph("weights-with-a-base-path", add_entry("basepath", "/etc")),
-    graph("weights-beyond-the-end", set_place(offset=2**40)),
-    graph("weights-over-the-end", set_place(length=2**40)),
-    graph("weights-before-the-beginning", set_place(offset=-8)),
-    graph("weights-at-no-number", set_place(offset="1_0")),
+    graph("weights-beyond-the-end", weights_at(BACKBONE_WEIGHTS_FILE, offset=2**40)),
+    graph("weights-over-the-end", weights_at(BACKBONE_WEIGHTS_FILE, length=2**40)),
+    graph("weights-before-the-beginning", weights_at(BACKBONE_WEIGHTS_FILE, offset=-8)),
+    graph("weights-at-no-number", weights_at(BACKBONE_WEIGHTS_FILE, offset="1_0")),
     graph("weights-larger-than-they-are", lambda model: weight(model).dims.__setitem__(0, 2**40)),
     graph("weights-of-a-type-that-is-none", unknown_type, InvalidVersion, seen_by="engine"),
     graph("a-tensor-of-a-terabyte", declare([2**20, 2**18])),
@@ -359,38 +337,40 @@ MALICIOUS = (
         lambda model: model.graph.initializer.append(external_tensor(BACKBONE_WEIGHTS_FILE)),
     ),
     int8("int8-endless-loop", prepend(loop())),
-    files("graph-is-a-link", link(MODEL_FILE, None)),
-    files("weights-are-a-link", link(BACKBONE_WEIGHTS_FILE, None)),
-    files("weights-are-an-endless-device", link(BACKBONE_WEIGHTS_FILE, "/dev/zero")),
-    files("probe-is-a-pipe", pipe(PROBE_FILE)),
-    files("probe-is-a-pipe-of-no-length", pipe_of_no_length),
-    files("graph-is-a-folder", folder_for(MODEL_FILE)),
-    files("report-is-a-link", link("report", None)),
-    files("manifest-is-a-link", link(MANIFEST_FILE, None), ManifestError),
-    files("manifest-is-a-pipe", pipe(MANIFEST_FILE), ManifestError),
-    files("manifest-is-a-folder", folder_for(MANIFEST_FILE), ManifestError),
-    manifest("a-file-above", rename_file("../CURRENT")),
-    manifest("a-file-at-an-absolute-path", rename_file("/etc/passwd")),
-    manifest("a-file-by-backslashes", rename_file("..\\CURRENT")),
-    manifest("a-file-of-a-long-name", rename_file("x" * 256)),
-    manifest("a-file-with-a-zero-byte", rename_file("a\0b")),
-    manifest("a-file-that-is-not-there", rename_file("report/other.html"), DigestError),
-    manifest("a-file-below-a-file", rename_file(f"{MODEL_FILE}/x"), DigestError),
-    manifest(
-        "a-size-that-lies", lambda document: document["files"][BACKBONE_WEIGHTS_FILE].update(size_bytes=1), DigestError
+    files("graph-is-a-link", moved_behind_a_link(MODEL_FILE)),
+    files("weights-are-a-link", moved_behind_a_link(BACKBONE_WEIGHTS_FILE)),
+    files(
+        "weights-are-an-endless-device", instead_of(BACKBONE_WEIGHTS_FILE, lambda path: path.symlink_to("/dev/zero"))
     ),
-    manifest("weights-without-a-digest", drop_weights, UnsafeGraph),
-    manifest("passes-without-end", lambda document: document.update(passes=10**9)),
-    manifest("images-without-end", lambda document: document["input"].update(height=10**9)),
-    manifest("labels-of-half-characters", lambda document: document.update(labels=["\ud800", "b"])),
-    manifest("sites-of-truth", lambda document: document["dropout_sites"][0].update(features=[True])),
+    files("probe-is-a-pipe", instead_of(PROBE_FILE, os.mkfifo)),
+    files("probe-is-a-pipe-of-no-length", pipe_of_no_length),
+    files("graph-is-a-folder", instead_of(MODEL_FILE, Path.mkdir)),
+    files("report-is-a-link", moved_behind_a_link("report")),
+    files("manifest-is-a-link", moved_behind_a_link(MANIFEST_FILE), ManifestError),
+    files("manifest-is-a-pipe", instead_of(MANIFEST_FILE, os.mkfifo), ManifestError),
+    files("manifest-is-a-folder", instead_of(MANIFEST_FILE, Path.mkdir), ManifestError),
+    manifest_of_files("a-file-above", also_called("../CURRENT")),
+    manifest_of_files("a-file-at-an-absolute-path", also_called("/etc/passwd")),
+    manifest_of_files("a-file-by-backslashes", also_called("..\\CURRENT")),
+    manifest_of_files("a-file-of-a-long-name", also_called("x" * 256)),
+    manifest_of_files("a-file-with-a-zero-byte", also_called("a\0b")),
+    manifest_of_files("a-file-that-is-not-there", also_called("report/other.html"), DigestError),
+    manifest_of_files("a-file-below-a-file", also_called(f"{MODEL_FILE}/x"), DigestError),
+    manifest_of_files(
+        "a-size-that-lies", lambda listed: listed[BACKBONE_WEIGHTS_FILE].update(size_bytes=1), DigestError
+    ),
+    manifest_of_files("weights-without-a-digest", lambda listed: listed.pop(BACKBONE_WEIGHTS_FILE), UnsafeGraph),
+    manifest("passes-without-end", passes=10**9),
+    manifest("images-without-end", input={"height": 10**9, "width": 8}),
+    manifest("labels-of-half-characters", labels=["\ud800", "b"]),
+    manifest("sites-of-truth", dropout_sites=[{"features": [True], "probability": 0.5}]),
     raw_manifest("a-manifest-of-many-megabytes", b'{"contract": 3,' + b" " * (17 * 2**20) + b"}"),
     raw_manifest("a-manifest-of-many-levels", b"[" * 200_000),
     raw_manifest("a-manifest-of-many-objects", b'{"metrics":' * 50_000),
     raw_manifest("a-number-of-many-digits", b'{"contract": ' + b"9" * 5000 + b"}"),
     raw_manifest("a-manifest-of-no-text", b"\xff\xfe"),
     probe("a-probe-that-unpickles", replace_array(images=np.array([{}], dtype=object))),
-    probe("a-probe-that-is-a-pickle", pickled),
+    probe("a-probe-that-is-a-pickle", lambda path, _: path.write_bytes(b"\x80\x04K\x01.")),
     probe("a-probe-that-is-an-array", one_array),
     probe("a-probe-of-a-terabyte", bomb),
     probe("a-probe-of-a-shape-that-lies", lying_shape),
