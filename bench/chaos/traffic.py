@@ -3,7 +3,7 @@
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -147,8 +147,40 @@ class Request:
             raise ConnectionAbortedError("the client leaves")
 
 
-Task = tuple[str, int | None]
-"""A reference, and the index of its picture; None where there is no image to be had."""
+_LOST = (
+    *BAD_ANSWERS,
+    "http://127.0.0.3:1/refused.png",  # also not among the allowed origins
+    *("data:image/png;base64,bm8gaW1hZ2U=", "data:image/png;base64,???", "file:///etc/passwd", "nonsense"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of request, by where its images are."""
+
+    share: float
+    """Of all requests, in per cent."""
+    places: tuple[str, ...] = ()
+    """As of `Sampler.place`; none sends what no Label Studio does."""
+    several: bool = False
+    """Whether they are repeated: most requests are small, as Label Studio's are; one in eight is not."""
+    lost: bool = False
+    """Whether there are images among them that cannot be had."""
+    manner: Manner = Manner.PLAIN
+
+
+KINDS: Mapping[str, Kind] = {
+    "by URL": Kind(45, ("good",), several=True),
+    "inline": Kind(20, ("inline",), several=True),
+    "1 MB": Kind(1, ("large", "good")),
+    "some images lost": Kind(10, ("good",), several=True, lost=True),
+    "slow host": Kind(2, ("slow",)),
+    "hanging host": Kind(1, ("hanging", "good")),
+    "slow client": Kind(2, ("inline",), manner=Manner.SLOWLY),
+    "client gone after asking": Kind(5, ("good",), several=True, manner=Manner.LEFT),
+    "client gone while asking": Kind(4, ("inline",), manner=Manner.BROKEN),
+    "bad body": Kind(10),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,86 +199,37 @@ class Sampler:
         rng = random.Random(f"{self.seed}/{number}")  # noqa: S311  # no secret
         (name,) = rng.choices(list(KINDS), [kind.share for kind in KINDS.values()])
         kind = KINDS[name]
-        if kind.tasks is None:
+        if not kind.places:
             method, path, body = rng.choice(_BAD)
             direct = rng.random() < 0.3 and len(body) < 10**6
             return Request(name, body, valid=False, method=method, path=path, direct=direct)
-        tasks = kind.tasks(self, rng)
+        most = (_MOST_TASKS if rng.random() < 0.125 else _MOST_SMALL) if kind.several else 1
+        places = [*kind.places] * rng.randint(1, most)
+        for _ in range(rng.randint(1, 3) if kind.lost else 0):
+            places.insert(rng.randint(0, len(places)), "lost")
+        tasks = [self.place(each, rng) for each in places]
         listed = [{"id": number, "data": {"image": reference}} for number, (reference, _) in enumerate(tasks)]
         body = json.dumps({"tasks": listed, "project": "1.1791188130", "label_config": _CONFIG}).encode()
         direct = kind.manner is not Manner.PLAIN and rng.random() < 0.5
         return Request(name, body, tuple(index for _, index in tasks), kind.manner, direct=direct)
 
-    def at_good_host(self, rng: random.Random) -> Task:
-        """An image that is sent at once."""
-        index = rng.randrange(len(self.pictures))
-        return f"{self.good}/{self.pictures[index].path.name}", index
+    def place(self, name: str, rng: random.Random) -> tuple[str, int | None]:
+        """Return a reference, and the index of its picture; None where there is no image to be had.
 
-    def in_pieces(self, rng: random.Random) -> Task:
-        """An image that comes in small pieces."""
-        index = rng.randrange(len(self.pictures) - 1)
-        return f"{self.bad}/slow/{self.pictures[index].path.name}", index
+        Of one that a host sends at once (good) or in small pieces (slow), that is in the request itself (inline) or
+        makes a megabyte of it (large), that never comes (hanging), or cannot be had for another reason (lost).
+        """
+        index = len(self.pictures) - 1 if name == "large" else rng.randrange(len(self.pictures) - 1)
+        file = self.pictures[index].path.name
+        lost = rng.choice(_LOST)
+        places: dict[str, tuple[str, int | None]] = {
+            "good": (f"{self.good}/{file}", index),
+            "slow": (f"{self.bad}/slow/{file}", index),
+            "hanging": (f"{self.bad}/hanging?{rng.random()}", None),
+            "lost": (f"{self.bad}/{lost}" if lost in BAD_ANSWERS else lost, None),
+        }
+        return places.get(name) or (self.pictures[index].inline, index)
 
-    def inline(self, rng: random.Random) -> Task:
-        """An image in the request itself."""
-        index = rng.randrange(len(self.pictures) - 1)
-        return self.pictures[index].inline, index
-
-    def large(self) -> Task:
-        """An image that makes a body of a megabyte."""
-        return self.pictures[-1].inline, len(self.pictures) - 1
-
-    def hanging(self, rng: random.Random) -> Task:
-        """An image that never comes."""
-        return f"{self.bad}/hanging?{rng.random()}", None
-
-    def some_lost(self, rng: random.Random) -> list[Task]:
-        """Good images among such as cannot be had, each for another reason."""
-        tasks = _several(self.at_good_host, rng)
-        for _ in range(rng.randint(1, 3)):
-            lost = rng.choice([*(f"{self.bad}/{kind}" for kind in BAD_ANSWERS), *_LOST])
-            tasks.insert(rng.randint(0, len(tasks)), (lost, None))
-        return tasks
-
-
-def _several(draw: Callable[[random.Random], Task], rng: random.Random) -> list[Task]:
-    """Most requests are small, as Label Studio's are; one in eight is not."""
-    most = _MOST_TASKS if rng.random() < 0.125 else _MOST_SMALL
-    return [draw(rng) for _ in range(rng.randint(1, most))]
-
-
-_LOST = (
-    "http://127.0.0.3:1/refused.png",  # also not among the allowed origins
-    "data:image/png;base64,bm8gaW1hZ2U=",
-    "data:image/png;base64,???",
-    "file:///etc/passwd",
-    "nonsense",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of request."""
-
-    share: float
-    """Of all requests, in per cent."""
-    tasks: Callable[[Sampler, random.Random], list[Task]] | None
-    """None sends what no Label Studio does."""
-    manner: Manner = Manner.PLAIN
-
-
-KINDS: Mapping[str, Kind] = {
-    "by URL": Kind(45, lambda sampler, rng: _several(sampler.at_good_host, rng)),
-    "inline": Kind(20, lambda sampler, rng: _several(sampler.inline, rng)),
-    "1 MB": Kind(1, lambda sampler, rng: [sampler.large(), sampler.at_good_host(rng)]),
-    "some images lost": Kind(10, Sampler.some_lost),
-    "slow host": Kind(2, lambda sampler, rng: [sampler.in_pieces(rng) for _ in range(rng.randint(1, 2))]),
-    "hanging host": Kind(1, lambda sampler, rng: [sampler.hanging(rng), sampler.at_good_host(rng)]),
-    "slow client": Kind(2, lambda sampler, rng: [sampler.inline(rng)], Manner.SLOWLY),
-    "client gone after asking": Kind(5, lambda sampler, rng: _several(sampler.at_good_host, rng), Manner.LEFT),
-    "client gone while asking": Kind(4, lambda sampler, rng: [sampler.inline(rng)], Manner.BROKEN),
-    "bad body": Kind(10, None),
-}
 
 _BAD: Sequence[tuple[str, str, bytes]] = (
     *(("POST", "/predict", body) for body in BODIES.values()),

@@ -27,14 +27,10 @@ Row = Mapping[str, object]
 def read_options(
     name: str, doc: str | None, options: Mapping[str, tuple[object, str]], arguments: Sequence[str] | None = None
 ) -> argparse.Namespace:
-    """Read the command line, and return each option as what its default is.
+    """Read the command line of a module below bench with this docstring, by default the process's.
 
-    Args:
-        name: the module below bench.
-        doc: its docstring, which begins with what the bench asks.
-        options: by name, the default and what it is for people. A tuple offers its elements, the first by default; a
-            list takes several numbers, with commas between them; False is a flag.
-        arguments: None takes those of the process.
+    Options have a name, a default, whose type is theirs, and a meaning for people. A tuple offers its elements, the
+    first by default; a list takes several numbers, with commas between them; False is a flag.
     """
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=(doc or "").partition("\n")[0])
     for option, (default, text) in options.items():
@@ -44,9 +40,8 @@ def read_options(
         elif isinstance(default, tuple):
             parser.add_argument(flag, choices=default, default=default[0], help=told)
         else:
-            parser.add_argument(
-                flag, type=_numbers if isinstance(default, list) else type(default), default=default, help=told
-            )
+            kind = _numbers if isinstance(default, list) else type(default)
+            parser.add_argument(flag, type=kind, default=default, help=told)
     parser.add_argument("--save", action="store_true", help="keep the result in bench/results, too")
     return parser.parse_args(arguments)
 

@@ -84,8 +84,10 @@ class Host:
 
 @contextmanager
 def host(*, address: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[Host]:
-    """Run a host until the block ends, on one address or, if it is "", on every one of this machine."""
-    with _listen(address, port) as listener:
+    """Run a host until the block ends, on one address or, if it is "", on every one of this machine, IPv6 included."""
+    dual = not address and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    with socket.create_server((address, port), family=family, dualstack_ipv6=dual, backlog=128) as listener:
         state = Host(listener.getsockname()[1], address=address or "127.0.0.1")
         server = _Server(listener, state, tls)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -145,13 +147,6 @@ def _without_end(head: bytes, piece: bytes, *, every_s: float) -> Answer:
             handler.wfile.write(piece)
 
     return answer
-
-
-def _listen(address: str, port: int) -> socket.socket:
-    """Return a listening socket; on every address it takes connections over IPv4 and IPv6, where there is any."""
-    dual = not address and socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    return socket.create_server((address, port), family=family, dualstack_ipv6=dual, backlog=128)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -218,16 +213,13 @@ class ImageHost:
 @contextmanager
 def image_host(images: Sequence[Path]) -> Iterator[ImageHost]:
     """Serve images, and all others below the lowest folder that holds them, from a process of its own."""
-    folder = common_folder(images)
-    port = free_port()
-    served = ImageHost(f"http://127.0.0.1:{port}", folder)
-    command: list[str | Path] = [sys.executable, "-m", "bench.harness.hosts", folder, str(port)]
-    with (
-        tempfile.TemporaryDirectory() as logs,
-        running("The image host", command, log=Path(logs) / "log", environment={}, cwd=CHECKOUT) as child,
-    ):
-        child.wait_for(served.url + _COUNTS, timeout_s=60)
-        yield served
+    served = ImageHost(f"http://127.0.0.1:{free_port()}", common_folder(images))
+    command = [sys.executable, "-m", "bench.harness.hosts", served.folder, served.url.rpartition(":")[2]]
+    with tempfile.TemporaryDirectory() as logs:
+        log = Path(logs) / "log"
+        with running("The image host", command, log=log, environment={}, cwd=CHECKOUT) as child:
+            child.wait_for(served.url + _COUNTS, timeout_s=60)
+            yield served
 
 
 def common_folder(images: Sequence[Path]) -> Path:
@@ -235,33 +227,33 @@ def common_folder(images: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([image.parent for image in images]))
 
 
-def serve_images(state: Host, folder: Path) -> None:
+def _serve_images(state: Host, folder: Path) -> None:
     """Have a host serve the images of a folder, held in memory, under their paths in it, and count what it sent."""
     counts = Counter[int]()
 
-    def answer_counts(handler: Handler, request: Request) -> None:
-        reply(json.dumps(counts).encode())(handler, request)
+    def add(path: Path) -> None:
+        data = path.read_bytes()
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        sent, unchanged = reply(data, content_type=_TYPES[path.suffix], etag=etag), reply(status=304, etag=etag)
 
-    state.answers[_COUNTS] = answer_counts
+        def answer(handler: Handler, request: Request) -> None:
+            known = request.headers.get("If-None-Match") == etag
+            counts[304 if known else 200] += 1
+            (unchanged if known else sent)(handler, request)
+
+        state.serve(f"/{path.relative_to(folder).as_posix()}", answer)
+
     for path in folder.rglob("*"):
         if path.suffix in _TYPES:
-            state.answers[f"/{path.relative_to(folder).as_posix()}"] = _image(path, counts)
+            add(path)
 
+    def tell(handler: Handler, request: Request) -> None:
+        reply(json.dumps(counts).encode())(handler, request)
 
-def _image(path: Path, counts: Counter[int]) -> Answer:
-    data = path.read_bytes()
-    etag = f'"{hashlib.sha256(data).hexdigest()}"'
-    sent, unchanged = reply(data, content_type=_TYPES[path.suffix], etag=etag), reply(status=304, etag=etag)
-
-    def answer(handler: Handler, request: Request) -> None:
-        known = request.headers.get("If-None-Match") == etag
-        counts[304 if known else 200] += 1
-        (unchanged if known else sent)(handler, request)
-
-    return answer
+    state.serve(_COUNTS, tell)
 
 
 if __name__ == "__main__":
     with host(port=int(sys.argv[2])) as running_host:
-        serve_images(running_host, Path(sys.argv[1]))
+        _serve_images(running_host, Path(sys.argv[1]))
         running_host.over.wait()

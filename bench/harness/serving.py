@@ -48,15 +48,11 @@ class Server:
         application: str = "server.app:create_app()",
         python: str | Path | None = None,
     ) -> None:
-        """Choose an address; `start` starts the server.
+        """Choose an address; `start` starts the server on the repository with this root.
 
-        Args:
-            models: the repository's root.
-            log: takes the log of the first start; further ones lie beside it.
-            settings: environment variables; those of the product that are set in this process do not reach it.
-            name: what the proxy and messages call it.
-            application: what gunicorn runs.
-            python: the interpreter; by default that of the server's environment where there is one, else this one.
+        Logs of further starts lie beside the first one's. `settings` are environment variables; those of the product
+        that are set in this process do not reach it. The proxy and messages call it by its name. The interpreter is by
+        default that of the server's environment where there is one, else this one.
         """
         self.name = name
         self.port = _choose_port()
@@ -153,11 +149,7 @@ class Server:
         Path(f"/proc/{worker}/clear_refs").write_text("5", encoding="utf-8")
 
     def wait_until_ready(self, version: str | None = None) -> float:
-        """Return once the server uses the version, or any: the moment, in seconds of `time.perf_counter`.
-
-        Raises:
-            RuntimeError: if it ends before, or takes minutes.
-        """
+        """Return once the server uses the version, or any: the moment, in seconds of `time.perf_counter`."""
         deadline = time.monotonic() + _START_S
         while True:
             health, now = self.health(), time.perf_counter()
@@ -180,11 +172,7 @@ class Server:
 
 @contextmanager
 def serving(models: Path | str, *, log: Path, settings: Mapping[str, str], **more: str) -> Iterator[Server]:
-    """Run a server, as `Server` takes it, until the block ends; it is ready when the block begins.
-
-    Raises:
-        RuntimeError: if it does not get ready.
-    """
+    """Run a server, as `Server` takes it, until the block ends; it is ready when the block begins."""
     server, started = Server(models, log=log, settings=settings, **more), time.perf_counter()
     with ExitStack() as stack:
         stack.callback(server.stop)
@@ -205,19 +193,14 @@ class Fleet:
     """As of a server: the proxy is always meant to answer."""
 
     def wait_until_ready(self, version: str | None = None) -> None:
-        """Return once all servers are ready; RuntimeError if one does not get so."""
+        """Return once all servers use the version, or any."""
         for replica in self.replicas:
             replica.wait_until_ready(version)
 
 
 @contextmanager
 def fleet(models: Path, *, replicas: int, folder: Path, settings: Mapping[str, str]) -> Iterator[Fleet]:
-    """Run so many servers of a repository behind haproxy, all ready when the block begins; the folder takes their logs.
-
-    Raises:
-        RuntimeError: if one of them does not get ready.
-        ProcessError: if haproxy does not start.
-    """
+    """Run so many servers of a repository behind haproxy, all ready when the block begins; the folder is for logs."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"replica-{number}" for number in range(1, replicas + 1)]
     members = [Server(models, log=folder / f"{name}.log", settings=settings, name=name) for name in names]
@@ -237,11 +220,7 @@ def has_haproxy() -> bool:
 
 
 def wait_until(reached: Callable[[], bool], what: str, *, timeout_s: float = 120.0) -> None:
-    """Ask over and over until something is so.
-
-    Raises:
-        RuntimeError: naming what was waited for, if it does not come.
-    """
+    """Ask over and over until something is so; RuntimeError names what was waited for in vain."""
     deadline = time.monotonic() + timeout_s
     while not reached():
         if time.monotonic() > deadline:

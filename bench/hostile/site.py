@@ -229,11 +229,7 @@ def send_picture(**headers: Any) -> Answer:
 
 @contextmanager
 def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
-    """Run a server, with further variables in its environment, and the hosts around it until the block ends.
-
-    Raises:
-        RuntimeError: if the server does not get ready.
-    """
+    """Run a server, with further variables in its environment, and the hosts around it until the block ends."""
     with ExitStack() as stack:
         folder, hidden = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-"))), Secrets()
         version = tiny_model.publish(Repository(folder / "models"))
