@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
-from bench.harness.serving import serving
 from bench.hostile import pictures
 from bench.hostile.case import PLAIN, Case, Kind
 from bench.hostile.exchange import Answered, head, in_chunks, post, read_reply
@@ -78,10 +77,6 @@ _SLOW = {
     "that-stay": Slow(lambda _: _kept(_PROBE)),
     "that-do-not-read": Slow(lambda site: _kept(head("GET / HTTP/1.1", site.authorization())) * 20, reads=False),
 }
-_OPEN_TO_STRANGERS = (
-    *(_SLOW[name] for name in ("idle", "slow-heads", "slow-bodies-of-strangers", "that-do-not-close")),
-    Slow(lambda _: _kept(head("GET / HTTP/1.1", {})) * 20, reads=False),
-)
 _LACKS_ITS_LAST_BYTE = Slow(lambda site: _announced(site, _HALF_BODY) + bytes(_HALF_BODY - 1))
 
 
@@ -89,7 +84,7 @@ def cases() -> list[Case]:
     """Every kind of client."""
     attacks: dict[str, Callable[[Site, Any], None]] = {
         **{f"{_SLOW_CLIENTS}-{name}": partial(_slow, [kind] * _SLOW_CLIENTS) for name, kind in _SLOW.items()},
-        f"{_SLOW_CLIENTS}-of-all-kinds-without-password": _slow_without_password,
+        f"{_SLOW_CLIENTS}-of-all-kinds": partial(_slow, [*islice(cycle(_SLOW.values()), _SLOW_CLIENTS)]),
         "more-connections-than-may-be": _too_many,
         "80-bodies-of-16-mb-that-stop": partial(_slow, [_LACKS_ITS_LAST_BYTE] * 80),
         "clients-that-leave": _leavers,
@@ -128,12 +123,6 @@ def _slow(clients: Sequence[Slow], site: Site, _made: None = None) -> None:
             raise Escaped(f"a prediction took {seconds:.1f} s")
         if worst.result() > LIVE_S:
             raise Escaped(f"/health/live took up to {worst.result():.1f} s")
-
-
-def _slow_without_password(site: Site, _made: None) -> None:
-    models, log = site.files.parent / "models", site.files.parent / "open.log"
-    with serving(models, log=log, settings={"LABELNEXT_PROVIDER": "cpu"}) as server:
-        _slow([*islice(cycle(_OPEN_TO_STRANGERS), _SLOW_CLIENTS)], replace(site, server=server, known={}))
 
 
 def _timed_prediction(site: Site) -> float:

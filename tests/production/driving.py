@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import urllib3
 
@@ -50,11 +51,8 @@ class Client:
         reply = self.predict(make_tasks(3))
         return reply.status == 200 and [each["model_version"] for each in reply.body["results"]] == [version] * 3
 
-    def await_health(self, met: Callable[[Mapping[str, object]], bool]) -> None:
-        wait_until(lambda: met(self.get("/health").body), "the server's health")
-
     def await_detail(self, *words: str) -> None:
-        self.await_health(lambda body: all(each in str(body["detail"]) for each in words))
+        wait_until(lambda: all(each in str(self.get("/health").body["detail"]) for each in words), f"to read {words}")
 
     def _send(self, method: str, path: str, body: object) -> Reply:
         started = time.monotonic()
@@ -73,15 +71,16 @@ def serving_one(folder: Path, **settings: object) -> Iterator[tuple[Client, Serv
         yield Client(server.url), server
 
 
+def connect(url: str) -> socket.socket:
+    address = urlsplit(url)
+    return socket.create_connection((address.hostname, address.port), timeout=60)
+
+
 @contextmanager
 def idle_connections(url: str, count: int, first: bytes) -> Iterator[list[socket.socket]]:
     """Clients that send the beginning of a request and no more."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    made = [socket.create_connection((host, int(port)), timeout=30) for _ in range(count)]
-    try:
+    with ExitStack() as stack:
+        made = [stack.enter_context(connect(url)) for _ in range(count)]
         for each in made:
             each.sendall(first)
         yield made
-    finally:
-        for each in made:
-            each.close()

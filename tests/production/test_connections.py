@@ -7,7 +7,6 @@ import resource
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from bench.harness.load import percentile, probing
 from bench.harness.serving import Server, fleet, has_haproxy
 from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
-from tests.production.driving import idle_connections, serving_one
+from tests.production.driving import connect, idle_connections, serving_one
 from tests.server.conftest import make_predict_body, make_tasks
 
 AUTH = "Authorization: Basic dTpw\r\n"
@@ -30,13 +29,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     with serving_one(folder, cache_mb=0, basic_auth="u:p") as (_, each):
         yield each
-
-
-@contextmanager
-def connected(server: Server) -> Iterator[socket.socket]:
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
-        yield connection
 
 
 def read(connection: socket.socket) -> tuple[int, Any]:
@@ -66,7 +58,7 @@ def is_scored(reply: tuple[int, Any]) -> bool:
 
 def test_a_request_may_come_in_pieces_and_others_behind_it(server: Server):
     """However it is cut, and whatever is sent before the answer has come, each gets its answer in turn."""
-    with connected(server) as connection:
+    with connect(server.url) as connection:
         data = posted(PREDICT) * 2 + b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" + posted(b"no json")
         for first in range(0, len(data), 700):
             connection.sendall(data[first : first + 700])
@@ -80,7 +72,7 @@ def test_a_request_may_come_in_pieces_and_others_behind_it(server: Server):
 
 
 def test_who_asks_first_is_told_to_go_on(server: Server):
-    with connected(server) as connection:
+    with connect(server.url) as connection:
         connection.sendall(posted(b"", "Expect: 100-continue\r\n", len(PREDICT)))
         assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(PREDICT)
@@ -102,7 +94,7 @@ def test_who_asks_first_is_told_to_go_on(server: Server):
 )
 def test_what_is_refused_by_its_head_is_refused_before_its_body(server: Server, head: bytes, status: int):
     """Nobody waits for a body that is not wanted, and the client may go on to send it."""
-    with connected(server) as connection:
+    with connect(server.url) as connection:
         connection.sendall(head)
         assert read(connection)[0] == status
         connection.sendall(bytes(2**20))
