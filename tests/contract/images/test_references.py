@@ -115,7 +115,7 @@ class TestLocalFiles:
                 assert fetcher.fetch(reference) == IMAGE
                 assert not fetcher.is_remote(reference)
 
-    @pytest.mark.parametrize("name", LOCAL_FILES.values(), ids=list(LOCAL_FILES))
+    @pytest.mark.parametrize("name", LOCAL_FILES)
     def test_nothing_else_is_read(self, tmp_path, make, name):
         """No way out of the root, no folder, no pipe that would block its reader; a loop of links is its image's."""
         fetcher = make(local_files_root=write_files(tmp_path, "secret"))
