@@ -289,14 +289,14 @@ def int8(name, change):
     return graph(name, change, file=INT8_BACKBONE_FILE)
 
 
+ELSEWHERE = (
+    *("/etc/passwd", "../../../etc/passwd", "file:///etc/passwd", "*/_ORT_MEM_ADDR_/*", PROBE_FILE),
+    *(f"../20260102T030405678Z-0a1b2c/{BACKBONE_WEIGHTS_FILE}", f"./{BACKBONE_WEIGHTS_FILE}"),
+)
+"""Where no weights may lie: outside, in another version, by another spelling, in another file, in the process."""
+NO_NAMES = ("../CURRENT", "/etc/passwd", "..\\CURRENT", "x" * 256, "a\0b")
 MALICIOUS = (
-    graph("weights-at-an-absolute-path", weights_at("/etc/passwd")),
-    graph("weights-above-the-version", weights_at("../../../etc/passwd")),
-    graph("weights-in-another-version", weights_at(f"../20260102T030405678Z-0a1b2c/{BACKBONE_WEIGHTS_FILE}")),
-    graph("weights-by-another-spelling", weights_at(f"./{BACKBONE_WEIGHTS_FILE}")),
-    graph("weights-in-the-probe", weights_at(PROBE_FILE)),
-    graph("weights-in-the-process", weights_at("*/_ORT_MEM_ADDR_/*")),
-    graph("weights-at-a-url", weights_at("file:///etc/passwd")),
+    *(graph(f"weights-at-{location}", weights_at(location)) for location in ELSEWHERE),
     graph("weights-nowhere", lambda model: point_to(weight(model), offset=0, length=1024)),
     graph("weights-in-two-places", add_entry("location", "/etc/passwd")),
     graph("weights-elsewhere-at-first", add_entry("location", "/etc/passwd", first=True)),
@@ -349,11 +349,7 @@ MALICIOUS = (
     files("manifest-is-a-link", moved_behind_a_link(MANIFEST_FILE), ManifestError),
     files("manifest-is-a-pipe", instead_of(MANIFEST_FILE, os.mkfifo), ManifestError),
     files("manifest-is-a-folder", instead_of(MANIFEST_FILE, Path.mkdir), ManifestError),
-    manifest_of_files("a-file-above", also_called("../CURRENT")),
-    manifest_of_files("a-file-at-an-absolute-path", also_called("/etc/passwd")),
-    manifest_of_files("a-file-by-backslashes", also_called("..\\CURRENT")),
-    manifest_of_files("a-file-of-a-long-name", also_called("x" * 256)),
-    manifest_of_files("a-file-with-a-zero-byte", also_called("a\0b")),
+    *(manifest_of_files(f"a-file-called-{name[:20]}", also_called(name)) for name in NO_NAMES),
     manifest_of_files("a-file-that-is-not-there", also_called("report/other.html"), DigestError),
     manifest_of_files("a-file-below-a-file", also_called(f"{MODEL_FILE}/x"), DigestError),
     manifest_of_files(

@@ -41,13 +41,7 @@ take("contract.images.preprocess._MAX_SCANNED_PIXELS", 10**15)
 take("contract.images.preprocess._turn_upright", nothing)
 decode = take("contract.images.preprocess._to_pixels", lambda image, data, spec, _: decode(image, data, spec, 10**6))
 """,
-        (
-            "png-400-megapixels",
-            "tiff-giant-tile",
-            "jpeg-5-million-segments",
-            "jpeg-1000-scans",
-            "exif-orientation-6",
-        ),
+        "png-400-megapixels tiff-giant-tile jpeg-5-million-segments jpeg-1000-scans exif-orientation-6",
     ),
     "fetching": (
         """
@@ -60,61 +54,40 @@ take("contract.images.fetch.MAX_REDIRECTS", 9)
 take("contract.images.fetch.read_local_file", lambda root, name, **_: ((root / name).read_bytes(), None))
 take("contract.images.label_studio_files.Studio.owns", lambda *_: True)
 """,
-        (
-            "this-machine-127.0.0.1",
-            "redirect-to-this-machine",
-            "spelling-http://{allowed}@{canary}/a.png",
-            "redirect-chain-of-4",
-            "token-to-allowed-origin",
-            "token-through-redirect",
-            "token-there-and-back",
-            "local-../secret.png",
-            "local-link.png",
-            "s3-key-of-9-kb",
-            "host-trickles-head",
-        ),
+        "this-machine-127.0.0.1 redirect-to-this-machine redirect-chain-of-4 "
+        "spelling-http://{allowed}@{canary}/a.png token-to-allowed-origin token-through-redirect token-there-and-back "
+        "local-../secret.png local-link.png s3-key-of-9-kb host-trickles-head",
     ),
     "letting-in": (
         """
 take("server.http.auth.Guard.check", nothing)
 take("server.observe.logs.accept_request_id", lambda offered: offered)
 """,
-        (
-            "password-absent",
-            "webhook-secret-wrong",
-            "stranger-asks-versions",
-            'request-id-"><script>',
-        ),
+        'password-absent webhook-secret-wrong stranger-asks-versions request-id-"><script>',
     ),
     "keeping-pages-away": (
         """
 take("server.http.origins.Origins.check_host", nothing)
 take("server.http.origins.Origins.check_sender", nothing)
 """,
-        (
-            "rebound-page",
-            "rebound-webhook",
-            "host-127.0.0.1.evil.test",
-            "page-of-null-starts-training",
-            "page-sends-webhook-as-text-plain",
-            "page-sends-predict-as-nothing",
-        ),
+        "rebound-page rebound-webhook host-127.0.0.1.evil.test page-of-null-starts-training "
+        "page-sends-webhook-as-text-plain page-sends-predict-as-nothing",
     ),
     "ending-what-is-slow": (
         'take("server.http.worker.Worker.murder_pending", nothing)',
-        ("slow-head-in-time", "slow-body-in-time", "slow-reader-in-time"),
+        "slow-head-in-time slow-body-in-time slow-reader-in-time",
     ),
     "leaving-places-to-others": (
         'take("server.inference.host_queues._SLOW_THREADS", 0)',
-        ("host-silent-under-64-names",),
+        "host-silent-under-64-names",
     ),
     "bounding-connections": (
         'take("server.http.worker.Worker._evict", nothing)',
-        ("more-connections-than-may-be",),
+        "more-connections-than-may-be",
     ),
     "bounding-what-is-held": (
         'take("server.http.worker.Worker._relieve", nothing)',
-        ("80-bodies-of-16-mb-that-stop",),
+        "80-bodies-of-16-mb-that-stop",
     ),
     "waiting-in-the-loop": (
         """
@@ -127,7 +100,7 @@ class Waiting:
 
 take("server.http.connections.Connection.is_whole", Waiting())
 """,
-        ("2000-slow-bodies",),
+        "2000-slow-bodies",
     ),
 }
 """Of what a server is robbed, by the Python that does it, and cases that must then have an effect."""
@@ -158,7 +131,8 @@ def test_what_servers_are_robbed_of_is_there():
 @pytest.mark.parametrize("lack", LACKING)
 def test_a_server_without_its_defences_is_found_out(lack, tmp_path: Path):
     """No case passes for want of an attack: with their defences gone, all of these have an effect."""
-    code, names = LACKING[lack]
+    code, text = LACKING[lack]
+    names = text.split()
     (tmp_path / "sitecustomize.py").write_text(TAKE + code + "\n", encoding="utf-8")
     chosen = [case for case in CASES if case.name in names]
     assert len(chosen) == len(names)
