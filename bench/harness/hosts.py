@@ -213,8 +213,9 @@ class ImageHost:
 @contextmanager
 def image_host(images: Sequence[Path]) -> Iterator[ImageHost]:
     """Serve images, and all others below the lowest folder that holds them, from a process of its own."""
-    served = ImageHost(f"http://127.0.0.1:{free_port()}", common_folder(images))
-    command = [sys.executable, "-m", "bench.harness.hosts", served.folder, served.url.rpartition(":")[2]]
+    port = free_port()
+    served = ImageHost(f"http://127.0.0.1:{port}", common_folder(images))
+    command = [sys.executable, "-m", "bench.harness.hosts", str(served.folder), str(port)]
     with tempfile.TemporaryDirectory() as logs:
         log = Path(logs) / "log"
         with running("The image host", command, log=log, environment={}, cwd=CHECKOUT) as child:
