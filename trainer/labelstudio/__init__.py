@@ -37,7 +37,6 @@ class Project:
     model_version: str
     """Whose predictions are shown and sorted by; empty if nobody has chosen."""
     sampling: str = ""
-    """How the label stream chooses the next task."""
     skip_queue: str = ""
     """What becomes of a task that somebody skips."""
     created_at: str = ""

@@ -12,4 +12,3 @@ class ProjectClient(LabelStudioClient):
         """The number in the project's address."""
         self.path = f"/api/projects/{project}/"
         self.what = f"project {project}"
-        """What it is called in messages."""

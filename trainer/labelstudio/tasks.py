@@ -11,8 +11,6 @@ _PAGE_TASKS: Final = 1000
 _ANNOTATED_PAGE_TASKS: Final = 500
 _NAMED_TASKS: Final = 200
 """Whose numbers fit into an address."""
-_WITH_ANNOTATIONS: Final = {"fields": "all"}
-_AS_IMPORTED: Final = {"resolve_uri": "false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,7 @@ def annotated_tasks(client: ProjectClient) -> Iterator[Mapping[str, Any]]:
     In the order of their numbers, those that were only skipped behind all others.
     """
     for filters in ([ANNOTATED], [_NOT_ANNOTATED, _SKIPPED]):
-        for task in _pages(client, filters, page_size=_ANNOTATED_PAGE_TASKS, **_WITH_ANNOTATIONS):
+        for task in _pages(client, filters, annotations=True):
             yield {"id": task["id"], "data": task["data"], "annotations": task["annotations"] or []}
 
 
@@ -39,7 +37,7 @@ def unlabelled_tasks(client: ProjectClient) -> Iterator[PoolTask]:
 
     Among them are those that somebody skipped, unless the project says that a skipped task is done with.
     """
-    for task in _pages(client, [_NOT_ANNOTATED, _NOT_DONE], page_size=_PAGE_TASKS, **_AS_IMPORTED):
+    for task in _pages(client, [_NOT_ANNOTATED, _NOT_DONE], annotations=False):
         yield PoolTask(task["id"], task["data"])
 
 
@@ -48,16 +46,14 @@ def tasks_since(client: ProjectClient, moment: str, *, annotations: bool = False
 
     A task changes with its data and with its annotations, not when predictions are imported. Deleted ones do not show.
     """
-    later = condition("updated_at", "greater_or_equal", moment, "Datetime")
-    size, fields = (_ANNOTATED_PAGE_TASKS, _WITH_ANNOTATIONS) if annotations else (_PAGE_TASKS, _AS_IMPORTED)
-    yield from _pages(client, [later], page_size=size, **fields)
+    return _pages(client, [condition("updated_at", "greater_or_equal", moment, "Datetime")], annotations=annotations)
 
 
 def tasks_by_number(client: ProjectClient, numbers: Sequence[int]) -> Iterator[Mapping[str, Any]]:
     """Yield those of some tasks that are there, with their annotations and all else."""
     for start in range(0, len(numbers), _NAMED_TASKS):
         named = condition("id", "in_list", list(numbers[start : start + _NAMED_TASKS]))
-        yield from _pages(client, [named], page_size=_NAMED_TASKS, **_WITH_ANNOTATIONS)
+        yield from _pages(client, [named], annotations=True)
 
 
 def count_labels_since(client: ProjectClient, moment: str, *, until: str) -> tuple[int, int]:
@@ -69,7 +65,7 @@ def count_labels_since(client: ProjectClient, moment: str, *, until: str) -> tup
     """
     later = condition("updated_at", "greater", moment, "Datetime")
     made = edited = 0
-    for task in _pages(client, [ANNOTATED, later], page_size=_ANNOTATED_PAGE_TASKS, **_WITH_ANNOTATIONS):
+    for task in _pages(client, [ANNOTATED, later], annotations=True):
         for each in task["annotations"] or []:
             if not each["was_cancelled"] and moment < str(each["updated_at"]) <= until:
                 made += str(each["created_at"]) > moment
@@ -131,12 +127,15 @@ def look(
 
 
 def _pages(
-    client: ProjectClient, filters: Sequence[Mapping[str, object]], *, page_size: int, **parameters: str
+    client: ProjectClient, filters: Sequence[Mapping[str, object]], *, annotations: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield tasks in the order of their numbers, each page from the last number on.
+    """Yield tasks in the order of their numbers, with their annotations or with their data as it was imported.
 
-    Numbered pages would shift, and tasks slip through, whenever somebody labels one while they are read.
+    Each page is from the last number on: numbered pages would shift, and tasks slip through, whenever somebody labels
+    one while they are read.
     """
+    page_size = _ANNOTATED_PAGE_TASKS if annotations else _PAGE_TASKS
+    parameters = {"fields": "all"} if annotations else {"resolve_uri": "false"}
     last, remaining = 0, True  # 0 is below every task's number
     while remaining:
         behind = condition("id", "greater", last)

@@ -31,7 +31,6 @@ _NEIGHBOURS: Final = 10
 _SAMPLED: Final = 2000
 """Images of the pool that an image's neighbours are sought among."""
 _ROWS: Final = 1024
-"""How many are compared at once."""
 _LEAST: Final = 1e-3
 """Distance to the neighbours below which images are copies of each other."""
 

@@ -66,13 +66,11 @@ _LEAST_LENGTH: Final = 1e-3
 _ROWS, _LEADERS = 512, 8192
 """How many are compared with how many at once: 4 million similarities, 16 MB."""
 _SKETCH: Final = 64
-"""Numbers in a sketch."""
 _SKETCHED: Final = 4096
 """How many embeddings the directions of sketches are taken from."""
 _FEW_PAIRS: Final = 2**14
 """Of a block of sketches, up to so many pairs are compared one by one; of more, the whole block is."""
 _ROUNDING: Final = 1e-5
-"""Of products in single precision."""
 
 
 @dataclass(frozen=True, slots=True)

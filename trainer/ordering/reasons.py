@@ -21,7 +21,6 @@ _FEW = 0.5
 _MOSTLY = 0.5
 """Share of an image's rarity that one class must make up for the image to be asked for on its account."""
 _ROWS = 4096
-"""How many images are looked at at once."""
 
 
 def explain(

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Final
@@ -21,7 +20,6 @@ from contract.versions.results import ProjectState
 from trainer import labelstudio
 from trainer.evaluation.witnesses import read_witnesses
 from trainer.features import open_store
-from trainer.labels.annotations import LeftOut, decide, is_confirmed
 from trainer.labels.checks import describe_unlabelled
 from trainer.labelstudio.tasks import PoolTask
 from trainer.ordering import coldstart, strategies
@@ -196,33 +194,36 @@ class _ByVersion:
         seen = ProjectState(context.options.project, state.total_annotations, state.newest_updated_at)
         if record.project == seen and record.images_by_class and set(manifest.labels) <= set(context.control.labels):
             return [record.images_by_class.get(label, 0) for label in manifest.labels]
-        return count_labels(context.annotated, context.control, manifest)
+        return count_labels(self._labelled.by_people.values(), context.control, manifest)
+
+    @cached_property
+    def _labelled(self) -> Labelled:
+        """What annotators have said."""
+        control = self._context.control
+        with stage("labels"):
+            tasks = self._context.annotated
+            return Labelled.read(tasks, control.from_name, control.labels, multiple=self._manifest.multiple)
 
     def _read_labelled(self) -> LabelledImages:
         """Return the images that somebody labelled, or some of many: by the one label that people chose, or -1."""
-        with stage("labels"):
-            annotated = self._context.annotated
-        tasks = [each for each in annotated if not all(one["was_cancelled"] for one in each["annotations"])]
-        some = {task["id"]: task for task in tasks[evenly_spaced(len(tasks), most=_MOST_LABELLED)]}
-        scores, _ = self._score([PoolTask(number, task["data"]) for number, task in some.items()])
+        by_people, labels = self._labelled.by_people, self._context.control.labels
+        annotated = self._context.annotated
+        tasks = [task for task in annotated if not all(each["was_cancelled"] for each in task["annotations"])]
+        some = tasks[evenly_spaced(len(tasks), most=_MOST_LABELLED)]
+        scores, _ = self._score([PoolTask(task["id"], task["data"]) for task in some])
         if not scores:
             return UNLABELLED
-        control, labels = self._context.control, np.full(len(scores), -1)
-        for row, task in enumerate(some[score.task] for score in scores):
-            if not self._manifest.multiple and not is_confirmed(task):
-                with suppress(LeftOut):
-                    (label,) = decide(task, control.from_name, control.labels)
-                    labels[row] = control.labels.index(label)
-        return LabelledImages(np.stack([score.embedding for score in scores]), labels)
+        single = {} if self._manifest.multiple else {task: labels.index(*said) for task, said in by_people.items()}
+        numbers = np.array([single.get(score.task, -1) for score in scores], np.int64)
+        return LabelledImages(np.stack([score.embedding for score in scores]), numbers)
 
     def _find_sure(self, scores: Sequence[Score], name: str, former: Sure | None) -> Found:
         """Find what may be confirmed in bulk, which takes the scores of labelled tasks too."""
-        context, asked, control = self._context, self._asked, self._context.control
+        context, asked = self._context, self._asked
         with stage("labels"):
             witnesses = read_witnesses(context.repository, self._manifest)
-            tasks = context.annotated if witnesses or (former and former.tasks) else []
-            labelled = Labelled.read(tasks, control.from_name, control.labels, multiple=asked.multiple)
-        data = {task["id"]: task["data"] for task in tasks}
+        labelled = self._labelled if witnesses or (former and former.tasks) else Labelled({}, {})
+        data = {each["id"]: each["data"] for each in context.annotated} if labelled.by_people else {}
         scored, _ = self._score([PoolTask(task, data[task]) for task in tasks_to_score(labelled, witnesses, asked)])
         with stage("arrange"):
             return find_sure(scores, witnesses, labelled, asked, name=name, scored=scored, former=former)

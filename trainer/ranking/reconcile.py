@@ -56,13 +56,9 @@ def reconcile(
 ) -> int:
     """Have each wanted task hold one prediction of that name with that score, and every other task at most one.
 
-    Args:
-        client: of the project.
-        name: what the predictions are stamped with.
-        wanted: by task. Tasks that turn out to be gone or labelled meanwhile are left alone.
-        unwanted: tasks that are to have none.
-        note: a file, made when needed, that tells a later call of an import whose end nobody saw.
-        find_there: the numbers of the tasks that may have one still.
+    Tasks that turn out to be gone or labelled meanwhile, which `find_there` does not name, are left alone; those that
+    are unwanted are to have none. The note is a file, made when needed, that tells a later call of an import whose end
+    nobody saw.
 
     Returns:
         How many predictions were created.

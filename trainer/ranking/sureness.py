@@ -71,7 +71,6 @@ class Asked:
     random_labels: int
     """How many of the holdout were labelled when the version was trained."""
     labels: tuple[str, ...]
-    """Of the labelling config."""
     multiple: bool
 
     def held_out(self, tasks: Iterable[int]) -> frozenset[int]:

@@ -13,7 +13,6 @@ from trainer.ranking.predictions import Planned
 from trainer.report.thumbnails import thumbnail
 
 SHOWN: Final = 12
-"""The most images of each kind."""
 _THREADS: Final = 4
 
 

@@ -23,7 +23,6 @@ from contract.images.preprocess import decode_image
 from contract.labelconfig import ChoicesControl
 from contract.tasks import find_reference
 from contract.versions.manifest import InputSpec, Manifest
-from trainer.labels.annotations import LeftOut, Task, decide, is_confirmed
 from trainer.labels.dataset import THREADS
 from trainer.labelstudio.tasks import PoolTask
 from trainer.progress_bar import Bar
@@ -116,16 +115,9 @@ def group_failures(failures: Sequence[Failure]) -> str:
     return " | ".join([*said, *([f"{others} for other reasons"] if others else [])])
 
 
-def count_labels(tasks: Iterable[Task], control: ChoicesControl, manifest: Manifest) -> list[int]:
+def count_labels(labels: Iterable[frozenset[str]], control: ChoicesControl, manifest: Manifest) -> list[int]:
     """How many tasks have each of a version's labels by now: (C,), 0 for one that the labelling config has lost."""
-    counts = Counter[str]()
-    for task in tasks:
-        if is_confirmed(task):  # nothing is learnt from it
-            continue
-        try:
-            counts.update(decide(task, control.from_name, set(control.labels), multiple=manifest.multiple))
-        except LeftOut:
-            continue
+    counts = Counter(label for each in labels for label in each)
     shown = {choice.shown: choice.stored for choice in control.choices}
     stored = [label if label in control.labels else shown.get(label, label) for label in manifest.labels]
     return [counts[label] for label in stored]

@@ -36,10 +36,7 @@ def are_few(count: int, total: int) -> bool:
 def ask_again(ask: Ask, tasks: Sequence[PoolTask], total: int) -> Iterator[list[Score | Failure]]:
     """Ask for tasks, and again for those that fail for a reason that passes; each gets one outcome in the end.
 
-    Args:
-        ask: called with all tasks, then with those that failed so.
-        tasks: whose images are missing.
-        total: how many images there are, those included that are known: what is few goes by it.
+    What is few goes by how many images there are in `total`, those included that are known.
     """
     pause_s, began, came_at = _PAUSE_S, None, time.monotonic()
     while tasks:

@@ -48,7 +48,6 @@ class TabRecord:
     created_at: str = ""
     """When the project was made: another one may come to bear its number."""
     tabs: Mapping[str, Kept] = field(default_factory=dict)
-    """By their keys."""
     listed: Mapping[int, Listed] = field(default_factory=dict)
     sure: Mapping[str, str] = field(default_factory=dict)
     """Labels, by the marker that predictions of them carry that may be confirmed."""

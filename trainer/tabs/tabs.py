@@ -27,7 +27,6 @@ class Tab:
     """A tab as it is to be."""
 
     key: str
-    """What it is for."""
     title: str
     filters: tuple[Filter, ...]
     ordering: str

@@ -24,11 +24,8 @@ _log = logging.getLogger(__name__)
 def watch(options: WatchOptions, environment: Environment, *, run: Mapping[str, Any], rank: Mapping[str, Any]) -> int:
     """Watch projects until a signal comes or as many rounds as were asked for are done; return the exit status.
 
-    Args:
-        options: what to watch.
-        environment: as the children read it for themselves, but for the model.
-        run: options of the command `run` but for the project; JSON has their values, or they are paths.
-        rank: likewise of `rank`.
+    Children read the environment for themselves, but for the model. Options of the commands `run` and `rank` but for
+    the project are values that JSON has, or paths.
 
     Raises:
         ConfigError: if Label Studio's address or token is not set, or another watch is at work on one of the models.
@@ -73,11 +70,7 @@ def _choose_models(options: WatchOptions, environment: Environment) -> dict[int,
 
 
 def _take_turns(watchers: Sequence[Watcher], supervisor: Supervisor) -> None:
-    """Let each look and act when it is due, one after the other, until enough rounds of each are done.
-
-    Raises:
-        Stopped: on a signal.
-    """
+    """Let each look and act when it is due, one after the other, until enough rounds of each are done, or `Stopped`."""
     due = dict.fromkeys(watchers, -float("inf"))
     while True:
         for watcher in due:

@@ -63,7 +63,6 @@ class _TrainedRound:
 
     why: str
     report: Mapping[str, Any]
-    """Of the training."""
     started: float
     """By the monotonic clock."""
 
@@ -132,7 +131,6 @@ class Watcher:
         self._rounds = 0
         self._unranked_round: _TrainedRound | None = None
         self.running = ""
-        """The command that is at work for it."""
         self._last_error = ""
         self._version_before: str | None = None
         """What was current before the last training."""
@@ -142,7 +140,6 @@ class Watcher:
         self._refused: tuple[str | None, str] | None = None
         """The version that does not know the labels of a labelling config, and that config's digest."""
         self._unscored = 0
-        """Images that could not be scored the last time."""
         self._score_again = _Backoff(_RETRY_S, _LONGEST_RETRY_S)
         self._ranked = ""
         """What the project is ranked by, as far as is known."""

@@ -4,17 +4,10 @@ import re
 import pytest
 
 from contract.label_studio import Refused, Unreachable
-from tests.trainer.studio import CONFIG, TOKEN, studio
+from tests.trainer.studio import CONFIG
 from trainer import labelstudio
 from trainer.labelstudio import tasks
 from trainer.labelstudio.tasks import annotated_tasks, count_labels_since, count_unlabelled, unlabelled_tasks
-
-
-@pytest.fixture
-def pets():
-    with studio(12) as state:
-        state.client = labelstudio.connect(state.url, TOKEN, 5)
-        yield state
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,6 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from contract.label_studio import LabelStudioClient
-from tests.trainer.studio import TOKEN, studio
-from trainer import labelstudio
 from trainer.labelstudio import task_lists
 from trainer.labelstudio.task_lists import list_annotated, list_unlabelled
 from trainer.labelstudio.tasks import annotated_tasks, unlabelled_tasks
@@ -17,15 +15,15 @@ TASKS = 40
 
 
 @pytest.fixture
-def pets(tmp_path):
+def pets(pets, tmp_path):
     """A project of which three tasks are labelled, and a folder that is not there yet."""
-    with studio(TASKS) as state:
-        state.client = labelstudio.connect(state.url, TOKEN, 5)
-        state.folder = tmp_path / "cache" / "tasks" / "5"
-        state.path = state.folder / "unlabelled.json"
-        for task in (3, 4, 5):
-            state.annotate(task, "cat")
-        yield state
+    while len(pets.tasks) < TASKS:
+        pets.add_task()
+    pets.folder = tmp_path / "cache" / "tasks" / "5"
+    pets.path = pets.folder / "unlabelled.json"
+    for task in (3, 4, 5):
+        pets.annotate(task, "cat")
+    return pets
 
 
 SOMEWHAT_BEFORE = task_lists._before

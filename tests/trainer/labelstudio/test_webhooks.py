@@ -1,15 +1,6 @@
 import pytest
 
-from tests.trainer.studio import TOKEN, studio
-from trainer import labelstudio
 from trainer.labelstudio.webhooks import clear_webhook_token, set_webhook_token
-
-
-@pytest.fixture
-def pets():
-    with studio() as state:
-        state.client = labelstudio.connect(state.url, TOKEN, 5)
-        yield state
 
 
 def test_a_header_is_put_on_our_webhooks_alone(pets):

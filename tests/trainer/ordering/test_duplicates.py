@@ -125,19 +125,15 @@ def test_predictions_differ_where_one_label_is_clearly_ahead_of_the_other(one, o
     assert outlook.allows(np.array([0]), np.array([1])) == same
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_there_may_be_hardly_an_image(count):
-    found = find_representatives(np.ones((count, 8), np.float32), np.arange(count), expected_alike(count))
-    np.testing.assert_array_equal(found, np.arange(count))
-
-
 def test_images_without_a_direction_stand_for_themselves():
-    """Where all embeddings are equal or zeros, nothing says that the images are alike."""
+    """Where all embeddings are equal or zeros, nothing says that the images are alike; and there may be hardly any."""
     rounding = np.random.default_rng(0).normal(size=(5, 8)) * 1e-4
-    two_ways = np.ones((5, 8)) + 1e-4 * np.eye(8)[[0, 0, 0, 1, 1]]
-    for embeddings in (np.zeros((5, 8)), np.ones((5, 8)), unit(np.ones((5, 8)) + rounding), unit(two_ways)):
-        found = find_representatives(embeddings.astype(np.float32), np.arange(5), expected_alike(5))
-        np.testing.assert_array_equal(found, np.arange(5))
+    two_ways = unit(np.ones((5, 8)) + 1e-4 * np.eye(8)[[0, 0, 0, 1, 1]])
+    equal = (np.zeros((5, 8)), np.ones((5, 8)), unit(np.ones((5, 8)) + rounding), two_ways)
+    for embeddings in (*equal, np.ones((1, 8)), np.ones((0, 8))):
+        own = np.arange(len(embeddings))
+        found = find_representatives(embeddings.astype(np.float32), own, expected_alike(len(own)))
+        np.testing.assert_array_equal(found, own)
 
 
 @pytest.mark.parametrize(

@@ -25,25 +25,21 @@ def explained(pool, strategy, *, labels_by_class=None, labels=(), chosen=()):
 
 
 @pytest.mark.parametrize(
-    ("nats", "expected"),
-    [(0.0, "the passes agree"), (0.05, "the passes disagree a little"), (0.5, "the passes disagree")],
-)
-def test_bald_is_said_in_words(nats, expected):
-    assert explained(candidates([[0.5, 0.5]], bald=nats), "bald") == [expected]
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "multiple", "expected"),
+    ("probabilities", "nats", "expected"),
     [
-        ([0.45, 0.5, 0.05], False, "two labels are about equally likely"),
-        ([0.6, 0.3, 0.1], False, "the label is not sure"),
-        ([0.98, 0.01, 0.01], False, "the label is fairly sure"),
-        ([0.99, 0.5, 0.01], True, "a label is as likely as not"),
-        ([0.99, 0.98, 0.01], True, "the label is fairly sure"),
+        ([0.5, 0.5], 0.0, "the passes agree"),
+        ([0.5, 0.5], 0.05, "the passes disagree a little"),
+        ([0.5, 0.5], 0.5, "the passes disagree"),
+        ([0.45, 0.5, 0.05], None, "two labels are about equally likely"),
+        ([0.6, 0.3, 0.1], None, "the label is not sure"),
+        ([0.98, 0.01, 0.01], None, "the label is fairly sure"),
+        ([0.99, 0.5, 0.01], None, "a label is as likely as not"),
+        ([0.99, 0.98, 0.01], None, "the label is fairly sure"),
     ],
 )
-def test_the_margin_is_said_in_words(probabilities, multiple, expected):
-    assert explained(candidates([probabilities], multiple=multiple), "margin") == [expected]
+def test_bald_or_the_margin_is_said_in_words(probabilities, nats, expected):
+    pool = candidates([probabilities], bald=nats or 0.0, multiple=sum(probabilities) > 1.01)
+    assert explained(pool, "margin" if nats is None else "bald") == [expected]
 
 
 def test_a_class_with_few_labels_is_named_where_it_is_why():

@@ -72,30 +72,12 @@ def test_balancing_chooses_as_a_plain_greedy_loop(seed, multiple):
         assert utility[i] == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
-def test_batch_bald_passes_over_what_is_not_eligible():
-    rng = np.random.default_rng(3)
-    passes = make_passes(rng, images=60)
-    pool = make_candidates(passes, rng, task_ids=np.arange(60))
-    eligible = np.arange(60) % 3 > 0
-    chosen = preferred(pool, "batch-bald", eligible=eligible, batch_size=10, passes=lambda indices: passes[indices])[0]
-    assert len(chosen) == 10
-    assert eligible[chosen].all()
-    assert chosen[0] == np.where(eligible, pool.bald, 0).argmax()
-
-
 def test_a_strategy_that_is_no_more_names_what_to_use_and_batch_bald_takes_no_several_labels():
     for former, now in (("power-bald", "bald"), ("entropy", "margin"), ("balanced-margin", "balanced-bald-margin")):
         with pytest.raises(ConfigError, match=f"{former} is no more; use {now} or, by default, balanced-cover"):
             check(former, multiple=False)
     with pytest.raises(ConfigError, match="several for an image"):
         check("batch-bald", multiple=True)
-
-
-def test_the_margin_of_several_labels_is_that_of_the_least_sure_one():
-    probabilities = np.array([[0.5, 1.0, 0.0], [0.9, 0.8, 0.9], [1.0, 1.0, 0.0]], np.float32)
-    zeros = np.zeros(3, np.float32)
-    pool = Candidates(np.arange(3), probabilities, zeros, zeros, np.ones((3, 1), np.float32), multiple=True)
-    np.testing.assert_allclose(base_utility(pool, "margin", name="v1"), [1, 0.4, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("field", ["probabilities", "bald", "entropy", "embeddings"])
@@ -114,15 +96,6 @@ def test_every_array_has_a_row_for_each_task_which_comes_once():
         Candidates(pool.task_ids, pool.probabilities, pool.bald[:4], pool.entropy, pool.embeddings, multiple=False)
     with pytest.raises(ValueError, match="task 2 comes 2 times"):
         pool.take(np.array([0, 2, 2]))
-
-
-@pytest.mark.parametrize("strategy", ["badge", "balanced-cover"])
-@pytest.mark.parametrize("labels", [1, 7])
-def test_drawn_images_are_eligible_and_different(strategy, labels):
-    eligible = np.arange(200) % 3 > 0
-    chosen = preferred(candidates(), strategy, eligible=eligible, batch_size=50, labels_by_class=[labels] * 5)[0]
-    assert len(set(chosen.tolist())) == 50
-    assert eligible[chosen].all()
 
 
 def test_a_draw_favours_classes_with_few_labels():

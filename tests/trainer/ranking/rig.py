@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -56,8 +57,8 @@ class Rig:
     def rank(self, **options):
         return rank(RankOptions(5, **options), self.environment)
 
-    def rank_until(self, step, monkeypatch, *, counts=lambda method, path: True, after=False, **options):
-        """Have a ranking killed before that one of the requests that count, or after its answer; tell if it was."""
+    def run_until(self, step, monkeypatch, run, *, counts=lambda method, path: True, after=False):
+        """Have a run killed before that one of the requests that count, or after its answer; tell if it was."""
         send, number = LabelStudioClient.send, itertools.count(1)
 
         def last(client, method, path, **more):
@@ -71,13 +72,14 @@ class Rig:
 
         with monkeypatch.context() as patch, suppress(Killed):
             patch.setattr(LabelStudioClient, "send", last)
-            self.rank(**options)
+            run()
             return False
         return True
 
     def begin(self, monkeypatch, **options):
         """Have a ranking killed when all but the switch is done."""
-        assert self.rank_until(1, monkeypatch, counts=lambda method, _: method == "PATCH", **options)
+        run = partial(self.rank, **options)
+        assert self.run_until(1, monkeypatch, run, counts=lambda method, _: method == "PATCH")
 
     def dump(self):
         """All that a ranking changes in the project."""
@@ -107,9 +109,10 @@ def ours(rig):
     return [each for each in rig.studio.predictions.values() if each["model_version"].startswith(rig.version)]
 
 
+def meta_of(rig):
+    """What is said of each task whose label is shown, in the `meta` of its prediction."""
+    return {each["task"]: each["result"][0]["meta"] for each in ours(rig) if each["result"]}
+
+
 class Killed(BaseException):
     """Ends a run as SIGKILL does: nothing catches it."""
-
-
-def raise_killed(*args, **kwargs):
-    raise Killed

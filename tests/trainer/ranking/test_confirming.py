@@ -7,7 +7,7 @@ import pytest
 
 from contract.scores.ranking import load_rankings
 from contract.versions.results import TrainingRecord
-from tests.trainer.ranking.rig import held_out, ours, picture
+from tests.trainer.ranking.rig import held_out, meta_of, picture
 from tests.trainer.scorer import LABELS, passes_of
 from trainer.evaluation.witnesses import save_witnesses
 from trainer.ordering.reasons import UNTICKED
@@ -57,8 +57,7 @@ def test_a_ranking_offers_what_the_holdout_bears_out(measured, caplog):
     assert sure.passed_over == (unticked,)
     assert unticked not in sure.tasks
     assert measured.studio.order()[0] == unticked
-    [prediction] = [each for each in ours(measured) if each["task"] == unticked]
-    assert {region["meta"]["reason"] for region in prediction["result"]} == {UNTICKED}
+    assert meta_of(measured)[unticked]["reason"] == UNTICKED
 
 
 def test_nothing_is_asked_about_labels_where_none_can_be_confirmed(measured):

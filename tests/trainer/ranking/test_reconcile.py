@@ -81,12 +81,6 @@ def test_tasks_that_were_deleted_or_labelled_meanwhile_cost_the_others_nothing(p
     assert set(pets.scores(NAME)) == set(wanted) - {4, 7}
 
 
-def test_a_refusal_although_all_tasks_are_there_is_an_error(pets, tmp_path):
-    pets.refuse("POST", 400)
-    with pytest.raises(ConfigError, match="refuses the import although all its tasks are there"):
-        bring(pets, tmp_path)
-
-
 def test_a_label_that_the_config_has_lost_costs_the_label_and_not_the_score(pets, tmp_path, caplog):
     """Label Studio drops such predictions without a word."""
     pets.drops = lambda prediction: prediction["task"] == 3 and prediction["result"]
@@ -107,9 +101,23 @@ def test_nested_choices_are_sent_so_that_the_import_finds_them_valid(pets, tmp_p
     }
 
 
-def test_what_is_dropped_even_so_is_an_error_that_names_it(pets, tmp_path):
-    pets.drops = lambda prediction: prediction["task"] == 3
-    with pytest.raises(ConfigError, match=r"drops the predictions of 1 tasks .* of 3 among them"):
+@pytest.mark.parametrize(
+    ("happen", "message"),
+    [
+        (lambda pets: pets.refuse("POST", 400), "refuses the import although all its tasks are there"),
+        (
+            lambda pets: setattr(pets, "drops", lambda each: each["task"] == 3),
+            r"the predictions of 1 tasks .* of 3 among",
+        ),
+        pytest.param(
+            lambda pets: pets.refuse("POST", 500), "after 6 attempts that changed nothing it", marks=pytest.mark.slow
+        ),
+    ],
+    ids=["refused", "dropped without a label too", "never done"],
+)
+def test_a_label_studio_that_does_not_take_them_is_given_up(pets, tmp_path, happen, message):
+    happen(pets)
+    with pytest.raises(ConfigError, match=message):
         bring(pets, tmp_path)
 
 
@@ -163,13 +171,6 @@ def test_an_import_that_outlives_its_request_is_waited_for(pets, tmp_path, monke
     bring(pets, tmp_path)
     assert is_whole(pets)
     assert len(imports_of(pets)) == 1
-
-
-@pytest.mark.slow
-def test_a_label_studio_that_never_gets_there_is_given_up(pets, tmp_path):
-    pets.refuse("POST", 500)
-    with pytest.raises(ConfigError, match="after 6 attempts that changed nothing it does not"):
-        bring(pets, tmp_path)
 
 
 def test_imports_that_are_cut_short_and_arrive_are_no_failures(pets, tmp_path, monkeypatch):

@@ -10,7 +10,6 @@ from contract.errors import ConfigError
 from contract.scores.ranking import load_rankings
 from contract.versions.training_requests import find_requests, leave_request
 from tests.disks import fill, small_disk
-from tests.trainer.studio import Gone
 from trainer import labelstudio
 from trainer.__main__ import main
 from trainer.labelstudio.webhooks import set_webhook_token
@@ -112,7 +111,7 @@ def test_without_a_record_the_project_gets_label_studios_defaults(used):
     assert {each["model_version"] for each in used.studio.predictions.values()} == {"yolo"}
 
 
-def test_one_that_is_cut_short_at_any_request_goes_on_where_it_was(used):
+def test_one_that_is_cut_short_at_any_request_goes_on_where_it_was(used, monkeypatch):
     use(used)
     studio, after = used.studio, seen(used)
     [record] = used.repository.folder.rglob("projects/5.json")
@@ -122,31 +121,13 @@ def test_one_that_is_cut_short_at_any_request_goes_on_where_it_was(used):
         studio.project.update(copy.deepcopy(after[0]))
         studio.predictions, studio.webhooks = copy.deepcopy(after[1:3])
         record.write_bytes(content)
-        cut = _release_until(step, used)
+        cut = used.run_until(step, monkeypatch, lambda: release(5, used.environment))
         if cut:
             assert record.exists()
             release(5, used.environment)
         assert seen(used) == used.before
         assert not record.exists()
     assert step > 10
-
-
-def _release_until(step, used):
-    """Have a request to Label Studio fail; return whether there were so many."""
-    requests = iter(range(1, 1000))
-
-    def fail(_):
-        if next(requests) == step:
-            raise Gone(403)
-
-    used.studio.before = fail
-    try:
-        release(5, used.environment)
-    except ConfigError:
-        return True
-    finally:
-        used.studio.before = lambda _: None
-    return False
 
 
 @pytest.mark.parametrize("work", ["watch", "rank.5"])

@@ -5,13 +5,9 @@ import pytest
 
 from contract.errors import ConfigError
 from contract.scores.ranking import load_rankings
-from tests.trainer.ranking.rig import TASKS, ours, picture
+from tests.trainer.ranking.rig import TASKS, meta_of, picture
 from tests.trainer.studio import Gone
 from trainer.ranking.predictions import KEPT, LATER, SCORED_LATER
-
-
-def picture_of(rig, task):
-    return {each["task"]: each for each in ours(rig)}[task]
 
 
 @pytest.mark.usefixtures("hasty")
@@ -66,8 +62,7 @@ class TestNothingIsLost:
         assert ranked.rank().tasks == TASKS
         ranked.check_whole(ranked.version)
         assert not down
-        reasons = {each["result"][0]["meta"]["reason"] for each in ours(ranked)}
-        assert not reasons & {LATER, SCORED_LATER, KEPT}
+        assert not {meta["reason"] for meta in meta_of(ranked).values()} & {LATER, SCORED_LATER, KEPT}
 
     @pytest.mark.parametrize("strategy", ["balanced-cover", "batch-bald"])
     def test_a_few_images_that_cannot_be_had_keep_their_places_until_they_can_be_scored(self, ranked, strategy):
@@ -79,10 +74,8 @@ class TestNothingIsLost:
         assert "1 not scored, of which 1 keep their places" in summary.say()
         ranked.check_whole(ranked.version)
         assert ranked.studio.order().index(first) == 4
-        [region] = picture_of(ranked, first)["result"]
-        assert region["meta"]["reason"] == KEPT
-        assert region["meta"]["model_version"] == ranked.former
-        assert "rank" not in region["meta"]
+        meta = meta_of(ranked)[first]
+        assert (meta["reason"], meta["model_version"], meta.get("rank")) == (KEPT, ranked.former, None)
         [record] = load_rankings(ranked.repository)
         assert (record.tasks, record.failed, record.unscored) == (TASKS - 1, 1, (first,))
         assert first not in {image.task for image in (*record.most_uncertain, *record.most_confident)}
@@ -93,7 +86,7 @@ class TestNothingIsLost:
         summary = ranked.rank()
         assert (summary.tasks, summary.failed) == (1, 0)
         ranked.check_whole(ranked.version)
-        meta = picture_of(ranked, first)["result"][0]["meta"]
+        meta = meta_of(ranked)[first]
         assert (meta["reason"], meta["model_version"]) == (SCORED_LATER, ranked.version)
         [record] = load_rankings(ranked.repository)
         assert (record.tasks, record.failed, record.unscored) == (TASKS, 0, ())
@@ -134,7 +127,7 @@ class TestNothingIsLost:
         rig.server.away = set()
         assert rig.rank().ranking == f"{rig.version}.r2"
         rig.check_whole(f"{rig.version}.r2")
-        told = {each["task"]: each["result"][0]["meta"] for each in ours(rig)}
+        told = meta_of(rig)
         assert [told[task]["rank"] for task in rig.studio.order()] == list(range(1, TASKS + 1))
 
     def test_a_plan_that_was_begun_is_brought_to_its_end_without_the_images(self, ranked, monkeypatch):

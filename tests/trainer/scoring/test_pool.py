@@ -4,6 +4,7 @@ import pytest
 
 from contract.labelconfig import Choice, ChoicesControl
 from tests.versions import manifest
+from trainer.ranking.sureness import Labelled
 from trainer.scoring.pool import count_labels, group_failures
 from trainer.scoring.scores import Failure
 
@@ -11,9 +12,9 @@ CHOICES = (Choice("Cat", "cat"), Choice("Dog"), Choice("Eel"), Choice("Hen", "he
 CONTROL = ChoicesControl("label", "image", "image", CHOICES, multiple=True)
 
 
-def task(labels):
+def task(number, labels):
     region = {"from_name": "label", "type": "choices", "value": {"choices": labels}}
-    return {"id": 1, "data": {}, "annotations": [{"id": 1, "result": [region], "completed_by": 1}]}
+    return {"id": number, "data": {}, "annotations": [{"id": 1, "result": [region], "completed_by": 1}]}
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,8 @@ def task(labels):
 def test_labels_are_counted_in_the_order_of_the_version(labels, multiple, chosen, counts):
     """What is none of its classes is not, nor what the labelling config does not know; Label Studio stores aliases."""
     version = dataclasses.replace(manifest("20261123T050102123Z-0a1b2c"), labels=labels, multiple=multiple)
-    assert count_labels([task(each) for each in chosen], CONTROL, version) == counts
+    said = Labelled.read(map(task, range(9), chosen), "label", CONTROL.labels, multiple=multiple)
+    assert count_labels(said.by_people.values(), CONTROL, version) == counts
 
 
 @pytest.mark.parametrize(

@@ -60,31 +60,27 @@ def test_a_host_that_comes_back_is_waited_for():
     assert 200 <= pool.seconds < 231
 
 
-def test_a_host_that_stays_away_is_given_up_after_five_minutes():
-    pool = Pool(dict.fromkeys(range(10), 10_000))
-    assert not any(pool.run().values())
-    assert 270 < pool.seconds <= 300
+MOST, NEVER = dict.fromkeys(range(97), 0), 10_000
 
 
-def test_as_long_as_images_come_it_goes_on():
-    pool = Pool({number: 100 * number for number in range(1, 21)})
-    assert [task for task, scored in pool.run().items() if not scored] == [20]  # one is few, and waited for no longer
-    assert 1900 <= pool.seconds < 1931
-
-
-def test_a_few_images_do_not_hold_up_the_others():
-    pool = Pool({**dict.fromkeys(range(97), 0), **dict.fromkeys(range(97, 100), 10_000)})
-    assert sum(pool.run().values()) == 97
-    assert 7 <= pool.seconds <= 15
-
-
-def test_few_are_given_up_fifteen_seconds_after_the_first_failed_though_one_of_them_came():
-    pool = Pool({**dict.fromkeys(range(97), 0), 97: 6, **dict.fromkeys((98, 99), 10_000)})
-    assert sum(pool.run().values()) == 98
-    assert 7 <= pool.seconds <= 15
+@pytest.mark.parametrize(
+    ("up_at", "lost", "seconds"),
+    [
+        (dict.fromkeys(range(10), NEVER), [*range(10)], (271, 300)),
+        ({number: 100 * number for number in range(1, 21)}, [20], (1900, 1930)),
+        ({**MOST, 97: NEVER, 98: NEVER, 99: NEVER}, [97, 98, 99], (7, 15)),
+        ({**MOST, 97: 6, 98: NEVER, 99: NEVER}, [98, 99], (7, 15)),
+    ],
+    ids=["many are given up after five minutes", "while images come it goes on", "a few do not hold up the others",
+         "few are given up 15 s after the first failed though one came"],
+)  # fmt: skip
+def test_images_that_do_not_come_are_given_up_in_time(up_at, lost, seconds):
+    pool = Pool(up_at)
+    assert [task for task, scored in pool.run().items() if not scored] == lost
+    assert seconds[0] <= pool.seconds <= seconds[1]
 
 
 def test_a_host_that_is_as_slow_as_it_is_gone_is_not_asked_for_ever():
-    pool = Pool(dict.fromkeys(range(100), 10_000), ask_s=10)
+    pool = Pool(dict.fromkeys(range(100), NEVER), ask_s=10)
     assert not any(pool.run().values())
     assert len(pool.asked) == 1

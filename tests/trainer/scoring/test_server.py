@@ -41,16 +41,6 @@ def of(one, *, patience=HASTY, **options):
     return Server(one.url, patience=patience, **options)
 
 
-def slowly(_):
-    time.sleep(1.5 * HASTY.fail_s)
-    return 503, {"detail": "too much to do"}
-
-
-def nobodys_address():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"http://127.0.0.1:{server.getsockname()[1]}"
-
-
 class TestWaiting:
     def test_a_server_that_is_still_loading_is_waited_for(self, one):
         looks = []
@@ -65,21 +55,20 @@ class TestWaiting:
             Server(server.url, patience=Patience(pause_s=0.01)).wait_for(VERSION)
         assert len(looks) == 4
 
-    def test_no_server_says_what_to_set(self):
-        with pytest.raises(Unavailable, match=r"no server answers at .*\(NewConn.*LABELNEXT_SERVER"):
-            Server(nobodys_address(), patience=HASTY).wait_for(VERSION)
-
-    def test_a_server_of_another_repository_says_so(self, one):
+    def test_where_the_version_is_not_served_it_is_said_what_to_do(self, one):
+        """Label Studio is not taken for a server: its /health is JSON as well."""
         one.version = OTHER
-        with pytest.raises(Unavailable, match=rf"serves {OTHER}, not {VERSION}.*LABELNEXT_MODELS"):
-            of(one).wait_for(VERSION)
-
-    def test_what_is_no_inference_server_is_not_taken_for_one(self):
-        """Such as Label Studio, whose /health is JSON as well."""
-        with host() as server:
+        with host() as server, socket.create_server(("127.0.0.1", 0)) as unused:
             server.serve("/health", b'{"status": "UP"}')
-            with pytest.raises(Unavailable, match="not that of an inference server"):
-                Server(server.url, patience=HASTY).wait_for(VERSION)
+            nobodys = f"http://127.0.0.1:{unused.getsockname()[1]}"
+            unused.close()
+            for url, message in (
+                (nobodys, r"no server answers at .*\(NewConn.*LABELNEXT_SERVER"),
+                (one.url, rf"serves {OTHER}, not {VERSION}.*LABELNEXT_MODELS"),
+                (server.url, "not that of an inference server"),
+            ):
+                with pytest.raises(Unavailable, match=message):
+                    Server(url, patience=HASTY).wait_for(VERSION)
 
 
 class TestScoring:
@@ -150,18 +139,14 @@ class TestScoring:
         assert one.tasks_asked == [1, 2, 2, 3, 3, 3, 3, 3, 4]
 
     @pytest.mark.slow
-    def test_with_the_last_server_gone_the_error_says_why(self, one):
-        one.before = lambda body: (503, {"detail": "overloaded"})
-        with pytest.raises(Unavailable, match=r"answers no more.*503: overloaded.*what was scored is kept"):
-            ask(of(one), pool(3))
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("count", [1, 5])
-    def test_answers_that_come_too_late_end_it_too(self, one, count):
+    @pytest.mark.parametrize(
+        ("wait_s", "tasks"), [(0, 3), (1.5 * HASTY.fail_s, 1), (1.5 * HASTY.fail_s, 5 * LEAST_TASKS)]
+    )
+    def test_with_the_last_server_gone_or_too_slow_the_error_says_why(self, one, wait_s, tasks):
         """Of the threads that ask, some wait for work when the server is given up: they hear of it."""
-        one.before = slowly
-        with pytest.raises(Unavailable, match="answers no more"):
-            ask(of(one), pool(count * LEAST_TASKS))
+        one.before = lambda body: time.sleep(wait_s) or (503, {"detail": "overloaded"})
+        with pytest.raises(Unavailable, match=r"answers no more.*503: overloaded.*what was scored is kept"):
+            ask(of(one), pool(tasks))
 
     def test_patience_counts_from_the_last_answer(self, one, monkeypatch):
         """A server that refuses now and then is gone on with, however long it takes in all."""
@@ -172,14 +157,18 @@ class TestScoring:
         monkeypatch.setattr(portions, "MOST_TASKS", LEAST_TASKS)
         assert len(ask(of(one, patience=patience), pool(5 * LEAST_TASKS))) == 5 * LEAST_TASKS
 
-    def test_a_request_that_breaks_the_server_is_not_sent_for_ever(self, one):
-        one.before = lambda body: (500, {"detail": "see the log"})
-        with pytest.raises(Unavailable, match="again and again"):
+    @pytest.mark.parametrize(
+        ("status", "content", "why"),
+        [
+            (500, {"detail": "see the log"}, "answers 500: see the log"),
+            (200, "no json", "answer cannot be read"),
+            (200, {}, "answer cannot be read"),
+            (200, {"results": []}, "other tasks than it was asked"),
+            (200, {"results": [{"task": 9}]}, "answer cannot be read"),
+        ],
+    )
+    def test_a_request_that_breaks_the_server_or_gets_nonsense_is_not_sent_for_ever(self, one, status, content, why):
+        one.before = lambda body: (status, content)
+        with pytest.raises(Unavailable, match=f"again and again.*{why}"):
             ask(of(one, patience=Patience(pause_s=0.001)), pool(1))
         assert len(one.asked) == 5
-
-    @pytest.mark.parametrize("content", ["no json", {}, {"results": []}, {"results": [{"task": 9}]}])
-    def test_an_answer_that_makes_no_sense_is_not_believed(self, one, content):
-        one.before = lambda body: (200, content)
-        with pytest.raises(Unavailable, match=r"answer cannot be read|other tasks than it was asked"):
-            ask(of(one, patience=Patience(pause_s=0.001)), pool(1))

@@ -59,12 +59,9 @@ def test_options_go_in_by_stdin_and_the_last_line_of_stdout_is_the_report(superv
 
 
 @pytest.mark.parametrize("printed", ["", "no JSON", "[1]"])
-def test_no_report_is_an_empty_one(supervisor, printed):
-    assert supervisor.run(f"print({printed!r})", {}).report == {}
-
-
-def test_stderr_is_passed_through(supervisor, capsys):
-    supervisor.run("import sys; sys.stderr.write('half\\rwhole, 100 % \\u2713\\n')", {})
+def test_no_report_is_an_empty_one_and_stderr_is_passed_through(supervisor, printed, capsys):
+    code = f"import sys; print({printed!r}); sys.stderr.write('half\\rwhole, 100 % \\u2713\\n')"
+    assert supervisor.run(code, {}).report == {}
     assert capsys.readouterr().err == "half\rwhole, 100 % \u2713\n"
 
 
@@ -108,8 +105,9 @@ def test_a_signal_ends_sleep_and_what_is_marked_for_it_at_once(supervisor):
 
 
 UNWINDING = """
-import pathlib, signal, sys, time
+import pathlib, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 pathlib.Path("began").touch()
 try:
     time.sleep(600)
@@ -118,7 +116,7 @@ finally:
 """
 
 
-def test_a_signal_has_the_child_clear_up(supervisor):
+def test_a_signal_has_the_child_clear_up_and_what_it_leaves_behind_ends_with_it(supervisor):
     interrupt(when=BEGAN)
     with pytest.raises(Stopped):
         supervisor.run(UNWINDING, {})
@@ -153,11 +151,6 @@ def test_a_program_that_cannot_be_started_is_a_failure_and_is_not_after_a_signal
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped):
         supervisor.run("run", {})
-
-
-def test_what_a_child_leaves_behind_ends_with_it(supervisor):
-    code = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
-    assert supervisor.run(code, {}).status == 0
 
 
 GREETING = """

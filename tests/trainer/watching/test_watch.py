@@ -8,6 +8,7 @@ import signal
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 from filelock import FileLock
@@ -152,15 +153,15 @@ def stop(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
 
 
-def watch_it(studio, caplog, *, environment=None, **options):
+def watch_it(studio, caplog, *, environment=None, projects=((5,),), **options):
     """Watch until the end, and return the exit status, the names of commands that ran and the lines that were said."""
     environment = environment or environment_of(studio)
     caplog.set_level(logging.INFO, "trainer")
-    wanted = WatchOptions((WatchedProject(5),), poll_s=POLL_S, **options)
+    wanted = WatchOptions(tuple(WatchedProject(*each) for each in projects), poll_s=POLL_S, **options)
     run, rank = {**asdict(Training(epochs=3)), "control": "-x"}, asdict(Ranking(batch_size=50))
     status = watch(wanted, environment, run=run, rank=rank)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("trainer")]
-    return status, [command for command, _ in studio.ran], said
+    return status, [command for command, *_ in studio.ran], said
 
 
 def environment_of(studio, **fields):
@@ -294,10 +295,11 @@ def test_new_tasks_are_ranked_when_they_have_all_come(studio, caplog, tasks, why
     assert said[-2].startswith(why)
 
 
-def test_an_empty_project_is_left_alone(studio, caplog):
+def test_an_empty_project_is_left_alone_and_a_look_is_two_small_requests(studio, caplog):
     studio.resize(0)
-    studio.events = {5: stop}
+    studio.events = {20: stop}
     assert watch_it(studio, caplog)[1] == []
+    assert 40 <= len(studio.requests) <= 45
 
 
 def test_a_request_or_other_classes_start_a_round_without_a_new_label(trained, caplog):
@@ -339,13 +341,9 @@ def test_who_presses_again_does_not_wait_for_the_next_attempt(studio, caplog, mo
 @pytest.mark.slow
 def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monkeypatch):
     """The trainer may not be allowed to write where servers do."""
-    leave_request(studio.repository, None)
-
-    def refuse(repository, request):
-        raise PermissionError("read-only")
-
-    monkeypatch.setattr("trainer.watching.watcher.remove", refuse)
-    leave_request(studio.repository, 5)
+    monkeypatch.setattr("trainer.watching.watcher.remove", Mock(side_effect=PermissionError("read-only")))
+    for project in (None, 5):
+        leave_request(studio.repository, project)
     studio.events = {10: lambda: leave_request(studio.repository, 5), 30: stop}
     _, ran, said = watch_it(studio, caplog)
     assert ran.count("run") == 2  # for those that lay there, and for the one that was made anew
@@ -427,32 +425,26 @@ def test_a_signal_ends_the_watch_also_while_label_studio_hangs(studio, caplog, n
     assert said[-1] == f"{number.name}: the watch is over; nothing was under way"
 
 
-def test_the_webhook_is_given_the_secret(studio, caplog):
-    studio.events |= {3: lambda: studio.webhooks.update({10: {**studio.webhooks[9], "id": 10, "headers": {}}}), 6: stop}
+def test_webhooks_are_given_the_secret_and_keep_nothing_waiting_while_they_are_out_of_reach(studio, caplog):
+    studio.label(30)
+    studio.before = lambda request: refuse(403) if request.path.startswith("/api/webhooks") else None
+
+    def mend():
+        studio.before = lambda request: None
+        studio.webhooks[10] = {**studio.webhooks[9], "id": 10, "headers": {}}
+
+    studio.events |= {10: mend, 13: stop}
     environment = environment_of(studio, webhook_secret="hush", server="http://localhost:9090")
-    _, _, said = watch_it(studio, caplog, environment=environment)
+    _, ran, said = watch_it(studio, caplog, environment=environment)
+    assert ran == ["run", "rank"]
+    assert sum("cannot be given the secret" in line for line in said) == 1
     assert [each["headers"] for each in studio.webhooks.values()] == [{"Authorization": "Bearer hush"}] * 2
     assert "hush" not in "".join(said)
 
 
-def test_webhooks_that_are_out_of_reach_keep_nothing_waiting(studio, caplog):
-    studio.label(30)
-    studio.before = lambda request: refuse(403) if request.path.startswith("/api/webhooks") else None
-    environment = environment_of(studio, webhook_secret="hush", server="http://localhost:9090")
-    studio.events[10] = stop
-    _, ran, said = watch_it(studio, caplog, environment=environment)
-    assert ran == ["run", "rank"]
-    assert sum("cannot be given the secret" in line for line in said) == 1
-
-
-@pytest.mark.slow
-def test_a_look_is_two_small_requests(studio, caplog):
-    studio.events[20] = stop
-    watch_it(studio, caplog)
-    assert 40 <= len(studio.requests) <= 45
-
-
 # ---- several projects
+
+BOTH = ((5,), (7,))
 
 
 class Both:
@@ -493,20 +485,12 @@ def both(tmp_path, monkeypatch):
         yield make
 
 
-def watch_both(both, caplog, *projects, **options):
-    """Watch until the end; return the exit status and what was said."""
-    caplog.set_level(logging.INFO, "trainer")
-    told = tuple(WatchedProject(*each) for each in projects or ((5,), (7,)))
-    status = watch(WatchOptions(told, poll_s=POLL_S, **options), environment_of(both), run={}, rank={})
-    return status, [record.getMessage() for record in caplog.records if record.name.startswith("trainer")]
-
-
 def test_two_projects_have_a_model_each_and_lines_of_their_own(both, caplog):
     """Start Training is for the project where it was pressed, whether the server knew the model or only the project."""
     both = both()
     for studio in both.projects.values():
         studio.label(25)
-    status, said = watch_both(both, caplog, rounds=1)
+    status, _, said = watch_it(both, caplog, projects=BOTH, rounds=1)
     assert status == 0
     assert both.ran == [(command, number, f"project-{number}") for number in (5, 7) for command in ("run", "rank")]
     versions = [studio.repository.current() for studio in both.projects.values()]
@@ -519,7 +503,7 @@ def test_two_projects_have_a_model_each_and_lines_of_their_own(both, caplog):
         assert line.startswith(f"project {number}: 25 new labels (20 asked for): trained {version} on 25 labels")
     leave_request(both.projects[7].repository, 7)
     leave_request(Repository(both.models), 5, any_model=True)
-    _, said = watch_both(both, caplog, rounds=1)
+    _, _, said = watch_it(both, caplog, projects=BOTH, rounds=1)
     pressed = [line.partition(": trained")[0] for line in said if "Start Training" in line]
     assert pressed == [f"project {number}: Start Training was pressed" for number in (5, 7)]
     assert find_requests(both.projects[5].repository) == find_requests(both.projects[7].repository) == []
@@ -531,7 +515,7 @@ def test_a_project_that_fails_holds_up_no_other(both, caplog):
     both.projects[7].label(25)
     both.projects[7].plan = {"run": [(1, "no room")]}
     both.projects[7].events[20] = stop
-    _, said = watch_both(both, caplog)
+    _, _, said = watch_it(both, caplog, projects=BOTH)
     assert [ran for ran in both.ran if ran[0] == "run"] == [("run", 7, "project-7")] * 2
     told = "\n".join(said)
     assert re.search(r"^project 5: .*502.*looking again$", told, re.MULTILINE)
@@ -543,34 +527,30 @@ def test_a_project_goes_on_with_the_model_that_was_trained_on_it(both, caplog):
     """When a second one joins: LABELNEXT_MODEL is not taken from the first."""
     both = both("default", "project-7")
     both.projects[5].label(25)
-    assert watch_both(both, caplog, (5,), rounds=1)[0] == 0
+    assert watch_it(both, caplog, rounds=1)[0] == 0
     first = both.projects[5].repository.current()
     both.projects[5].label(25)
     both.projects[7].label(25)
-    watch_both(both, caplog, rounds=1)
+    watch_it(both, caplog, projects=BOTH, rounds=1)
     assert both.projects[5].repository.versions()[0] == first
     assert {(number, model) for _, number, model in both.ran} == {(5, "default"), (7, "project-7")}
 
 
-def test_models_may_be_named_and_shared(both, caplog):
+def test_models_may_be_named_and_shared_and_are_refused_while_another_watch_works_for_one(both, caplog):
     both = both("pets", "pets")
-    both.projects[5].label(25)
-    both.projects[7].events[12] = stop
-    watch_both(both, caplog, (5, "pets"), (7, "pets"))
-    version = Repository(both.models, "pets").current()
-    assert [studio.project["model_version"] for studio in both.projects.values()] == [version] * 2
-    assert ("rank", 7, "pets") in both.ran
-
-
-def test_a_model_that_another_watch_works_for_is_refused_before_anything_is_done(both, caplog):
-    both = both("pets", "cars")
     both.models.mkdir()
     with (
         FileLock(both.models / ".cars.watch.lock"),
         pytest.raises(ConfigError, match="another watch is at work for model 'cars'"),
     ):
-        watch_both(both, caplog, (5, "pets"), (7, "cars"))
+        watch_it(both, caplog, projects=((5, "pets"), (7, "cars")))
     assert both.ran == []
+    both.projects[5].label(25)
+    both.projects[7].events[12] = stop
+    watch_it(both, caplog, projects=((5, "pets"), (7, "pets")))
+    version = Repository(both.models, "pets").current()
+    assert [studio.project["model_version"] for studio in both.projects.values()] == [version] * 2
+    assert ("rank", 7, "pets") in both.ran
 
 
 def test_what_a_signal_cuts_short_is_told_of_the_project_that_was_at_work(both, caplog, monkeypatch):
@@ -583,5 +563,5 @@ def test_what_a_signal_cuts_short_is_told_of_the_project_that_was_at_work(both, 
         return both.do(command, options)
 
     monkeypatch.setattr(Supervisor, "run", interrupted)
-    _, said = watch_both(both, caplog)
+    _, _, said = watch_it(both, caplog, projects=BOTH)
     assert said[-1] == "SIGTERM: the watch is over; project 7: training was abandoned, and nothing published"
