@@ -100,13 +100,11 @@ class TestPredictions:
             labelstudio.import_predictions(pets.client, [])
         assert len(pets.requests) == before + 1
 
-    def test_version_and_sampling_are_set_together(self, pets):
+    def test_version_and_sampling_are_set_together_unless_the_version_has_no_prediction(self, pets):
         """One request, so that nobody is served by the one without the other."""
         pets.predict(1, "v1")
         labelstudio.switch_model_version(pets.client, "v1")
         [request] = [request for request in pets.requests if request.method == "PATCH"]
         assert json.loads(request.body) == {"model_version": "v1", "sampling": "Uncertainty sampling"}
-
-    def test_a_version_without_predictions_is_one_clear_line(self, pets):
         with pytest.raises(Refused, match=re.escape("'v2' for project 5: no prediction in the project has it")):
             labelstudio.switch_model_version(pets.client, "v2")
