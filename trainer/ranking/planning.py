@@ -213,7 +213,7 @@ class _ByVersion:
         scores, _ = self._score([PoolTask(task["id"], task["data"]) for task in some])
         if not scores:
             return UNLABELLED
-        single = {} if self._manifest.multiple else {task: labels.index(*said) for task, said in by_people.items()}
+        single = {} if self._manifest.multiple else {task: labels.index(one) for task, (one,) in by_people.items()}
         numbers = np.array([single.get(score.task, -1) for score in scores], np.int64)
         return LabelledImages(np.stack([score.embedding for score in scores]), numbers)
 
