@@ -136,6 +136,7 @@ class TestRecord:
         rig.rank(holdout_share=0.5)
         sampled_later = held_out(later, 0.5)
         assert {each["task"] for each in ours(rig) if not each["result"]} == sampled | sampled_later
+        assert load_rankings(rig.repository)[0].audit == len(sampled | sampled_later)
         scores = [rig.studio.scores(rig.version)[task][0] for task in sampled_later]
         balds = [bald_of(rig.studio.tasks[task]) for task in sampled_later]
         assert len(sampled_later) > 10

@@ -118,6 +118,7 @@ def test_a_label_that_a_person_has_looked_at_and_kept_does_not_come_back(labelle
     assert labelled.studio.tabs()["Look again"] == [4]
     labelled.rank()
     assert labelled.studio.tabs()["Look again"] == [4]
+    assert 6 not in labelled.studio.scores(labelled.version)
     publish(labelled, doubted=(6, 4))
     labelled.rank()
     assert labelled.studio.tabs()["Look again"] == [4]
@@ -258,6 +259,7 @@ def _changes_tabs(method, path):
 @pytest.mark.usefixtures("confident")
 def test_one_that_is_cut_short_goes_on_where_it_was(labelled, monkeypatch, fresh, after):
     labelled.rank(tabs=False)
+    assert "/sure/" not in labelled.dump()
     options, steps, cut = {"holdout_share": 0.3}, 0, True
     while cut:
         steps += 1
