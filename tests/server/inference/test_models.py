@@ -104,19 +104,20 @@ def test_a_backbone_leaves_with_the_last_engine_that_has_it(repository):
 
 
 def test_one_that_is_being_loaded_is_no_silence_of_the_others(repository, metrics):
-    """Loading takes as long as it takes, and is done for one after the other."""
-    now, details = [0.0], []
+    """Loading takes as long as it takes, and is done one after the other; before all had a look, it is not ready."""
+    now, seen = [0.0], []
 
     def slow(version):
         now[0] += 500
-        details.extend(model.detail for model in models.all)
+        seen.extend((model.detail or "", models.ready) for model in models.all)
         return load(version)
 
     models = Models(repository, slow, only=False, poll_s=1, metrics=metrics, clock=lambda: now[0])
     for name in ("birds", "cars"):
         publish(repository.beside(name))
     models.poll()
-    assert not any("has not answered" in detail for detail in details if detail)
+    assert not any("has not answered" in detail or is_ready for detail, is_ready in seen)
+    assert models.ready
 
 
 def test_a_fault_in_one_model_keeps_no_other_from_being_followed(models, repository, count):
