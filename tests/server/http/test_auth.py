@@ -89,10 +89,9 @@ def test_who_may_ask_what(serve, published, caplog, basic_auth, secret, sent, op
     """
     client, version = serve(basic_auth=basic_auth, webhook_secret=secret), published.current()
     for authorization in sent:
+        headers = {} if authorization is None else {"Authorization": authorization}
         for path in REQUESTS:
-            reply = ask(
-                client, path, version, **({"Authorization": authorization} if authorization is not None else {})
-            )
+            reply = ask(client, path, version, **headers)
             may = path.removeprefix(BY_NAME) in opened
             assert reply.status_code == (ANSWERED[path] if may else 401), (authorization, path)
             if not may:
