@@ -41,7 +41,7 @@ def metrics():
 
 @pytest.fixture
 def count(metrics):
-    """Return the value of a metric."""
+    """Return the value of a metric; None for one that has none."""
     return lambda name, **labels: metrics.registry.get_sample_value(f"labelnext_{name}", labels)
 
 
@@ -138,11 +138,6 @@ def image_host():
 def fetcher(image_host):
     with Fetcher(FetchSettings(label_studio_url=image_host.url)) as each:
         yield each
-
-
-def total(metrics, name, **labels):
-    """Return what a counter has come to."""
-    return metrics.registry.get_sample_value(f"labelnext_{name}_total", labels) or 0
 
 
 def references(*names):

@@ -11,7 +11,7 @@ import pytest
 
 from bench.harness.hosts import reply
 from server.inference.batching import Expired, ImageScores
-from tests.server.inference.conftest import EchoEngine, make_png, references, soon, total
+from tests.server.inference.conftest import EchoEngine, make_png, references, soon
 
 UPLOAD = "/data/upload/1/a.png"
 RECHECK_S = 100.0
@@ -64,32 +64,32 @@ def serve(image_host):
     return serve
 
 
-def hits_and_misses(metrics):
-    return total(metrics, "feature_cache_hits"), total(metrics, "feature_cache_misses")
+def hits_and_misses(count):
+    return count("feature_cache_hits_total"), count("feature_cache_misses_total")
 
 
-def test_known_bytes_are_neither_decoded_nor_computed_again(serve, score, metrics, monkeypatch):
+def test_known_bytes_are_neither_decoded_nor_computed_again(serve, score, count, monkeypatch):
     sent, engine = serve(7), EchoEngine()
     assert score(engine=engine) == [7]
     monkeypatch.setattr("server.inference.scoring.decode_image", lambda *_: pytest.fail("decoded"))
     assert score(engine=engine) == [7]
     assert (engine.backbone.batches, engine.batches) == ([[7]], [[7], [7]])
     assert len(sent) == 2
-    assert hits_and_misses(metrics) == (1, 1)
+    assert hits_and_misses(count) == (1, 1)
 
 
-def test_another_head_hits_and_another_backbone_misses(serve, score, image_host, metrics):
+def test_another_head_hits_and_another_backbone_misses(serve, score, image_host, count):
     """Then the source is asked for the file, and not whether it changed."""
     sent, engines = serve(7, tag='"one"'), [EchoEngine(number) for number in range(3)]
     engines[1].backbone.key = engines[0].backbone.key
     assert [score(engine=engine, later=0) for engine in engines] == [[7]] * 3
     assert [engine.backbone.batches for engine in engines] == [[[7]], [], [[7]]]
-    assert hits_and_misses(metrics) == (1, 2)
+    assert hits_and_misses(count) == (1, 2)
     assert len(sent) == 2
     assert not any("If-None-Match" in request.headers for request in image_host.requests)
 
 
-def test_a_changed_source_is_downloaded_and_scored_anew(serve, score, metrics):
+def test_a_changed_source_is_downloaded_and_scored_anew(serve, score, count):
     sent = serve(7, tag='"one"')
     engine = EchoEngine()
     assert score(engine=engine) == [7]
@@ -100,20 +100,20 @@ def test_a_changed_source_is_downloaded_and_scored_anew(serve, score, metrics):
     serve(8, tag='"three"')
     assert score(engine=engine) == [8]
     assert engine.backbone.batches == [[7], [8]]
-    counted = [total(metrics, "image_revalidations", result=each) for each in ("changed", "unchanged", "ignored")]
+    counted = [count("image_revalidations_total", result=each) for each in ("changed", "unchanged", "ignored")]
     assert counted == [1, 1, 1]
 
 
-def test_an_image_that_is_none_is_not_remembered_as_one(serve, score, metrics):
+def test_an_image_that_is_none_is_not_remembered_as_one(serve, score, count):
     serve(b"hello", tag='"one"')
     assert [score(), score()] == [["decode"]] * 2
-    assert total(metrics, "images", model="default", outcome="decode_error") == 2
+    assert count("images_total", model="default", outcome="decode_error") == 2
     serve(9, tag='"two"')
     assert score() == [9]
 
 
 @pytest.mark.parametrize("tag", [None, '"tag"'], ids=["cannot-be-asked", "can-be-asked"])
-def test_a_source_is_asked_again_after_a_while(serve, score, image_host, metrics, tag):
+def test_a_source_is_asked_again_after_a_while(serve, score, image_host, count, tag):
     """And not before that, whatever it would say."""
     serve(7, tag=tag)
     assert score() == [7]
@@ -121,8 +121,8 @@ def test_a_source_is_asked_again_after_a_while(serve, score, image_host, metrics
     for later, expected in ((0, 7), (RECHECK_S - 1, 7), (1, 8), (RECHECK_S - 1, 8)):
         assert score(later=later) == [expected]
     assert len(image_host.requests) == 2
-    assert hits_and_misses(metrics) == (3, 2)
-    assert total(metrics, "image_revalidations", result="changed") == bool(tag)
+    assert hits_and_misses(count) == (3, 2)
+    assert count("image_revalidations_total", result="changed") == bool(tag)
     assert score(later=-10 * RECHECK_S) == [8]  # the clock was set back: a check that lies in the future is none
     assert len(image_host.requests) == 3
 

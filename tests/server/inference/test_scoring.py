@@ -7,19 +7,17 @@ from contract.errors import FetchError, ImageError, Unavailable
 from server.inference.batching import Expired, ImageScores
 from server.observe.logs import request_id
 from tests.server.conftest import wait_until
-from tests.server.inference.conftest import EchoEngine, make_png, references, soon, total
+from tests.server.inference.conftest import EchoEngine, make_png, references, soon
 
 
-def test_one_images_failure_is_its_own(make_scorer, metrics, caplog):
+def test_one_images_failure_is_its_own(make_scorer, count, caplog):
     scorer = make_scorer({"good": make_png(1), "gone": FetchError("404"), "text": b"hello"})
     missing = ImageError("task 9: no image")
     images = [*references("good", "gone", "text"), missing, *references("good")]
     outcomes = scorer.score(images, EchoEngine(), deadline=soon())
     kinds = [o.code if isinstance(o, ImageError) else "ok" for o in outcomes]
     assert kinds == ["ok", "fetch", "decode", "image", "ok"]
-    counted = [
-        total(metrics, "images", model="default", outcome=outcome) for outcome in ("ok", "fetch_error", "decode_error")
-    ]
+    counted = [count("images_total", model="default", outcome=name) for name in ("ok", "fetch_error", "decode_error")]
     assert counted == [2, 1, 1]
     (record,) = caplog.records
     assert record.failed == 3
