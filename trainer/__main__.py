@@ -27,7 +27,6 @@ from contract.commands import Command, Option, parse
 from contract.errors import ConfigError, LabelError, LabelMismatch, LabelnextError, RepositoryError, TrainingError
 from contract.files import explain
 from contract.settings import DECLARED, PREFIX, Count
-from contract.versions.manifest import Manifest
 from contract.versions.signatures import generate_keys
 from trainer.ranking.options import OfProject, Ranking, RankOptions
 from trainer.settings import Environment, Server, Source, Training, check_weights
@@ -41,10 +40,7 @@ _OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, and return the process's exit code: 0, or 1 after an error that stderr explains.
-
-    It is 3 where labels are at fault, so that whoever tries again has to wait for others.
-    """
+    """Run one command, and return the process's exit code: 0, 1 after an error, 3 where other labels are needed."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("trainer").setLevel(logging.INFO)
     try:
@@ -130,9 +126,7 @@ def _rank(environment: Environment, options: RankOptions) -> None:
     check_weights(options.weights)
     from trainer.ranking.rank import rank
 
-    summary = rank(options, environment)
-    print(summary.say(), file=sys.stderr)
-    _print_json(asdict(summary))
+    _conclude(rank(options, environment))
 
 
 def _watch(environment: Environment, options: WatchOptions, training: Training, ranking: Ranking) -> int:
@@ -178,9 +172,7 @@ class _Release(OfProject):
 def _release(environment: Environment, options: _Release) -> None:
     from trainer.ranking.releasing import release
 
-    released = release(options.project, environment, server=options.server)
-    print(released.say(), file=sys.stderr)
-    _print_json(asdict(released))
+    _conclude(release(options.project, environment, server=options.server))
 
 
 def _versions(environment: Environment) -> None:
@@ -195,16 +187,14 @@ def _versions(environment: Environment) -> None:
     for name in repository.history():
         marker = "*" if name == current else " " if name in there else "-"
         try:
-            print(f"{marker} {_row(repository.read_manifest(name))}")
+            manifest = repository.read_manifest(name)
         except RepositoryError as err:
             print(f"{marker} {name:<26}  refused: {err}")
-
-
-def _row(manifest: Manifest) -> str:
-    images = "-" if manifest.training.images is None else manifest.training.images
-    measured = (manifest.metrics.accuracy, manifest.metrics.macro_f1)
-    figures = ["-" if each is None else f"{each:.3f}" for each in measured]
-    return f"{manifest.version:<26}  {manifest.created_at:<25}  {images:>6}  {figures[0]:>8}  {figures[1]:>8}"
+            continue
+        images = "-" if manifest.training.images is None else manifest.training.images
+        measured = (manifest.metrics.accuracy, manifest.metrics.macro_f1)
+        accuracy, macro_f1 = ("-" if each is None else f"{each:.3f}" for each in measured)
+        print(f"{marker} {name:<26}  {manifest.created_at:<25}  {images:>6}  {accuracy:>8}  {macro_f1:>8}")
 
 
 @dataclass(frozen=True, config=DECLARED)
@@ -227,9 +217,7 @@ class _Prune:
 def _prune(environment: Environment, options: _Prune) -> None:
     from trainer.pruning import prune
 
-    pruned = prune(environment.repository(), newest=options.keep)
-    print(pruned.describe(), file=sys.stderr)
-    _print_json(pruned.to_json())
+    _conclude(prune(environment.repository(), newest=options.keep))
 
 
 @dataclass(frozen=True, config=DECLARED)
@@ -254,6 +242,12 @@ def _check(environment: Environment) -> None:
     manifest = version.manifest
     found = {"version": version.name, "passes": manifest.passes, "dropout_sites": len(manifest.dropout_sites)}
     _print_json(found | {"mean_bald": validation.mean_bald, "largest_difference": validation.largest_difference})
+
+
+def _conclude(summary: Any) -> None:
+    """Say what was done: to people by its `say`, to programs by its fields."""
+    print(summary.say(), file=sys.stderr)
+    _print_json(asdict(summary))
 
 
 def _print_json(document: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from contract.errors import RepositoryError, RepositoryUnreachable, VersionInUse
 from contract.scores.ranking import load_rankings
@@ -21,23 +20,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was removed, and what was not."""
+    """What was removed, oldest first, and what was not, newest first, with why it is needed."""
 
     removed: tuple[str, ...]
-    """Oldest first."""
-    freed_bytes: int
+    freed_mb: float
     kept: Mapping[str, str]
-    """Version to why it is needed, newest first."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
-        return {"removed": self.removed, "freed_mb": round(self.freed_bytes / 2**20, 1), "kept": self.kept}
-
-    def describe(self) -> str:
+    def say(self) -> str:
         """Return it as one line for people."""
         count, reasons = len(self.removed), Counter(self.kept.values())
         kept = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
-        removed = f"{count} version{'s' * (count != 1)} removed, {self.freed_bytes / 2**20:,.0f} MiB"
+        removed = f"{count} version{'s' * (count != 1)} removed, {self.freed_mb:,.0f} MiB"
         return f"{removed if count else 'no version removed'}; kept: {kept}"
 
 
@@ -56,9 +49,9 @@ def prune(repository: Repository, *, newest: int) -> Pruned:
                 _log.info("%s", err)
                 kept[name] = "open"
     left = [manifest for name, manifest in manifests.items() if name in kept]
-    freed_bytes = _size(manifests.values()) - _size(left)
+    freed_mb = round((_size(manifests.values()) - _size(left)) / 2**20, 1)
     removed = tuple(name for name in names if name not in kept)
-    return Pruned(removed, freed_bytes, dict(sorted(kept.items(), reverse=True)))
+    return Pruned(removed, freed_mb, dict(sorted(kept.items(), reverse=True)))
 
 
 def _needed(repository: Repository, names: list[str], newest: int) -> dict[str, str]:
@@ -68,7 +61,7 @@ def _needed(repository: Repository, names: list[str], newest: int) -> dict[str, 
 
 
 def _read_manifest(repository: Repository, name: str) -> Manifest | None:
-    """Return a version's manifest; None if it cannot be read, which keeps no version there."""
+    """Return a version's manifest; None if it is damaged, which keeps no version there."""
     try:
         return repository.read_manifest(name)
     except RepositoryUnreachable:

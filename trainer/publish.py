@@ -20,14 +20,7 @@ from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.results import Metrics, ProjectState, TrainingRecord
 from contract.versions.version import PROBE_FILE, REPORT_FOLDER, StagedVersion, Version
-from trainer.evaluation.comparison import (
-    CommonImages,
-    compare_versions,
-    describe_advice,
-    earlier,
-    find_agreement,
-    save_predictions,
-)
+from trainer.evaluation import comparison
 from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions
 from trainer.evaluation.witnesses import save_witnesses
 from trainer.labels.annotations import CONFIRMED
@@ -143,7 +136,7 @@ def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifes
     try:
         inputs = Inputs(
             manifest=manifest,
-            earlier=earlier(repository, manifest),
+            earlier=comparison.earlier(repository, manifest),
             origin=trained.data.pool.origin,
             pixels=trained.data.pixels,
             parts=trained.data.parts,
@@ -195,25 +188,25 @@ def _describe(staged: StagedVersion, lowered: Lowered, trained: Trained) -> Mani
 def _add_advice(repository: Repository, described: Version, trained: Trained) -> Manifest:
     """Measure earlier versions on what the new one was, where that is the random holdout, and say whether to go on."""
     data, manifest = trained.data, described.manifest
-    kappa, unseen, curve, before = None, list[str](), None, earlier(repository, manifest)
+    kappa, unseen, curve, before = None, list[str](), None, comparison.earlier(repository, manifest)
     if data.parts.sample == "audit":
         tested = count_images(data.validation_targets, len(manifest.labels))
         unseen = [label for label, images in zip(manifest.labels, tested, strict=True) if not images]
-        curve, predictions = compare_versions(repository, manifest, before, _take_common_images(trained))
-        kappa = find_agreement(predictions, before, manifest)
-        save_predictions(predictions, described.path)
-    advice = describe_advice(before, manifest, curve, kappa=kappa, unseen=unseen)
+        curve, predictions = comparison.compare_versions(repository, manifest, before, _take_common_images(trained))
+        kappa = comparison.find_agreement(predictions, before, manifest)
+        comparison.save_predictions(predictions, described.path)
+    advice = comparison.describe_advice(before, manifest, curve, kappa=kappa, unseen=unseen)
     _log.info("%s", advice.sentence)
     return replace(manifest, training=replace(manifest.training, advice=advice, curve=curve))
 
 
-def _take_common_images(trained: Trained) -> CommonImages:
+def _take_common_images(trained: Trained) -> comparison.CommonImages:
     """Take the validation part, but for images that are labelled outside of it too: an earlier version learnt them."""
     held_out, pixels, decided = trained.data.parts.validation, trained.data.pixels, trained.evaluation.decided
     others = np.setdiff1d(np.arange(len(pixels.groups)), held_out)
     unseen = ~np.isin(pixels.groups[held_out], pixels.groups[others])
     rows = held_out[unseen]
-    return CommonImages(
+    return comparison.CommonImages(
         tasks=pixels.task_ids[rows].tolist(),
         images=pixels.images[rows],
         known={} if trained.features is None else {trained.backbone.fingerprint: trained.features[rows]},

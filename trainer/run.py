@@ -13,7 +13,7 @@ from contract.versions.manifest import InputSpec
 from contract.versions.results import ProjectState
 from contract.versions.version import Version
 from trainer import labelstudio
-from trainer.evaluation.holdout import HeldOut, hold_out
+from trainer.evaluation.holdout import hold_out
 from trainer.labels import checks
 from trainer.labels import sources as labels
 from trainer.labels.dataset import count_images, load_pixels
@@ -45,8 +45,8 @@ def run(source: Source, training: Training, environment: Environment) -> Version
             backbone = open_backbone_of(training, cache=environment.cache_dir)
         data = _read(source, training, environment, backbone.spec)
         version = train(data, training, environment, repository=repository, backbone=backbone)
-    took_s = time.monotonic() - started
-    _log.info("published %s as the current version of %s, %.0f s", version.name, repository.location, took_s)
+    told = "published %s as the current version of %s, %.0f s"
+    _log.info(told, version.name, repository.location, time.monotonic() - started)
     return version
 
 
@@ -56,8 +56,7 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
         pool, project = _read_labels(source, environment)
         if project is not None and training.takes_unlabelled and not pool.multiple:
             with stage("unlabelled"):
-                kept = kept_folder(environment, project.id)
-                unlabelled = find_unlabelled(pool, project.id, kept, fetcher)
+                unlabelled = find_unlabelled(pool, project.id, kept_folder(environment, project.id), fetcher)
         _log.info("labels from %s", pool.origin)
         for sentence in labels.describe_left_out(pool):
             _log.info("left out: %s", sentence)
@@ -73,7 +72,13 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
     parts = hold_out(pixels, project=source.project, share=share, fraction=fraction, seed=training.seed)
     for sentence in checks.describe_contradictions(pool, pixels, split=parts.sample == "split"):
         _log.warning("%s", sentence)
-    _log_parts(parts)
+    sample = "of the random sample" if parts.sample == "audit" else "held out"
+    _log.info("training on %d images, measuring on %d %s", len(parts.train), len(parts.validation), sample)
+    if not len(parts.validation):
+        _log.warning(
+            "nothing can be held out, and so nothing is measured: no class has two images that are of no other class; "
+            "label more images, or correct those that have two labels"
+        )
     return Data(pool, pixels, parts, project, unlabelled)
 
 
@@ -102,13 +107,3 @@ def _read_text(path: Path | None) -> str | None:
         ) from err
     except UnicodeDecodeError as err:
         raise ConfigError(f"--label-config {path}: expected a labelling config in UTF-8 ({err})") from err
-
-
-def _log_parts(parts: HeldOut) -> None:
-    sample = "of the random sample" if parts.sample == "audit" else "held out"
-    _log.info("training on %d images, measuring on %d %s", len(parts.train), len(parts.validation), sample)
-    if not len(parts.validation):
-        _log.warning(
-            "nothing can be held out, and so nothing is measured: no class has two images that are of no other class; "
-            "label more images, or correct those that have two labels"
-        )

@@ -33,8 +33,8 @@ from trainer.model.build import Network, build_head_of, choose_device, sample_fe
 from trainer.model.fit import fit
 from trainer.model.fit_head import fit_head
 from trainer.model.frozen import Features, FrozenBackbone, freeze
+from trainer.model.graphs.int8 import in_best_precision
 from trainer.model.head import measure
-from trainer.model.int8 import in_best_precision
 from trainer.model.recipe import choose_recipe
 from trainer.model.weights import Provenance
 from trainer.publish import Data, Evaluation, Trained, choose_probe, publish

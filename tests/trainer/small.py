@@ -21,7 +21,7 @@ from trainer.model.bayes import activate_dropout, compute_probe
 from trainer.model.build import Network
 from trainer.model.frozen import freeze, read
 from trainer.model.graphs.export import export
-from trainer.model.graphs.quantise import quantise
+from trainer.model.graphs.int8 import quantise
 from trainer.model.weights import Provenance
 
 COLOURS = {"blue": (20, 40, 220), "green": (30, 200, 60), "red": (220, 30, 30)}
@@ -155,5 +155,5 @@ def quantise_network(network, images, folder):
     """Write a network's backbone in 8-bit integers into a folder, and return the file."""
     backbone = freeze_network(network, folder / "backbone")
     target = folder / INT8_BACKBONE_FILE
-    quantise(backbone.graph_with_weights(), images, target, mean=backbone.mean, deviation=backbone.deviation)
+    quantise(backbone, images, target)
     return target

@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+import math
 import operator
 import time
 from contextlib import contextmanager
@@ -78,9 +79,7 @@ class Studio:
 
     def annotate(self, task, label, *, cancelled=False, control="label"):
         region = {"from_name": control, "to_name": "image", "type": "choices", "value": {"choices": [label]}}
-        by = {"result": [region], "was_cancelled": cancelled, "completed_by": 1, "id": next(self.numbers)}
-        by["created_at"] = by["updated_at"] = self.tasks[task]["updated_at"] = self.moment()
-        self.tasks[task]["annotations"].append(by)
+        self.keep(task, [region], was_cancelled=cancelled)
 
     def confirm(self, task):
         """Make the prediction of the project's model version an annotation, as is done in bulk."""
@@ -88,8 +87,10 @@ class Studio:
         [parent] = [
             each for each in self.predictions.values() if (each["task"], each["model_version"]) == (task, version)
         ]
-        by = {"result": parent["result"], "parent_prediction": parent["id"], "lead_time": None, "was_cancelled": False}
-        by |= {"completed_by": 1, "id": next(self.numbers)}
+        self.keep(task, parent["result"], parent_prediction=parent["id"], lead_time=None, was_cancelled=False)
+
+    def keep(self, task, result, **more):
+        by = {"result": result, "completed_by": 1, "id": next(self.numbers), **more}
         by["created_at"] = by["updated_at"] = self.tasks[task]["updated_at"] = self.moment()
         self.tasks[task]["annotations"].append(by)
 
@@ -241,10 +242,8 @@ class Studio:
         [ordering] = asked.get("ordering", ["tasks:id"])
         key, falling = ordering.removeprefix("-").removeprefix("tasks:"), ordering.startswith("-")
         if key == "predictions_score":
-            unscored = [task for task in found if self.score(task["id"]) is None]
-            found = [task for task in found if self.score(task["id"]) is not None]
-            found.sort(key=lambda task: self.score(task["id"]), reverse=falling)
-            found += unscored
+            scores, sign = {task["id"]: self.score(task["id"]) for task in found}, -1 if falling else 1
+            found.sort(key=lambda task: sign * scores[task["id"]] if scores[task["id"]] is not None else math.inf)
         else:
             found.sort(key=lambda task: task[key], reverse=falling)
         return {"tasks": [self.shown(task) for task in found[: int(query["page_size"])]], "total": len(found)}

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.subjects import tiny_model
 from contract.errors import TrainingError
 from contract.versions.repository import Repository
 from contract.versions.results import Metrics, TrainingRecord
-from contract.versions.version import BACKBONE_WEIGHTS_FILE
+from contract.versions.version import BACKBONE_WEIGHTS_FILE, SIGNATURE_FILE
 from tests.disks import fill, small_disk
 from tests.trainer.small import use_small_backbone, write_folders
 from tests.versions import publish
@@ -22,7 +23,7 @@ from trainer.ranking import rank as rank_module
 from trainer.ranking.options import Ranking, RankOptions
 from trainer.ranking.rank import Summary
 from trainer.ranking.releasing import recall
-from trainer.settings import Source, Training
+from trainer.settings import Environment, Source, Training
 from trainer.study import simulate as simulate_module
 from trainer.study.options import StudyOptions
 from trainer.watching import watch as watch_module
@@ -83,18 +84,6 @@ def test_what_cannot_be_is_refused_with_the_usage(capsys, command, options):
         assert option.split()[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--weights", "nowhere.pth"], "no file nowhere.pth"),
-        (["--label-config", "config.xml"], "--label-config belongs to --export"),
-    ],
-)
-def test_arguments_that_cannot_work_are_refused_at_once(train, capsys, arguments, message):
-    assert train(*arguments) == 1
-    assert message in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("command", ["run", "simulate"])
 def test_an_unknown_backbone_is_refused_before_any_image_is_read(tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
@@ -106,17 +95,20 @@ def test_an_unknown_backbone_is_refused_before_any_image_is_read(tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "message"),
+    ("options", "environ", "message"),
     [
-        ("LABELNEXT_BASIC_AUTH", "secret", "error: LABELNEXT_BASIC_AUTH must be user:password"),
-        ("WORLD_SIZE", "2", "error: the trainer runs in one process: start it without torchrun"),
+        ("--weights nowhere.pth", {}, "--weights must be imagenet, none or a file; there is no file nowhere.pth"),
+        ("--label-config config.xml", {}, "--label-config belongs to --export"),
+        ("", {"LABELNEXT_BASIC_AUTH": "secret"}, "LABELNEXT_BASIC_AUTH must be user:password"),
+        ("", {"WORLD_SIZE": "2"}, "the trainer runs in one process: start it without torchrun"),
     ],
 )
-def test_an_environment_that_is_wrong_ends_in_one_line(train, models, monkeypatch, capsys, name, value, message):
+def test_what_cannot_work_is_refused_at_once_in_one_line(train, models, monkeypatch, capsys, options, environ, message):
     """Of several processes, as torchrun starts them, each would do all of the work."""
-    monkeypatch.setenv(name, value)
-    assert train() == 1
-    assert capsys.readouterr().err.startswith(message)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert train(*options.split()) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
     assert not models.exists()
 
 
@@ -303,3 +295,41 @@ def test_watch_gives_run_and_rank_what_they_understand(monkeypatch):
     assert COMMANDS["run"].values({"project": 3, **run}) == [Source(3, control="-x"), training]
     ranking = RankOptions(3, control="-x", server="http://c", strategy="margin", keep_sampling=True, **both)
     assert COMMANDS["rank"].values({"project": 3, **rank}) == [ranking]
+
+
+# ---- keys
+
+
+@pytest.fixture
+def settings(models, tmp_path, capsys):
+    assert main(["keygen", str(tmp_path / "keys")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("=")[0] for line in lines] == ["LABELNEXT_SIGNING_KEY", "LABELNEXT_VERIFY_KEY"]
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_what_keygen_says_to_set_signs_and_verifies(settings, models, tmp_path, monkeypatch, capsys):
+    unsigned = tiny_model.publish(Repository(models))
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    signed = tiny_model.publish(Environment.read(os.environ).repository())
+    assert (models / "default" / signed / SIGNATURE_FILE).is_file()
+    assert main(["check"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == signed
+    assert main(["versions"]) == 0
+    first, second = capsys.readouterr().out.splitlines()[1:]
+    assert first.startswith(f"  {unsigned}  refused: version {unsigned} has no signature")
+    assert second.startswith(f"* {signed}  2026")
+    assert main(["rollback", unsigned]) == 1
+    assert "demands one" in capsys.readouterr().err
+    (models / "default" / "CURRENT").write_text(unsigned)
+    assert main(["check"]) == 1
+    assert main(["keygen", str(tmp_path / "keys")]) == 1
+    assert "File exists" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("settings")
+def test_a_run_that_could_only_publish_what_is_refused_ends_before_it_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LABELNEXT_VERIFY_KEY", str(tmp_path / "keys" / "labelnext.pub"))
+    assert main(["run", "--images", "nowhere"]) == 1
+    assert "LABELNEXT_SIGNING_KEY is not" in capsys.readouterr().err

@@ -28,15 +28,15 @@ def test_the_newest_stay(repository, names):
     assert repository.history() == names
     assert pruned.removed == tuple(names[:4])
     assert pruned.kept == {names[5]: "current", names[4]: "newest"}
-    assert pruned.freed_bytes == 4 * 3 * 2**20
-    assert prune(repository, newest=2).describe() == "no version removed; kept: 1 current, 1 newest"
+    assert pruned.freed_mb == 4 * 3
+    assert prune(repository, newest=2).say() == "no version removed; kept: 1 current, 1 newest"
 
 
 def test_what_is_freed_of_what_versions_share_is_what_no_other_has(repository):
     for backbone in [b"one" * 2**20] * 3 + [b"two" * 2**20]:
         publish(repository, b"1" * 2**20, int8=backbone)
-    assert prune(repository, newest=2).freed_bytes == 2 * 3 * 2**20
-    assert prune(repository, newest=1).freed_bytes == 3 * 2**20 + 3 * 2**20
+    assert prune(repository, newest=2).freed_mb == 2 * 3
+    assert prune(repository, newest=1).freed_mb == 3 + 3
 
 
 def test_what_is_in_use_stays_however_old_or_damaged_it_is(repository, names, monkeypatch):

@@ -35,10 +35,11 @@ from trainer import run as run_module
 from trainer.features import open_store
 from trainer.labelstudio import connect
 from trainer.labelstudio.task_lists import kept_folder, list_unlabelled
-from trainer.model import build, int8
+from trainer.model import build
 from trainer.model.bayes import PROBE_IMAGES
 from trainer.model.fit import fit
 from trainer.model.frozen import FrozenBackbone
+from trainer.model.graphs import int8
 from trainer.model.graphs.validation import validate_version
 from trainer.model.head import to_onnx
 from trainer.publish import choose_probe
@@ -263,7 +264,7 @@ def test_a_backbone_in_8_bit_integers_is_published_and_trained_on(many, environm
 
 @pytest.mark.usefixtures("_accepted")
 def test_where_int8_ranks_otherwise_the_head_is_trained_on_float32(many, environment, tmp_path, monkeypatch, caplog):
-    def quantise_another(graph, images, target, **_):
+    def quantise_another(backbone, images, target):
         shutil.copyfile(quantise_network(lively_network(5), images, tmp_path), target)
 
     monkeypatch.setattr(int8, "quantise", quantise_another)
@@ -280,20 +281,17 @@ def test_where_int8_ranks_otherwise_the_head_is_trained_on_float32(many, environ
     assert exact.manifest.metrics.macro_f1 == pytest.approx(version.manifest.metrics.macro_f1, abs=0.05)
 
 
-def test_a_backbone_in_an_onnx_file_cannot_be_trained(folders, environment, monkeypatch):
-    opened = replace(small_backbone(), name="own.onnx", module=None)
-    monkeypatch.setattr(build, "open_backbone", lambda *_, **__: opened)
-    with pytest.raises(ConfigError, match=r"--train all needs a backbone that torch can train, own\.onnx"):
-        train(folders, replace(TRAINING, part="all"), environment)
-
-
-def test_one_trainer_at_a_time_works_on_a_model(folders, environment):
+def test_what_cannot_be_trained_or_is_being_trained_is_refused(folders, environment, monkeypatch):
     environment.models.mkdir()
     with (
         FileLock(environment.models / ".default.lock"),
         pytest.raises(ConfigError, match="another trainer is at work on model 'default'"),
     ):
         train(folders, TRAINING, environment)
+    opened = replace(small_backbone(), name="own.onnx", module=None)
+    monkeypatch.setattr(build, "open_backbone", lambda *_, **__: opened)
+    with pytest.raises(ConfigError, match=r"--train all needs a backbone that torch can train, own\.onnx"):
+        train(folders, replace(TRAINING, part="all"), environment)
 
 
 def test_the_probe_is_mostly_that_of_the_round_before(folders, environment):

@@ -17,14 +17,11 @@ def test_a_bucket_is_opened_through_its_local_cache_and_a_folder_as_it_is(monkey
     assert Environment.read({}).repository().root == Path("models")
 
 
-def test_the_server_has_one_address():
+def test_the_server_has_one_address_and_label_studio_must_have_one():
     assert Environment.read({"LABELNEXT_SERVER": "http://a:9090/"}).server == "http://a:9090"
     assert Environment.read({}).server == "http://localhost:9090"
     with pytest.raises(ConfigError, match=r"LABELNEXT_SERVERS is now LABELNEXT_SERVER .* put a proxy before them"):
         Environment.read({"LABELNEXT_SERVERS": "http://a:9090, http://b:9090"})
-
-
-def test_without_label_studio_it_is_said_what_to_set():
     with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN"):
         Environment.read({"LABELNEXT_LABEL_STUDIO_URL": "http://localhost:8080"}).label_studio()
 

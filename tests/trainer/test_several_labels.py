@@ -54,52 +54,28 @@ def task(rng, number, held):
     }
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """A repository with what a run on ten images of each of the eight sets of labels came to, and its name."""
-    root = tmp_path_factory.mktemp("several")
+def test_annotations_of_several_labels_become_a_version_whose_predictions_hold_each_that_holds(tmp_path, monkeypatch):
+    """Of ten images of each of the eight sets of labels."""
     sets = [held for size in range(4) for held in itertools.combinations(range(3), size)] * 10
     rng = np.random.default_rng(0)
-    (root / "export.json").write_text(json.dumps([task(rng, number, held) for number, held in enumerate(sets, 1)]))
-    (root / "config.xml").write_text(CONFIG, encoding="utf-8")
-
-    with pytest.MonkeyPatch.context() as patch:
-        use_small_backbone(patch)
-        source = Source(export=root / "export.json", label_config=root / "config.xml")
-        name = run(
-            source, TRAINING, Environment(models=root / "models", cache=root / "cache", cache_dir=root / "features")
-        ).name
-    return Repository(root / "models"), name
-
-
-@pytest.fixture(scope="module")
-def engine(published):
-    """The version as a server runs it, admitted."""
-    repository, name = published
-    options = EngineOptions(threads=1)
-    return admit(repository, name, lambda version: Engine(version, options)).engine
-
-
-def test_a_project_of_several_labels_becomes_a_version_of_several(published):
-    repository, name = published
-    manifest = repository.open(name).manifest
-    assert manifest.multiple
-    assert manifest.labels == LABELS
+    (tmp_path / "export.json").write_text(json.dumps([task(rng, number, held) for number, held in enumerate(sets, 1)]))
+    (tmp_path / "config.xml").write_text(CONFIG, encoding="utf-8")
+    use_small_backbone(monkeypatch)
+    source = Source(export=tmp_path / "export.json", label_config=tmp_path / "config.xml")
+    folders = {"models": tmp_path / "models", "cache": tmp_path / "cache", "cache_dir": tmp_path / "features"}
+    manifest = run(source, TRAINING, Environment(**folders)).manifest
+    assert (manifest.multiple, manifest.labels) == (True, LABELS)
     assert manifest.training.images_by_class == dict.fromkeys(LABELS, 40)
-    assert manifest.training.left_out == {}
-    assert manifest.training.images == 80
+    assert (manifest.training.left_out, manifest.training.images) == ({}, 80)
     assert manifest.metrics.accuracy > 0.5
     assert manifest.metrics.macro_f1 > 0.8
-
-
-def test_predictions_hold_every_label_that_holds(published, engine):
+    repository, options = Repository(tmp_path / "models"), EngineOptions(threads=1)
+    engine = admit(repository, manifest.version, lambda version: Engine(version, options)).engine
     rng = np.random.default_rng(1)
     sets = [(0,), (1, 2), (0, 1, 2), (2,)]
     outputs = engine.run(np.stack([quarters(rng, held) for held in sets]))
-    scores = [
-        ImageScores(*each) for each in zip(outputs.mean_probabilities, outputs.bald, outputs.entropy, strict=True)
-    ]
-    target = resolve_target(CONFIG, engine.version, engine.manifest.control, engine.manifest.labels)
-    predictions = build_predictions(scores, engine.manifest, target, Score.AGREEMENT)
+    rows = zip(outputs.mean_probabilities, outputs.bald, outputs.entropy, strict=True)
+    target = resolve_target(CONFIG, engine.version, manifest.control, manifest.labels)
+    predictions = build_predictions([ImageScores(*row) for row in rows], engine.manifest, target, Score.AGREEMENT)
     found = [prediction["result"][0]["value"]["choices"] for prediction in predictions]
     assert sum(each == [LABELS[label] for label in held] for each, held in zip(found, sets, strict=True)) >= 3

@@ -16,31 +16,22 @@ from contract.versions.results import Advice
 
 LEAST_IMAGES: Final = 30
 """Random images below which macro-F1 says too little."""
-
 LEAST_VERSIONS: Final = 3
-
 LEAST_KAPPA: Final = 0.95
 """Cohen's, between the predictions of successive versions, from which they count as agreeing."""
-
 FLAT: Final = 0.01
 """Macro-F1 that is not worth its labels."""
-
 _WORTHWHILE = 0.02
 """Macro-F1 for which people are told how many labels it takes."""
-
 _LOW_BALD = 0.05
 """Share of the greatest BALD below which the mean counts as low."""
-
 _FALLING = 0.95
 """Mean BALD over that of the first of the recent versions, below which it counts as falling."""
-
 _AHEAD = 0.25
 """Share of the labels so far that the curve is asked about, and that recent versions cover, at least: a few labels
 change little wherever the model stands."""
-
 _CURVE = 0.5
 """Share of the labels so far from which on versions tell where the curve goes; those before tell where it came from."""
-
 _NAMED = 3
 
 
@@ -68,12 +59,9 @@ class Measured:
 def advise(versions: Sequence[Measured], *, images: int, greatest_bald: float, unseen: Sequence[str] = ()) -> Advice:
     """Say whether more labels are worth their while.
 
-    Args:
-        versions: with equal classes, oldest first, up to the one that was just trained; empty where that one was not
-            measured on the random sample.
-        images: how many images of the random sample are labelled.
-        greatest_bald: what BALD can reach, in nats.
-        unseen: labels of which the random sample holds no image.
+    Versions are of equal classes, oldest first, up to the one that was just trained; there are none where that was not
+    measured on the random sample. Of this so many images are labelled, and it holds none of the `unseen` labels.
+    `greatest_bald` is what BALD can reach, in nats.
     """
     if images < LEAST_IMAGES:
         return Advice(f"too early to say: {images} of {LEAST_IMAGES} random images are labelled")

@@ -16,12 +16,9 @@ from contract.scores.holdout import is_held_out
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.labels.dataset import Indices, Pixels, Targets, split
 
-Sample = Literal["audit", "split"]
-
 _CONFIDENCE = 0.95
 _NOTHING = 1e-12
 """A variance that stands for none."""
-
 Decisions = npt.NDArray[np.bool_]
 """Shape (N, C): which labels an image is said to have."""
 
@@ -32,7 +29,7 @@ class HeldOut:
 
     train: Indices
     validation: Indices
-    sample: Sample
+    sample: Literal["audit", "split"]
     """Whether the validation part is the random holdout, or a share of each class."""
     audit_images: int
     """How many of the N are of the random holdout."""

@@ -27,11 +27,9 @@ ERROR_RATE: Final = 0.025
 """How often a margin may be accepted whose labels are right less often than is asked for: the lower half of what an
 interval of 95 % leaves out. Versions are tested one after the other, mostly on the same images: over ten of a project
 it comes to about 0.05."""
-
 _FIRST_STEP: Final = 1 / 3
 """Share of the sample that the first step covers at most: the more images it is about, the more of them may be wrong,
 and the less does a single one end the search. By their number alone, so that no label has a say."""
-
 _MOST_GROWTH: Final = 1000.0
 _HALVINGS: Final = 30
 

@@ -23,7 +23,6 @@ _log = logging.getLogger(__name__)
 
 WITNESSES_FILE: Final = "witnesses.json"
 """Within a version's folder."""
-
 _MOST_BYTES: Final = 64 * 2**20
 
 

@@ -44,12 +44,8 @@ CONFIRMED: Final = "confirmed in bulk"
 
 def find_answers(tasks: Iterable[Task]) -> list[Mapping[str, frozenset[str]]]:
     """What each annotation that counts chose for the whole image, where it chose something, by control."""
-    found = list[Mapping[str, frozenset[str]]]()
-    for annotation in (each for task in tasks for each in _objects(task.get("annotations")) if _says_something(each)):
-        whole, _ = _split(annotation)
-        controls = {str(item.get("from_name")) for item in whole}
-        found.append({control: labels for control in controls if (labels := _labels(whole, control))})
-    return found
+    counted = (each for task in tasks for each in _objects(task.get("annotations")) if _says_something(each))
+    return [_split(annotation)[0] for annotation in counted]
 
 
 def decide(task: Task, control: str, known: Container[str], *, multiple: bool = False) -> frozenset[str]:
@@ -164,15 +160,22 @@ _WHERE: Final = frozenset(
 """What the value of a result holds of the place in the task that it is for, whatever the kind of region."""
 
 
-def _split(annotation: Annotation) -> tuple[list[Annotation], list[Annotation]]:
-    """The choices in an annotation's result: for the whole task, and for a region or one image of several."""
+def _split(annotation: Annotation) -> tuple[Mapping[str, frozenset[str]], set[str]]:
+    """What was chosen for the whole task, by control; and the controls that were answered for a part of it.
+
+    Parts are regions, whose results share an `id`, and one image of several.
+    """
     items = _objects(annotation.get("result"))
     regions = {str(item["id"]) for item in items if _has_a_place(item) and item.get("id") is not None}
-    whole, parts = list[Annotation](), list[Annotation]()
+    whole, parts = dict[str, frozenset[str]](), set[str]()
     for item in items:
-        if item.get("type") == "choices":  # a region's results share its `id`
-            in_region = _has_a_place(item) or str(item.get("id")) in regions or item.get("item_index") is not None
-            (parts if in_region else whole).append(item)
+        control, labels = item.get("from_name"), frozenset(labels_in(item.get("value")))
+        if item.get("type") != "choices" or not isinstance(control, str) or not labels:
+            continue
+        if _has_a_place(item) or str(item.get("id")) in regions or item.get("item_index") is not None:
+            parts.add(control)
+        else:
+            whole[control] = whole.get(control, frozenset()) | labels
     return whole, parts
 
 
@@ -181,17 +184,11 @@ def _has_a_place(item: Annotation) -> bool:
     return isinstance(value, Mapping) and not _WHERE.isdisjoint(value)
 
 
-def _labels(items: Iterable[Annotation], control: str) -> frozenset[str]:
-    return frozenset(
-        label for item in items if item.get("from_name") == control for label in labels_in(item.get("value"))
-    )
-
-
 def _ballot(annotation: Annotation, control: str, known: Container[str], multiple: bool) -> frozenset[str]:
     """What one annotation says. A label that the config has lost may have a new name, so it spoils those beside it."""
     whole, parts = _split(annotation)
-    choices = _labels(whole, control)
-    if not choices and _labels(parts, control):
+    choices = whole.get(control, frozenset())
+    if not choices and control in parts:
         raise LeftOut(FOR_A_REGION)
     if not choices and not (multiple and annotation.get("ground_truth")):
         raise LeftOut(NO_CHOICE)

@@ -34,12 +34,10 @@ _OF_SYSTEMS: Final = frozenset(
 
 
 def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, Sequence[str]]]:
-    """Look through a folder of class folders; what systems and people hide is passed over, and links are followed.
+    """Return the images by class, all sorted by name, and other paths below `root` by why they are none.
 
-    Returns:
-        The images by class, all sorted by name; a folder without an image of its own is no class. Names of classes
-        are composed (NFC): macOS takes letters apart that people type as one.
-        Paths below `root`, by why they are no images of a class.
+    What systems and people hide is passed over, and links are followed. Names of classes are composed (NFC): macOS
+    takes letters apart that people type as one.
     """
     images, left_out = defaultdict[str, list[Path]](list), defaultdict[str, list[str]](list)
     start = f"{str(root).rstrip('/')}/"
@@ -47,11 +45,10 @@ def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, 
     def leave_out(reason: str, entry: Path) -> None:
         left_out[reason].append(as_text(str(entry).removeprefix(start)))
 
-    top = _look(root)
-    for kind, entry in top:
-        if kind != _FOLDER:
-            leave_out(NOT_IN_A_CLASS if kind in {_IMAGE, NOT_AN_IMAGE} else kind, entry)
-    for folder in (entry for kind, entry in top if kind == _FOLDER):
+    for place, folder in _look(root):
+        if place != _FOLDER:
+            leave_out(NOT_IN_A_CLASS if place in {_IMAGE, NOT_AN_IMAGE} else place, folder)
+            continue
         content = _look(folder)
         for kind, entry in content:
             if kind == _IMAGE:

@@ -55,7 +55,7 @@ class ImageCache:
     ) -> tuple[bytes, npt.NDArray[np.uint8]]:
         """Return an image's bytes and its pixels; what its source can be asked about, and could be decoded, is kept."""
         source = fetcher.source(reference, task_id=task_id) if fetcher.is_remote(reference) else None
-        known, data = (source and self.get(source)) or (None, b"")
+        known, data = (self.get(source) if source else None) or (None, b"")
         fetched = fetcher.fetch_if_changed(reference, known=known, task_id=task_id)
         if fetched.unchanged and known:
             return data, decode(data)

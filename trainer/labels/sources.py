@@ -4,6 +4,7 @@ The order of the labels comes from the labelling config and not from the labels 
 round to the next. Opens no image.
 """
 
+import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,6 @@ from trainer import labelstudio
 from trainer.labels import annotations, class_folders
 from trainer.labels.annotations import CONFIRMED, LeftOut, Task, decide, find_answers, is_confirmed
 from trainer.labels.class_folders import IMAGE_SUFFIXES, NESTED, composed, find_images
-from trainer.labels.exports import read_export
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.task_lists import list_annotated
 
@@ -106,7 +106,7 @@ def from_export(path: Path, label_config: str | None = None, control: str | None
 
     Without the text of the labelling config, labels are those seen, sorted, and one of several `<Choices>` is named.
     """
-    tasks = read_export(path)
+    tasks = _read_export(path)
     if label_config is not None:
         chosen = _choose(label_config, control, tasks)
         return _pool(tasks, chosen, f"{path}, labels in the order of the labelling config")
@@ -126,6 +126,60 @@ def from_project(client: ProjectClient, control: str | None = None, *, kept: Pat
     chosen = _choose(project.label_config, control, tasks)
     origin = f"{client.what} ({project.title}), labels in the order of its labelling config"
     return _pool(tasks, chosen, origin)
+
+
+# ---- the files of the Export dialog: those of type JSON are read, the others known by name
+
+
+def _read_export(path: Path) -> list[Task]:
+    """The tasks in an export of type JSON."""
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        raise LabelError(
+            f"the export {path} cannot be read: {err.strerror}; give the file that Label Studio wrote"
+        ) from err
+    try:
+        tasks = json.loads(content)
+    except (ValueError, RecursionError) as err:
+        raise _other_export(path, _name_text(content)) from err
+    if tasks == []:
+        raise LabelError(f"expected a Label Studio export with tasks, {path} has none; label some, and export again")
+    if not isinstance(tasks, list) or not all(_is_task(task) for task in tasks):
+        raise _other_export(path, _name_document(tasks))
+    if any("completions" in task for task in tasks):
+        raise _other_export(path, "of Label Studio before 1.0", "open the project in a newer one, and export it there")
+    return tasks
+
+
+def _is_task(task: object) -> bool:
+    return isinstance(task, dict) and isinstance(task.get("data"), dict)
+
+
+def _other_export(path: Path, found: str, remedy: str = "choose JSON in the project's Export dialog") -> LabelError:
+    return LabelError(f"expected a Label Studio export of type JSON, {path} is {found}; {remedy}")
+
+
+def _name_text(content: bytes) -> str:
+    """What an export is that is no JSON."""
+    if content.startswith(b"PK"):
+        return "a ZIP archive, as of the types YOLO, COCO with images and Pascal VOC"
+    if content.lstrip()[:1] in {b"[", b"{"}:
+        return "broken JSON"
+    first, _, more = content.partition(b"\n")
+    for separator, name in ((b"\t", "TSV"), (b",", "CSV")):
+        if separator in first and more:
+            return f"a table, as of the type {name}"
+    return "no JSON"
+
+
+def _name_document(document: object) -> str:
+    """What an export is that is JSON, but not of tasks."""
+    if isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys():
+        return "of the type COCO"
+    if not isinstance(document, list):
+        return "no list of tasks"
+    return "a list of what has no 'data', as of the type JSON-MIN"
 
 
 # ---- which control, which key

@@ -24,7 +24,6 @@ from trainer.labelstudio.task_lists import recall_unlabelled
 
 MOST: Final = 10_000
 """Images that are looked up; of more, a random sample, which is always the same."""
-
 _DRAW: Final = "pseudo-labels"
 
 _log = logging.getLogger(__name__)

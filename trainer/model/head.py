@@ -17,10 +17,8 @@ from trainer.model.bayes import ActiveDropout, activate_dropout
 
 OPSET: Final = 20
 """Of the graphs that are written here; what a head is made of means the same in those before and behind it."""
-
 UNITS: Final = 256
 DROPOUT: Final = 0.6
-
 _LEAST_DEVIATION = 0.05
 """Of a channel, as a share of that of all features: one that is all but constant is not blown up."""
 
@@ -76,10 +74,7 @@ def build_head(
 
 
 def initialise(layers: list[nn.Linear]) -> None:
-    """Draw hidden layers after He et al. 2015 (arXiv 1502.01852), and have the last one give equal probabilities.
-
-    torchvision's 0.01 for all of them suits 1,000 classes and days of training.
-    """
+    """Draw hidden layers after He et al. 2015 (arXiv 1502.01852), and have the last one give equal probabilities."""
     generator = torch.Generator().manual_seed(torch.initial_seed())
     for layer in layers[:-1]:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)

@@ -3,7 +3,6 @@
 import pickle
 import socket
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,16 +47,10 @@ def load_weights(
     imagenet: Callable[[], Mapping[str, Tensor]] | None = None,
     adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> Provenance:
-    """Load what `imagenet`, `none` or a file holds into a network of that name, but for some layers.
+    """Load what `imagenet`, `none` or a file holds into a network of that name, but for its `fresh` parts.
 
-    Args:
-        module: to load into.
-        weights: to load.
-        name: of the network.
-        fresh: parts of the network that are not loaded.
-        optional: further ones that a file may lack.
-        imagenet: reads ImageNet's; by default torchvision's are downloaded.
-        adapt: what the tensors go through first.
+    A file may lack `optional` parts, too. ImageNet's weights are downloaded from torchvision unless `imagenet` reads
+    them; tensors go through `adapt` first.
     """
     state: Mapping[str, Tensor] = {}
     sha256, path = None, Path(weights)
@@ -111,20 +104,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _download_weights(name: str) -> dict[str, Tensor]:
-    weights = choose_weights(name)
+    weights, timeout = choose_weights(name), socket.getdefaulttimeout()
     try:
-        with ExitStack() as stack:
-            # torch.hub opens its connection without a time-out of its own, and its own bar would fill a log.
-            stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
-            socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
-            torch.hub.tqdm = partial(Bar, desc="weights")  # type: ignore[attr-defined, assignment]  # no class, but it makes one
-            return cast(dict[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))
+        # torch.hub opens its connection without a time-out of its own, and its own bar would fill a log.
+        socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
+        torch.hub.tqdm = partial(Bar, desc="weights")  # type: ignore[attr-defined, assignment]  # no class, but it makes one
+        return cast(dict[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as err:  # no route, refused, timed out; a digest that differs
         raise ConfigError(
             f"the ImageNet weights of {name} could not be downloaded ({first_line(err)}); fetch {weights.url} "
             "where there is internet, copy it here and give it with --weights FILE, or start from nothing with "
             "--weights none; --backbone efficientnet_lite0 brings its ImageNet weights along"
         ) from err
+    finally:
+        socket.setdefaulttimeout(timeout)
 
 
 def _check_weights(

@@ -325,7 +325,7 @@ def _open_backbone(context: RankingContext, store: FeatureStore) -> tuple[InputS
     Imports torch, which rankings by a version do without.
     """
     from trainer.model.build import open_frozen_of
-    from trainer.model.int8 import in_best_precision
+    from trainer.model.graphs.int8 import in_best_precision
 
     options = context.options
     asked = Training(weights=options.weights, backbone=options.backbone, image_size=options.image_size)

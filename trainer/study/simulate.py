@@ -31,7 +31,7 @@ from trainer.labels.dataset import Indices
 from trainer.locks import alone
 from trainer.model.build import choose_device, open_backbone_of
 from trainer.model.frozen import FrozenBackbone
-from trainer.model.int8 import in_best_precision
+from trainer.model.graphs.int8 import in_best_precision
 from trainer.model.recipe import choose_recipe
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.settings import Environment, Training

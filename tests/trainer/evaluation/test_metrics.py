@@ -45,6 +45,13 @@ def test_the_table_has_a_row_for_every_class_and_no_figure_where_nothing_is_held
     assert [line.split()[-2] for line in table.splitlines()[1:]] == ["-"] * 6
 
 
+def test_of_many_classes_the_largest_and_the_worst_are_shown_in_their_order():
+    metrics, targets = Metrics(f1=tuple(np.arange(40) / 40)), np.repeat(np.arange(40), np.arange(40))
+    table = format_table(metrics, [f"c{label}" for label in range(40)], targets)
+    shown = [line.split()[-1] for line in table.splitlines()[1:25]]
+    assert shown == [f"c{label}" for label in (*range(12), *range(28, 40))]
+
+
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=30, unique=True))
 def test_a_table_has_one_line_for_each_class_whatever_their_names(names):
     """Line breaks, controls and marks that turn the direction of writing are shown as escapes."""

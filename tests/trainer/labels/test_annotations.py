@@ -44,32 +44,23 @@ def test_drafts_and_predictions_do_not_count():
 
 LATER = "2026-11-22T11:00:00Z"
 PERSON = {"id": 1, "email": "ann@example.com"}
+NOBODYS = [annotation(label, by=None) for label in ("cat", "dog", "dog")]
+ONE_PERSONS = [annotation("cat", by=PERSON), annotation("cat", by=1)]
+OTHERS = [annotation("dog", by=2), annotation("dog", by=3)]
 BESIDE = [choice("dog", control="other"), {"from_name": "label", "type": "rectanglelabels", "value": {"x": 1}}]
 ONE_LABEL = {
-    "a skipped annotation is none, though it may hold a result": (
-        [annotation("cat", was_cancelled=True)],
-        annotations.SKIPPED,
-    ),
+    "a skipped annotation is none, whatever it holds": ([annotation("cat", was_cancelled=True)], annotations.SKIPPED),
     "nor is it a vote": ([annotation("cat", was_cancelled=True), annotation("dog", by=2)], {"dog"}),
     "an empty annotation is none": ([annotation(result=[])], annotations.EMPTY),
     "nor is it a vote against one": ([annotation(result=[]), annotation("dog", by=2)], {"dog"}),
     "of exclusive classes one holds, whatever a reviewer says": ([reviewed(result=[])], annotations.EMPTY),
-    "ground truth goes before any majority": (
-        [annotation("cat"), annotation("cat", by=2), reviewed("dog", by=3)],
-        {"dog"},
-    ),
-    "who has come to see two labels has withdrawn the one": (
+    "ground truth goes before any majority": ([*OTHERS, reviewed("cat", by=4)], {"cat"}),
+    "two labels withdraw the one": (
         [annotation("cat"), annotation("cat", "dog", at=LATER)],
         annotations.SEVERAL_CHOICES,
     ),
-    "annotators may be numbers or people": (
-        [annotation("cat", by=PERSON), annotation("cat", by=1), annotation("dog", by=2), annotation("dog", by=3)],
-        {"dog"},
-    ),
-    "annotations without an annotator do not replace each other": (
-        [annotation("cat", by=None), annotation("dog", by=None), annotation("dog", by=None)],
-        {"dog"},
-    ),
+    "annotators may be numbers or people": ([*ONE_PERSONS, *OTHERS], {"dog"}),
+    "annotations without an annotator do not replace each other": (NOBODYS, {"dog"}),
     "annotators who disagree evenly give none": ([annotation("cat", by=1), annotation("dog", by=2)], annotations.TIED),
     "two choices are no label": ([annotation("cat", "dog")], annotations.SEVERAL_CHOICES),
     "nor are they in two items": ([annotation(result=[choice("cat"), choice("dog")])], annotations.SEVERAL_CHOICES),

@@ -65,26 +65,13 @@ class TestFolders:
 
     def test_labels_are_the_names_of_the_folders_sorted_and_all_else_is_left_out_and_named(self, tmp_path, caplog):
         """No pipe is waited for. What is hidden or left by systems is passed over without a word, wherever it lies."""
-        names = [
-            "b/2.png",
-            "b/1.JPG",
-            "a/1.webp",
-            "a/notes.txt",
-            "loose.png",
-            "empty/readme.md",
-            "notes/more/readme.md",
-        ]
-        names += ["a/.DS_Store", ".git/1.png", "__MACOSX/a/1.png", "@eaDir/1.png", "a/@eaDir/1.png/small.jpg"]
-        names += [
-            "a/Thumbs.db",
-            "lost+found/1.png",
-            "desktop.ini",
-            "b/._1.png",
-            "$RECYCLE.BIN/1.png",
-            "hidden/.DS_Store",
-        ]
-        names += ["b/2024/2.png", "dog/2024/1.png", "dog/2024/may/2.JPG", "dog/2024/note.txt"]
-        os.mkfifo(self.make(tmp_path, *names) / "a" / "pipe.png")
+        names = "b/2.png b/1.JPG a/1.webp a/notes.txt loose.png readme.md empty/readme.md notes/more/readme.md "
+        names += (
+            "a/.DS_Store .git/1.png __MACOSX/a/1.png @eaDir/1.png a/@eaDir/1.png/small.jpg a/Thumbs.db desktop.ini "
+        )
+        names += "lost+found/1.png b/._1.png $RECYCLE.BIN/1.png hidden/.DS_Store "
+        names += "b/2024/2.png dog/2024/1.png dog/2024/may/2.JPG dog/2024/note.txt"
+        os.mkfifo(self.make(tmp_path, *names.split()) / "a" / "pipe.png")
         pool = from_folder(tmp_path)
         assert (pool.labels, pool.control) == (("a", "b"), None)
         assert [(image.reference, image.labels) for image in pool.images] == [
@@ -93,7 +80,7 @@ class TestFolders:
         nested = ["b/2024/2.png", "dog/2024/1.png", "dog/2024/may/2.JPG"]
         assert pool.left_out == {
             class_folders.NOT_AN_IMAGE: ["a/notes.txt", "a/pipe.png", "empty/readme.md"],
-            class_folders.NOT_IN_A_CLASS: ["loose.png"],
+            class_folders.NOT_IN_A_CLASS: ["loose.png", "readme.md"],
             class_folders.EMPTY_FOLDER: ["hidden", "notes"],
             class_folders.NESTED: nested,
         }
@@ -234,7 +221,8 @@ class TestExports:
         assert "sorted" in pool.origin
         assert "sorted" in caplog.text
         deeper = [each | {"data": {"photos": [each["data"]["photo"]], "text": "no image"}} for each in tasks]
-        assert from_export(export(deeper)).images == pool.images
+        found = from_export(export(deeper))
+        assert (found.images, found.image_key) == (pool.images, "photos[0]")
 
     def test_without_a_config_doubts_are_asked_about(self, export):
         two_controls = [task(1, item("cat"), item("yes", control="sharp")), task(2, item("dog"))]

@@ -123,7 +123,7 @@ class Watched(Studio):
         return {"version": version, "strategy": "margin", "tasks": len(self.tasks), "waiting": len(self.tasks)}
 
     def prune(self, options):
-        return prune(self.repository, newest=options["keep"]).to_json()
+        return asdict(prune(self.repository, newest=options["keep"]))
 
 
 @pytest.fixture(autouse=True)

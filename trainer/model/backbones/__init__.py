@@ -1,9 +1,9 @@
 """Backbones by name: torchvision's and timm's networks, EfficientNet-Lite0, and any graph in an ONNX file."""
 
 import difflib
-from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 from contract.errors import ConfigError, name_some
 from trainer.model.backbones import lite0, onnx_file, timm_networks, torchvision_networks
@@ -15,31 +15,26 @@ __all__ = ["Opened", "default_image_size", "open_backbone"]
 def open_backbone(
     name: str, *, image_size: int | None = None, weights: str | Path = "imagenet", grid: int | None = None
 ) -> Opened:
-    """Open a backbone for square images of one size.
-
-    Fresh layers are drawn from torch's global generator: seed it first.
+    """Open a backbone for square images of one size; fresh layers are drawn from torch's global generator.
 
     Args:
         name: one of torchvision's networks, `efficientnet_lite0`, a name of timm's, which `timm:` in front tells from
             one of torchvision's, or the path of an ONNX file.
         image_size: pixels a side; None for what the weights were made for.
         weights: to start from: `imagenet`, `none`, or a file with a state dict. An ONNX file has its own.
-        grid: cells a side of the means that the last map is pooled to, as AdaptiveAvgPool2d does it; None for the mean
-            of each channel, of a VGG those of its last stages. Networks that end in a vector, as transformers do, give
-            that vector whatever the grid is.
+        grid: cells a side that the last map is pooled to, as AdaptiveAvgPool2d does it; None for the mean of each
+            channel, of a VGG those of its last stages. Networks that end in a vector, as transformers do, give that.
     """
     kind, known = _find(name)
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image-size must be at least 1, got {image_size}")
-    opened: Opened = kind.open_network(known, image_size=image_size, weights=weights, grid=grid)
-    return opened
+    return cast(Opened, kind.open_network(known, image_size=image_size, weights=weights, grid=grid))
 
 
 def default_image_size(name: str) -> int:
     """Return the pixels a side that a backbone's weights were made for, without opening it."""
     kind, known = _find(name)
-    size: int = kind.default_image_size(known)
-    return size
+    return cast(int, kind.default_image_size(known))
 
 
 def _find(name: str) -> tuple[ModuleType, str]:
@@ -58,7 +53,7 @@ def _find(name: str) -> tuple[ModuleType, str]:
 
 
 def _explain_unknown(name: str) -> str:
-    known = _known()
+    known = dict.fromkeys((*torchvision_networks.names(), lite0.NAME, *timm_networks.names()))
     near = difflib.get_close_matches(name, known)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
     families = dict.fromkeys(each.rstrip("_") for each in torchvision_networks.FAMILIES)
@@ -67,8 +62,3 @@ def _explain_unknown(name: str) -> str:
         f"{name_some(torchvision_networks.names(), most=3)}), {lite0.NAME}, names of timm's"
         f"{'' if timm_networks.is_installed() else ' (pip install timm)'}, and paths of ONNX files, which end in .onnx"
     )
-
-
-@cache
-def _known() -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*torchvision_networks.names(), lite0.NAME, *timm_networks.names())))

@@ -79,10 +79,7 @@ class Round(nn.Module):
 
 
 def pooling_matrix(cells: int, grid: int) -> Tensor:
-    """Return the (grid, cells) matrix by which AdaptiveAvgPool averages one axis, floor and ceiling as torch has them.
-
-    A grid finer than the map repeats its cells.
-    """
+    """Return the (grid, cells) matrix by which AdaptiveAvgPool averages one axis; a finer grid repeats its cells."""
     matrix = torch.zeros(grid, cells)
     for row in range(grid):
         start, end = row * cells // grid, -(-(row + 1) * cells // grid)

@@ -29,7 +29,7 @@ def is_installed() -> bool:
 
 def has(name: str) -> bool:
     """Say whether timm has a network of that name, with or without a tag of weights behind a dot."""
-    return is_installed() and name.partition(".")[0] in names()
+    return name.partition(".")[0] in names()
 
 
 @cache

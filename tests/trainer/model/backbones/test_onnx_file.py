@@ -166,19 +166,21 @@ def test_what_is_no_function_of_an_image_is_refused(tmp_path, nodes, weights, op
     assert "publish" not in str(caught.value)
 
 
-@pytest.mark.parametrize("location", ["../weights", "/etc/hostname", "link", "gone"])
-def test_weights_from_elsewhere_are_refused(tmp_path, location):
-    """A graph reads no file but plain ones beside it."""
+@pytest.mark.parametrize("location", ["../weights", "/etc/hostname", "link", "gone", "weights"])
+def test_weights_from_elsewhere_or_read_twice_are_refused(tmp_path, location):
+    """A graph reads no file but plain ones beside it, and a small file does not become many large tensors."""
     folder = tmp_path / "folder"
     folder.mkdir()
     path = convolution(folder, external="weights")
     (tmp_path / "weights").write_bytes((folder / "weights").read_bytes())
     (folder / "link").symlink_to(tmp_path / "weights")
     model = onnx.load(path, load_external_data=False)
-    for entry in model.graph.initializer[0].external_data:
+    model.graph.initializer.add().CopyFrom(model.graph.initializer[0])
+    model.graph.initializer[1].name = "again"
+    for entry in model.graph.initializer[1].external_data:
         entry.value = location if entry.key == "location" else entry.value
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ConfigError, match="weights must lie in"):
+    with pytest.raises(ConfigError, match="they overlap" if location == "weights" else "weights must lie in"):
         opened(path)
 
 

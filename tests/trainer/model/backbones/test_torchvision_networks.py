@@ -40,23 +40,12 @@ def before_last_layer(network, images):
     return found[0]
 
 
-@pytest.mark.parametrize(
-    "name",  # the smallest of each family but the VGGs
-    [
-        "convnext_tiny",
-        "densenet121",
-        "efficientnet_b0",
-        "mobilenet_v2",
-        "mobilenet_v3_small",
-        "regnet_y_400mf",
-        "resnet18",
-        "resnext50_32x4d",
-        "shufflenet_v2_x0_5",
-        "swin_t",
-        "vit_b_32",
-        "wide_resnet50_2",
-    ],
-)
+SMALLEST = "convnext_tiny densenet121 efficientnet_b0 mobilenet_v2 mobilenet_v3_small regnet_y_400mf resnet18 "
+SMALLEST += "resnext50_32x4d shufflenet_v2_x0_5 swin_t vit_b_32 wide_resnet50_2"
+"""Of each family but the VGGs."""
+
+
+@pytest.mark.parametrize("name", SMALLEST.split())
 def test_features_are_what_the_classifier_is_given(name, saved):
     options = {"image_size": 64} if name.startswith("vit") else {}
     network, file = saved(name, num_classes=7, **options)
@@ -129,12 +118,9 @@ def test_onnx_computes_what_torch_computes(name, tmp_path):
     assert "Dropout" not in {node.op_type for node in frozen.graph.graph.node}
 
 
-def test_sizes_are_those_of_the_weights():
+def test_sizes_are_those_of_the_weights_which_every_name_has():
     assert [default_image_size(name) for name in ("resnet18", "efficientnet_b3", "swin_v2_t")] == [224, 300, 256]
-    with pytest.raises(ConfigError, match=r"takes no images of 16 pixels a side .*at least 32"):
-        open_backbone("resnet18", image_size=16, weights="none")
-
-
-def test_every_name_has_weights():
     assert len(names()) > 50
     assert all(default_image_size(name) >= 224 for name in names())
+    with pytest.raises(ConfigError, match=r"takes no images of 16 pixels a side .*at least 32"):
+        open_backbone("resnet18", image_size=16, weights="none")

@@ -3,15 +3,17 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from contract.versions.manifest import Backbone
 from contract.versions.repository import Repository
 from contract.versions.version import INT8_BACKBONE_FILE
 from tests import versions
+from tests.networks import open_session
 from tests.trainer.small import coloured_images, freeze_network, lively_network
-from trainer.model import int8
-from trainer.model.int8 import LEAST_IMAGES, in_best_precision, likeness
+from trainer.model.graphs import int8
+from trainer.model.graphs.int8 import LEAST_IMAGES, in_best_precision, likeness
 
 pytestmark = pytest.mark.slow  # exports networks
 
@@ -144,3 +146,19 @@ def test_likeness_is_the_mean_cosine_about_the_mean():
     cosines = [x @ y / np.sqrt(x @ x * (y @ y)) for x, y in zip(a, b, strict=True)]
     assert likeness(exact, found) == pytest.approx(np.mean(cosines), abs=1e-5)
     assert 0.5 < np.mean(cosines) < 0.9
+
+
+def test_features_are_those_of_fp32_up_to_8_bits_and_equal_images_give_one_file_of_equal_bytes(backbone, tmp_path):
+    given, _ = coloured_images(np.random.default_rng(0), 90)
+    images, _ = coloured_images(np.random.default_rng(1), 40)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        int8.quantise(backbone, given, tmp_path / name / "int8")
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["int8"]
+    content = (tmp_path / "first" / "int8").read_bytes()
+    assert content == (tmp_path / "second" / "int8").read_bytes()
+    assert str(tmp_path).encode() not in content
+    (found,) = open_session(onnx.load_from_string(content)).run(["features"], {"images": images})
+    expected = backbone.compute(images)
+    assert (found.dtype, found.shape) == (np.float32, expected.shape)
+    assert 0 < np.abs(found - expected).mean() < 0.03 * np.abs(expected).mean()
