@@ -30,8 +30,11 @@ DEFAULT_MODEL: Final = "default"
 DECLARED: Final = ConfigDict(extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 """Of all classes whose fields are settings or options: a field's docstring describes it to people, too."""
 
-_RENAMED: Final = {"LABELNEXT_MIRROR": "LABELNEXT_VERSION_CACHE"}
-"""Variables of old, and what they are called now."""
+_REFUSED: Final = {
+    "LABELNEXT_MIRROR": "is now called LABELNEXT_VERSION_CACHE",
+    "LABELNEXT_MASKS": "is no longer supported, masks are always the version's own: unset it",
+}
+"""Variables of earlier releases, and what has become of them."""
 _EXPECTED: Final = {"int_parsing": "a whole number", "int_from_float": "a whole number", "float_parsing": "a number"}
 """What pydantic says at more length."""
 
@@ -115,7 +118,7 @@ class SharedSettings:
         """Read the variables, of which one that is empty counts as not set; one ConfigError names every fault."""
         named = {item.name: environ.get(PREFIX + item.name.upper(), "").strip() for item in fields(cls)}
         given: dict[str, Any] = {name: value for name, value in named.items() if value}
-        faults = [f"{name} is now called {now}" for name, now in _RENAMED.items() if environ.get(name, "").strip()]
+        faults = [f"{name} {reason}" for name, reason in _REFUSED.items() if environ.get(name, "").strip()]
         try:
             read = cls(**given)
         except ValidationError as err:

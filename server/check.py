@@ -22,7 +22,7 @@ from contract.errors import ConfigError, LabelnextError
 from contract.label_studio import WHOAMI, LabelStudioClient, Patience, TokenRefused
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
-from server.inference.resources import memory_limit, resident
+from server.inference.resources import memory_limit_bytes, resident_bytes
 from server.inference.validation import admit
 from server.opening import engine_loader, open_models
 from server.settings import Precision, Settings
@@ -79,7 +79,7 @@ class _Questions:
         self.checks: list[Check] = []
         self.figures: dict[str, Any] = {}
         self._settings = settings
-        self._before = resident()
+        self._before = resident_bytes()
         self._repositories: tuple[Repository, ...] = ()
         self._load = engine_loader(settings)
         self._engines: list[Engine] = []
@@ -177,7 +177,7 @@ class _Questions:
 
     def _weigh(self) -> str:
         """While versions are swapped the one in use and all that loading the next one takes are there at once."""
-        after, limit = resident(), memory_limit()
+        after, limit = resident_bytes(), memory_limit_bytes()
         if self._before is None or after is None:
             return "this system does not say"
         (before, _), (now, most) = self._before, after

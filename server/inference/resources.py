@@ -1,19 +1,17 @@
-"""How many processors and how much memory this process may really use; of memory, what only Linux says."""
+"""Processors and memory available to this process, container limits included; memory on Linux only."""
 
 import os
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 _CGROUPS = Path("/sys/fs/cgroup")
-"""Control groups, of version 2 and 1."""
-_UNLIMITED = 1 << 60
-"""Control groups of version 1 write a number beyond this for no limit."""
+"""Files of the container's control group, version 2."""
 
 
 def available_cpus(cgroups: Path = _CGROUPS) -> int:
     """Return the smaller of the scheduling affinity and the container's quota, at least 1.
 
-    onnxruntime by default counts the host's cores, and is then throttled in a container that may use fewer.
+    By default onnxruntime starts a thread for each core of the host, and is throttled in a container with fewer.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(cgroups)
@@ -21,16 +19,12 @@ def available_cpus(cgroups: Path = _CGROUPS) -> int:
 
 
 def _quota(cgroups: Path) -> float | None:
-    """Return the quota in processors; None where there is none."""
-    if words := _read(cgroups / "cpu.max").split():
-        return None if words[0] == "max" else int(words[0]) / int(words[1])
-    quota = _read(cgroups / "cpu" / "cpu.cfs_quota_us")
-    period = _read(cgroups / "cpu" / "cpu.cfs_period_us")
-    return int(quota) / int(period) if quota and period and int(quota) > 0 else None
+    quota, _, period = _read(cgroups / "cpu.max").partition(" ")
+    return int(quota) / int(period) if quota.isdecimal() else None
 
 
-def resident(status: Path = _STATUS) -> tuple[int, int] | None:
-    """Return how many bytes this process has resident now, and the most so far; None where the system does not say."""
+def resident_bytes(status: Path = _STATUS) -> tuple[int, int] | None:
+    """Return the current and the peak resident memory of this process in bytes; None if the system does not tell."""
     fields = dict(line.split(":", 1) for line in _read(status).splitlines() if ":" in line)
     try:
         now, most = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
@@ -39,10 +33,10 @@ def resident(status: Path = _STATUS) -> tuple[int, int] | None:
     return now, most
 
 
-def memory_limit(cgroups: Path = _CGROUPS) -> int | None:
-    """Return how many bytes the process's container may take; None where there is no limit."""
-    text = _read(cgroups / "memory.max") or _read(cgroups / "memory" / "memory.limit_in_bytes")
-    return int(text) if text.isdecimal() and int(text) < _UNLIMITED else None
+def memory_limit_bytes(cgroups: Path = _CGROUPS) -> int | None:
+    """Return the memory limit of the process's container; None if there is none."""
+    limit = _read(cgroups / "memory.max")
+    return int(limit) if limit.isdecimal() else None
 
 
 def _read(path: Path) -> str:

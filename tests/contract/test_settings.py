@@ -12,7 +12,7 @@ SECRETS = {
 
 def test_unset_and_empty_variables_give_the_defaults():
     """Compose passes variables that are not set as empty strings; of others nothing is known."""
-    empty = dict.fromkeys([*SECRETS, "LABELNEXT_MODELS", "LABELNEXT_MIRROR"], " ")
+    empty = dict.fromkeys([*SECRETS, "LABELNEXT_MODELS", "LABELNEXT_MIRROR", "LABELNEXT_MASKS"], " ")
     assert SharedSettings.read({"LABELNEXT_COLOUR": "red"}) == SharedSettings.read(empty) == SharedSettings()
 
 
@@ -24,9 +24,10 @@ def test_all_faults_are_told_at_once():
         "LABELNEXT_MAX_MEGAPIXELS": "0",
     }
     with pytest.raises(ConfigError) as caught:
-        SharedSettings.read({**wrong, "LABELNEXT_MIRROR": "/models"})
-    renamed, *faults = [fault.split() for fault in str(caught.value).split("; ")]
+        SharedSettings.read({**wrong, "LABELNEXT_MIRROR": "/models", "LABELNEXT_MASKS": "independent"})
+    renamed, removed, *faults = [fault.split() for fault in str(caught.value).split("; ")]
     assert " ".join(renamed) == "LABELNEXT_MIRROR is now called LABELNEXT_VERSION_CACHE"
+    assert " ".join(removed) == "LABELNEXT_MASKS is no longer supported, masks are always the version's own: unset it"
     assert [fault[:3] for fault in faults] == [[name, "must", "be"] for name in wrong]
     assert [fault[-1] for fault in faults] == [repr(value) for value in wrong.values()]
 

@@ -89,7 +89,7 @@ def test_without_a_version_the_rest_is_still_asked(settings):
 def test_a_version_that_would_not_do_here_is_a_fault(repository, settings, monkeypatch):
     """A server would go on in fp32, answer no request, or be killed at the next version, and not before."""
     publish(repository)
-    monkeypatch.setattr(checking, "memory_limit", lambda: 10 * 2**20)
+    monkeypatch.setattr(checking, "memory_limit_bytes", lambda: 10 * 2**20)
     for name, changed, detail in (
         ("precision", {"precision": Precision.INT8}, "int8 needs one whose trainer found it as good"),
         ("speed", {"deadline_s": 1e-6}, "LABELNEXT_MAX_BATCH_IMAGES"),
