@@ -10,10 +10,9 @@ import json
 import logging
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
-from pydantic_core import from_json
 
 from contract.scores.sure import Sure
 from contract.versions.documents import Documents
@@ -77,10 +76,10 @@ class Ranking:
     """Those of greatest BALD, falling; without the random holdout, as are the most confident."""
     most_confident: tuple[RankedImage, ...]
     """Those of greatest probability, falling."""
+    first: tuple[RankedImage, ...]
+    """Those at its head, in order."""
     unscored: tuple[_Count, ...] = ()
     """Tasks whose images could not be scored, to be tried again; some keep a place of an earlier ranking."""
-    first: tuple[RankedImage, ...] = ()
-    """Those at its head, in order."""
     sure: Sure | None = None
     """What may be confirmed in bulk; None where nothing was asked."""
 
@@ -115,12 +114,9 @@ def ranked_projects(repository: Repository) -> dict[int, float]:
 
 def _load(records: Documents, file: str) -> Ranking | None:
     try:
-        document: Any = from_json(records.read(file))
-        if "first" not in document:  # of a trainer that took the head of the order for the most uncertain
-            document |= {"first": document["most_uncertain"], "most_uncertain": [], "most_confident": []}
-        return _RANKING.validate_json(json.dumps(document), strict=True)
+        return _RANKING.validate_json(records.read(file), strict=True)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError) as err:
+    except (OSError, ValueError) as err:
         _logger.warning("%s/%s is no record of a ranking and is passed over: %s", records.location, file, err)
         return None

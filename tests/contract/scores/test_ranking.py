@@ -60,17 +60,6 @@ def test_which_projects_were_ranked_is_known_without_reading_a_record(repository
     assert found[12] == 1_700_000_000 < found[3]
 
 
-def test_a_record_from_before_there_were_three_galleries_names_the_head_alone(repository):
-    """Its most uncertain were those at the head, its most confident those that the passes agree on: neither is so."""
-    save_ranking(repository, RANKING)
-    path = repository.folder / "rankings" / "3.json"
-    former = json.loads(path.read_text())
-    del former["first"]
-    path.write_text(json.dumps(former))
-    expected = dataclasses.replace(RANKING, first=RANKING.most_uncertain, most_uncertain=(), most_confident=())
-    assert load_rankings(repository) == [expected]
-
-
 def test_each_project_has_its_last_ranking(repository):
     """A later one replaces the former; other projects keep theirs; the newest comes first; nothing else is left."""
     save_ranking(repository, dataclasses.replace(RANKING, project=4, created_at="2026-01-01T00:00:00+00:00"))

@@ -91,17 +91,6 @@ def test_requests_for_one_project_that_came_at_once_are_one(repository, folder):
     assert files_in(folder) == 0
 
 
-def test_requests_of_an_earlier_release_are_found_and_answered(repository, folder):
-    """They had one name for each project, and asking again still replaces them."""
-    folder.mkdir(parents=True)
-    (folder / "birds.7.json").write_text('{"project": 7, "at": "2026-01-01T00:00:00+00:00"}')
-    [request] = find_requests(repository)
-    leave_request(repository, 7)
-    assert files_in(folder) == 1
-    remove(repository, request)
-    assert files_in(folder) == 1
-
-
 def test_a_folder_that_nobody_answers_does_not_fill_the_disk(repository, folder):
     """Neither with requests for projects that do not exist, nor with requests that cannot be removed."""
     for project in range(MOST_REQUESTS):
