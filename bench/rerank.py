@@ -130,7 +130,7 @@ def _rerank(
             before = server.metrics()
             for number in range(1, rounds + 1):
                 version = versions[number % 2].name
-                repository.point_to(version)
+                repository.set_current(version)
                 server.wait_until_ready(version)
                 scored.append(_score(client, references, version))
             after = server.metrics()

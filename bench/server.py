@@ -144,7 +144,7 @@ class Bench:
                 time.sleep(quiet_s)
                 (other,) = set(repository.versions()) - {repository.current()}
                 started = time.perf_counter()
-                repository.point_to(other)
+                repository.set_current(other)
                 windows.append((started, self.server.wait_until_ready(other)))
                 quiet_s = max(_SHORTEST_QUIET_S, windows[-1][1] - started)
                 say(f"swap {len(windows)}: {windows[-1][1] - started:.2f} s")

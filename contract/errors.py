@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 
-def name_once(subject: str, detail: str) -> str:
+def with_subject(subject: str, detail: str) -> str:
     """A message with what it is about in front of it, unless it names that by itself."""
     named = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", detail)
     return detail if named else f"{subject}: {detail}"

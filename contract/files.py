@@ -99,7 +99,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def explaining_full(*folders: Path, remedy: str) -> Iterator[None]:
+def explaining_disk_full(*folders: Path, remedy: str) -> Iterator[None]:
     """Have what the block writes to these folders fail with DiskFull where there is no room, which names the folder."""
     try:
         yield

@@ -117,17 +117,17 @@ def _jwt_kind(token: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """How long to wait for a Label Studio that does not answer, or says that it cannot now, in seconds."""
 
-    longest_s: float = 3.0
+    total_s: float = 3.0
     """In all."""
     pause_s: float = 0.5
     """Before the second attempt; each pause is twice the one before it."""
-    longest_pause_s: float = 15.0
+    max_pause_s: float = 15.0
 
 
-PATIENCE: Final = Patience()
+RETRY_POLICY: Final = RetryPolicy()
 """Of a client that is told of none."""
 
 
@@ -137,11 +137,11 @@ class LabelStudioClient:
     What is not answered with a status of success raises ConfigError, or `Unreachable`, `TokenRefused` or `Refused`.
     """
 
-    def __init__(self, url: str, token: str, *, timeout_s: float = 60.0, patience: Patience | None = None) -> None:
+    def __init__(self, url: str, token: str, *, timeout_s: float = 60.0, retries: RetryPolicy | None = None) -> None:
         self.url = url.rstrip("/")
         self._token = Token(token)
         self._timeout_s = timeout_s
-        self._patience = patience or PATIENCE
+        self._retries = retries or RETRY_POLICY
         self._http = urllib3.PoolManager(retries=False)
         self._date = ""
 
@@ -210,16 +210,16 @@ class LabelStudioClient:
         """
         content = None if body is None else json.dumps(body).encode()
         sent = {"query": query, "content": content, "timeout_s": timeout_s}
-        started, pause_s = time.monotonic(), self._patience.pause_s
+        started, pause_s = time.monotonic(), self._retries.pause_s
         while True:
             try:
                 return self._succeed(method, path, what=what, accepted=accepted, **sent)
             except Unreachable as err:
-                if once or time.monotonic() + pause_s - started > self._patience.longest_s:
+                if once or time.monotonic() + pause_s - started > self._retries.total_s:
                     raise
                 _log.warning("%s; asking again in %.1f s", err, pause_s)
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, self._patience.longest_pause_s)
+            pause_s = min(2 * pause_s, self._retries.max_pause_s)
 
     def _succeed(self, method: str, path: str, *, what: str = "", accepted: Sequence[int] = (), **sent: Any) -> bytes:
         """Send a request now, once more with a new access token if the old one is no longer honoured."""

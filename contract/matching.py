@@ -27,30 +27,30 @@ def match_control(
 
     It knows them if both share at least half of the labels of whichever has fewer, stored or displayed.
     """
-    known = [control for control in controls if _is_known(control, labels)]
+    known = [control for control in controls if _matches(control, labels)]
     if not known:
         raise LabelMismatch(
-            f"expected a project with the labels of version {version} ({name_labels(labels)}), its labelling config "
-            f"has others ({name_controls(controls)}); train a version on this project, or set LABELNEXT_MODEL to the "
+            f"expected a project with the labels of version {version} ({format_labels(labels)}), its labelling config "
+            f"has others ({format_controls(controls)}); train a version on this project, or set LABELNEXT_MODEL to the "
             "model that was trained on it"
         )
     return choose_control(known, name=name, labels=labels)
 
 
-def knows(controls: Sequence[ChoicesControl], labels: Sequence[str]) -> bool:
+def matches_any(controls: Sequence[ChoicesControl], labels: Sequence[str]) -> bool:
     """Say whether a model of these labels answers for one of the controls."""
-    return any(_is_known(control, labels) for control in controls)
+    return any(_matches(control, labels) for control in controls)
 
 
-def name_labels(labels: Sequence[str]) -> str:
+def format_labels(labels: Sequence[str]) -> str:
     """Return labels as messages name them: many are counted, long ones cut."""
     named = [label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..." for label in labels]
     return name_some(named, most=_NAMED)
 
 
-def name_controls(controls: Sequence[ChoicesControl]) -> str:
+def format_controls(controls: Sequence[ChoicesControl]) -> str:
     """Return controls as messages name them, with their labels."""
-    return "; ".join(f"{control.from_name}: {name_labels(control.labels)}" for control in controls[:_LISTS])
+    return "; ".join(f"{control.from_name}: {format_labels(control.labels)}" for control in controls[:_LISTS])
 
 
 def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labels: Sequence[str]) -> ChoicesControl:
@@ -61,7 +61,7 @@ def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labe
     return named[0] if named else max(controls, key=lambda control: _count_shared(control, labels))
 
 
-def _is_known(control: ChoicesControl, labels: Sequence[str]) -> bool:
+def _matches(control: ChoicesControl, labels: Sequence[str]) -> bool:
     shared = _count_shared(control, labels)
     return shared > 0 and shared >= _ENOUGH * min(len(control.choices), len(labels))
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 
 from contract.errors import ConfigError, LabelnextError
-from contract.label_studio import WHOAMI, LabelStudioClient, Patience, TokenRefused
+from contract.label_studio import WHOAMI, LabelStudioClient, RetryPolicy, TokenRefused
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
 from server.inference.resources import memory_limit_bytes, resident_bytes
@@ -123,10 +123,10 @@ class _Questions:
         repository = open_models(self._settings)
         names = repository.models() if self._settings.model is None and repository.root.is_dir() else []
         if len(names) > 1:
-            self._repositories = tuple(repository.beside(name) for name in names)
+            self._repositories = tuple(repository.for_model(name) for name in names)
             return f"{len(names)} models: {', '.join(names)}"
         [name] = names or [repository.model]
-        repository = repository.beside(name)
+        repository = repository.for_model(name)
         current, versions = repository.current(), repository.versions()
         self._repositories = (repository,)
         return f"{current} is the current version of {repository.model}, of {len(versions)}"
@@ -223,8 +223,8 @@ def _use_cache(settings: Settings) -> str:
 def _reach_label_studio(settings: Settings) -> str:
     if settings.label_studio_url is None:
         return "LABELNEXT_LABEL_STUDIO_URL is not set: uploads and cloud storage cannot be read"
-    token, patience = settings.label_studio_token, Patience(longest_s=0.0)
-    studio = LabelStudioClient(settings.label_studio_url, token or "", timeout_s=_ASKING_S, patience=patience)
+    token, retries = settings.label_studio_token, RetryPolicy(total_s=0.0)
+    studio = LabelStudioClient(settings.label_studio_url, token or "", timeout_s=_ASKING_S, retries=retries)
     try:
         studio.get(WHOAMI)
     except TokenRefused:

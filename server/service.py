@@ -13,7 +13,7 @@ from functools import lru_cache
 from contract.errors import ConfigError, LabelMismatch, OtherVersion, Unavailable
 from contract.images.fetch import Fetcher
 from contract.versions.manifest import Manifest
-from contract.versions.training_requests import REQUESTS_FOLDER, leave_request
+from contract.versions.training_requests import REQUESTS_FOLDER, submit_request
 from server.http import labelstudio
 from server.http.concurrency_limiter import ConcurrencyLimiter
 from server.http.labelstudio import JsonObject
@@ -261,7 +261,7 @@ class Service:
             model = None
         try:
             asked = model or self.models.all[0]
-            leave_request(asked.repository, event.project, any_model=model is None)
+            submit_request(asked.repository, event.project, any_model=model is None)
         except OSError as err:
             reason = (
                 f"the request to train could not be left ({err.strerror}); the server must be able to write the "

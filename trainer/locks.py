@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from contract.errors import ConfigError
-from contract.files import explaining_full
+from contract.files import explaining_disk_full
 from contract.versions.repository import Repository
 
 
@@ -25,7 +25,7 @@ def alone(path: Path, *, refusal: str) -> Iterator[None]:
     """Hold a lock file for as long as the block lasts; it is a ConfigError that says `refusal` if another one does."""
     lock = FileLock(path)
     try:
-        with explaining_full(path.parent, remedy="make room there, then start again"):
+        with explaining_disk_full(path.parent, remedy="make room there, then start again"):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
     except Timeout as err:

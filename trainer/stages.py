@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Final
 
-from contract.life import showing_life
+from contract.heartbeat import heartbeat
 from trainer.progress_bar import SECONDS_A_LINE, Bar
 
 CLEAR: Final = "clear"
@@ -49,7 +49,7 @@ def stage(name: str) -> Iterator[None]:
     started, before = time.monotonic(), sum(seconds.values())
     _at_work.append(name)
     try:
-        with showing_life(partial(_tell, name, len(_at_work)), every_s=SECONDS_A_LINE):
+        with heartbeat(partial(_tell, name, len(_at_work)), every_s=SECONDS_A_LINE):
             yield
     finally:
         _at_work.pop()

@@ -95,7 +95,7 @@ class Faults:
     def offer(self, version: str) -> None:
         """Make a bad version current until the spared server has refused it."""
         self.bad_versions.add(version)
-        self.repository.point_to(version)
+        self.repository.set_current(version)
         self.restore_once_noticed(f"does not refuse {version}")
 
     def restore_once_noticed(self, otherwise: str) -> None:
@@ -110,7 +110,7 @@ class Faults:
         if self.rng.random() < 0.5:
             self.swap()
         else:
-            self.repository.point_to(self.good_versions()[-1])
+            self.repository.set_current(self.good_versions()[-1])
             self.await_swap()
 
     def break_one(self, how: Callable[[Server], object], *, restart_s: float | None = None) -> None:
@@ -141,7 +141,7 @@ class Faults:
 
 def _roll_back(faults: Faults) -> None:
     good = faults.good_versions()
-    faults.repository.point_to(faults.rng.choice(good[-10:-1] or good))
+    faults.repository.set_current(faults.rng.choice(good[-10:-1] or good))
     faults.await_swap()
 
 

@@ -137,7 +137,7 @@ def workplace(*versions: Version) -> Iterator[Path]:
         for version in versions:
             (repository.folder / version.name).symlink_to(version.path, target_is_directory=True)
             version.verify()
-        repository.point_to(versions[0].name)
+        repository.set_current(versions[0].name)
         yield Path(folder)
 
 

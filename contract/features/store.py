@@ -114,15 +114,15 @@ class FeatureStore:
         if rounded.nbytes <= MAX_ROW_BYTES and np.isfinite(rounded).all():
             self._put(_features_key(backbone, digest), rounded.tobytes())
 
-    def recall(self, source: str) -> Download | None:
+    def get_download(self, source: str) -> Download | None:
         """Return what a source sent last, where that is known."""
-        return self.recall_many([source])[0]
+        return self.get_downloads([source])[0]
 
-    def recall_many(self, sources: Sequence[str]) -> list[Download | None]:
+    def get_downloads(self, sources: Sequence[str]) -> list[Download | None]:
         """Return what `recall` does of each, at a fraction of the cost."""
         return [_read_download(value) for value in self._get([_source_key(source) for source in sources])]
 
-    def remember(self, source: str | None, validators: Validators | None, digest: bytes, *, at: float) -> None:
+    def put_download(self, source: str | None, validators: Validators | None, digest: bytes, *, at: float) -> None:
         """Keep that a source sent a file of this sha256, or said that it still is that one, in seconds since 1970.
 
         Of its name only a digest is kept, for URLs may hold signatures.

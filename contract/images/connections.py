@@ -66,12 +66,12 @@ class _Bounded(HTTPConnection):
 
     def connect(self) -> None:
         """Connect, with TLS where the scheme says so."""
-        with cut_off(self.timeout, self._shut):
+        with abort_after(self.timeout, self._shut):
             super().connect()
 
     def getresponse(self) -> Any:
         """Read the head of the answer."""
-        with cut_off(self.timeout, self._shut):
+        with abort_after(self.timeout, self._shut):
             return super().getresponse()
 
     def _shut(self) -> None:
@@ -80,7 +80,7 @@ class _Bounded(HTTPConnection):
 
 
 @contextmanager
-def cut_off(after_s: object, shut: Callable[[], None]) -> Iterator[None]:
+def abort_after(after_s: object, shut: Callable[[], None]) -> Iterator[None]:
     """End a blocking read in this thread from another one when its time is over; raises TimeoutError if so."""
     over = threading.Event()
 

@@ -17,8 +17,8 @@ from urllib3.util import Timeout, parse_url
 
 from contract.errors import FetchError, TemporaryFetchError
 from contract.images.addresses import Resolver
-from contract.images.connections import Origin, cut_off, open_pools
-from contract.images.spelling import as_browsers_read, is_data_uri, with_plain_host
+from contract.images.connections import Origin, abort_after, open_pools
+from contract.images.urls import is_data_uri, normalise_reference, with_plain_host
 
 if TYPE_CHECKING:
     from contract.images.fetch import FetchSettings
@@ -46,7 +46,7 @@ class HttpUrl:
         if len(url) > LONGEST_REFERENCE:
             raise ValueError(f"longer than {LONGEST_REFERENCE} characters")
         try:
-            parts = parse_url(with_plain_host(as_browsers_read(url)))
+            parts = parse_url(with_plain_host(normalise_reference(url)))
         except LocationParseError as err:
             raise ValueError("not a URL") from err
         if parts.scheme not in _PORTS or not parts.host:
@@ -57,7 +57,7 @@ class HttpUrl:
     def follow(self, location: str) -> "HttpUrl":
         """Read the Location of a redirect from here, as `parse` does."""
         try:
-            url = urljoin(self.url, as_browsers_read(location))
+            url = urljoin(self.url, normalise_reference(location))
         except ValueError as err:
             raise ValueError("not a URL") from err
         return HttpUrl.parse(url)
@@ -126,7 +126,7 @@ def public_name(reference: str) -> str:
         return "data:..."
     if len(reference) > LONGEST_REFERENCE:  # nor is it looked at for secrets, which takes seconds for a long one
         return f"a reference of {len(reference)} characters"
-    name = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", as_browsers_read(reference), maxsplit=1)[0])
+    name = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", normalise_reference(reference), maxsplit=1)[0])
     printable = "".join(character if character.isprintable() else "?" for character in name)
     return printable if len(printable) <= _SHOWN else printable[:_SHOWN] + "..."
 
@@ -206,7 +206,7 @@ class Downloader:
         if (response.length_remaining or 0) > most:
             raise too_large(context.asked, most)
         body = bytearray()
-        with cut_off(context.remaining(), response.shutdown):
+        with abort_after(context.remaining(), response.shutdown):
             while chunk := response.read1(_CHUNK_BYTES):
                 body += chunk
                 if len(body) > most:

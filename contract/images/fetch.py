@@ -29,7 +29,7 @@ from contract.images.download import (
 )
 from contract.images.label_studio_files import Studio
 from contract.images.local import decode_data_uri, read_local_file
-from contract.images.spelling import as_browsers_read, is_data_uri
+from contract.images.urls import is_data_uri, normalise_reference
 from contract.label_studio import NoAccessToken, Token
 
 MAX_REDIRECTS: Final = 3
@@ -163,7 +163,7 @@ class Fetcher:
     def _plain(self, reference: str) -> str:
         """The reference as browsers read it; of an image of Label Studio's own, its path there."""
         _check_text(reference)
-        plain = as_browsers_read(reference)
+        plain = normalise_reference(reference)
         if plain.startswith("//"):
             plain = f"{self._studio.scheme}:{plain}"
         if plain.startswith(("/", "http://", "https://")):

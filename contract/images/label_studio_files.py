@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from contract.images.connections import Origin
 from contract.images.download import HttpUrl
-from contract.images.spelling import is_loopback
+from contract.images.urls import is_loopback
 
 _SERVES_IMAGES: Final = re.compile(
     r"/(data/upload/|data/local-files/?(?=\?|$)|storage-data/uploaded/|(tasks|projects)/\d+/(resolve|presign)/)"

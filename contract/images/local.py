@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 from contract.errors import FetchError
 from contract.files import read_regular
 from contract.images.download import LONGEST_REFERENCE, Validators, public_name, too_large
-from contract.images.spelling import AROUND, BREAKS
+from contract.images.urls import AROUND, BREAKS
 
 _MAX_ESCAPES: Final = 1_000_000
 """In a data URI: a third of a second and 200 MB. Base64 of 20 MiB has 900,000 where even + and / are escaped."""

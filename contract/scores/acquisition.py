@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.floating[Any]]
 
-HOLDS = 0.5
+LABEL_THRESHOLD = 0.5
 """The least mean probability of a label that is predicted, where several may be."""
 
 

@@ -31,7 +31,7 @@ def is_held_out(project: int, task_ids: Ints, share: float) -> npt.NDArray[np.bo
     return holdout_order(project, task_ids) < share
 
 
-def share_of(manifest: Manifest) -> float:
+def holdout_share(manifest: Manifest) -> float:
     """Return the holdout's share of the tasks under which a version was trained; the default where it does not say."""
     share = manifest.training.audit_share
     return DEFAULT_SHARE if share is None else share

@@ -88,7 +88,7 @@ class CachedRepository(Repository):
         self._before: str | None = None
         """The tag that CURRENT had when the staging began."""
 
-    def beside(self, model: str) -> "CachedRepository":
+    def for_model(self, model: str) -> "CachedRepository":
         """Return the repository of another model in the same bucket."""
         return CachedRepository(self._bucket, self.root, model, keys=self.keys)
 
@@ -142,7 +142,7 @@ class CachedRepository(Repository):
         self._replace_current(name, before)
         if self._is_retired(name):  # meanwhile, on another machine
             if former is not None:
-                self.point_to(former)
+                self.set_current(former)
             raise self._explain_missing(name)
         return version
 
@@ -264,7 +264,7 @@ class CachedRepository(Repository):
     def _listed_by(self, name: str) -> set[str]:
         return {digest.sha256 for digest in shared_files(self.read_manifest(name)).values()}
 
-    def point_to(self, name: str) -> None:
+    def set_current(self, name: str) -> None:
         """Replace CURRENT in one step, if nobody else does at the same moment."""
         self._replace_current(name, self._current_tag())
 

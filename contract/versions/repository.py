@@ -36,7 +36,7 @@ from contract.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from contract.files import drafted, explaining_full, read_regular, sync, sync_tree
+from contract.files import drafted, explaining_disk_full, read_regular, sync, sync_tree
 from contract.versions.documents import Documents
 from contract.versions.manifest import FileDigest, Manifest, check_version
 from contract.versions.signatures import Keys
@@ -130,7 +130,7 @@ class Repository:
             )
         return content
 
-    def beside(self, model: str) -> "Repository":
+    def for_model(self, model: str) -> "Repository":
         """Return the repository of another model, at the same place."""
         return Repository(self.root, model, keys=self.keys)
 
@@ -185,7 +185,7 @@ class Repository:
 
     def rollback(self, name: str) -> Version:
         """Make an earlier version current again, after comparing every file with its digest."""
-        with self.holding(name) as is_held:
+        with self.shared_lock(name) as is_held:
             if not is_held:
                 raise VersionNotFound(f"version {name} is being removed from {self.location}; roll back to another")
             try:
@@ -195,16 +195,16 @@ class Repository:
                 self._find(name)  # removed while it was compared
                 raise
             before = self._current_name()
-            self.point_to(name)
+            self.set_current(name)
             if not self._holds(name):
                 if before is not None:
-                    self.point_to(before)
+                    self.set_current(before)
                 self._find(name)
         return version
 
     # ---- removing versions
 
-    def holding(self, name: str) -> AbstractContextManager[bool]:
+    def shared_lock(self, name: str) -> AbstractContextManager[bool]:
         """Keep a version from being removed while the block lasts; gives False if it is being removed already."""
         return shared_lock(self.folder / name)
 
@@ -274,7 +274,7 @@ class Repository:
 
     def _explaining_full(self, *others: Path) -> AbstractContextManager[None]:
         """Say what to do where there is no room for what the block writes here, or to other folders."""
-        return explaining_full(self.folder, *others, remedy=self._remedy)
+        return explaining_disk_full(self.folder, *others, remedy=self._remedy)
 
     @contextmanager
     def _folder_to_write(self, staging: Path) -> Iterator[Path]:
@@ -329,7 +329,7 @@ class Repository:
         sync(self.folder)
         return Version(target, staged.manifest)
 
-    def point_to(self, name: str) -> None:
+    def set_current(self, name: str) -> None:
         """Replace CURRENT in one step."""
         with self._explaining_full(), self._pointer_to(name) as pointer:
             pointer.replace(self.folder / CURRENT_FILE)

@@ -98,7 +98,7 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedVersion:
     """What a version, made from so many labelled images, came to on images that others were measured on too."""
 
     version: str
@@ -114,7 +114,7 @@ class Comparison:
     """Versions that were measured on the same random images when the last of them was made."""
 
     images: _Count
-    versions: tuple[OnErrorOmit[Compared], ...]
+    versions: tuple[OnErrorOmit[ComparedVersion], ...]
     """The oldest first, the new one last."""
 
 

@@ -44,7 +44,7 @@ class TrainingRequest:
 _REQUEST: Final = TypeAdapter(TrainingRequest)
 
 
-def leave_request(repository: Repository, project: int | None, *, any_model: bool = False) -> None:
+def submit_request(repository: Repository, project: int | None, *, any_model: bool = False) -> None:
     """Ask for a training of the repository's model on a project, in place of an earlier request for the same.
 
     With `any_model`, of whichever model the project is watched for. OSError also if too many requests wait already.

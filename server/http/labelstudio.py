@@ -16,9 +16,9 @@ import numpy.typing as npt
 from contract.errors import RequestError
 from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.matching import match_control
-from contract.scores.acquisition import HOLDS, label_studio_score, normalised_bald
+from contract.scores.acquisition import LABEL_THRESHOLD, label_studio_score, normalised_bald
 from contract.scores.calibration import temper
-from contract.scores.holdout import is_held_out, share_of
+from contract.scores.holdout import holdout_share, is_held_out
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest
 from server.inference.batching import Extras, ImageScores, Outcome
@@ -194,7 +194,7 @@ def withhold_labels(request: PredictRequest, predictions: Sequence[JsonObject], 
         return list(predictions)
     numbered = np.array([task.id is not None for task in request.tasks], bool)  # (N,)
     task_ids = np.array([task.id or 0 for task in request.tasks], np.int64)
-    audit = is_held_out(request.project_id, task_ids, share_of(manifest)) & numbered
+    audit = is_held_out(request.project_id, task_ids, holdout_share(manifest)) & numbered
     return [
         {**prediction, "result": []} if prediction and withheld else prediction
         for prediction, withheld in zip(predictions, audit.tolist(), strict=True)
@@ -237,7 +237,7 @@ def _predict_labels(means: npt.NDArray[np.float32], manifest: Manifest, target: 
     likeliest = [[label] for label in means.argmax(axis=1).tolist()]
     if not (manifest.multiple and target.control.multiple):
         return likeliest
-    return [np.flatnonzero(row).tolist() or one for row, one in zip(means >= HOLDS, likeliest, strict=True)]
+    return [np.flatnonzero(row).tolist() or one for row, one in zip(means >= LABEL_THRESHOLD, likeliest, strict=True)]
 
 
 def _find_image(task: Task, key: str, project_id: int | None) -> ImageReference | NoImage:

@@ -11,7 +11,7 @@ from typing import Final
 
 from contract.errors import AmbiguousProject, LabelMismatch, name_some
 from contract.labelconfig import ChoicesControl, parse_label_config
-from contract.matching import knows, name_controls, name_labels
+from contract.matching import format_controls, format_labels, matches_any
 from server.inference.engine import Engine
 from server.inference.model import Model
 from server.inference.models import Models
@@ -37,7 +37,7 @@ def choose_model(models: Models, label_config: str, project: int | None) -> Mode
         return alone
     controls = _parse(label_config)
     engines = {model: model.engine for model in models.all}
-    fit = [model for model, engine in engines.items() if engine and knows(controls, engine.manifest.labels)]
+    fit = [model for model, engine in engines.items() if engine and matches_any(controls, engine.manifest.labels)]
     found = _own(fit or [model for model in engines if model.unpublished], project)
     if found is not None:
         return found
@@ -68,10 +68,10 @@ def _refuse_ambiguous(models: Sequence[Model], project: int | None) -> Ambiguous
 
 def _refuse_unknown(controls: Sequence[ChoicesControl], engines: dict[Model, Engine | None]) -> LabelMismatch:
     known = [
-        f"{model.name}: {name_labels(engine.manifest.labels) if engine else 'no version in use'}"
+        f"{model.name}: {format_labels(engine.manifest.labels) if engine else 'no version in use'}"
         for model, engine in engines.items()
     ]
     return LabelMismatch(
         f"expected a project with the labels of a model ({name_some(known, most=_NAMED, between='; ')}), its labelling "
-        f"config has others ({name_controls(controls)}); train a version on this project"
+        f"config has others ({format_controls(controls)}); train a version on this project"
     )

@@ -68,7 +68,7 @@ class KnownImages:
             return {}
         with self._metrics.stage("recall"):
             named = {index: source for index, image in images.items() if (source := self._source(image))}
-            last = dict(zip(named, store.recall_many([*named.values()]), strict=True))
+            last = dict(zip(named, store.get_downloads([*named.values()]), strict=True))
             now = self._clock()
             digests = {
                 index: download.digest
@@ -89,7 +89,7 @@ class KnownImages:
         if (store := self._store) is None:
             return File(self._fetch(image, deadline).data, None)
         source = self._source(image)
-        last = store.recall(source) if source else None
+        last = store.get_download(source) if source else None
         (row,) = _rows(store, [last.digest], engine) if last else (None,)
         known = last if row is not None else None  # who has no features needs the file, changed or not
         fetched = self._fetch(image, deadline, known.validators if known else None)
@@ -101,7 +101,7 @@ class KnownImages:
             (row,) = _rows(store, [digest], engine)
         if known and (fetched.unchanged or known.validators.can_ask):
             self._metrics.image_revalidations.labels(result).inc()
-        store.remember(source, fetched.validators, digest, at=self._clock())
+        store.put_download(source, fetched.validators, digest, at=self._clock())
         if row is None:
             self._metrics.feature_cache_misses.inc()
             return File(fetched.data, digest)

@@ -18,7 +18,7 @@ from contract.errors import (
     SignatureError,
     VersionNotFound,
 )
-from contract.life import showing_life
+from contract.heartbeat import heartbeat
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
 from server.inference.validation import Admitted, LoadEngine, admit
@@ -131,7 +131,7 @@ class Model:
         _log.info("loading version %s", published, extra={"model": self.name})
         self.loading = published
         try:
-            with self.repository.holding(published), showing_life(say_loading):
+            with self.repository.shared_lock(published), heartbeat(say_loading):
                 admitted = admit(self.repository, published, self._load)
         except Exception as err:  # whatever a bad version does, the one in use stays in use
             self._refuse(published, err)
@@ -144,7 +144,7 @@ class Model:
         engine, former = admitted.engine, self.engine
         self.engine, self._refused = engine, None
         self._hold.close()
-        self._hold.enter_context(self.repository.holding(engine.version))
+        self._hold.enter_context(self.repository.shared_lock(engine.version))
         runs_on = {"provider": engine.provider, "precision": engine.precision.value}
         result = "rolled_back" if former and engine.version < former.version else "ok"
         self._metrics.serve(self.name, version=engine.version, result=result, **runs_on)

@@ -146,7 +146,7 @@ class Models:
         except (LabelnextError, OSError):  # as the look at each model says
             return
         if names and names != [*known]:
-            self.all = tuple(known.get(name) or self._follow(self._repository.beside(name)) for name in names)
+            self.all = tuple(known.get(name) or self._follow(self._repository.for_model(name)) for name in names)
             for name in known.keys() - set(names):
                 known[name].close()
                 self._metrics.forget(name)

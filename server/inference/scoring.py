@@ -20,7 +20,7 @@ import numpy as np
 
 from contract.errors import ImageError
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
-from contract.images.spelling import as_browsers_read, is_data_uri
+from contract.images.urls import is_data_uri, normalise_reference
 from contract.settings import DEFAULT_MODEL
 from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, ImageScores, Outcome, Pixels, Work
 from server.inference.engine import Engine
@@ -162,7 +162,7 @@ def _host(reference: str) -> str:
     """Name what is asked for the image, as far as the reference says: a host, Label Studio, or nobody."""
     if is_data_uri(reference):
         return "data"
-    reference = as_browsers_read(reference)
+    reference = normalise_reference(reference)
     if not reference.startswith(("http://", "https://", "//")):
         return "label studio"
     try:

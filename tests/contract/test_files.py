@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from contract.errors import DiskFull, LabelnextError, RepositoryUnreachable
-from contract.files import explain, explaining_full, open_regular, read_regular
+from contract.files import explain, explaining_disk_full, open_regular, read_regular
 from contract.versions.repository import Repository
 from tests.disks import fill, small_disk
 from tests.versions import publish
@@ -105,7 +105,7 @@ def test_a_library_that_only_counts_what_it_wrote_is_understood(repository):
 
 
 def test_a_limit_on_a_files_length_is_no_room_either(tmp_path):
-    with pytest.raises(DiskFull, match="File too large"), explaining_full(tmp_path, remedy="make room"):
+    with pytest.raises(DiskFull, match="File too large"), explaining_disk_full(tmp_path, remedy="make room"):
         raise OSError(errno.EFBIG, "File too large")
 
 
@@ -114,7 +114,7 @@ def test_of_several_folders_the_full_one_is_named(tmp_path):
         fill(tmp_path / "small")
         with (
             pytest.raises(DiskFull, match=f"to {tmp_path}/small, got"),
-            explaining_full(tmp_path, tmp_path / "small", remedy="make room"),
+            explaining_disk_full(tmp_path, tmp_path / "small", remedy="make room"),
         ):
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -135,7 +135,7 @@ def test_a_quota_is_said_to_be_one(tmp_path):
     ids=lambda error: type(error).__name__,
 )
 def test_other_errors_and_those_that_were_explained_stay_what_they_are(tmp_path, error):
-    with pytest.raises(type(error)) as raised, explaining_full(tmp_path, remedy="make room"):
+    with pytest.raises(type(error)) as raised, explaining_disk_full(tmp_path, remedy="make room"):
         raise error
     assert raised.value is error
     if isinstance(error, RepositoryUnreachable | DiskFull):

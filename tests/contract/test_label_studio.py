@@ -8,12 +8,12 @@ import pytest
 from bench.harness.hosts import host, raw, reply
 from contract import label_studio
 from contract.errors import ConfigError
-from contract.label_studio import WHOAMI, LabelStudioClient, Patience, Refused, TokenRefused, Unreachable
+from contract.label_studio import WHOAMI, LabelStudioClient, Refused, RetryPolicy, TokenRefused, Unreachable
 from tests.trainer.studio import jwt
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 PERSONAL = jwt(token_type="refresh")
-HASTY = Patience(longest_s=0.0)
+HASTY = RetryPolicy(total_s=0.0)
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def nobodys_address():
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def client(url, token=LEGACY, patience=HASTY):
-    return LabelStudioClient(url, token, patience=patience)
+def client(url, token=LEGACY, retries=HASTY):
+    return LabelStudioClient(url, token, retries=retries)
 
 
 @pytest.mark.parametrize("prefix", ["", "/studio"])
@@ -109,25 +109,25 @@ def test_a_label_studio_that_is_restarted_is_waited_for(studio, pauses, status):
         reply(b"{}", status=200 if sum(pauses) >= 10 else status)(handler, request)
 
     studio.answers = {WHOAMI: restart}
-    patience = Patience(longest_s=180.0, pause_s=1.0)
-    assert client(studio.url, patience=patience).get(WHOAMI) == {}
+    retries = RetryPolicy(total_s=180.0, pause_s=1.0)
+    assert client(studio.url, retries=retries).get(WHOAMI) == {}
     assert pauses == [1, 2, 4, 8]
     pauses.clear()
     with pytest.raises(Unreachable, match=f"answered {status}"):
-        client(studio.url, patience=Patience(longest_s=5.0, pause_s=1.0)).get(WHOAMI)
+        client(studio.url, retries=RetryPolicy(total_s=5.0, pause_s=1.0)).get(WHOAMI)
     assert pauses == [1, 2]
 
 
 def test_one_that_refuses_connections_is_waited_for(pauses):
     with pytest.raises(Unreachable, match=r"cannot be reached.*LABELNEXT_LABEL_STUDIO_URL"):
-        client(nobodys_address(), patience=Patience(longest_s=180.0, pause_s=1.0)).get(WHOAMI)
+        client(nobodys_address(), retries=RetryPolicy(total_s=180.0, pause_s=1.0)).get(WHOAMI)
     assert 160 < sum(pauses) <= 180
     assert max(pauses) == 15
 
 
 def test_a_refusal_is_not_waited_for(studio, pauses):
     with pytest.raises(ConfigError, match="has no GET /api/projects/6"):
-        client(studio.url, patience=Patience()).get("/api/projects/6")
+        client(studio.url, retries=RetryPolicy()).get("/api/projects/6")
     assert pauses == []
 
 
@@ -136,7 +136,7 @@ def test_what_is_to_be_sent_once_is(studio, pauses, status):
     """Label Studio may have stored it, and would store it again."""
     studio.serve("/api/tasks", status=status)
     with pytest.raises(Unreachable):
-        client(studio.url, patience=Patience()).post("/api/tasks", {})
+        client(studio.url, retries=RetryPolicy()).post("/api/tasks", {})
     assert (len(studio.requests), pauses) == (1, [])
 
 

@@ -46,8 +46,8 @@ decode = take("contract.images.preprocess._to_pixels", lambda image, data, spec,
     "fetching": (
         """
 take("contract.images.connections.is_public", lambda _: True)
-take("contract.images.connections.cut_off", lambda *_: contextlib.nullcontext())
-take("contract.images.download.cut_off", lambda *_: contextlib.nullcontext())
+take("contract.images.connections.abort_after", lambda *_: contextlib.nullcontext())
+take("contract.images.download.abort_after", lambda *_: contextlib.nullcontext())
 take("contract.images.download.LONGEST_REFERENCE", 10**9)
 take("contract.images.fetch.LONGEST_REFERENCE", 10**9)
 take("contract.images.fetch.MAX_REDIRECTS", 9)

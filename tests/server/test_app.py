@@ -13,7 +13,7 @@ from bench.hostile.bodies import BODIES
 from bench.subjects.tiny_model import PASSES, TinyModel, draw_images, expected_bald, publish
 from contract.errors import FetchError
 from contract.scores.acquisition import label_studio_score
-from contract.versions.training_requests import REQUESTS_FOLDER, find_requests, leave_request
+from contract.versions.training_requests import REQUESTS_FOLDER, find_requests, submit_request
 from server.app import FiniteJSON
 from server.page.view import HEADERS
 from tests.server.conftest import (
@@ -208,7 +208,7 @@ class TestPage:
 
     def test_links_lead_to_label_studio_as_browsers_see_it(self, serve, repository):
         """Its address here may be one that only containers know."""
-        leave_request(repository, 3)
+        submit_request(repository, 3)
         inside, public = "http://studio:8080", "https://studio.example.org"
         for url, public_url, expected in ((None, None, []), (inside, None, [inside]), (inside, public, [public])):
             text = serve(label_studio_url=url, label_studio_public_url=public_url).get("/").text

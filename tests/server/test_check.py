@@ -63,8 +63,8 @@ def test_all_is_well_with_a_sound_version(repository, monkeypatch, capsys):
 
 
 def test_several_models_are_asked_about_one_by_one(repository, settings):
-    good = publish(repository.beside("birds"))
-    publish(repository.beside("cars"), probe_of=TinyModel.draw(seed=7))
+    good = publish(repository.for_model("birds"))
+    publish(repository.for_model("cars"), probe_of=TinyModel.draw(seed=7))
     report = check(settings)
     names = ["version of birds", "provider of birds", "precision of birds", "speed of birds", "version of cars"]
     assert [each.name for each in report.checks] == [*NAMES[:2], *names, *NAMES[-3:]]

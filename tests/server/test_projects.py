@@ -45,12 +45,12 @@ def look(client):
 
 @pytest.fixture
 def birds(repository):
-    return repository.beside("birds")
+    return repository.for_model("birds")
 
 
 @pytest.fixture
 def cars(repository):
-    return repository.beside("cars")
+    return repository.for_model("cars")
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_start_training_asks_the_model_of_the_project_or_whoever_watches_it(two,
     assert [len(find_requests(each)) for each in (birds, cars)] == [0, 1]
     for _ in range(2):
         press(OTHERS_CONFIG)
-    for model in (birds, repository.beside("trees")):
+    for model in (birds, repository.for_model("trees")):
         assert [request.project for request in find_requests(model)] == [3]
 
 
@@ -188,7 +188,7 @@ class TestPages:
         assert 'href="../../"' in page
 
     def test_an_address_without_its_slash_leads_on(self, start_app, repository):
-        publish(repository.beside("a:b c"))
+        publish(repository.for_model("a:b c"))
         client = start_app().test_client()
         reply = client.get("/p/a%3Ab%20c")
         assert (reply.status_code, reply.headers["Location"]) == (308, "./a%3Ab%20c/")

@@ -43,5 +43,5 @@ def test_with_a_key_set_only_what_it_has_signed_is_ever_served(start_app, settin
         refused = publish(of_others, seed=2)
         assert served() == second
         assert f"version {refused} was refused" in client.get("/health").json["detail"]
-    repository.point_to(first)
+    repository.set_current(first)
     assert served() == first

@@ -23,7 +23,7 @@ from demo.project import Project
 from server.http.labelstudio import build_predictions, resolve_target
 from server.inference.batching import ImageScores
 from server.settings import Score
-from tests.contract.images import test_spelling
+from tests.contract.images import test_urls
 from tests.system.conftest import keep_picture
 from tests.versions import manifest
 from trainer import labelstudio
@@ -39,12 +39,10 @@ def test_addresses_are_read_as_this_browser_reads_them(browser: Browser):
     """The tables that the unit tests go by are what a real browser says, of addresses and of images within tasks."""
     page = browser.new_page()
     href = "address => { try { return new URL(address).href } catch { return null } }"
-    assert {address: page.evaluate(href, address) for address in test_spelling.ADDRESSES} == test_spelling.ADDRESSES
-    assert [page.evaluate(href, address) for address in test_spelling.NO_ADDRESSES] == [None] * len(
-        test_spelling.NO_ADDRESSES
-    )
+    assert {address: page.evaluate(href, address) for address in test_urls.ADDRESSES} == test_urls.ADDRESSES
+    assert [page.evaluate(href, address) for address in test_urls.NO_ADDRESSES] == [None] * len(test_urls.NO_ADDRESSES)
     shown = "uri => { const image = new Image(); image.src = uri; return image.decode().then(() => true, () => false) }"
-    assert {uri: page.evaluate(shown, uri) for uri in test_spelling.DATA_URIS} == test_spelling.DATA_URIS
+    assert {uri: page.evaluate(shown, uri) for uri in test_urls.DATA_URIS} == test_urls.DATA_URIS
     page.close()
 
 

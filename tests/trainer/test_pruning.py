@@ -46,7 +46,7 @@ def test_what_is_in_use_stays_however_old_or_damaged_it_is(repository, names, mo
     repository.rollback(names[0])
     (repository.folder / names[3] / "manifest.json").write_text("{")
     (repository.folder / names[4] / "model.onnx").unlink()
-    with repository.holding(names[2]):
+    with repository.shared_lock(names[2]):
         pruned = prune(repository, newest=1)
     assert repository.versions() == [*names[:3], names[5]]
     assert pruned.kept == {names[5]: "newest", names[2]: "open", names[1]: "ranked by", names[0]: "current"}

@@ -395,7 +395,7 @@ def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, env
     with open_store(connected) as store:
         rows = frozen_backbone.compute_once(images, digests, store)
         for task, digest in zip(tasks, digests, strict=True):
-            store.remember(task.data["image"], Validators("", None, None), digest, at=0)
+            store.put_download(task.data["image"], Validators("", None, None), digest, at=0)
     shown.clear()
     train_on_project(project, environment, part="classifier", epochs=20)
     assert [labelled for _, labelled in shown] == [39, 39, 72, 72]

@@ -21,7 +21,7 @@ from contract.errors import LabelnextError, RepositoryError
 from contract.scores.acquisition import greatest_bald
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
-from contract.versions.results import Advice, Compared, Comparison
+from contract.versions.results import Advice, ComparedVersion, Comparison
 from trainer.evaluation.advice import Measured, advise
 from trainer.evaluation.holdout import Decisions, decide, macro_f1_interval
 from trainer.evaluation.metrics import macro_f1
@@ -134,13 +134,13 @@ def _decisions(predicted: Predicted, tasks: Sequence[int], classes: int) -> Deci
     return np.array([np.isin(np.arange(classes), predicted[task]) for task in tasks], np.bool_).reshape(-1, classes)
 
 
-def _measure(manifest: Manifest, predicted: Predicted, test: CommonImages) -> Compared | None:
+def _measure(manifest: Manifest, predicted: Predicted, test: CommonImages) -> ComparedVersion | None:
     decided = _decisions(predicted, test.tasks, test.true.shape[1])
     reached, interval = macro_f1(decided, test.true), macro_f1_interval(decided, test.true)
     labels = manifest.training.images
     if reached is None or interval is None or labels is None:
         return None
-    return Compared(manifest.version, labels, reached, *interval)
+    return ComparedVersion(manifest.version, labels, reached, *interval)
 
 
 # ---- what comes of it

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from contract.errors import FetchError, ImageError, LabelError, name_once
+from contract.errors import FetchError, ImageError, LabelError, with_subject
 from contract.images.download import public_name
 from contract.images.fetch import Fetcher
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
@@ -174,7 +174,7 @@ def number_alike(digests: Sequence[bytes]) -> Indices:
 def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[Unreadable]) -> None:
     classes = len({image.labels for image in kept})
     if classes < 2:
-        first = name_once(unreadable[0].name, unreadable[0].reason) if unreadable else "none"
+        first = with_subject(unreadable[0].name, unreadable[0].reason) if unreadable else "none"
         raise LabelError(
             f"expected readable images of at least 2 classes, got {len(kept)} images of {classes}; {len(unreadable)} "
             f"are unreadable, the first being {first}"

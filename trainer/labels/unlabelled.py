@@ -73,7 +73,7 @@ def recall(
 
     They are kept under `backbone`, and have the `length` F.
     """
-    known, left_out = dict.fromkeys(each.digest for each in store.recall_many(sources) if each), set(but)
+    known, left_out = dict.fromkeys(each.digest for each in store.get_downloads(sources) if each), set(but)
     digests = [digest for digest in known if digest not in left_out]
     rows = [row for row in store.get_many(backbone, digests) if row is not None and len(row) == length]
     if sources:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from contract.label_studio import WHOAMI, Patience, Refused
+from contract.label_studio import WHOAMI, Refused, RetryPolicy
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.tasks import ANNOTATED, look
 
@@ -70,9 +70,9 @@ class State:
     """The sha256 of the labelling config."""
 
 
-def connect(url: str, token: str, project: int, patience: Patience | None = None) -> ProjectClient:
+def connect(url: str, token: str, project: int, retries: RetryPolicy | None = None) -> ProjectClient:
     """Return a client that Label Studio has accepted; the token is a personal access token or a legacy one."""
-    client = ProjectClient(url, token, project, patience)
+    client = ProjectClient(url, token, project, retries)
     client.read(WHOAMI, lambda user: user["id"], what="the user")
     return client
 

@@ -15,7 +15,7 @@ from typing import Final, cast
 import numpy as np
 import numpy.typing as npt
 
-from contract.scores.acquisition import HOLDS
+from contract.scores.acquisition import LABEL_THRESHOLD
 from contract.scores.keyed_uniforms import keyed_generator
 
 Singles = npt.NDArray[np.float32]
@@ -28,7 +28,7 @@ _LEAST_LENGTH: Final = 1e-3
 def surprise(probabilities: Singles, *, multiple: bool) -> Singles:
     """Return probabilities less the labels that they amount to, 1 or 0: (N, C) to (N, C)."""
     if multiple:
-        return probabilities - (probabilities >= HOLDS)
+        return probabilities - (probabilities >= LABEL_THRESHOLD)
     found = probabilities.copy()
     found[np.arange(len(found)), probabilities.argmax(axis=1)] -= 1
     return found

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from contract.errors import NothingPublished
 from contract.images.fetch import Fetcher
-from contract.label_studio import Patience
+from contract.label_studio import RetryPolicy
 from contract.labelconfig import ChoicesControl, parse_label_config
 from contract.matching import choose_control, match_control
 from contract.versions.version import Version
@@ -24,7 +24,7 @@ from trainer.tabs.record import TabRecord, load_record
 
 _log = logging.getLogger(__name__)
 
-PATIENCE: Final = Patience(longest_s=180.0, pause_s=1.0)
+RETRY_POLICY: Final = RetryPolicy(total_s=180.0, pause_s=1.0)
 """A ranking takes long, and outlasts a Label Studio that is being restarted."""
 
 
@@ -43,7 +43,7 @@ class RankingContext:
         self.environment = environment
         self.fetcher = fetcher
         self.repository = environment.repository()
-        self.client = labelstudio.connect(*environment.label_studio(), options.project, PATIENCE)
+        self.client = labelstudio.connect(*environment.label_studio(), options.project, RETRY_POLICY)
         self.project = labelstudio.read_project(self.client)
         self.version: Version | None
         try:

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from contract.errors import LabelnextError
-from contract.scores.holdout import is_held_out, share_of
+from contract.scores.holdout import holdout_share, is_held_out
 from contract.scores.sure import MARK, Sure, common_mark, mark
 from contract.tasks import labels_in
 from trainer.evaluation.advice import LEAST_IMAGES
@@ -95,7 +95,7 @@ class RankingTabs:
     def _too_few_held_out(self) -> bool:
         """Whether too little of the random holdout is labelled to advise by."""
         manifest = self._context.version.manifest if self._context.version else None
-        return bool(manifest and share_of(manifest) and (manifest.training.audit_images or 0) < LEAST_IMAGES)
+        return bool(manifest and holdout_share(manifest) and (manifest.training.audit_images or 0) < LEAST_IMAGES)
 
 
 # ---- marks of predictions that may be confirmed

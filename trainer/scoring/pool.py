@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from contract.errors import ImageError, name_once
+from contract.errors import ImageError, with_subject
 from contract.features.store import FeatureStore
 from contract.images.fetch import Fetcher
 from contract.images.preprocess import decode_image
@@ -72,7 +72,7 @@ def embed_tasks(
             fetched = fetcher.fetch_if_changed(reference, known=None, task_id=task.id, project_id=project)
             found = sha256(fetched.data).digest()
             source = fetcher.source(reference, task_id=task.id, project_id=project)
-            store.remember(source, fetched.validators, found, at=time.time())
+            store.put_download(source, fetched.validators, found, at=time.time())
             return found, decode(fetched.data)
         except ImageError as err:
             return Failure(task.id, err.code, str(err), later=err.later)
@@ -109,7 +109,7 @@ def group_failures(failures: Sequence[Failure]) -> str:
         groups.setdefault(f"{failure.code} {re.sub(_OF_ONE_IMAGE, '', failure.detail)}", []).append(failure)
     common = sorted(groups.values(), key=len, reverse=True)
     said = [
-        f"{len(group)}, such as {name_once(f'task {group[0].task}', group[0].detail)}" for group in common[:_REASONS]
+        f"{len(group)}, such as {with_subject(f'task {group[0].task}', group[0].detail)}" for group in common[:_REASONS]
     ]
     others = sum(map(len, common[_REASONS:]))
     return " | ".join([*said, *([f"{others} for other reasons"] if others else [])])

@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from contract.errors import ConfigError, name_once
+from contract.errors import ConfigError, with_subject
 from contract.versions.documents import Documents
 from trainer.features import open_store
 from trainer.labels.dataset import Indices
@@ -101,7 +101,7 @@ class _Plan:
         self.backbone = open_backbone_of(training, cache=environment.cache_dir)
         size, most = self.backbone.spec.height, environment.max_megapixels
         self.decoded = decode(pool, image_size=size, cache=self.cache, max_megapixels=most)
-        faults = [name_once(pool.references[image], reason) for image, reason in self.decoded.faults.items()]
+        faults = [with_subject(pool.references[image], reason) for image, reason in self.decoded.faults.items()]
         for fault in faults[:_NAMED]:
             _log.warning("left out: %s", fault)
         if len(faults) > _NAMED:

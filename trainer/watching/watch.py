@@ -62,9 +62,9 @@ def _choose_models(options: WatchOptions, environment: Environment) -> dict[int,
 
     def choose(project: WatchedProject) -> Repository:
         if project.model is not None:
-            return default.beside(project.model)
+            return default.for_model(project.model)
         goes_on = len(options.projects) == 1 or read_trained(default, project.id) is not None
-        return default if goes_on else default.beside(f"project-{project.id}")
+        return default if goes_on else default.for_model(f"project-{project.id}")
 
     return {project.id: choose(project) for project in options.projects}
 

@@ -130,9 +130,9 @@ def test_many_come_back_in_the_order_in_which_they_are_asked_for(store):
     assert [None if row is None else row[0] for row in found] == [None if n % 3 == 2 else n for n in asked]
     downloads = [Download(TAG, digest(number), number) for number in range(3)]
     for number in (0, 2):
-        store.remember(f"http://a/{number}", TAG, digest(number), at=number)
-    assert store.recall_many([f"http://a/{n}" for n in (2, 1, 0)]) == [downloads[2], None, downloads[0]]
-    assert store.get_many(BACKBONE, []) == store.recall_many([]) == []
+        store.put_download(f"http://a/{number}", TAG, digest(number), at=number)
+    assert store.get_downloads([f"http://a/{n}" for n in (2, 1, 0)]) == [downloads[2], None, downloads[0]]
+    assert store.get_many(BACKBONE, []) == store.get_downloads([]) == []
 
 
 def test_a_row_is_that_of_its_backbone_and_its_file(store):
@@ -162,9 +162,9 @@ def test_what_is_no_number_or_too_large_is_not_kept(open_store):
 def test_downloads_come_back_and_the_file_holds_no_address(store, folder, etag, modified, end):
     """With the digest of the bytes. Addresses may hold anything, may be signed, and what is signed may be private."""
     address, validators = f"http://host/private.png?signature=s3cret{end}", Validators("http://a:80", etag, modified)
-    store.remember(address, validators, digest("file"), at=1_800_000_000.5)
-    assert store.recall(address) == Download(validators, digest("file"), 1_800_000_000)
-    assert store.recall("http://a/other.png") is None
+    store.put_download(address, validators, digest("file"), at=1_800_000_000.5)
+    assert store.get_download(address) == Download(validators, digest("file"), 1_800_000_000)
+    assert store.get_download("http://a/other.png") is None
     store.close()
     content = b"".join(file.read_bytes() for file in folder.iterdir())
     assert content

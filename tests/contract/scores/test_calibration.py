@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.special import expit, log_softmax, logit, softmax
 
-from contract.scores.acquisition import HOLDS
+from contract.scores.acquisition import LABEL_THRESHOLD
 from contract.scores.calibration import temper
 from contract.versions.manifest import TEMPERATURES
 
@@ -65,7 +65,7 @@ def test_of_multiple_labels_those_that_hold_still_hold(probabilities, temperatur
     found = temper(probabilities, temperature, multiple=True)
     assert (found.shape, found.dtype) == (probabilities.shape, probabilities.dtype)
     assert ((found >= 0) & (found <= 1)).all()
-    np.testing.assert_array_equal(found >= HOLDS, probabilities >= HOLDS)
+    np.testing.assert_array_equal(found >= LABEL_THRESHOLD, probabilities >= LABEL_THRESHOLD)
     certain = (probabilities == 0) | (probabilities == 1)
     np.testing.assert_array_equal(found[certain], probabilities[certain])
 
@@ -91,7 +91,7 @@ def test_a_lead_that_float32_cannot_hold_is_still_a_lead():
     half = np.float32(0.5)
     close = np.array([np.nextafter(half, np.float32(0)), half])
     assert temper(close, 20).argmax() == 1
-    np.testing.assert_array_equal(temper(close, 20, multiple=True) >= HOLDS, [False, True])
+    np.testing.assert_array_equal(temper(close, 20, multiple=True) >= LABEL_THRESHOLD, [False, True])
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, -math.inf])

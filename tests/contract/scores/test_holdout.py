@@ -43,4 +43,4 @@ def test_what_is_no_share_is_refused(share):
 def test_a_version_says_under_which_share_it_was_trained(said, share):
     """One that does not has the default."""
     version = dataclasses.replace(manifest("20260102T030405678Z-abcdef"), training=TrainingRecord(audit_share=said))
-    assert holdout.share_of(version) == share
+    assert holdout.holdout_share(version) == share

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.versions.learning_curve import HEIGHT, Point, Scale, draw, find_line, find_points
-from contract.versions.results import Compared, Comparison, Metrics, TrainingRecord
+from contract.versions.results import ComparedVersion, Comparison, Metrics, TrainingRecord
 from tests.versions import manifest
 
 shares = st.floats(0, 1)
@@ -40,7 +40,7 @@ def test_versions_that_say_how_good_they_are_are_on_the_curve():
 def test_versions_that_were_measured_on_the_same_images_are_joined():
     """By the newest comparison, with what they came to there; the others keep their own figures."""
     old, new = (
-        Comparison(images, tuple(Compared(f"v{number}", 10 * number, macro_f1, 0.1, 0.9) for number in (2, 3)))
+        Comparison(images, tuple(ComparedVersion(f"v{number}", 10 * number, macro_f1, 0.1, 0.9) for number in (2, 3)))
         for images, macro_f1 in ((20, 0.25), (41, 0.5))
     )
     found = find_points([measured(1), measured(2, curve=old), measured(3, curve=new), measured(4)])

@@ -180,7 +180,7 @@ class TestRetiring:
         trainer, server = machine("trainer"), machine("server")
         first, second = publish_two(trainer)
         server.open(first)
-        with trainer.holding(first) if is_open else nullcontext():
+        with trainer.shared_lock(first) if is_open else nullcontext():
             trainer.retire(first)
             assert (trainer.folder / first).exists() == is_open
         assert objects_of(bucket, first) == {"manifest.json", "report/index.html", "RETIRED"}

@@ -28,13 +28,13 @@ def test_models_are_the_folders_that_hold_what_a_model_holds(anywhere):
     """A version or a ranking; requests, what volumes bring along and a folder that others use are none."""
     birds = anywhere("trainer")
     publish(birds, b"content")
-    birds.beside("cars").documents(RANKINGS_FOLDER).write("3.json", b"{}")
+    birds.for_model("cars").documents(RANKINGS_FOLDER).write("3.json", b"{}")
     for folder in ("requests", "lost+found", "empty of ours", ".hidden"):
         birds.shared_documents(folder).write("x.json", b"{}")
     server = anywhere("server")
     assert server.models() == ["birds", "cars"]
     assert server.models(known=["birds", "gone"]) == ["birds", "cars"]
-    assert server.beside("birds").current() == birds.current()
+    assert server.for_model("birds").current() == birds.current()
 
 
 def test_what_may_not_be_looked_into_is_no_model_and_a_place_that_is_away_is_an_error(repository, monkeypatch):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from contract.versions.results import Advice, Compared, Comparison, Metrics, ProjectState, TrainingRecord
+from contract.versions.results import Advice, ComparedVersion, Comparison, Metrics, ProjectState, TrainingRecord
 
 METRICS = {
     "images": 64,
@@ -61,7 +61,7 @@ def test_all_that_a_trainer_writes_is_read():
     assert json.loads(json.dumps(asdict(training))) == TRAINING
     assert training.project == ProjectState(3, 151, "2026-01-02T03:04:05Z")
     assert training.advice == Advice("label about 120 more", stop=False, gain=0.02, labels=120, kappa=-0.5)
-    assert training.curve == Comparison(41, (Compared("v1", 90, 0.5, 0.25, 0.75),))
+    assert training.curve == Comparison(41, (ComparedVersion("v1", 90, 0.5, 0.25, 0.75),))
     assert training.is_on_random_sample
 
 
@@ -103,4 +103,4 @@ def test_of_a_strange_comparison_what_is_complete_is_read(value):
         found = read(training={"curve": curve})[1].curve
         assert found is None or {each.version for each in found.versions} <= {"v1"}
     strange = {"images": 41, "versions": [COMPARED, *({**COMPARED, name: value} for name in COMPARED)]}
-    assert read(training={"curve": strange})[1].curve.versions[0] == Compared("v1", 90, 0.5, 0.25, 0.75)
+    assert read(training={"curve": strange})[1].curve.versions[0] == ComparedVersion("v1", 90, 0.5, 0.25, 0.75)

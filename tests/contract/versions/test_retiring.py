@@ -58,7 +58,7 @@ def test_the_current_version_is_never_removed(anywhere, monkeypatch):
 
 def test_a_version_that_a_process_holds_is_not_removed_until_it_has_ended(repository, versions):
     """However it ends: the system lets go for it. Holding what is not there is no error."""
-    with repository.holding("20260102T030405678Z-0a1b2c"):
+    with repository.shared_lock("20260102T030405678Z-0a1b2c"):
         pass
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(repository.root), versions[0]], cwd=CHECKOUT, stdout=subprocess.PIPE
@@ -77,7 +77,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from contract.versions.repository import Repository
-with Repository(Path(sys.argv[1])).holding(sys.argv[2]):
+with Repository(Path(sys.argv[1])).shared_lock(sys.argv[2]):
     print("holding", flush=True)
     time.sleep(60)
 """
@@ -208,7 +208,7 @@ def test_what_was_made_current_by_hand_is_put_back_unless_it_was_stripped(reposi
     else:
         (repository.folder / ".retired").mkdir()
         (repository.folder / versions[0]).rename(repository.folder / ".retired" / versions[0])
-    repository.point_to(versions[0])
+    repository.set_current(versions[0])
     repository.finish_retiring()
     assert repository.versions() == (versions[1:] if stripped else versions)
     with pytest.raises(VersionNotFound, match="was removed") if stripped else nullcontext():

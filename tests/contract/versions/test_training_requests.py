@@ -2,7 +2,7 @@ import pytest
 
 from contract.versions.documents import Documents
 from contract.versions.repository import Repository
-from contract.versions.training_requests import MOST_REQUESTS, find_requests, leave_request, remove
+from contract.versions.training_requests import MOST_REQUESTS, find_requests, remove, submit_request
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_a_request_is_found_until_it_is_removed(repository, folder):
     assert find_requests(repository) == []
     assert not repository.root.exists()
     for project in (7, None, 7, 7):
-        leave_request(repository, project)
+        submit_request(repository, project)
     assert files_in(folder) == 2
     assert projects_of(repository) == [None, 7]
     for request in find_requests(repository):
@@ -40,7 +40,7 @@ def test_a_request_is_found_until_it_is_removed(repository, folder):
 def test_requests_are_of_one_model(tmp_path):
     models = [Repository(tmp_path, model) for model in ("birds", "birds.7", "birds.7.json", "b")]
     for model in models:
-        leave_request(model, 7)
+        submit_request(model, 7)
     assert [projects_of(model) for model in (*models, Repository(tmp_path, "bird"))] == [[7]] * 4 + [[]]
 
 
@@ -48,8 +48,8 @@ def test_a_request_for_any_model_is_seen_by_all(tmp_path):
     """Who watches the project answers it; asked for again, it is the same, and apart from that for one model."""
     birds, cars = Repository(tmp_path, "birds"), Repository(tmp_path, "cars")
     for project in (7, None, 7):
-        leave_request(birds, project, any_model=True)
-    leave_request(birds, 8)
+        submit_request(birds, project, any_model=True)
+    submit_request(birds, 8)
     assert (projects_of(cars), projects_of(birds)) == ([None, 7], [None, 7, 8])
     for request in find_requests(cars):
         remove(cars, request)
@@ -63,15 +63,15 @@ def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, w
 
     def ask_and_remove(documents, name):
         monkeypatch.setattr(Documents, "remove", remove_file)
-        leave_request(repository, 7)
+        submit_request(repository, 7)
         remove_file(documents, name)
 
-    leave_request(repository, 7)
+    submit_request(repository, 7)
     [old] = find_requests(repository)
     if while_removed:
         monkeypatch.setattr(Documents, "remove", ask_and_remove)
     else:
-        leave_request(repository, 7)
+        submit_request(repository, 7)
     remove(repository, old)
     [new] = find_requests(repository)
     assert new.at > old.at
@@ -79,10 +79,10 @@ def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, w
 
 def test_requests_for_one_project_that_came_at_once_are_one(repository, folder):
     """Two servers were told at the same moment: both files go with the one answer."""
-    leave_request(repository, 7)
+    submit_request(repository, 7)
     [first] = find_requests(repository)
     kept = (folder / first.files[0]).read_bytes()
-    leave_request(repository, 7)
+    submit_request(repository, 7)
     (folder / first.files[0]).write_bytes(kept)
     [request] = find_requests(repository)
     assert len(request.files) == 2
@@ -94,10 +94,10 @@ def test_requests_for_one_project_that_came_at_once_are_one(repository, folder):
 def test_a_folder_that_nobody_answers_does_not_fill_the_disk(repository, folder):
     """Neither with requests for projects that do not exist, nor with requests that cannot be removed."""
     for project in range(MOST_REQUESTS):
-        leave_request(repository, project)
+        submit_request(repository, project)
     with pytest.raises(OSError, match="100 requests wait already"):
-        leave_request(repository, MOST_REQUESTS)
-    leave_request(repository, 0)
+        submit_request(repository, MOST_REQUESTS)
+    submit_request(repository, 0)
     assert files_in(folder) == MOST_REQUESTS
 
 
@@ -105,7 +105,7 @@ def test_a_folder_that_nobody_answers_does_not_fill_the_disk(repository, folder)
     "content", ["", "[]", "{}", '{"project": "7", "at": "x"}', '{"project": true, "at": "x"}', "\0"]
 )
 def test_a_file_that_is_no_request_is_passed_over(repository, folder, content, caplog):
-    leave_request(repository, 7)
+    submit_request(repository, 7)
     (folder / "birds.8.json").write_text(content)
     assert projects_of(repository) == [7]
     assert "birds.8.json is no request to train" in caplog.text

@@ -55,10 +55,10 @@ def test_a_refused_version_is_tried_and_told_once_until_current_changed(model, r
         model.poll()
     assert count("model_reloads_total", model="default", result="rejected") == 1
     assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["version refused"]
-    repository.point_to(good)
+    repository.set_current(good)
     model.poll()
     assert model.detail is None
-    repository.point_to(bad)
+    repository.set_current(bad)
     model.poll()
     assert count("model_reloads_total", model="default", result="rejected") == 2
 
@@ -71,7 +71,7 @@ def test_the_version_in_use_cannot_be_removed_and_the_one_before_it_can(model, r
         repository.retire(first)
     model.poll()
     repository.retire(first)
-    repository.point_to(publish_bad(repository))
+    repository.set_current(publish_bad(repository))
     model.poll()
     with pytest.raises(VersionInUse):
         repository.retire(second)

@@ -50,7 +50,7 @@ def test_models_appear_and_vanish_while_the_server_runs(models, repository):
     models.poll()
     assert names(models) == ["default"]
     assert models.alone.unpublished
-    birds, cars = repository.beside("birds"), repository.beside("cars")
+    birds, cars = repository.for_model("birds"), repository.for_model("cars")
     first = publish(birds)
     models.poll()
     assert names(models) == ["birds"]
@@ -68,7 +68,7 @@ def test_models_appear_and_vanish_while_the_server_runs(models, repository):
 
 
 def test_nobody_is_told_that_there_is_no_such_model_before_anybody_has_looked(models, repository):
-    publish(repository.beside("birds"))
+    publish(repository.for_model("birds"))
     assert models.find("birds") is None
     models.poll()
     assert models.find("birds").name == "birds"
@@ -79,7 +79,7 @@ def test_nobody_is_told_that_there_is_no_such_model_before_anybody_has_looked(mo
 def test_a_volume_that_is_away_makes_no_model_vanish(models, repository):
     """Its mount point is an empty folder."""
     for name in ("birds", "cars"):
-        publish(repository.beside(name))
+        publish(repository.for_model(name))
     models.poll()
     away = repository.root.with_name("away")
     repository.root.rename(away)
@@ -114,7 +114,7 @@ def test_one_that_is_being_loaded_is_no_silence_of_the_others(repository, metric
 
     models = Models(repository, slow, only=False, poll_s=1, metrics=metrics, clock=lambda: now[0])
     for name in ("birds", "cars"):
-        publish(repository.beside(name))
+        publish(repository.for_model(name))
     models.poll()
     assert not any("has not answered" in detail or is_ready for detail, is_ready in seen)
     assert models.ready
@@ -122,10 +122,10 @@ def test_one_that_is_being_loaded_is_no_silence_of_the_others(repository, metric
 
 def test_a_fault_in_one_model_keeps_no_other_from_being_followed(models, repository, count):
     for name in ("birds", "cars"):
-        publish(repository.beside(name))
+        publish(repository.for_model(name))
     models.poll()
     models.find("birds").repository.current = lambda: 1 / 0
-    version = publish(repository.beside("cars"))
+    version = publish(repository.for_model("cars"))
     models.poll()
     assert models.find("cars").engine.version == version
     assert "not foreseen" in models.find("birds").detail

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from contract.scores.ranking import save_ranking
 from contract.versions.repository import Repository
 from contract.versions.results import ProjectState, TrainingRecord
-from contract.versions.training_requests import leave_request
+from contract.versions.training_requests import submit_request
 from server.page.view import Page, render_models, show_ago
 from tests import versions
 from tests.contract.versions.test_results import METRICS
@@ -150,7 +150,7 @@ class TestStates:
         assert "Moths" in document.text
 
     def test_a_request_to_train_is_shown_until_it_is_answered(self, page, repository):
-        leave_request(repository, 3)
+        submit_request(repository, 3)
         document = show(page)
         assert "A training of project 3 was asked for" in document.text
         assert "python -m trainer watch" in document.text
@@ -173,7 +173,7 @@ class TestRankings:
         assert (head, base64.b64decode(data)) == ("data:image/jpeg;base64", thumbnail())
         tasks = [f"{STUDIO}/projects/3/data?task={task}" for task in (6, 5, 7, 8, 9)]
         assert [link.attrs["href"] for link in document.find("a")] == [f"{STUDIO}/projects/3/data", *tasks]
-        leave_request(repository, 3)
+        submit_request(repository, 3)
         document = show(Page(repository, label_studio_url=None), manifest=manifest)
         assert document.find("a") == []
         assert len(document.find("img")) == 5

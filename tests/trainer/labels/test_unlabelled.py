@@ -107,10 +107,10 @@ def test_features_are_recalled_once_for_each_file(tmp_path, caplog):
     digests = [hashlib.sha256(bytes([each])).digest() for each in range(6)]
     with closing(FeatureStore(tmp_path, max_bytes=2**20, count_fault=lambda fault: None)) as store:
         for each, digest in enumerate(digests):
-            store.remember(address(each), NOTHING, digest, at=0)
+            store.put_download(address(each), NOTHING, digest, at=0)
             store.put("backbone", digest, rows[each] if each != 3 else rows[each, :5])
-        store.remember(address(6), NOTHING, digests[0], at=0)  # a copy of the first
-        store.remember(address(7), NOTHING, hashlib.sha256(b"unknown").digest(), at=0)
+        store.put_download(address(6), NOTHING, digests[0], at=0)  # a copy of the first
+        store.put_download(address(7), NOTHING, hashlib.sha256(b"unknown").digest(), at=0)
         sources = [address(each) for each in range(9)]
         found = recall(sources, store, "backbone", 8, but=[digests[1]])
         assert {row.tobytes() for row in found} == {rows[each].tobytes() for each in (0, 2, 4, 5)}

@@ -112,7 +112,7 @@ class TestColdStart:
         cold.environment = dataclasses.replace(cold.environment, local_files_root=root)
         cold.rank(dry_run=True)
         with open_store(cold.environment) as store:
-            found = store.recall(f"file:{root}/one.png")
+            found = store.get_download(f"file:{root}/one.png")
         assert found.digest == hashlib.sha256((root / "one.png").read_bytes()).digest()
         assert abs(found.checked_at - time.time()) < 600
 

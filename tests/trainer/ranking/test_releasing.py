@@ -8,7 +8,7 @@ from filelock import FileLock
 
 from contract.errors import ConfigError
 from contract.scores.ranking import load_rankings
-from contract.versions.training_requests import find_requests, leave_request
+from contract.versions.training_requests import find_requests, submit_request
 from tests.disks import fill, small_disk
 from trainer import labelstudio
 from trainer.__main__ import main
@@ -47,8 +47,8 @@ def use(rig):
         rig.studio.predict(3, name)
     client = labelstudio.connect(rig.studio.url, rig.environment.label_studio_token, 5)
     set_webhook_token(client, [rig.server.url], "secret")
-    leave_request(rig.repository, 5)
-    leave_request(rig.repository, 6)
+    submit_request(rig.repository, 5)
+    submit_request(rig.repository, 6)
     assert seen(rig) != rig.before
 
 

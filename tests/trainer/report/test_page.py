@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from contract.versions.results import Advice, Compared, Comparison
+from contract.versions.results import Advice, ComparedVersion, Comparison
 from tests.trainer.report.examples import make_inputs
 from tests.trainer.report.pages import Page
 from trainer.labels.dataset import Unreadable
@@ -114,7 +114,7 @@ def test_a_line_is_said_to_join_what_was_measured_on_the_same_images(tmp_path):
     other = replace(inputs.manifest, training=replace(inputs.manifest.training, images=50, validation="audit"))
     assert "Each was measured on other images" in write(replace(inputs, earlier=[other]), tmp_path / "apart").text
     former = [replace(inputs.manifest, version=f"2025010{day}T030405678Z-abcdef") for day in (1, 2)]
-    compared = tuple(Compared(each.version, 90, 0.5, 0.25, 0.75) for each in (former[1], inputs.manifest))
+    compared = tuple(ComparedVersion(each.version, 90, 0.5, 0.25, 0.75) for each in (former[1], inputs.manifest))
     training = replace(inputs.manifest.training, curve=Comparison(41, compared))
     page = write(replace(inputs, manifest=replace(inputs.manifest, training=training), earlier=former), tmp_path)
     assert "joins versions that were measured on the same 41 random images; the grey ones were measured" in page.text

@@ -78,7 +78,7 @@ def test_the_newest_version_of_the_project_counts_whichever_is_in_use(tmp_path):
     for broken in ({"id": 3}, {**SEEN, "annotations": None}, {**SEEN, "annotations": "many"}, [3], "3"):
         publish(repository, broken)
     (repository.folder / publish(repository, SEEN) / "manifest.json").write_text("{")
-    repository.point_to(older)
+    repository.set_current(older)
     repository.retire(newest)
     trained = read_trained(repository, 3)
     assert (trained.version, trained.annotations, trained.labels) == (newest, 60, ("cat", "dog"))

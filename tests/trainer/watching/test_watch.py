@@ -15,11 +15,11 @@ from filelock import FileLock
 
 from bench.harness.hosts import host
 from contract.errors import ConfigError, LabelnextError, NothingPublished
-from contract.label_studio import Patience
+from contract.label_studio import RetryPolicy
 from contract.labelconfig import parse_label_config
 from contract.versions.repository import Repository
 from contract.versions.results import ProjectState, TrainingRecord
-from contract.versions.training_requests import find_requests, leave_request
+from contract.versions.training_requests import find_requests, submit_request
 from tests.trainer.studio import TOKEN, Gone, Studio, label_config
 from tests.versions import publish
 from trainer.__main__ import COMMANDS
@@ -128,7 +128,7 @@ class Watched(Studio):
 
 @pytest.fixture(autouse=True)
 def _in_no_time(monkeypatch):
-    monkeypatch.setattr("contract.label_studio.PATIENCE", Patience(longest_s=0.0))
+    monkeypatch.setattr("contract.label_studio.RETRY_POLICY", RetryPolicy(total_s=0.0))
     monkeypatch.setattr("trainer.watching.watcher._LONGEST_POLL_S", 0.1)
 
 
@@ -304,7 +304,7 @@ def test_an_empty_project_is_left_alone_and_a_look_is_two_small_requests(studio,
 
 def test_a_request_or_other_classes_start_a_round_without_a_new_label(trained, caplog):
     for project in (5, 6, None):
-        leave_request(trained.repository, project)
+        submit_request(trained.repository, project)
     _, ran, said = watch_it(trained, caplog, rounds=1)
     assert ran == ["run", "rank", "run", "rank"]
     assert said[-1].startswith("Start Training was pressed: trained")
@@ -316,7 +316,7 @@ def test_a_request_or_other_classes_start_a_round_without_a_new_label(trained, c
 
 
 def test_a_request_that_failed_for_a_reason_that_passes_is_tried_again(studio, caplog):
-    leave_request(studio.repository, 5)
+    submit_request(studio.repository, 5)
     studio.plan = {"run": [(1, "expected to write, got No space left on device"), (-9, "killed by SIGKILL")]}
     _, ran, said = watch_it(studio, caplog, rounds=1)
     assert ran.count("run") == 3
@@ -330,9 +330,9 @@ def test_a_request_that_failed_for_a_reason_that_passes_is_tried_again(studio, c
 def test_who_presses_again_does_not_wait_for_the_next_attempt(studio, caplog, monkeypatch):
     fail = lambda self, *, least_s=0.0: setattr(self, "_until", 1e18) or 1e18  # noqa: E731 - for ever
     monkeypatch.setattr("trainer.watching.watcher._Backoff.fail", fail)
-    leave_request(studio.repository, 5)
+    submit_request(studio.repository, 5)
     studio.plan = {"run": [(1, "no room")]}
-    studio.events[20] = lambda: leave_request(studio.repository, 5)
+    studio.events[20] = lambda: submit_request(studio.repository, 5)
     _, ran, _ = watch_it(studio, caplog, rounds=1)
     assert ran.count("run") == 2
     assert 20 <= studio.looks < 60
@@ -343,8 +343,8 @@ def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monke
     """The trainer may not be allowed to write where servers do."""
     monkeypatch.setattr("trainer.watching.watcher.remove", Mock(side_effect=PermissionError("read-only")))
     for project in (None, 5):
-        leave_request(studio.repository, project)
-    studio.events = {10: lambda: leave_request(studio.repository, 5), 30: stop}
+        submit_request(studio.repository, project)
+    studio.events = {10: lambda: submit_request(studio.repository, 5), 30: stop}
     _, ran, said = watch_it(studio, caplog)
     assert ran.count("run") == 2  # for those that lay there, and for the one that was made anew
     assert any("cannot be removed" in line for line in said)
@@ -354,7 +354,7 @@ def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monke
 def test_labels_that_cannot_be_trained_on_wait_for_others(studio, caplog):
     studio.label(20)
     studio.plan = {"run": [(3, "expected labelled images of at least 2 classes, got 20 of 1")] * 2}
-    studio.events |= {20: lambda: leave_request(studio.repository, 5), 40: lambda: studio.label(1)}
+    studio.events |= {20: lambda: submit_request(studio.repository, 5), 40: lambda: studio.label(1)}
     _, ran, said = watch_it(studio, caplog, rounds=1)
     assert ran == ["run", "rank", "run", "run", "rank"]
     assert "got 20 of 1; waiting for other labels" in said[1]
@@ -501,8 +501,8 @@ def test_two_projects_have_a_model_each_and_lines_of_their_own(both, caplog):
     ]
     for number, version, line in zip((5, 7), versions, said[2:], strict=True):
         assert line.startswith(f"project {number}: 25 new labels (20 asked for): trained {version} on 25 labels")
-    leave_request(both.projects[7].repository, 7)
-    leave_request(Repository(both.models), 5, any_model=True)
+    submit_request(both.projects[7].repository, 7)
+    submit_request(Repository(both.models), 5, any_model=True)
     _, _, said = watch_it(both, caplog, projects=BOTH, rounds=1)
     pressed = [line.partition(": trained")[0] for line in said if "Start Training" in line]
     assert pressed == [f"project {number}: Start Training was pressed" for number in (5, 7)]

@@ -27,7 +27,7 @@ def is_data_uri(reference: str) -> bool:
     return reference.lstrip(AROUND)[:_LOOKED_AT].translate(BREAKS)[:5].lower() == "data:"
 
 
-def as_browsers_read(reference: str) -> str:
+def normalise_reference(reference: str) -> str:
     r"""The plain spelling of a reference that is no data URI.
 
     Without spaces around it and line breaks in it, its scheme in lower case. In addresses of http and https, and in

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def showing_life(tell: Callable[[float], object], *, every_s: float = 5.0) -> Iterator[None]:
+def heartbeat(tell: Callable[[float], object], *, every_s: float = 5.0) -> Iterator[None]:
     """Call `tell` with the seconds since the block began every few seconds while it lasts, from another thread."""
     over, started = threading.Event(), time.monotonic()
 

@@ -1,6 +1,6 @@
 import threading
 
-from contract.life import showing_life
+from contract.heartbeat import heartbeat
 
 
 def test_what_takes_long_tells_so_meanwhile():
@@ -11,7 +11,7 @@ def test_what_takes_long_tells_so_meanwhile():
         if len(told) == 2:
             twice.set()
 
-    with showing_life(tell, every_s=0.01):
+    with heartbeat(tell, every_s=0.01):
         assert twice.wait(10)
     count = len(told)
     assert told == sorted(told)

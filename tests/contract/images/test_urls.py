@@ -10,7 +10,7 @@ from PIL import Image
 from contract.errors import FetchError
 from contract.images.download import HttpUrl
 from contract.images.fetch import Fetcher, FetchSettings
-from contract.images.spelling import as_browsers_read
+from contract.images.urls import normalise_reference
 
 
 def _png() -> bytes:
@@ -120,7 +120,7 @@ def test_what_is_no_address_in_a_browser_is_refused(address: str):
 )
 def test_what_is_relative_is_read_as_on_label_studios_page(reference: str, plain: str):
     """Backslashes are slashes in paths and before hosts, and stay what they are elsewhere."""
-    assert as_browsers_read(reference) == plain
+    assert normalise_reference(reference) == plain
 
 
 @pytest.mark.parametrize(("uri", "shown"), DATA_URIS.items(), ids=map(str, range(len(DATA_URIS))))
