@@ -1,7 +1,6 @@
-"""A command line that is declared: a command takes values of some classes, and the fields of these are its options.
+"""Command lines made from dataclasses: each field of a command's classes is an option.
 
-A field's name, type, default and docstring are those of its option, so that none of them is written down twice. Errors
-in the usage end the process with status 2.
+The field's name, type, default and docstring are those of the option. Errors in the usage exit with status 2.
 """
 
 import re
@@ -16,77 +15,47 @@ import click
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from contract.settings import describe, explain, quote, written
+from contract.settings import explain_errors, field_docstring, format_default, quote
 
 _WIDTH: Final = 110
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a field leaves open of its option; stands among the annotations of its type."""
+    """What a field does not say about its option; one of the annotations of its type."""
 
     name: str | None = None
-    """Such as `--train`; by default the field's name."""
+    """Such as `--train`; by default made from the field's name."""
     metavar: str | None = None
     choices: Sequence[str] = ()
     argument: bool = False
-    """Whether it is given by its place instead of its name."""
-    once: str = ""
-    """What is said if it is given again; by default the last one counts."""
-    each: bool = False
-    """Whether it may be given again; the values, which are tuples, then follow each other."""
+    """Whether it is a positional argument."""
+    repeat_error: str = ""
+    """The error if it is given again; without one, the last value counts."""
+    multiple: bool = False
+    """Whether it may be repeated; the values, which are tuples, are concatenated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What a command does, and with values of which classes."""
+    """A command of a command line."""
 
-    do: Callable[..., int | None]
+    run: Callable[..., int | None]
     help: str
-    takes: Mapping[str, Any] = field(default_factory=dict)
-    """A heading of the usage to the class whose options stand below it; where two share an option, the first has it."""
-    without: Sequence[str] = ()
-    """Fields that are no options here."""
+    groups: Mapping[str, Any] = field(default_factory=dict)
+    """Heading in the usage to the class whose fields are listed below it; an option of two classes is listed once."""
+    excluded: Sequence[str] = ()
+    """Fields that are no options of this command."""
     epilog: str | None = None
     interrupted: str = "nothing was changed"
-    """What is said when it is interrupted."""
+    """Message after an interruption."""
 
     def values(self, given: Mapping[str, Any]) -> list[Any]:
-        """Return one value of each class; ValidationError if one does not allow what was given."""
+        """Return an instance of each class; ValidationError if one rejects a value."""
         return [
             kind(**{item.name: given[item.name] for item in fields(kind) if item.name in given})
-            for kind in self.takes.values()
+            for kind in self.groups.values()
         ]
-
-
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """An option, or what is given by its place, as people read of it."""
-
-    usage: str
-    """Such as `--keep N`."""
-    default: str
-    """Empty where there is none."""
-    about: str
-
-
-def declared(kind: type, *, without: Sequence[str] = ()) -> Iterator[Declared]:
-    """Yield the options that the fields of a class are."""
-    for name, info in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]  # of pydantic's dataclasses
-        if name in without:
-            continue
-        given = _parameter(name, info, "")
-        value = "|".join(given.type.choices) if isinstance(given.type, click.Choice) else given.metavar
-        names = "/".join([given.opts[0], *given.secondary_opts])
-        usage = f"{names} {value or ''}".strip() if isinstance(given, click.Option) else name.upper()
-        about, default = describe(kind, name), written(info.default) or ("off" if info.annotation is bool else "")
-        if given.required:
-            default = "required"
-        elif default and info.annotation is not bool:
-            default = f"`{default}`"
-        elif said := re.search(r" \(default: (.*?)\)(?=\.)", about):
-            about, default = about.replace(said[0], ""), said[1]
-        yield Declared(usage, default, about)
 
 
 def parse(
@@ -97,16 +66,16 @@ def parse(
     about: str,
     renamed: Mapping[str, str] | None = None,
 ) -> tuple[Command, list[Any]]:
-    """Return the command that is asked for, and the values that it takes; SystemExit after the usage or an error in it.
+    """Return the command and the instances of its classes; SystemExit after --help or an error in the usage.
 
     Args:
-        program: how the command line begins.
-        commands: by name.
-        arguments: those of the process by default.
-        about: what the program does, for its usage.
-        renamed: options of old to what they are called now.
+        program: the beginning of the command line, for the usage.
+        commands: the commands by name.
+        arguments: by default those of the process.
+        about: what the program does, for the usage.
+        renamed: former names of options to their names.
     """
-    group = _Group(help=about, commands={name: _Parsed(name, command) for name, command in commands.items()})
+    group = _Group(help=about, commands={name: _ClickCommand(name, command) for name, command in commands.items()})
     try:
         parsed = group.main(arguments, program, standalone_mode=False, max_content_width=_WIDTH)
     except click.ClickException as err:
@@ -117,7 +86,7 @@ def parse(
         sys.exit(shown.exit_code)
     if isinstance(parsed, int):
         sys.exit(parsed)
-    return parsed  # type: ignore[no-any-return]  # by a command's callback
+    return parsed  # type: ignore[no-any-return]  # the result of `_ClickCommand._call`
 
 
 class _Group(click.Group):
@@ -125,19 +94,19 @@ class _Group(click.Group):
         return list(self.commands)
 
 
-class _Parsed(click.Command):
-    """A command as click has it, which returns the command and its values."""
+class _ClickCommand(click.Command):
+    """A click command that returns a command and the instances of its classes."""
 
     def __init__(self, name: str, command: Command) -> None:
-        declared = {
-            item: (title, info, describe(kind, item))
-            for title, kind in reversed(list(command.takes.items()))
+        options = {
+            item: (title, info, field_docstring(kind, item))
+            for title, kind in reversed(list(command.groups.items()))
             for item, info in kind.__pydantic_fields__.items()
-            if item not in command.without
+            if item not in command.excluded
         }
         self._command = command
-        self._titles = {item: title for item, (title, *_) in declared.items()}
-        parameters = [_parameter(item, info, about) for item, (_, info, about) in declared.items()]
+        self._titles = {item: title for item, (title, *_) in options.items()}
+        parameters = [click_parameter(item, info, about) for item, (_, info, about) in options.items()]
         super().__init__(
             name,
             callback=self._call,
@@ -148,39 +117,40 @@ class _Parsed(click.Command):
         )
 
     def _call(self, **given: Any) -> tuple[Command, list[Any]]:
-        told = {name: value for name, value in given.items() if value is not None}
+        values = {name: value for name, value in given.items() if value is not None}
         try:
-            return self._command, self._command.values(told)
+            return self._command, self._command.values(values)
         except ValidationError as err:
-            raise click.UsageError("; ".join(expected for _, expected in explain(err))) from err
+            raise click.UsageError("; ".join(expected for _, expected in explain_errors(err))) from err
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options under the headings of their classes."""
+        """Write the options below the headings of their classes."""
         records = [(self._titles.get(each.name or ""), each.get_help_record(ctx)) for each in self.get_params(ctx)]
-        for title in (*self._command.takes, None):
+        for title in (*self._command.groups, None):
             if below := [record for heading, record in records if heading == title and record]:
                 with formatter.section(title or "other"):
                     formatter.write_dl(below)
 
 
-class _Checked(click.ParamType[Any]):
-    """A field's type, as a type of click's."""
+class _FieldType(click.ParamType[Any]):
+    """The type of a field, as a click type."""
 
     def __init__(self, info: FieldInfo) -> None:
-        self._type: Any = Annotated[(info.annotation, Option(), *info.metadata)]  # of which there must be one
+        self._type: Any = Annotated[(info.annotation, Option(), *info.metadata)]  # Annotated needs at least one
         self.name = _metavar(info)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return what the field would hold."""
+        """Return the validated value."""
         try:
             return TypeAdapter(self._type).validate_python(value)
         except ValidationError as err:
-            self.fail(f"must be {' or '.join(each for _, each in explain(err))}, got {quote(value)}", param, ctx)
+            self.fail(f"must be {' or '.join(each for _, each in explain_errors(err))}, got {quote(value)}", param, ctx)
 
 
-def _parameter(name: str, info: FieldInfo, about: str) -> click.Parameter:
+def click_parameter(name: str, info: FieldInfo, about: str) -> click.Parameter:
+    """Return a field as an option or argument of click, with `about` as its help."""
     option = next((each for each in info.metadata if isinstance(each, Option)), Option())
-    kind = click.Choice(option.choices) if option.choices else _Checked(info)
+    kind = click.Choice(option.choices) if option.choices else _FieldType(info)
     required = info.is_required()
     if option.argument:
         return click.Argument([name], type=kind, required=required)
@@ -189,43 +159,43 @@ def _parameter(name: str, info: FieldInfo, about: str) -> click.Parameter:
     return click.Option(
         [f"{spelled}/--no-{spelled[2:]}" if info.default is True else spelled, name],
         type=None if switch else kind,
-        is_flag=switch or None,  # False would have click read an option out of --control=-x
-        multiple=bool(option.once) or option.each,
-        callback=_only(option.once) if option.once else _join if option.each else None,
+        is_flag=switch or None,  # with False, click would take --control=-x for a switch
+        multiple=bool(option.repeat_error) or option.multiple,
+        callback=_single(option.repeat_error) if option.repeat_error else _join if option.multiple else None,
         required=required,
-        default=None,  # what is not given is for the field to say
+        default=None,  # the field has the default
         metavar=None if switch or option.choices else option.metavar or _metavar(info).upper(),
         help=_help(info, about),
     )
 
 
-def _only(otherwise: str) -> Callable[[click.Context, click.Parameter, tuple[Any, ...]], Any]:
+def _single(repeat_error: str) -> Callable[[click.Context, click.Parameter, tuple[Any, ...]], Any]:
     def take(ctx: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
         if len(values) > 1:
-            raise click.UsageError(f"{param.opts[0]} may be given once only: {otherwise}", ctx)
+            raise click.UsageError(f"{param.opts[0]} may be given once only: {repeat_error}", ctx)
         return values[0] if values else None
 
     return take
 
 
 def _join(_: click.Context, __: click.Parameter, values: tuple[tuple[Any, ...], ...]) -> tuple[Any, ...] | None:
-    """Make one value of all that an option was given; None where it was given none."""
+    """Concatenate the values of a repeated option; None without a value."""
     return tuple(chain.from_iterable(values)) or None
 
 
 def _metavar(info: FieldInfo) -> str:
-    kinds = set(_kinds(info.annotation))
+    kinds = set(_types_in(info.annotation))
     return "n" if int in kinds else "path" if Path in kinds else "text"
 
 
-def _kinds(annotation: Any) -> Iterator[Any]:
-    """Yield the types that a type is made of, in an optional one or under annotations."""
+def _types_in(annotation: Any) -> Iterator[Any]:
+    """Yield the types that an optional or annotated type consists of."""
     yield getattr(annotation, "__origin__", annotation)
     for each in get_args(annotation):
-        yield from _kinds(each)
+        yield from _types_in(each)
 
 
 def _help(info: FieldInfo, about: str) -> str:
     about = re.sub(r" \(\[[^]]*\]\([^)]*\)\)", "", about)  # a terminal has no links
-    default = "" if info.is_required() else written(info.default)
+    default = "" if info.is_required() else format_default(info.default)
     return f"{about.replace('`', '').removesuffix('.')}{default and f' (default: {default})'}"

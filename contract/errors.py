@@ -1,8 +1,8 @@
-"""Every error that the product raises on purpose.
+"""All errors that the product raises on purpose.
 
-Bytes become a decoded image (FetchError, DecodeError), an artefact becomes a verified version (RepositoryError) and
-then a validated one (InvalidVersion): the class names the step that failed. Messages say what was expected, what
-came and what to do. `status` and `code` are what an HTTP client sees; classes that no request meets keep the defaults.
+Reading an image raises FetchError or DecodeError, opening a version RepositoryError, and validating it InvalidVersion.
+Messages say what was expected, what was found and what to do. `status` and `code` are sent to HTTP clients; classes
+that never reach one keep the defaults.
 """
 
 import re
@@ -10,45 +10,45 @@ from collections.abc import Sequence
 
 
 def with_subject(subject: str, detail: str) -> str:
-    """A message with what it is about in front of it, unless it names that by itself."""
+    """Return a message that begins with its subject, unless it names the subject already."""
     named = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", detail)
     return detail if named else f"{subject}: {detail}"
 
 
 def name_some(names: Sequence[str], *, most: int, between: str = ", ") -> str:
-    """The first names of a message, at most so many, and how many more there are."""
+    """Return the first `most` names, and how many more there are."""
     more = len(names) - most
     return between.join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 class LabelnextError(Exception):
-    """Failed in a way that the product foresaw; the message is meant for the person who runs it."""
+    """Base class of expected failures; the message is meant for the user."""
 
     status = 500
     code = "internal"
 
 
 class ConfigError(LabelnextError):
-    """Was given settings, arguments or a labelling config that cannot work."""
+    """Settings, arguments or a labelling config are invalid."""
 
     status = 400
     code = "bad_config"
 
 
 class LabelMismatch(ConfigError):
-    """Met a project whose labels are not those that a model was trained on."""
+    """The labels of the project are not those that the model was trained on."""
 
     code = "label_mismatch"
 
 
 class AmbiguousProject(LabelMismatch):
-    """Met a project whose labels several models know, and nothing that tells which of them is its own."""
+    """Several models know the labels of the project, and nothing tells which of them is meant."""
 
     code = "ambiguous_project"
 
 
 class DiskFull(LabelnextError, OSError):
-    """Found no room to write: what callers do about a disk that fails holds for it, too."""
+    """The disk is full. An OSError, so that callers treat it like any other failing disk."""
 
     def __init__(self, message: str, number: int | None = None) -> None:
         super().__init__(message)
@@ -56,47 +56,47 @@ class DiskFull(LabelnextError, OSError):
         self.errno = number
 
     def __str__(self) -> str:
-        """Return the message, without the number that other OSErrors have in front of it."""
+        """Return the message without the error number, which other OSErrors put in front of it."""
         return str(self.strerror)
 
 
 class RepositoryError(LabelnextError):
-    """Found no usable version in the model repository."""
+    """The model repository has no usable version."""
 
     status = 503
     code = "repository"
 
 
 class NothingPublished(RepositoryError):
-    """Found a repository in which no version has been published yet."""
+    """No version has been published yet."""
 
 
 class VersionNotFound(RepositoryError):
-    """Was asked for a version that the repository does not hold."""
+    """The repository has no version of this name."""
 
 
 class VersionInUse(RepositoryError):
-    """Was to remove a version that is current, or that somebody has open."""
+    """A version that is current or open cannot be removed."""
 
 
 class ManifestError(RepositoryError):
-    """Read a manifest that does not follow the contract."""
+    """A manifest does not follow the contract."""
 
 
 class DigestError(RepositoryError):
-    """Found a file that differs from the one its manifest describes."""
+    """A file differs from its digest in the manifest."""
 
 
 class SignatureError(RepositoryError):
-    """Found a manifest without a signature by the key that is trusted."""
+    """A manifest is not signed with the trusted key."""
 
 
 class PublishConflict(RepositoryError):
-    """Found that another version had become current while this one was published."""
+    """Another version became current while this one was being published."""
 
 
 class RepositoryUnreachable(RepositoryError, OSError):
-    """Got no answer from a bucket, or a refusal: what callers do about a disk that fails holds for it, too."""
+    """A bucket does not answer, or refuses. An OSError, so that callers treat it like a failing disk."""
 
     code = "repository_unreachable"
 
@@ -106,87 +106,87 @@ class RepositoryUnreachable(RepositoryError, OSError):
 
 
 class InvalidVersion(LabelnextError):
-    """Refused a version that did not pass its validation."""
+    """A version failed its validation."""
 
 
 class UnsafeGraph(InvalidVersion):
-    """Met a graph that reaches out of its version, or claims what is not in it."""
+    """A graph refers to files outside its version, or claims contents that it does not have."""
 
 
 class LoweringError(InvalidVersion):
-    """Met a graph that cannot be turned into masked passes."""
+    """A graph cannot be lowered to masked passes."""
 
 
 class DropoutDead(InvalidVersion):
-    """Found passes that do not differ where they must."""
+    """The stochastic passes do not differ as they must."""
 
 
 class ProbeMismatch(InvalidVersion):
-    """Computed other numbers on the probe than the trainer did."""
+    """The results on the probe differ from the trainer's."""
 
 
 class PrecisionRefused(InvalidVersion):
-    """Ranked the probe otherwise in reduced precision than the trainer did; in fp32 the version may still be served."""
+    """A backbone in reduced precision ranks the probe differently; the version may still be served in fp32."""
 
 
 class ImageError(LabelnextError):
-    """Could not score one image."""
+    """An image cannot be scored."""
 
     status = 422
     code = "image"
     later = False
-    """Whether it may be scored at another time, although nobody changes it."""
+    """Whether it may succeed later although nobody changes the image."""
 
 
 class FetchError(ImageError):
-    """Could not get an image's bytes."""
+    """An image cannot be fetched."""
 
     code = "fetch"
 
 
 class TemporaryFetchError(FetchError):
-    """Could not get an image's bytes, for a reason that passes: a host that is down, slow or has too much to do."""
+    """An image cannot be fetched for now: its host is down, slow or overloaded."""
 
     later = True
 
 
 class DecodeError(ImageError):
-    """Got bytes that are not an image that can be scored."""
+    """The bytes are no image that can be scored."""
 
     code = "decode"
 
 
 class RequestError(LabelnextError):
-    """Was sent a request that Label Studio would not send."""
+    """A request is malformed: Label Studio would not send it."""
 
     status = 400
     code = "bad_request"
 
 
 class Unavailable(LabelnextError):
-    """Could not answer in time, or at all for now."""
+    """The server cannot answer in time, or at all for now."""
 
     status = 503
     code = "unavailable"
 
 
 class UnknownModel(LabelnextError):
-    """Was asked for a model that the repository does not hold."""
+    """The repository has no model of this name."""
 
     status = 404
     code = "unknown_model"
 
 
 class OtherVersion(LabelnextError):
-    """Was asked for another version than the one in use."""
+    """The version that was asked for is not in use."""
 
     status = 409
     code = "other_version"
 
 
 class LabelError(LabelnextError):
-    """Was given labels that no classifier can be trained on."""
+    """No classifier can be trained on these labels."""
 
 
 class TrainingError(LabelnextError):
-    """Trained, or tried to, without ending in a usable model."""
+    """Training did not produce a usable model."""

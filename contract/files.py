@@ -1,7 +1,6 @@
 """Files in folders that others may write to, and on disks that may be full.
 
-A path may have been replaced by a link to a file elsewhere, a pipe that never ends or a device; none of these is opened
-here.
+Another user may replace a path by a link, a pipe or a device; none of them is opened here.
 """
 
 import errno
@@ -20,12 +19,12 @@ from contract.errors import ConfigError, DiskFull, LabelnextError
 _T = TypeVar("_T")
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NONE_BYTES: Final = 2**20
-"""With less free a file of ours has no room."""
+_MIN_FREE_BYTES: Final = 2**20
+"""Below this free space the disk counts as full."""
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file to read, OSError if it is anything else; its folders may be links, it itself may not."""
+    """Open a regular file to read; OSError if it is anything else or a link. Its folders may be links."""
     # Opening a pipe would wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -38,7 +37,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_regular(path: Path, *, most_bytes: int) -> bytes:
-    """Read a regular file whole; OSError also if it has more than so many bytes."""
+    """Return the content of a regular file; OSError also if it is longer than `most_bytes`."""
     with open_regular(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
@@ -47,8 +46,8 @@ def read_regular(path: Path, *, most_bytes: int) -> bytes:
 
 
 @contextmanager
-def drafted(path: Path, content: bytes) -> Iterator[Path]:
-    """Give a file beside `path` that is on the disk and may replace it in one step; it is gone when the block ends."""
+def temporary_file(path: Path, content: bytes) -> Iterator[Path]:
+    """Context manager for a synced temporary file beside `path`, which may replace it atomically; deleted on exit."""
     draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         with draft.open("wb") as file:
@@ -62,35 +61,36 @@ def drafted(path: Path, content: bytes) -> Iterator[Path]:
 
 
 def recover_lines(path: Path, parse: Callable[[bytes], _T]) -> list[_T]:
-    """Return what the lines of a file hold, if it is there; the first that is cut short or broken is taken off it.
+    """Return the parsed lines of a file, if it exists.
 
-    So is all that follows. `parse` raises ValueError, LookupError or TypeError of a line that is broken.
+    The first incomplete or broken line, for which `parse` raises ValueError, LookupError or TypeError, is cut off with
+    all that follows.
     """
-    found: list[_T] = []
+    parsed: list[_T] = []
     if not path.exists():
-        return found
-    whole = 0
+        return parsed
+    valid_bytes = 0
     with path.open("r+b") as file:
         for line in file:
             try:
                 if not line.endswith(b"\n"):
                     break
-                found.append(parse(line))
+                parsed.append(parse(line))
             except (ValueError, LookupError, TypeError):
                 break
-            whole += len(line)
-        file.truncate(whole)
-    return found
+            valid_bytes += len(line)
+        file.truncate(valid_bytes)
+    return parsed
 
 
 def sync_tree(folder: Path) -> None:
-    """Have a folder and all that is in it on the disk."""
+    """Sync a folder and everything in it to the disk."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
+    """Sync a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -100,7 +100,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def explaining_disk_full(*folders: Path, remedy: str) -> Iterator[None]:
-    """Have what the block writes to these folders fail with DiskFull where there is no room, which names the folder."""
+    """Context manager that raises DiskFull for an OSError if one of the folders has no space left."""
     try:
         yield
     except OSError as err:
@@ -112,27 +112,27 @@ def explaining_disk_full(*folders: Path, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def explaining(what: str, folder: Path, *, remedy: str, place: str | None = None) -> Iterator[None]:
-    """Have what the block writes to a folder fail with ConfigError, whatever is the matter; `place` is its name."""
+    """Context manager that raises ConfigError for an OSError; `place` is the folder's name in the message."""
     try:
         yield
     except OSError as err:
-        said = f"expected to write {what} to {place or folder}, got {explain(err, folder)}"
-        raise ConfigError(f"{said}; {remedy}") from err
+        message = f"expected to write {what} to {place or folder}, got {explain(err, folder)}"
+        raise ConfigError(f"{message}; {remedy}") from err
 
 
 def explain(err: OSError, folder: Path) -> str:
-    """Return what the system says, and how much is free where that is the matter."""
-    said = err.strerror or str(err) or type(err).__name__
+    """Return the message of an error, with the free space if the disk is full."""
+    message = err.strerror or str(err) or type(err).__name__
     if isinstance(err, LabelnextError) or not _is_full(err, folder):
-        return said
+        return message
     usage = shutil.disk_usage(_existing(folder))
     quota = ", but not for this user" if err.errno == errno.EDQUOT else ""
-    return f"{said} ({usage.free / 2**20:,.0f} of {usage.total / 2**20:,.0f} MiB are free{quota})"
+    return f"{message} ({usage.free / 2**20:,.0f} of {usage.total / 2**20:,.0f} MiB are free{quota})"
 
 
 def _is_full(err: OSError, folder: Path) -> bool:
-    """Some libraries say only that fewer bytes were written than should have been."""
-    return err.errno in _FULL or (err.errno is None and _free_bytes(folder) < _NONE_BYTES)
+    """Return whether the disk is full; some libraries report only a short write."""
+    return err.errno in _FULL or (err.errno is None and _free_bytes(folder) < _MIN_FREE_BYTES)
 
 
 def _free_bytes(folder: Path) -> int:
@@ -143,5 +143,5 @@ def _free_bytes(folder: Path) -> int:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the one that it would be made in."""
+    """Return the folder, or its nearest parent that exists."""
     return next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))

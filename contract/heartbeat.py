@@ -1,4 +1,4 @@
-"""Telling from time to time that what takes long is still at work."""
+"""Progress reports during long operations."""
 
 import threading
 import time
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def heartbeat(tell: Callable[[float], object], *, every_s: float = 5.0) -> Iterator[None]:
-    """Call `tell` with the seconds since the block began every few seconds while it lasts, from another thread."""
+def heartbeat(report: Callable[[float], object], *, every_s: float = 5.0) -> Iterator[None]:
+    """Context manager that calls `report` every few seconds from another thread, with the seconds since its start."""
     over, started = threading.Event(), time.monotonic()
 
     def tick() -> None:
         while not over.wait(every_s):
-            tell(time.monotonic() - started)
+            report(time.monotonic() - started)
 
     ticker = threading.Thread(target=tick, name="life", daemon=True)
     ticker.start()

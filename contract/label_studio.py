@@ -1,7 +1,7 @@
-"""Requests to Label Studio's API, the header that either kind of its tokens needs, and errors.
+"""A client of Label Studio's API, with its two kinds of tokens.
 
-A personal access token is a refresh token: sent as it is, it gets 401. It is exchanged for an access token, which lasts
-five minutes. A legacy token is sent as it is.
+A personal access token is a refresh token: sent directly, it gets 401. It is exchanged for an access token, which is
+valid for five minutes. A legacy token is sent directly.
 """
 
 import base64
@@ -22,15 +22,15 @@ import urllib3
 from contract.errors import ConfigError
 
 WHOAMI: Final = "/api/current-user/whoami"
-"""The page that says whose a token is."""
+"""Returns the user of a token."""
 
-_RENEWED_S: Final = 270  # of 300 in which Label Studio honours an access token
+_RENEWED_S: Final = 270  # access tokens expire after 300
 _EXCHANGE: Final = "/api/token/refresh/"
 _CONNECT_S: Final = 10.0
-_SHOWN: Final = 300  # characters of an answer in a message
+_SHOWN: Final = 300  # characters of a response in a message
 
 Post = Callable[[str, bytes], tuple[int, bytes]]
-"""Posts JSON to a path of Label Studio, without a token, and returns the answer's status and body."""
+"""Posts JSON to a path of Label Studio without a token; returns the status and body of the response."""
 
 _T = TypeVar("_T")
 
@@ -38,19 +38,19 @@ _log = logging.getLogger(__name__)
 
 
 class Unreachable(ConfigError):
-    """Got no answer from Label Studio, or one that says that the fault is its own: it may be there later."""
+    """Label Studio does not answer, or reports a fault of its own; it may work later."""
 
 
 class Refused(ConfigError):
-    """Was told by Label Studio that what was sent is not acceptable."""
+    """Label Studio rejects the content of a request."""
 
 
 class TokenRefused(ConfigError):
-    """Was told by Label Studio that the token is not good for this."""
+    """Label Studio rejects the token."""
 
 
 class NoAccessToken(Exception):
-    """Got an answer without an access token, of this status."""
+    """A response has no access token."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -58,7 +58,7 @@ class NoAccessToken(Exception):
 
 
 class Token:
-    """A token of Label Studio, and the access token that all threads share where it needs one."""
+    """A Label Studio token, and the access token for it, which threads share."""
 
     def __init__(self, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._token = token.strip()
@@ -76,12 +76,17 @@ class Token:
         self._renew_at = 0.0
 
     def header(self, post: Post, *, timeout_s: float, refused: str | None = None) -> str | None:
-        """The Authorization header to send, another one than `refused`, which got 401; None without a token.
+        """Return the Authorization header; None without a token.
 
-        One thread at a time makes the exchange, by `post`; the others take what it got.
+        One thread at a time exchanges the token, by `post`; the others reuse the result.
+
+        Args:
+            post: sends the request for an access token.
+            timeout_s: how long to wait for another thread's exchange.
+            refused: a header that got 401, and is not returned again.
 
         Raises:
-            NoAccessToken: if Label Studio gives none for the token.
+            NoAccessToken: if the response has no access token.
             TimeoutError: if another thread's exchange takes longer than `timeout_s`.
         """
         if not self.renewable:
@@ -105,7 +110,7 @@ class Token:
 
 
 def _jwt_kind(token: str) -> str | None:
-    """The kind that a JSON web token says it is; None for a legacy token."""
+    """Return the `token_type` of a JSON web token; None for a legacy token."""
     parts = token.split(".")
     if len(parts) != 3:
         return None
@@ -118,23 +123,23 @@ def _jwt_kind(token: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to wait for a Label Studio that does not answer, or says that it cannot now, in seconds."""
+    """How long to retry requests while Label Studio does not answer or reports a fault, in seconds."""
 
     total_s: float = 3.0
-    """In all."""
+    """From the first attempt to the last."""
     pause_s: float = 0.5
-    """Before the second attempt; each pause is twice the one before it."""
+    """Pause before the second attempt; each further pause is twice as long."""
     max_pause_s: float = 15.0
 
 
 RETRY_POLICY: Final = RetryPolicy()
-"""Of a client that is told of none."""
+"""The default of `LabelStudioClient`."""
 
 
 class LabelStudioClient:
-    """Requests to one Label Studio. What fails for a reason that passes is sent again, unless it is to be sent once.
+    """A client of one Label Studio. Requests that fail temporarily are sent again, except by methods that send once.
 
-    What is not answered with a status of success raises ConfigError, or `Unreachable`, `TokenRefused` or `Refused`.
+    An unsuccessful status raises ConfigError: `Unreachable`, `TokenRefused` or `Refused` where one of them applies.
     """
 
     def __init__(self, url: str, token: str, *, timeout_s: float = 60.0, retries: RetryPolicy | None = None) -> None:
@@ -147,42 +152,43 @@ class LabelStudioClient:
 
     @property
     def date(self) -> datetime | None:
-        """What time it was at Label Studio when it last answered, to the second; None where it does not say."""
+        """The Date header of the last response, to the second; None without one."""
         try:
             return parsedate_to_datetime(self._date).astimezone(UTC)
         except ValueError:
             return None
 
     def get(self, path: str, **query: str | int) -> Any:
-        """GET a path such as "/api/projects", and return the answer's JSON."""
+        """GET a path such as "/api/projects", and return the JSON of the response."""
         return self._parse(self.send("GET", path, query=query))
 
     def post(self, path: str, body: object) -> Any:
-        """POST a body as JSON, once, and return the answer's JSON; None if it is empty."""
+        """POST a body as JSON, once, and return the JSON of the response; None if it is empty."""
         return self._parse(self.send("POST", path, body=body, once=True))
 
     def upload(self, path: str, files: Sequence[tuple[str, bytes]]) -> Any:
-        """POST files, pairs of name and content, as one form, once, and return the answer's JSON."""
+        """POST files as (name, content) in one form, once, and return the JSON of the response."""
         form, media_type = urllib3.encode_multipart_formdata([(name, (name, content)) for name, content in files])
         return self._parse(self._succeed("POST", path, content=form, media_type=media_type))
 
     def read(
         self,
         path: str,
-        make: Callable[[Any], _T],
+        parse: Callable[[Any], _T],
         *,
         what: str,
         query: Mapping[str, str | int] | None = None,
         timeout_s: float | None = None,
-        hook: Callable[[dict[str, Any]], Any] | None = None,
+        object_hook: Callable[[dict[str, Any]], Any] | None = None,
     ) -> _T:
-        """GET a path, and have `make` make what is wanted of the answer's JSON, whose objects go through `hook` before.
+        """GET a path, and return `parse` of the JSON, whose objects are passed through `object_hook` first.
 
-        Where `make` raises ValueError, LookupError, TypeError or AttributeError, the answer is not Label Studio's.
+        ValueError, LookupError, TypeError and AttributeError of `parse` are reported as a response that is not Label
+        Studio's.
         """
         data = self.send("GET", path, what=what, query=query, timeout_s=timeout_s)
-        with self._understood():
-            return make(json.loads(data, object_hook=hook))
+        with self._checking_response():
+            return parse(json.loads(data, object_hook=object_hook))
 
     def send(
         self,
@@ -196,17 +202,17 @@ class LabelStudioClient:
         once: bool = False,
         accepted: Sequence[int] = (),
     ) -> bytes:
-        """Send a request, and return the answer's body.
+        """Send a request, and return the body of the response.
 
         Args:
-            method: of HTTP.
+            method: the HTTP method.
             path: such as "/api/projects".
-            what: is asked for, for messages.
-            query: the parameters.
-            body: is sent as JSON, unless it is None.
-            timeout_s: for this request, in place of the client's.
-            once: whether it is sent once, come what may.
-            accepted: statuses that are as good as success.
+            what: what is requested, for error messages.
+            query: the query parameters.
+            body: sent as JSON, unless it is None.
+            timeout_s: for this request, instead of the client's.
+            once: whether the request is never sent again.
+            accepted: statuses that count as success.
         """
         content = None if body is None else json.dumps(body).encode()
         sent = {"query": query, "content": content, "timeout_s": timeout_s}
@@ -222,7 +228,7 @@ class LabelStudioClient:
             pause_s = min(2 * pause_s, self._retries.max_pause_s)
 
     def _succeed(self, method: str, path: str, *, what: str = "", accepted: Sequence[int] = (), **sent: Any) -> bytes:
-        """Send a request now, once more with a new access token if the old one is no longer honoured."""
+        """Send a request; after 401 once more with a new access token."""
         header = self._authorization()
         status, data = self._exchange(method, path, authorization=header, **sent)
         if status == 401 and self._token.renewable:
@@ -253,7 +259,7 @@ class LabelStudioClient:
         timeout_s: float | None = None,
         authorization: str | None = None,
     ) -> tuple[int, bytes]:
-        """Send a request, and return the answer's status and body."""
+        """Send a request, and return the status and body of the response."""
         read_s = timeout_s or self._timeout_s
         try:
             reply = self._http.request(
@@ -274,12 +280,12 @@ class LabelStudioClient:
         return reply.status, reply.data
 
     def _parse(self, data: bytes) -> Any:
-        with self._understood():
+        with self._checking_response():
             return json.loads(data) if data else None
 
     @contextmanager
-    def _understood(self) -> Iterator[None]:
-        """Say of an answer that is no JSON, or not what was asked for, that it is not Label Studio's."""
+    def _checking_response(self) -> Iterator[None]:
+        """Context manager that raises ConfigError if the response is no JSON or has an unexpected form."""
         try:
             yield
         except (ValueError, LookupError, TypeError, AttributeError) as err:

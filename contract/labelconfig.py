@@ -1,6 +1,6 @@
-"""What a labelling config says of classifying images: which `<Choices>` are for which `<Image>`, and what is stored.
+"""The `<Choices>` controls of a Label Studio labelling config that classify an `<Image>`.
 
-The text is written by whoever may edit a project, so it is read without entities or document types.
+Anybody who may edit a project writes the config, so it is parsed without entities and document types.
 """
 
 import re
@@ -14,75 +14,75 @@ from contract.errors import ConfigError
 from contract.tasks import MOST_STEPS, path_label
 
 MOST_CHARACTERS: Final = 2_000_000
-"""Of a labelling config: tens of thousands of choices."""
+"""Characters of a labelling config: enough for tens of thousands of choices."""
 
 _MOST_PATH_CHARACTERS: Final = 4 * MOST_CHARACTERS
-"""Of all paths of a control together, in which a choice's text stands once for each choice below it."""
+"""Characters of all paths of a control, each of which repeats the texts of the choices above it."""
 _MOST_KEY_CHARACTERS: Final = 1000
-_OF_A_TASK: Final = re.compile(r"\$[\w[\].{}]+", re.ASCII)
-"""What the editor puts a task's data in place of, wherever it stands in a value."""
+_TASK_VARIABLE: Final = re.compile(r"\$[\w[\].{}]+", re.ASCII)
+"""A variable that the editor replaces by a value of the task's data."""
 _NAMED: Final = 5
-"""How many refused controls are given their reason."""
+"""Refused controls whose reason is in the message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One label of a `<Choices>` tag."""
+    """A choice of a `<Choices>` tag."""
 
     value: str
-    """What the annotator reads."""
+    """The text that annotators see."""
     alias: str | None = None
-    """What Label Studio stores in its place, where the config gives one."""
-    around: tuple[str, ...] | None = None
-    """What it stores of the choices around this one, the outermost first; None where choices cannot be nested."""
+    """The text that Label Studio stores instead, if there is one."""
+    parents: tuple[str, ...] | None = None
+    """The stored texts of the choices above it, the outermost first; None if choices cannot be nested."""
 
     @property
     def stored(self) -> str:
-        """The text that Label Studio puts into results, or that of the path which it puts there."""
-        return path_label((*(self.around or ()), self.alias or self.value))
+        """The label as Label Studio stores it, joined to one text if choices are nested."""
+        return path_label((*(self.parents or ()), self.alias or self.value))
 
     @property
-    def shown(self) -> str:
-        """The same with what the annotator reads in place of an alias."""
-        return path_label((*(self.around or ()), self.value))
+    def displayed(self) -> str:
+        """The label as annotators see it."""
+        return path_label((*(self.parents or ()), self.value))
 
     @property
-    def form(self) -> str | list[str]:
-        """What stands in a result's `choices`: the editor selects nothing for any other form."""
+    def result_value(self) -> str | list[str]:
+        """The element in a result's `choices`; the editor ignores any other form."""
         text = self.alias or self.value
-        return text if self.around is None else [*self.around, text]
+        return text if self.parents is None else [*self.parents, text]
 
 
 @dataclass(frozen=True, slots=True)
 class ChoicesControl:
-    """A `<Choices>` tag that classifies a whole image."""
+    """A `<Choices>` tag that classifies whole images."""
 
     from_name: str
-    """Its own name."""
+    """The name of the `<Choices>` tag."""
     to_name: str
-    """That of the `<Image>` tag."""
+    """The name of the `<Image>` tag."""
     value_key: str
-    """Where in a task's data the image's reference lies, for `contract.tasks.find_reference`."""
+    """The key of the image's reference in a task's data, for `contract.tasks.find_reference`."""
     choices: tuple[Choice, ...]
-    """In the order of the config; no two are stored as the same text."""
+    """In the order of the config, with distinct stored labels."""
     multiple: bool
-    """Whether an annotator may choose more than one."""
+    """Whether annotators may choose several."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What Label Studio stores for each choice."""
+        """The label that Label Studio stores for each choice."""
         return tuple(choice.stored for choice in self.choices)
 
 
 @dataclass(frozen=True, slots=True)
 class _Tag:
-    """An element whose tag and attribute names are in lower case: Label Studio's frontend ignores their case."""
+    """An element with lower-case tag and attribute names: Label Studio's frontend ignores case."""
 
     kind: str
     attributes: dict[str, str]
     element: ElementTree.Element
     repeated: bool = False
-    """Whether it lies in a `<Repeater>`."""
+    """Whether it is inside a `<Repeater>`."""
 
     def get(self, attribute: str) -> str:
         return self.attributes.get(attribute, "")
@@ -95,17 +95,18 @@ class _Tag:
 
 
 class _Refused(Exception):
-    """Why a tag cannot be used, as the rest of a sentence about it."""
+    """A tag cannot be used; the message is the rest of a sentence about it."""
 
 
 def parse_label_config(xml: str, wanted: str | None = None) -> tuple[ChoicesControl, ...]:
-    """Find every `<Choices>` that classifies an `<Image>`, in the order of the config.
+    """Return every `<Choices>` that classifies an `<Image>`, in the order of the config.
 
-    Left out are `<Choices>` for anything but an image, those for each region (`perRegion`) or each image of a list
-    (`perItem`), those whose choices come with each task (`<Choices value="$key">`, or `<Choice value="$key">` without
-    an alias), what is repeated for each item of a task, and images other than `value="$key"`.
+    Skipped are `<Choices>` for other tags, for regions (`perRegion`) or for each image of a list (`perItem`), those
+    whose choices come from the task (`<Choices value="$key">`, or `<Choice value="$key">` without an alias), repeated
+    tags, and images other than `value="$key"`.
 
-    ConfigError tells of each why, if there is none, or none of the name that is wanted.
+    Raises:
+        ConfigError: if there is none, or none of the wanted name, with the reasons.
     """
     tags = list(_tags(_parse(xml)))
     controls, refusals = _read(tags)
@@ -127,7 +128,7 @@ def parse_label_config(xml: str, wanted: str | None = None) -> tuple[ChoicesCont
 
 
 def _read(tags: Sequence[_Tag]) -> tuple[list[ChoicesControl], dict[str, str]]:
-    """Return the controls, and a sentence for each that might have classified an image, by name."""
+    """Return the controls, and by name the reason for each that cannot be used."""
     named = {tag.get("name"): tag for tag in tags if tag.get("name")}
     controls: list[ChoicesControl] = []
     refusals: dict[str, str] = {}
@@ -144,7 +145,7 @@ _CLASSIFYING: Final = frozenset({"choices", "taxonomy", "rating", "pairwise", "r
 
 
 class _Builder(ElementTree.TreeBuilder):
-    """Refuses a document type before there is an entity to expand."""
+    """Refuses document types, and thereby entities."""
 
     def doctype(self, *_: object) -> None:
         """Raise ConfigError."""
@@ -155,9 +156,9 @@ def _parse(xml: str) -> ElementTree.Element:
     if len(xml) > MOST_CHARACTERS:
         raise ConfigError(f"expected a labelling config of at most {MOST_CHARACTERS} characters, got {len(xml)}")
     try:
-        parser = ElementTree.XMLParser(target=_Builder())  # noqa: S314 - without entities there is nothing to expand
+        parser = ElementTree.XMLParser(target=_Builder())  # noqa: S314 - the builder refuses entities
         return ElementTree.fromstring(xml, parser)  # noqa: S314
-    except (ElementTree.ParseError, UnicodeEncodeError) as err:  # a surrogate by itself is a character of JSON only
+    except (ElementTree.ParseError, UnicodeEncodeError) as err:  # JSON allows a lone surrogate
         raise ConfigError(
             f"expected a labelling config in XML, got {len(xml)} characters that are not ({err}); "
             "copy it from the Code view of the project's labelling setup"
@@ -165,7 +166,7 @@ def _parse(xml: str) -> ElementTree.Element:
 
 
 def _tags(root: ElementTree.Element) -> Iterator[_Tag]:
-    """Every tag in the order of the config: thousands may be nested."""
+    """Yield every tag in the order of the config, without recursion: thousands may be nested."""
     left = [(root, False)]
     while left:
         element, repeated = left.pop()
@@ -175,7 +176,7 @@ def _tags(root: ElementTree.Element) -> Iterator[_Tag]:
 
 
 def _tag(element: ElementTree.Element, repeated: bool = False) -> _Tag:
-    """As the editor reads it: text in a tag goes before its `value`."""
+    """Return a tag as the editor reads it: text inside it overrides its `value`."""
     attributes = {name.lower(): value for name, value in element.attrib.items()}
     if not len(element) and (text := (element.text or "").strip()):
         attributes["value"] = escape(text)
@@ -186,8 +187,8 @@ def _tag(element: ElementTree.Element, repeated: bool = False) -> _Tag:
 
 
 def _key_of(image: _Tag) -> str:
-    """The key in `$key`; a value with text around the key is not one reference to one image."""
-    value = image.get("value").strip()  # browsers strip addresses
+    """Return the key of `$key`; refuse values that are not one reference to one image."""
+    value = image.get("value").strip()  # browsers strip URLs
     if image.repeated:
         raise _Refused("is repeated for each image of a task; make a task of each image")
     if image.get("valuelist"):
@@ -200,7 +201,7 @@ def _key_of(image: _Tag) -> str:
 
 
 def _image_of(control: _Tag, named: Mapping[str, _Tag]) -> tuple[str, str]:
-    """The name of the first image that a control classifies, and its key."""
+    """Return the name and key of the first image that a control classifies."""
     reasons: list[str] = []
     for name in filter(None, map(str.strip, control.get("toname").split(","))):
         tag = named.get(name)
@@ -243,48 +244,47 @@ def _control(tag: _Tag, named: Mapping[str, _Tag]) -> ChoicesControl:
 
 
 def _choices(control: ElementTree.Element, *, nested: bool) -> tuple[Choice, ...]:
-    """Every choice that can be in a result, however deep it lies in `<View>`; of those stored alike the first.
+    """Return every choice that a result can contain, at any depth of `<View>`; of equal stored labels the first.
 
-    Of nested ones that is each without choices in it. Where they may not be nested, the editor shows none within
-    another.
+    With nested choices these are the leaves. Otherwise the editor shows no choice inside another.
     """
-    found: dict[str, Choice] = {}
+    choices: dict[str, Choice] = {}
     characters = 0
     for choice in _leaves(control, nested=nested):
         characters += len(choice.stored)
         if characters > _MOST_PATH_CHARACTERS:
             raise _Refused(f"has paths of more than {_MOST_PATH_CHARACTERS} characters in all; nest its choices less")
-        for text in (*(choice.around or ()), *(() if choice.alias else (choice.value,))):
-            if _OF_A_TASK.search(text):
+        for text in (*(choice.parents or ()), *(() if choice.alias else (choice.value,))):
+            if _TASK_VARIABLE.search(text):
                 shown = text[:_MOST_KEY_CHARACTERS]
                 raise _Refused(f'has a choice whose text comes from each task (value="{shown}"); give it an alias')
-        if found.setdefault(choice.stored, choice).form != choice.form:
+        if choices.setdefault(choice.stored, choice).result_value != choice.result_value:
             raise _Refused(f"has two choices that would both be called {choice.stored!r}; rename one")
-    return tuple(found.values())
+    return tuple(choices.values())
 
 
 def _leaves(control: ElementTree.Element, *, nested: bool) -> Iterator[Choice]:
     left: list[tuple[_Tag, tuple[str, ...]]] = [(tag, ()) for tag in _children(control)]
     while left:
-        tag, around = left.pop()
+        tag, parents = left.pop()
         children = _children(tag.element)
         if tag.kind != "choice":
-            left += [(child, around) for child in children]
+            left += [(child, parents) for child in children]
         elif not nested or not any(child.kind == "choice" for child in children):
             if tag.get("value"):
-                yield Choice(tag.get("value"), tag.get("alias") or None, around if nested else None)
-        elif len(around) < MOST_STEPS:
-            left += [(child, (*around, tag.get("alias") or tag.get("value"))) for child in children]
+                yield Choice(tag.get("value"), tag.get("alias") or None, parents if nested else None)
+        elif len(parents) < MOST_STEPS:
+            left += [(child, (*parents, tag.get("alias") or tag.get("value"))) for child in children]
         else:
             raise _Refused(f"nests its choices deeper than {MOST_STEPS}; nest them less")
 
 
 def _children(element: ElementTree.Element) -> list[_Tag]:
-    """The tags in an element, last one first; what another `<Choices>` holds is not the control's."""
+    """Return the child tags in reverse order, without nested `<Choices>`."""
     return [_tag(child) for child in reversed(element) if child.tag.lower() != "choices"]
 
 
 def _inventory(tags: Sequence[_Tag]) -> str:
-    """The tags that a reader of the message would look for, as they are in the config."""
+    """Return the named tags, for a message."""
     named = [str(tag) for tag in tags if tag.get("name")]
     return ", ".join(named) if named else "no named tag"

@@ -1,7 +1,7 @@
-"""Whether a project asks for what a model has learnt: the labels of one against those of the other.
+"""Whether a model fits a project, by their labels.
 
-A labelling config may change after a training. Labels that were added get no probability, and images predicted as one
-that was lost get no label; both are no reason to stop. A project of another subject is.
+A labelling config may change after a training. Added labels get no probability, and images predicted as a removed label
+get no label; neither is an error. A project on another subject is.
 """
 
 from collections.abc import Sequence
@@ -10,22 +10,22 @@ from typing import Final
 from contract.errors import ConfigError, LabelMismatch, name_some
 from contract.labelconfig import ChoicesControl
 
-_ENOUGH: Final = 0.5
-"""The share of the shorter list of labels that both have to have."""
+_MIN_SHARED: Final = 0.5
+"""The share of the shorter list of labels that must be in both lists."""
 _LISTS: Final = 3
-"""Controls whose labels are named."""
+"""Controls listed in a message."""
 _NAMED: Final = 10
-"""Labels of a list that are named; the rest are counted."""
+"""Labels listed in a message; the rest are counted."""
 _LONGEST: Final = 60
-"""Characters of a label that are shown."""
+"""Characters of a label in a message."""
 
 
 def match_control(
     controls: Sequence[ChoicesControl], *, version: str, name: str | None, labels: Sequence[str]
 ) -> ChoicesControl:
-    """Pick the control that a version answers for, among those whose labels it knows; LabelMismatch if there is none.
+    """Return the control that a version predicts for; LabelMismatch if no control matches its labels.
 
-    It knows them if both share at least half of the labels of whichever has fewer, stored or displayed.
+    A control matches if at least half of the labels of whichever has fewer are shared, as stored or as displayed.
     """
     known = [control for control in controls if _matches(control, labels)]
     if not known:
@@ -38,23 +38,23 @@ def match_control(
 
 
 def matches_any(controls: Sequence[ChoicesControl], labels: Sequence[str]) -> bool:
-    """Say whether a model of these labels answers for one of the controls."""
+    """Return whether any control matches these labels."""
     return any(_matches(control, labels) for control in controls)
 
 
 def format_labels(labels: Sequence[str]) -> str:
-    """Return labels as messages name them: many are counted, long ones cut."""
+    """Return labels for a message; long lists and labels are shortened."""
     named = [label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..." for label in labels]
     return name_some(named, most=_NAMED)
 
 
 def format_controls(controls: Sequence[ChoicesControl]) -> str:
-    """Return controls as messages name them, with their labels."""
+    """Return controls with their labels for a message."""
     return "; ".join(f"{control.from_name}: {format_labels(control.labels)}" for control in controls[:_LISTS])
 
 
 def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labels: Sequence[str]) -> ChoicesControl:
-    """Pick the control named `name` if it is there, else the one sharing most labels, the first of equals."""
+    """Return the control of this name, else the first of those that share most labels."""
     if not controls:
         raise ConfigError("expected at least one <Choices> for an <Image>, got none; check the labelling config")
     named = [control for control in controls if control.from_name == name]
@@ -63,9 +63,9 @@ def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labe
 
 def _matches(control: ChoicesControl, labels: Sequence[str]) -> bool:
     shared = _count_shared(control, labels)
-    return shared > 0 and shared >= _ENOUGH * min(len(control.choices), len(labels))
+    return shared > 0 and shared >= _MIN_SHARED * min(len(control.choices), len(labels))
 
 
 def _count_shared(control: ChoicesControl, labels: Sequence[str]) -> int:
     wanted = set(labels)
-    return sum(choice.stored in wanted or choice.shown in wanted for choice in control.choices)
+    return sum(choice.stored in wanted or choice.displayed in wanted for choice in control.choices)

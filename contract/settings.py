@@ -1,7 +1,7 @@
-"""What the environment sets, read once and whole: each setting is declared in one place, as a field of a class.
+"""Settings from environment variables: each is a field of a dataclass.
 
-A field's name is that of its variable, `LABELNEXT_` in front; its type says what is allowed, and its docstring is what
-docs/settings.md says of it.
+The field's name, after `LABELNEXT_`, is that of the variable; its type validates the value, and its docstring is the
+description in docs/settings.md.
 """
 
 import os
@@ -28,19 +28,19 @@ PREFIX: Final = "LABELNEXT_"
 DEFAULT_MODEL: Final = "default"
 
 DECLARED: Final = ConfigDict(extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
-"""Of all classes whose fields are settings or options: a field's docstring describes it to people, too."""
+"""Configuration of all dataclasses of settings or options: their docstrings are shown to users."""
 
 _REFUSED: Final = {
     "LABELNEXT_MIRROR": "is now called LABELNEXT_VERSION_CACHE",
     "LABELNEXT_MASKS": "is no longer supported, masks are always the version's own: unset it",
 }
-"""Variables of earlier releases, and what has become of them."""
+"""Variables that are no longer supported, with the reason."""
 _EXPECTED: Final = {"int_parsing": "a whole number", "int_from_float": "a whole number", "float_parsing": "a number"}
-"""What pydantic says at more length."""
+"""Shorter versions of pydantic's messages, by error type."""
 
 
-def text(parse: Callable[[str], object]) -> BeforeValidator:
-    """Have a field's text go through a function first, which says by ValueError what it must be."""
+def parsed(parse: Callable[[str], object]) -> BeforeValidator:
+    """Return a validator that parses a field's text; `parse` raises ValueError with what is expected."""
     return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
 
 
@@ -53,7 +53,7 @@ def _parse_url(value: str) -> str:
 
 
 def split(value: str) -> tuple[str, ...]:
-    """Return what stands between commas, without spaces around it; what is empty is left out."""
+    """Return the non-empty items of a comma-separated list, stripped."""
     return tuple(item.strip() for item in value.split(",") if item.strip())
 
 
@@ -72,21 +72,21 @@ def _parse_header_token(value: str) -> str:
 
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, lt=1e6, allow_inf_nan=False)]
-Url = Annotated[str, text(_parse_url)]
-Urls = Annotated[tuple[Url, ...], text(split)]
+Url = Annotated[str, parsed(_parse_url)]
+Urls = Annotated[tuple[Url, ...], parsed(split)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=DECLARED)
 class SharedSettings:
-    """What trainer and server are both told."""
+    """Settings of both trainer and server."""
 
-    models: Annotated[str | Path, text(parse_location)] = Path("models")
+    models: Annotated[str | Path, parsed(parse_location)] = Path("models")
     """The model repository: a folder, or `s3://bucket/prefix` with the usual `AWS_*` variables and
     `requirements/s3.txt`."""
     version_cache: Path | None = None
     """The local cache of versions from a bucket: a folder, by default below `~/.cache`. It holds two versions, and
     three while one is downloaded."""
-    verify_key: Annotated[str, text(read_public_key)] | None = None
+    verify_key: Annotated[str, parsed(read_public_key)] | None = None
     """A minisign public key, or the path of its `.pub` file: versions that its secret key has not signed are
     refused. Needs `requirements/signatures.txt`."""
     label_studio_url: Url | None = None
@@ -105,17 +105,21 @@ class SharedSettings:
     """The largest image that is decoded, in millions of pixels. JPEGs that are not progressive may be larger: they are
     decoded at a fraction of their size, and that counts. A decoded pixel takes up to 12 bytes, and two images of 50
     million are in memory at a time."""
-    basic_auth: Annotated[str, text(_parse_basic_auth)] | None = Field(default=None, repr=False)
+    basic_auth: Annotated[str, parsed(_parse_basic_auth)] | None = Field(default=None, repr=False)
     """`user:password` that the server requires on all routes except those under [Health](operations.md#health), and
     that the trainer sends. Enter the same when you connect the model in Label Studio. Secret."""
-    webhook_secret: Annotated[str, text(_parse_header_token)] | None = Field(default=None, repr=False)
+    webhook_secret: Annotated[str, parsed(_parse_header_token)] | None = Field(default=None, repr=False)
     """A bearer token that the server's `/webhook` accepts besides `LABELNEXT_BASIC_AUTH`: Label Studio's events carry
     no password, so `trainer watch` makes them carry this token. Without `LABELNEXT_BASIC_AUTH`, `/webhook` accepts
     nothing else, and refuses Start Training, which cannot send it. Secret."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read the variables, of which one that is empty counts as not set; one ConfigError names every fault."""
+        """Return the settings in the environment; empty variables count as not set.
+
+        Raises:
+            ConfigError: lists every invalid variable.
+        """
         named = {item.name: environ.get(PREFIX + item.name.upper(), "").strip() for item in fields(cls)}
         given: dict[str, Any] = {name: value for name, value in named.items() if value}
         faults = [f"{name} {reason}" for name, reason in _REFUSED.items() if environ.get(name, "").strip()]
@@ -125,14 +129,14 @@ class SharedSettings:
             secrets = {item.name for item in fields(cls) if not item.repr}
             faults += [
                 f"{PREFIX}{name.upper()} must be {expected}, got {quote(given[name], secret=name in secrets)}"
-                for name, expected in explain(err)
+                for name, expected in explain_errors(err)
             ]
         if faults:
             raise ConfigError("; ".join(faults))
         return read
 
     def fetch_settings(self) -> FetchSettings:
-        """Return where images may come from, with the default limits."""
+        """Return the settings for fetching images, with the default limits."""
         return FetchSettings(
             label_studio_url=self.label_studio_url,
             label_studio_public_url=self.label_studio_public_url,
@@ -142,35 +146,35 @@ class SharedSettings:
         )
 
     def describe(self) -> dict[str, object]:
-        """Return all settings for the log; of a secret only whether it is set."""
+        """Return all settings for the log, with "set" in place of secrets."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         shown = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
         return shown | {item.name: values[item.name] and "set" for item in fields(self) if not item.repr}
 
 
-def explain(err: ValidationError) -> Iterator[tuple[str, str]]:
-    """Yield each field that is wrong, once, and what it must be; what was given is left out, for it may be secret."""
+def explain_errors(err: ValidationError) -> Iterator[tuple[str, str]]:
+    """Yield each invalid field once with what is expected; the value is omitted, since it may be secret."""
     faults = {str(fault["loc"][0]) if fault["loc"] else "": fault for fault in reversed(err.errors())}
     for name, fault in reversed(faults.items()):
         yield name, _EXPECTED.get(fault["type"], re.sub("^(Input should be|Value error,) ", "", fault["msg"]))
 
 
 def quote(value: str, *, secret: bool = False) -> str:
-    """Return what was given as a message may show it."""
+    """Return a value for an error message, without secrets."""
     if secret:
         return "something else, which is not shown"
     return "one with a password" if "@" in value else repr(value)
 
 
-def describe(kind: type, name: str) -> str:
-    """Return the docstring of a field, of this class or of one that it inherits it from, as one line."""
+def field_docstring(kind: type, name: str) -> str:
+    """Return the docstring of a field as one line, also if a base class declares it."""
     declared = (getattr(base, "__pydantic_fields__", {}).get(name) for base in kind.__mro__)
-    found = next((info.description for info in declared if info and info.description), "")
-    return " ".join(found.split())
+    docstring = next((info.description for info in declared if info and info.description), "")
+    return " ".join(docstring.split())
 
 
-def written(default: object) -> str:
-    """Return a default as people would write it, empty where there is none."""
+def format_default(default: object) -> str:
+    """Return a default for documentation; empty without one."""
     if default is None or default is False or default == ():
         return ""
     if default is True:

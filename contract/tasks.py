@@ -1,6 +1,6 @@
-"""What lies where in a task of Label Studio: the image in its data, the labels in a result.
+"""Images and labels in the JSON of a Label Studio task.
 
-All that Label Studio's editor reads is read: tasks and results can be imported, and so be anything.
+Tasks and results can be imported, and so have any form: every form that Label Studio's editor reads is accepted.
 """
 
 import re
@@ -8,24 +8,24 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 MOST_STEPS: Final = 100
-"""On the way to a nested choice."""
+"""Levels of nested choices."""
 
 
 def path_label(steps: Sequence[str]) -> str:
-    """The label that a path of choices is, from the outermost on."""
+    """Return the label of a path of nested choices, from the outermost to the innermost."""
     return " > ".join(steps)
 
 
 def labels_in(value: object) -> tuple[str, ...]:
-    """The labels that the `value` of a result chooses, each once, in whichever of its forms Label Studio keeps them.
+    """Return the distinct labels chosen in the `value` of a result, in each form that Label Studio stores.
 
-    `choices` is a list of texts, or one text by itself; where choices are nested, each is the list of texts on the way
-    to it. A choice of which all below it are chosen is listed beside those, and is no label of its own.
+    `choices` is a list of texts, or a single text; for nested choices each element is the list of texts on its path. If
+    all choices below another are chosen, Label Studio lists that one too; it is no label of its own.
     """
     choices = value.get("choices") if isinstance(value, Mapping) else None
     paths = [_steps_of(choice) for choice in (choices if isinstance(choices, list) else [choices])]
-    around = {path[:length] for path in paths for length in range(1, min(len(path), MOST_STEPS))}
-    return tuple(dict.fromkeys(path_label(path) for path in paths if any(path) and path not in around))
+    parents = {path[:length] for path in paths for length in range(1, min(len(path), MOST_STEPS))}
+    return tuple(dict.fromkeys(path_label(path) for path in paths if any(path) and path not in parents))
 
 
 def _steps_of(choice: object) -> tuple[str, ...]:
@@ -34,18 +34,18 @@ def _steps_of(choice: object) -> tuple[str, ...]:
 
 
 def find_reference(data: Mapping[str, object], key: str) -> str | None:
-    """The image's reference in a task's data, or None if there is no text, nor a list of nothing but one text.
+    """Return the reference of the image in a task's data; None unless it is a text, or a list of a single text.
 
-    The key is that of `value="$key"`: one of the data, or else a path such as `image.url` or `images[0]`.
+    The key is that of `value="$key"`: a key of the data, or a path such as `image.url` or `images[0]`.
     """
-    found = data[key] if key in data else _follow(data, key)
-    if isinstance(found, list) and len(found) == 1:  # the editor shows the first of a list, and all of it beside that
-        found = found[0]
-    return found if isinstance(found, str) and found else None
+    value = data[key] if key in data else _follow(data, key)
+    if isinstance(value, list) and len(value) == 1:  # of a longer list the editor shows further images
+        value = value[0]
+    return value if isinstance(value, str) and value else None
 
 
 def _follow(data: object, path: str) -> object:
-    """What lies at the end of a path through objects and lists, as the editor finds it; None where it breaks off."""
+    """Return the value at a path through objects and lists, as the editor resolves it; None if it does not exist."""
     for step in re.findall(r"[^.\[\]]+|(?=(?:\.|\[\])(?:\.|\[\]|$))", path):
         if isinstance(data, Mapping):
             data = data.get(step)

@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+import click
+
 import server.__main__
 import trainer.__main__
-from contract.commands import Command, declared
-from contract.settings import PREFIX, SharedSettings, describe, written
+from contract.commands import Command, click_parameter
+from contract.settings import PREFIX, SharedSettings, field_docstring, format_default
 from server.settings import Settings
 from trainer.settings import Environment
 
@@ -23,6 +25,39 @@ _ITS_OWN: Final = "options"
 """The heading of options that belong to one command only."""
 _NONE: Final = "not set"
 _SHARED: Final = tuple(item.name for item in fields(SharedSettings))
+
+
+@dataclass(frozen=True, slots=True)
+class OptionRow:
+    """An option or positional argument, as the page shows it."""
+
+    usage: str
+    """Such as `--keep N`."""
+    default: str
+    """Empty if there is none."""
+    about: str
+
+
+def option_rows(kind: type, *, excluded: Sequence[str] = ()) -> Iterator[OptionRow]:
+    """Yield a row for each field of a class of options."""
+    for name, info in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]  # of pydantic's dataclasses
+        if name in excluded:
+            continue
+        parameter = click_parameter(name, info, "")
+        value = "|".join(parameter.type.choices) if isinstance(parameter.type, click.Choice) else parameter.metavar
+        names = "/".join([parameter.opts[0], *parameter.secondary_opts])
+        usage = f"{names} {value or ''}".strip() if isinstance(parameter, click.Option) else name.upper()
+        about, default = (
+            field_docstring(kind, name),
+            format_default(info.default) or ("off" if info.annotation is bool else ""),
+        )
+        if parameter.required:
+            default = "required"
+        elif default and info.annotation is not bool:
+            default = f"`{default}`"
+        elif match := re.search(r" \(default: (.*?)\)(?=\.)", about):
+            about, default = about.replace(match[0], ""), match[1]
+        yield OptionRow(usage, default, about)
 
 
 def main() -> None:
@@ -48,7 +83,11 @@ def render(page: str) -> str:
 
 def _variables(kind: Any, *, without: Sequence[str]) -> str:
     rows = [
-        (f"`{PREFIX}{name.upper()}`", f"`{text}`" if (text := written(info.default)) else _NONE, describe(kind, name))
+        (
+            f"`{PREFIX}{name.upper()}`",
+            f"`{text}`" if (text := format_default(info.default)) else _NONE,
+            field_docstring(kind, name),
+        )
         for name, info in kind.__pydantic_fields__.items()
         if name not in without
     ]
@@ -60,29 +99,31 @@ def _commands() -> Iterator[str]:
     named = [(f"{program} {name}", each) for program, found in _COMMANDS.items() for name, each in found.items()]
     groups: dict[str, Any] = {}
     for name, command in named:
-        for heading, kind in command.takes.items():
+        for heading, kind in command.groups.items():
             groups.setdefault(_title(name, heading), kind)
     overview = [
         (f"`{name}`", command.help, ", ".join(_takes(name, command, groups)) or "none") for name, command in named
     ]
     yield _table(("command", "what it does", "options"), overview)
     for title, kind in groups.items():
-        rows = [(f"`{each.usage}`".replace("|", r"\|"), each.default or _NONE, each.about) for each in declared(kind)]
+        rows = [
+            (f"`{each.usage}`".replace("|", r"\|"), each.default or _NONE, each.about) for each in option_rows(kind)
+        ]
         yield f"### {title}\n\n{_table(('option', 'default', 'meaning'), rows)}"
 
 
 def _takes(name: str, command: Command, groups: Mapping[str, Any]) -> Iterator[str]:
     """Yield links to a command's groups of options, with the options of the group that it lacks."""
-    own = {option for kind in command.takes.values() for option in _names(kind, command.without)}
-    for heading in command.takes:
+    own = {option for kind in command.groups.values() for option in _names(kind, command.excluded)}
+    for heading in command.groups:
         title = _title(name, heading)
         left_out = [f"`{option}`" for option in _names(groups[title]) if option not in own]
         link = f"[{heading}](#{title.lower().replace(' ', '-')})"
         yield f"{link} but {', '.join(left_out)}" if left_out else link
 
 
-def _names(kind: Any, without: Sequence[str] = ()) -> list[str]:
-    return [each.usage.split()[0] for each in declared(kind, without=without)]
+def _names(kind: Any, excluded: Sequence[str] = ()) -> list[str]:
+    return [each.usage.split()[0] for each in option_rows(kind, excluded=excluded)]
 
 
 def _title(name: str, heading: str) -> str:

@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from contract.commands import Command, Option, parse
 from contract.errors import ConfigError, LabelnextError
-from contract.settings import DECLARED, text
+from contract.settings import DECLARED, parsed
 from contract.versions.location import parse_location
 from server.pool.options import PoolOptions
 from server.settings import Settings
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
     command, values = parse("python -m server", COMMANDS, arguments, about="Labelnext's inference server.")
     try:
-        return command.do(*values) or 0
+        return command.run(*values) or 0
     except LabelnextError as err:
         print(f"labelnext: {err}", file=sys.stderr)
         return 1
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True, config=DECLARED)
 class _Check:
-    models: Annotated[str | Path | None, text(parse_location), Option(argument=True)] = None
+    models: Annotated[str | Path | None, parsed(parse_location), Option(argument=True)] = None
     """A model repository (default: LABELNEXT_MODELS)."""
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from contract.settings import DECLARED, Count, Seconds, SharedSettings, split, text
+from contract.settings import DECLARED, Count, Seconds, SharedSettings, parsed, split
 
 _CACHE_MB_IN_MEMORY = 256
 """About 60,000 images of VGG-16."""
@@ -67,9 +67,9 @@ class Settings(SharedSettings):
     model: str | None = None
     """Serve only this model of the repository: the name of its folder. By default all models are served
     ([Several projects](operations.md#several-projects)), and `score-pool` uses `default`."""
-    bind: Annotated[str, text(_parse_bind)] = "127.0.0.1:9090"
+    bind: Annotated[str, parsed(_parse_bind)] = "127.0.0.1:9090"
     """Address and port to listen on; the images set `0.0.0.0:9090`."""
-    allowed_hosts: Annotated[tuple[str, ...], text(_parse_hosts)] = ()
+    allowed_hosts: Annotated[tuple[str, ...], parsed(_parse_hosts)] = ()
     """Names by which clients and proxies may address the server, such as `labelnext.example.org`, separated by commas;
     `*` for any. It always answers to IP addresses, `localhost`, names without a dot, and names that end in
     `.localhost`, `.internal`, `.svc` or `.cluster.local`. Other requests, except those under
@@ -87,12 +87,12 @@ class Settings(SharedSettings):
     two batches plus one image for each fetching thread."""
     passes: Count | None = None
     """Stochastic passes for each image; by default as many as the version was evaluated with, 20."""
-    score: Annotated[Score, text(str.lower)] = Score.AGREEMENT
+    score: Annotated[Score, parsed(str.lower)] = Score.AGREEMENT
     """`agreement` sends 1 - BALD / ln C, to sort ascending; `bald` sends BALD / ln C, to sort descending. Do not
     combine `bald` with `trainer rank`, whose scores ascend."""
-    provider: Annotated[Device, text(str.lower)] = Device.AUTO
+    provider: Annotated[Device, parsed(str.lower)] = Device.AUTO
     """`auto` uses a GPU if there is one, `cuda` refuses to start without one, `cpu` does not look for one."""
-    precision: Annotated[Precision, text(str.lower)] = Precision.AUTO
+    precision: Annotated[Precision, parsed(str.lower)] = Precision.AUTO
     """Precision of the backbone: `int8` needs a version that has it, `fp16` a GPU, `auto` takes the fastest. If it is
     not available or fails validation, the server uses fp32, with a warning."""
     poll_s: Seconds = 5.0

@@ -10,9 +10,10 @@ from torchvision.models import get_model_weights
 
 import server.__main__
 import trainer.__main__
-from contract.commands import declared, parse
-from contract.settings import describe
+from contract.commands import parse
+from contract.settings import field_docstring
 from deploy import settings_page
+from deploy.settings_page import option_rows
 from server.settings import Settings
 from trainer.settings import Environment, Training
 
@@ -106,16 +107,16 @@ def test_options_are_the_command_s(page, usage):
     """Where a sentence shows how a command is called, its --help lists them."""
     program, name, *rest = usage.split()
     command = COMMANDS[program][name]
-    kinds = command.takes.values()
-    known = options(each for kind in kinds for each in declared(kind, without=command.without))
+    kinds = command.groups.values()
+    known = options(each for kind in kinds for each in option_rows(kind, excluded=command.excluded))
     assert set(re.findall(r"(?<![\w-])--[a-z-]+", " ".join(rest))) <= known | {"--help"}
 
 
 @pytest.mark.parametrize(("page", "option"), found(r"`(--[a-z][a-z-]*)"))
 def test_options_that_stand_alone_are_ones(page, option):
     """Of some command, of the GPU's bench or of Docker's."""
-    kinds = [kind for each in COMMANDS.values() for command in each.values() for kind in command.takes.values()]
-    known = options(each for kind in kinds for each in declared(kind))
+    kinds = [kind for each in COMMANDS.values() for command in each.values() for kind in command.groups.values()]
+    known = options(each for kind in kinds for each in option_rows(kind))
     assert option in known | {"--parts", "--build-arg", "--profile"}
 
 
@@ -141,4 +142,4 @@ def test_every_setting_and_option_is_described():
 def test_secrets_are_called_secrets(kind):
     """What logs mask is what the table says to keep."""
     masked = {name for name, info in kind.__pydantic_fields__.items() if not info.repr}
-    assert masked == {name for name in kind.__pydantic_fields__ if describe(kind, name).endswith("Secret.")}
+    assert masked == {name for name in kind.__pydantic_fields__ if field_docstring(kind, name).endswith("Secret.")}

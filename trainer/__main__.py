@@ -74,7 +74,7 @@ def _do(command: Command, values: Sequence[Any], environ: Mapping[str, str] = os
         if os.environ.get("WORLD_SIZE", "1") != "1":  # as torchrun sets it: each process would do all of the work
             raise ConfigError("the trainer runs in one process: start it without torchrun, or unset WORLD_SIZE")
         with _unwinding_on_sigterm():
-            return command.do(Environment.read(environ), *values) or 0
+            return command.run(Environment.read(environ), *values) or 0
     except OSError as err:
         if err.errno not in _OUTSIDE:
             raise
@@ -285,14 +285,14 @@ COMMANDS: Final = {
         _watch,
         "Train and rank whenever labels have come in, or somebody presses Start Training.",
         {"watching": WatchOptions, "training": Training, "ranking": Ranking},
-        without=("force", "dry_run"),
+        excluded=("force", "dry_run"),
         interrupted="the watch is over",
     ),
     "simulate": Command(
         _simulate,
         "Measure on labelled images how many labels each strategy, and each backbone, would save.",
         {"study": StudyOptions, "training": Training},
-        without=("validation", "holdout_share", "seed"),
+        excluded=("validation", "holdout_share", "seed"),
         epilog="--backbone A,B@PIXELS compares backbones; --weights is then one for all, or one for each in order. "
         "If run again, it continues where it stopped. Features are kept beside the folder LABELNEXT_CACHE.",
         interrupted=_GOES_ON,

@@ -39,7 +39,7 @@ Pixels = Annotated[Count | None, Option(metavar="PIXELS")]
 StartWeights = Annotated[str, Option(metavar="imagenet|none|FILE")]
 HoldoutShare = Annotated[ShareOrNone, Option(metavar="SHARE")]
 Server = Annotated[
-    Url | None, Option(metavar="URL", once="put a proxy before several servers (docs/operations.md, Sizing)")
+    Url | None, Option(metavar="URL", repeat_error="put a proxy before several servers (docs/operations.md, Sizing)")
 ]
 
 

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contract.files import drafted
+from contract.files import temporary_file
 
 if TYPE_CHECKING:
     from contract.versions.bucket import Bucket
@@ -40,7 +40,7 @@ class Documents:
     def write(self, name: str, content: bytes) -> None:
         """Put a file in the place of the last one of that name, in one step; on an error the last one stays."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with drafted(self._folder / name, content) as draft:
+        with temporary_file(self._folder / name, content) as draft:
             draft.replace(self._folder / name)
 
     def remove(self, name: str) -> None:

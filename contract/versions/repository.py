@@ -36,7 +36,7 @@ from contract.errors import (
     VersionInUse,
     VersionNotFound,
 )
-from contract.files import drafted, explaining_disk_full, read_regular, sync, sync_tree
+from contract.files import explaining_disk_full, read_regular, sync, sync_tree, temporary_file
 from contract.versions.documents import Documents
 from contract.versions.manifest import FileDigest, Manifest, check_version
 from contract.versions.signatures import Keys
@@ -337,7 +337,7 @@ class Repository:
 
     def _pointer_to(self, name: str) -> AbstractContextManager[Path]:
         """Write what is to become CURRENT."""
-        return drafted(self.folder / CURRENT_FILE, f"{name}\n".encode())
+        return temporary_file(self.folder / CURRENT_FILE, f"{name}\n".encode())
 
     def _read_current(self) -> bytes:
         return read_regular(self.folder / CURRENT_FILE, most_bytes=MOST_POINTER_BYTES)

@@ -132,7 +132,7 @@ def resolve_target(label_config: str, version: str, control: str | None, labels:
         ConfigError: if the config classifies no image.
     """
     chosen = match_control(parse_label_config(label_config), version=version, name=control, labels=labels)
-    shown = {choice.shown: choice.stored for choice in reversed(chosen.choices)}
+    shown = {choice.displayed: choice.stored for choice in reversed(chosen.choices)}
     known = {**shown, **{choice.stored: choice.stored for choice in chosen.choices}}
     stored = tuple(known.get(label) for label in labels)
     if missing := [label for label, found in zip(labels, stored, strict=True) if found is None]:
@@ -166,7 +166,7 @@ def build_predictions(
     means = np.stack([scores.mean_probabilities for scores in scored.values()])  # (N, C)
     predicted = _predict_labels(means, manifest, target)
     calibrated = temper(means, manifest.temperature, multiple=manifest.multiple)  # (N, C)
-    forms = {choice.stored: choice.form for choice in target.control.choices}  # as they stand in a result's `choices`
+    values = {choice.stored: choice.result_value for choice in target.control.choices}
     for (index, scores), score, labels, shown in zip(scored.items(), directed, predicted, calibrated, strict=True):
         predictions[index] = {"model_version": manifest.version, "score": score, "result": []}
         if chosen := {label: stored for label in labels if (stored := target.stored[label]) is not None}:
@@ -176,7 +176,7 @@ def build_predictions(
                 "from_name": target.control.from_name,
                 "to_name": target.control.to_name,
                 "type": "choices",
-                "value": {"choices": [forms[stored] for stored in dict.fromkeys(chosen.values())]},
+                "value": {"choices": [values[stored] for stored in dict.fromkeys(chosen.values())]},
                 "score": probability,
                 "meta": {**about, "probability": probability},
             }

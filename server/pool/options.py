@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic.dataclasses import dataclass
 
 from contract.commands import Option
-from contract.settings import DECLARED, Count, text
+from contract.settings import DECLARED, Count, parsed
 
 
 def _parse_workers(value: str) -> tuple[int, int]:
@@ -29,7 +29,7 @@ class PoolOptions:
     """The column that says where the image is."""
     version: str | None = None
     """The version to score with (default: the current one)."""
-    workers: Annotated[tuple[int, int] | None, text(_parse_workers), Option(metavar="N|MIN-MAX")] = None
+    workers: Annotated[tuple[int, int] | None, parsed(_parse_workers), Option(metavar="N|MIN-MAX")] = None
     """Processes that score (default: up to one for each GPU or, without GPUs, for each machine)."""
     cpus: Count | None = None
     """Cores of each worker (default: an even share of all)."""

@@ -6,7 +6,7 @@ import pytest
 from pydantic.dataclasses import dataclass
 
 from contract.commands import Command, Option, parse
-from contract.settings import DECLARED, Count, Url, split, text
+from contract.settings import DECLARED, Count, Url, parsed, split
 
 
 @dataclass(frozen=True, config=DECLARED)
@@ -20,11 +20,11 @@ class Base:
 
 @dataclass(frozen=True, config=DECLARED)
 class Told(Base):
-    names: Annotated[tuple[str, ...], text(split), Option("--name")] = ()
+    names: Annotated[tuple[str, ...], parsed(split), Option("--name")] = ()
     """Of each."""
     kind: Annotated[str, Option(choices=("a", "b"))] = "a"
     """Which."""
-    where: Annotated[str | None, Option(once="go twice")] = None
+    where: Annotated[str | None, Option(repeat_error="go twice")] = None
     link: Url | None = None
     """Where."""
     dry: bool = False
@@ -43,7 +43,7 @@ class Other:
 
 
 COMMANDS = {
-    "do": Command(print, "Do it.", {"these": Told}, without=("folder",)),
+    "do": Command(print, "Do it.", {"these": Told}, excluded=("folder",)),
     "both": Command(print, "Do both.", {"these": Told, "those": Other}),
 }
 

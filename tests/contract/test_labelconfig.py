@@ -95,9 +95,9 @@ class TestParsing:
         )
         nested, flat = (only_control(choices(inner=inner, more=more)) for more in ('allowNested="true"', ""))
         assert nested.labels == ("c > r", "c > blue", "plain")
-        assert [choice.form for choice in nested.choices] == [["c", "r"], ["c", "blue"], ["plain"]]
+        assert [choice.result_value for choice in nested.choices] == [["c", "r"], ["c", "blue"], ["plain"]]
         assert flat.labels == ("c", "plain")
-        assert [choice.form for choice in flat.choices] == ["c", "plain"]
+        assert [choice.result_value for choice in flat.choices] == ["c", "plain"]
 
     @pytest.mark.parametrize(
         "xml",

@@ -186,7 +186,7 @@ def list_predictions(
 
     # There is no asking for one version or for less than everything: what is not needed goes while it is parsed.
     query, timeout_s = {"project": client.project}, _WRITE_TIMEOUT_S
-    return client.read("/api/predictions/", make, what=client.what, query=query, timeout_s=timeout_s, hook=parse)
+    return client.read("/api/predictions/", make, what=client.what, query=query, timeout_s=timeout_s, object_hook=parse)
 
 
 def import_predictions(client: ProjectClient, predictions: Sequence[Mapping[str, Any]]) -> None:

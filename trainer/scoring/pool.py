@@ -118,7 +118,7 @@ def group_failures(failures: Sequence[Failure]) -> str:
 def count_labels(labels: Iterable[frozenset[str]], control: ChoicesControl, manifest: Manifest) -> list[int]:
     """How many tasks have each of a version's labels by now: (C,), 0 for one that the labelling config has lost."""
     counts = Counter(label for each in labels for label in each)
-    shown = {choice.shown: choice.stored for choice in control.choices}
+    shown = {choice.displayed: choice.stored for choice in control.choices}
     stored = [label if label in control.labels else shown.get(label, label) for label in manifest.labels]
     return [counts[label] for label in stored]
 

@@ -21,7 +21,7 @@ from pydantic.dataclasses import dataclass
 
 from contract.commands import Option
 from contract.errors import ConfigError
-from contract.settings import DECLARED, Count, split, text
+from contract.settings import DECLARED, Count, parsed, split
 from trainer.ordering.strategies import STRATEGIES
 from trainer.settings import Share, Training, check_weights
 
@@ -44,7 +44,7 @@ class StudyOptions:
     """A folder or archive of class folders, or what `--manifest` describes."""
     out: Annotated[Path, Option(metavar="DIR")] = Path("study")
     """Folder for the report, and for what an interrupted study continues from."""
-    strategies: Annotated[tuple[str, ...], text(split), Option(metavar="A,B,C")] = STUDIED
+    strategies: Annotated[tuple[str, ...], parsed(split), Option(metavar="A,B,C")] = STUDIED
     """`labelnext` is the default strategy with near-duplicates, random holdout and its own choice of first labels;
     `+start` behind another name, as in `margin+start`, begins with these too."""
     reference: Annotated[Path | None, Option(metavar="FILE")] = None
@@ -61,7 +61,7 @@ class StudyOptions:
     """Repetitions with different random seeds."""
     initial: Annotated[int, Field(ge=2)] = 20
     """Labels to begin with."""
-    query: Annotated[tuple[Count, ...], text(split), Field(min_length=1), Option(metavar="K[,K...]")] = (20, 20, 40)
+    query: Annotated[tuple[Count, ...], parsed(split), Field(min_length=1), Option(metavar="K[,K...]")] = (20, 20, 40)
     """Labels between two trainings; the last of several numbers is that of all further rounds."""
     rounds: Annotated[Count, Option(metavar="R")] = 8
     """Rounds of labelling and training."""

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from pydantic.dataclasses import dataclass as checked
 
 from contract.errors import ConfigError
-from contract.settings import explain
+from contract.settings import explain_errors
 
 _Height = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Curves = Annotated[tuple[tuple[_Height, ...], ...], Field(min_length=1)]
@@ -92,7 +92,7 @@ def read_reference(path: Path) -> Reference:
     except OSError as err:
         raise ConfigError(f"--reference {path} cannot be read ({err.strerror}); check the path") from err
     except ValidationError as err:
-        faults = "; ".join(f"{name or 'it'}: {expected}" for name, expected in explain(err))
+        faults = "; ".join(f"{name or 'it'}: {expected}" for name, expected in explain_errors(err))
         raise ConfigError(
             f"expected a reference in {path}, with source, labels and curves of {', '.join(CURVES)}: {faults}; "
             "name one of bench/references, or make it like these"

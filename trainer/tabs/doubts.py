@@ -89,7 +89,7 @@ def find_doubts(
     The control is that whose labels they are. The marker is to stand in their predictions.
     """
     tasks = {task["id"]: task for task in tasks_by_number(client, [suspect.task for suspect in suspects])}
-    forms = {choice.stored: choice.form for choice in control.choices}
+    forms = {choice.stored: choice.result_value for choice in control.choices}
     found = []
     for suspect in suspects:
         task = tasks.get(suspect.task)

@@ -15,7 +15,7 @@ from contract.commands import Option
 from contract.errors import RepositoryError, RepositoryUnreachable, name_some
 from contract.labelconfig import ChoicesControl
 from contract.matching import choose_control
-from contract.settings import DECLARED, Count, split, text
+from contract.settings import DECLARED, Count, parsed, split
 from contract.versions.repository import Repository, is_model_name
 from trainer.settings import Server
 
@@ -47,9 +47,9 @@ class WatchOptions:
 
     projects: Annotated[
         tuple[WatchedProject, ...],
-        text(_parse_projects),
+        parsed(_parse_projects),
         Field(min_length=1),
-        Option("--project", metavar="ID[=MODEL]", each=True),
+        Option("--project", metavar="ID[=MODEL]", multiple=True),
     ]
     """A Label Studio project's number, and its model; repeat it for several projects. The default model is
     LABELNEXT_MODEL; of several projects, each that LABELNEXT_MODEL was not trained on has project-ID."""

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from contract.errors import ConfigError, UnsafeGraph, name_some
 from contract.graph.builder import RANDOM_OPS, GraphBuilder, prune, shape_of
 from contract.graph.lowering import FEATURES
-from contract.settings import explain
+from contract.settings import explain_errors
 from contract.versions.inspection import REMEDY, inspect_graph
 from contract.versions.manifest import InputSpec
 from contract.versions.version import digest_file
@@ -113,7 +113,7 @@ def _read_description(path: Path) -> Description:
             f"{wanted}"
         ) from err
     except ValidationError as err:
-        faults = "; ".join(f"{where}: {what}" if where else what for where, what in explain(err))
+        faults = "; ".join(f"{where}: {what}" if where else what for where, what in explain_errors(err))
         raise ConfigError(f"{beside}: {faults}; expected is the like of {wanted}") from err
 
 
