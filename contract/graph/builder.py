@@ -1,4 +1,4 @@
-"""Writing ONNX graphs node by node, and the reduction that every graph of passes ends in."""
+"""Builds ONNX graphs node by node, with the final reduction of passes to scores."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 PREFIX = "labelnext_"
-"""Of all names that are added to a literal graph."""
+"""Prefix of the names that the lowering adds."""
 
 RANDOM_OPS = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -18,7 +18,7 @@ OUTPUTS = ("mean_probabilities", "bald", "entropy", "pass_probabilities")
 
 
 class GraphBuilder:
-    """The nodes and constants of a graph so far, in an order in which they can run."""
+    """Nodes and constants of a graph, in topological order."""
 
     def __init__(self, prefix: str = PREFIX) -> None:
         self._prefix = prefix
@@ -26,7 +26,7 @@ class GraphBuilder:
         self.constants: list[TensorProto] = []
 
     def add(self, op: str, inputs: Sequence[str], output: str | None = None, **attributes: Any) -> str:
-        """Add a node of one output, and return that output's name."""
+        """Add a node with one output, and return the output's name."""
         output = output or f"{self._prefix}{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
         return output
@@ -44,7 +44,7 @@ class GraphBuilder:
     def assemble(
         self, literal: ModelProto, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]
     ) -> ModelProto:
-        """Return a graph of what the outputs need of the nodes, the constants and the literal graph's weights."""
+        """Return a graph of the outputs, with the needed nodes, constants and weights of the literal graph."""
         nodes = prune(self.nodes, [info.name for info in outputs])
         used = {name for node in nodes for name in node.input}
         weights = [tensor for tensor in (*literal.graph.initializer, *self.constants) if tensor.name in used]
@@ -52,18 +52,18 @@ class GraphBuilder:
         return helper.make_model(graph, opset_imports=literal.opset_import, ir_version=literal.ir_version)
 
     def concat(self, names: Sequence[str]) -> str:
-        """Join tensors along their first axis."""
+        """Concatenate tensors along the first axis."""
         return self.add("Concat", names, axis=0)
 
     def join(self, name: str, rest: str, output: str | None = None) -> str:
-        """Reshape to (-1, *rest), where `rest` names a tensor that holds a shape."""
+        """Reshape to (-1, *rest), where `rest` names a tensor with a shape."""
         return self.add("Reshape", [name, self.concat([self.integers(-1), rest])], output)
 
     def reduce(self, logits: str, *, multiple: bool) -> None:
-        """Reduce the passes' logits (N, T, C), float32, to `OUTPUTS`.
+        """Reduce logits (N, T, C), float32, to `OUTPUTS`.
 
-        BALD is computed as H[m] - mean_t H[p_t], with m = mean_t p_t. Of `multiple` labels, each of which may hold,
-        p are sigmoids, and BALD and entropy are the sums over the labels of those between a label and its absence.
+        BALD is H[m] - mean_t H[p_t] with m = mean_t p_t. With `multiple` labels, of which any number may apply, p are
+        sigmoids, and BALD and entropy are sums over the labels of the binary values.
         """
         if multiple:
             self._reduce_sigmoids(logits)
@@ -78,13 +78,13 @@ class GraphBuilder:
         mean = self.add("ReduceMean", [passes, self.integers(1)], "mean_probabilities", keepdims=0)  # (N, C)
         total = self.add("ReduceSum", [self._multiply_by_log(mean), self.integers(1)], keepdims=0)  # (N,)
         self.add("Neg", [total], "entropy")
-        self.add("Relu", [self.add("Sub", [known, total])], "bald")  # rounding below 0 is clipped
+        self.add("Relu", [self.add("Sub", [known, total])], "bald")  # clips rounding errors below 0
 
     def _reduce_sigmoids(self, logits: str) -> None:
-        """Keep the digits of the unlikelier of a label and its absence: 1 - p has lost them where p is close to 1.
+        """Compute with the less likely of a label and its absence: 1 - p loses precision if p is close to 1.
 
-        With d = |x|, the likelier has log q = -softplus(-d), the unlikelier log q - d, and the entropy between them is
-        -log q + d (1 - q), of which no term is negative.
+        With d = |x|, the likelier has log q = -softplus(-d), the other log q - d, and the binary entropy is -log q + d
+        (1 - q), whose terms are not negative.
         """
         distance = self.add("Abs", [logits])
         surprise = self.add("Softplus", [self.add("Neg", [distance])])  # -log q
@@ -103,7 +103,7 @@ class GraphBuilder:
         self.add("Relu", [self.add("Neg", [lost])], "bald")
 
     def _multiply_by_log(self, p: str) -> str:
-        """Add p log p, where 0 log 0 is 0."""
+        """Add p log p, with 0 log 0 = 0."""
         least = self.constant(np.array(np.finfo(np.float32).tiny))
         return self.add("Mul", [p, self.add("Log", [self.add("Max", [p, least])])])
 
@@ -120,13 +120,13 @@ def describe(name: str, shape: Sequence[int | str]) -> ValueInfoProto:
 
 
 def shape_of(info: ValueInfoProto) -> tuple[int | str, ...]:
-    """Return a tensor's shape: whole numbers, names of symbolic axes, or "" where nothing is known."""
+    """Return the shape of a tensor: sizes, names of symbolic axes, or "" if unknown."""
     axes = info.type.tensor_type.shape.dim
     return tuple(axis.dim_value if axis.HasField("dim_value") else axis.dim_param for axis in axes)
 
 
 def prune(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> list[NodeProto]:
-    """Drop nodes that no output needs, such as shapes that were computed again in rows."""
+    """Return the nodes that the outputs depend on."""
     needed, kept = set(outputs), []
     for node in reversed(nodes):
         if needed.intersection(node.output):

@@ -1,4 +1,4 @@
-"""Which nodes of a graph are Dropouts that drop, and how much; LoweringError if that is known only at run time."""
+"""Active Dropout nodes of a graph and their probabilities; LoweringError if these are computed at run time."""
 
 from collections.abc import Mapping
 
@@ -8,22 +8,22 @@ from contract.errors import LoweringError
 
 
 def constants(model: ModelProto) -> dict[str, TensorProto]:
-    """Return the tensors that are known before any image is: initializers and Constant nodes with a tensor."""
-    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    """Return the constant tensors by name: initializers, and Constant nodes with a tensor."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
-            found.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
-    return found
+            tensors.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
+    return tensors
 
 
 def dropout_nodes(model: ModelProto) -> list[NodeProto]:
-    """Return the Dropout nodes that drop, in the order of the graph."""
+    """Return the active Dropout nodes in the order of the graph."""
     known = constants(model)
     return [node for node in model.graph.node if is_active(node, known)]
 
 
 def is_active(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
-    """Say whether a node is a Dropout that drops. From opset 12 on, `training_mode` is its third input."""
+    """Return whether a node is an active Dropout. Since opset 12 its third input is `training_mode`."""
     if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
         return False
     mode = _constant_input(node, 2, "training_mode", constants)
@@ -31,7 +31,7 @@ def is_active(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
 
 
 def drop_probability(node: NodeProto, constants: Mapping[str, TensorProto]) -> float:
-    """Return with which probability a Dropout node drops."""
+    """Return the drop probability of a Dropout node."""
     if not node.input[1]:
         return 0.5  # the operator's default
     return float(numpy_helper.to_array(_constant_input(node, 1, "ratio", constants)))

@@ -1,7 +1,7 @@
-"""The fingerprint of a backbone: what an image's features depend on besides the image's bytes.
+"""The fingerprint of a backbone: everything that features depend on besides the image.
 
-Two versions of equal fingerprints compute equal features, so that after a retrain of the head alone those that were
-computed before still hold.
+Two versions with the same fingerprint compute the same features, so stored features stay valid when only the head is
+retrained.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from contract.versions.manifest import InputSpec
 
 
 def fingerprint(backbone: ModelProto, folder: Path, spec: InputSpec) -> str:
-    """Return the sha256 of a backbone's operators, wiring and weights, in the folder, and of how its pixels are made.
+    """Return the sha256 of a backbone's operators, wiring, weights (in `folder`) and preprocessing.
 
-    Names of tensors and the place of a weight in its file are left out: an export may choose them anew.
+    Tensor names and the layout of weight files are excluded, since they differ between exports.
     """
     digest = hashlib.sha256(json.dumps([RECIPE, asdict(spec)], sort_keys=True).encode())
     for opset in sorted(backbone.opset_import, key=lambda entry: entry.domain):
@@ -33,7 +33,7 @@ def fingerprint(backbone: ModelProto, folder: Path, spec: InputSpec) -> str:
         order |= {name: len(order) + i for i, name in enumerate(node.output)}
         digest.update(json.dumps([node.domain, node.op_type, [order[name] for name in node.input]]).encode())
         for attribute in sorted(node.attribute, key=lambda entry: entry.name):
-            if attribute.type == AttributeProto.TENSOR:  # a Constant's; it has a name and a form of its own
+            if attribute.type == AttributeProto.TENSOR:  # of a Constant node; its name and encoding may vary
                 digest.update(attribute.name.encode())
                 _add_weight(digest, attribute.t, folder)
             else:
@@ -42,11 +42,11 @@ def fingerprint(backbone: ModelProto, folder: Path, spec: InputSpec) -> str:
 
 
 def features_key(backbone: str, precision: str) -> str:
-    """Name all that an image's features depend on besides the image: of equal keys equal features come.
+    """Return the key of stored features: equal keys mean equal features.
 
-    A backbone is its fingerprint or, in 8-bit integers, the sha256 of its file.
+    `backbone` is a fingerprint or, for an int8 backbone, the sha256 of its file.
     """
-    return f"{backbone}/{RECIPE}/{precision}"  # of today: a version was published for the recipe of its day
+    return f"{backbone}/{RECIPE}/{precision}"  # versions may have been published with an earlier RECIPE
 
 
 def _add_weight(digest: "hashlib._Hash", tensor: TensorProto, folder: Path) -> None:

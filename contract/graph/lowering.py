@@ -1,11 +1,11 @@
-"""The stochastic passes of a graph, compiled: the lowering.
+"""The lowering: compiles a literal graph into a backbone and a head of T stochastic passes.
 
-A literal graph holds one pass: images in, logits out, active Dropout nodes between. `lower` cuts it in two at a tensor
-upstream of every Dropout. What lies before the cut, the backbone, runs once per image and gives the image's features.
-The head takes features and computes T passes at once: what is deterministic in it runs once per image; at the first
-Dropout it fans out to N x T rows, makes each Dropout a product with a mask given as input, and ends in softmax or,
-where several labels may hold, sigmoids, their mean, BALD and entropy, in float32. No Dropout node is left, so no engine
-can delete, freeze or reseed one; and features can be kept, for as long as the backbone stays the same.
+A literal graph is one pass: images in, logits out, with active Dropout nodes. `lower` cuts it at a tensor upstream of
+every Dropout. The backbone, before the cut, runs once per image and returns features. The head computes T passes at
+once: its deterministic part runs once per image; the first Dropout fans out to N x T rows; each Dropout becomes a
+product with a mask that is an input; and it ends in softmax, or sigmoids for multiple labels, their mean, BALD and
+entropy, in float32. No Dropout node is left, so that no engine can delete, freeze or reseed one, and features can be
+stored as long as the backbone stays the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,42 +28,42 @@ from contract.versions.manifest import DropoutSite
 from contract.versions.version import MANIFEST_FILE, MODEL_FILE, Version
 
 FEATURES = "features"
-"""The name of the backbone's output, which is the head's input; our literal graphs call the tensor so, too."""
+"""Name of the backbone's output and the head's input; our literal graphs use it too."""
 
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _LEAST_OPSET = 18
-"""The first in which all reductions take their axes as inputs."""
+"""The first opset in which all reductions take their axes as inputs."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassOutputs:
-    """What a head computes for N images and T masks, all float32."""
+    """Outputs of a head for N images and T masks, all float32."""
 
     mean_probabilities: npt.NDArray[np.float32]
-    """(N, C): the mean over the passes."""
+    """(N, C), the mean over the passes."""
     bald: npt.NDArray[np.float32]
     """(N,), in nats."""
     entropy: npt.NDArray[np.float32]
-    """(N,): of the mean, in nats."""
+    """(N,), entropy of the mean, in nats."""
     pass_probabilities: npt.NDArray[np.float32]
     """(N, T, C)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A literal graph in two: what is the same for as long as the backbone is, and what is trained in each round.
+    """A lowered graph: the backbone, which rarely changes, and the head, which each round trains.
 
-    Weights keep the literal graph's external data references.
+    External data is referenced as in the literal graph.
     """
 
     backbone: ModelProto
-    """The literal graph's images to `features` float32 (N, F), the tensor that it was cut at."""
+    """Images to `features` float32 (N, F), the tensor at the cut."""
     head: ModelProto
-    """`features` and `mask_0`, `mask_1`, ... float32 (T, *features of the site) to what `PassOutputs` holds."""
+    """`features` and `mask_0`, `mask_1`, ... float32 (T, *features of the site) to the fields of `PassOutputs`."""
     sites: tuple[DropoutSite, ...]
     """In the order of the masks."""
     multiple: bool
-    """Whether the head ends in sigmoids, one a label, rather than in softmax."""
+    """Whether the head ends in sigmoids instead of softmax."""
 
 
 def load_graph(path: Path, *, weights_bytes: Mapping[str, int]) -> ModelProto:
@@ -83,34 +83,34 @@ def load_graph(path: Path, *, weights_bytes: Mapping[str, int]) -> ModelProto:
 
 
 def lower(model: ModelProto, *, cut: str, multiple: bool = False) -> Lowered:
-    """Compile a literal graph into a backbone, and a head of masked passes.
+    """Lower a literal graph to a backbone and a head.
 
-    Any graph will do whose first axis is the batch, from the one image input to the one output of logits (N, C), and
-    whose randomness is all in Dropout nodes. `model` may be loaded without its external data; it is not changed.
+    The graph must have the batch as its first axis from its one input, images, to its one output, logits (N, C), and no
+    randomness except Dropout nodes. `model` may be loaded without external data; it is not changed.
 
     Args:
-        model: the graph.
-        cut: the tensor where the backbone ends, float32 (N, F): all that reaches the logits goes through it.
-        multiple: whether several labels may hold of an image, which a graph does not show.
+        model: the literal graph.
+        cut: name of the backbone's last tensor, float32 (N, F), through which everything reaches the logits.
+        multiple: whether several labels may apply to an image.
 
     Raises:
         DropoutDead: if no Dropout node is active, so that all passes would be equal.
-        LoweringError: if the graph is of another form.
+        LoweringError: if the graph has another form.
     """
     try:
         inlined = inliner.inline_local_functions(model) if model.functions else model
         _check_form(inlined)
         return _Lowering(shape_inference.infer_shapes(inlined), cut, multiple).run()
-    except (LabelnextError, MemoryError):  # want of memory may pass, and says nothing of the graph
+    except (LabelnextError, MemoryError):  # running out of memory is not the graph's fault
         raise
-    except Exception as err:  # onnx and numpy raise many types of nodes that lack inputs, or tensors that lack values
+    except Exception as err:  # onnx and numpy raise many types for malformed graphs
         raise LoweringError(f"the graph is not well formed ({type(err).__name__}: {err}); export it again") from err
 
 
 def lower_version(version: Version) -> Lowered:
-    """Load and compile a version's literal graph, whose active Dropout nodes must be those that its manifest describes.
+    """Load and lower a version's literal graph; LoweringError if its manifest lists other Dropout sites.
 
-    The probe runs under the manifest's, requests under the graph's: what is validated must be served.
+    The probe is validated with the sites in the manifest, and requests are served with those of the graph.
     """
     manifest = version.manifest
     literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)
@@ -128,11 +128,11 @@ def _show(sites: Sequence[DropoutSite]) -> str:
 
 
 class _Lowering:
-    """One run of the lowering: the nodes written so far, and where each tensor of the literal graph stands.
+    """The state of one lowering.
 
-    Rows are the N x T pairs of image and pass, pass fastest. A tensor is one of five kinds: constant; before the cut;
-    data, computed from the features alone; stochastic, downstream of a Dropout, and so in rows; or a measure, which
-    depends on the images through their shape only, and is computed again from the shape of the features.
+    Rows are the N x T pairs of image and pass, pass fastest. Every tensor is one of: constant; in the backbone; per
+    image, computed from the features alone; stochastic, downstream of a Dropout and thus in rows; or a shape value,
+    which depends only on the shape of the images, and is recomputed from the shape of the features.
     """
 
     def __init__(self, model: ModelProto, cut: str, multiple: bool) -> None:
@@ -145,14 +145,14 @@ class _Lowering:
         self.shapes = {info.name: shape_of(info) for info in infos}
         self.types = {info.name: info.type.tensor_type.elem_type for info in infos}
         self.producers = {name: node for node in model.graph.node for name in node.output}
-        self.before = {model.graph.input[0].name} - {cut}
-        self.data = {model.graph.input[0].name} & {cut}  # a head alone may be lowered
+        self.in_backbone = {model.graph.input[0].name} - {cut}
+        self.per_image = {model.graph.input[0].name} & {cut}  # for a graph that is only a head
         self.stochastic: set[str] = set()
-        self.measures: set[str] = set()
+        self.shape_values: set[str] = set()
         self.rows: dict[str, str] = {}
-        """Data to the tensor that stands for it in rows."""
-        self.measured: dict[tuple[str, bool], str] = {}
-        """Measures, of images or of rows, to the tensor that holds them in the head."""
+        """Per-image tensor to its copy in rows."""
+        self.recomputed: dict[tuple[str, bool], str] = {}
+        """(shape value, whether of rows) to its tensor in the head."""
         self.sites: list[DropoutSite] = []
         self.backbone = GraphBuilder()
         self.head = GraphBuilder()
@@ -161,7 +161,7 @@ class _Lowering:
         width = self._check_cut()
         for node in self.graph.node:
             self._visit(node)
-        if self.cut not in self.data:
+        if self.cut not in self.per_image:
             self._refuse_cut("not computed from the images alone")
         logits = self.head.add("Cast", [self._in_rows(self.graph.output[0].name)], to=TensorProto.FLOAT)
         shape = self.head.concat([self._passes(), self.head.add("Shape", [logits], start=1)])
@@ -182,18 +182,18 @@ class _Lowering:
         elif self.stochastic & inputs:
             self._copy(node, [self._in_rows(name) for name in node.input], list(node.output))
             self.stochastic.update(node.output)
-        elif node.op_type not in _SHAPE_OPS and self.data & inputs:
+        elif node.op_type not in _SHAPE_OPS and self.per_image & inputs:
             self._copy(node, [self._per_image(name) for name in node.input], list(node.output))
-            self.data.update(node.output)
-        elif node.op_type not in _SHAPE_OPS and self.before & inputs:
+            self.per_image.update(node.output)
+        elif node.op_type not in _SHAPE_OPS and self.in_backbone & inputs:
             self.backbone.nodes.append(node)
-            self.before.update(node.output)
+            self.in_backbone.update(node.output)
             if self.cut in node.output:
-                self.before.remove(self.cut)
-                self.data.add(self.cut)
-        elif (self.before | self.data | self.measures) & inputs:
+                self.in_backbone.remove(self.cut)
+                self.per_image.add(self.cut)
+        elif (self.in_backbone | self.per_image | self.shape_values) & inputs:
             self.backbone.nodes.append(node)
-            self.measures.update(node.output)
+            self.shape_values.update(node.output)
         else:
             self.backbone.nodes.append(node)
             self.head.nodes.append(node)
@@ -211,10 +211,10 @@ class _Lowering:
         )
 
     def _per_image(self, name: str) -> str:
-        """Return what stands for a tensor in the head's deterministic part, once per image."""
-        if name in self.measures:
-            return self._measure(name, in_rows=False)
-        if name in self.before:
+        """Return the name of a tensor in the deterministic part of the head."""
+        if name in self.shape_values:
+            return self._shape_value(name, in_rows=False)
+        if name in self.in_backbone:
             raise LoweringError(
                 f"tensor {name!r} reaches the logits around {self.cut!r}, where the backbone is said to end; cut the "
                 "network upstream of every Dropout, where nothing bypasses the cut"
@@ -222,24 +222,24 @@ class _Lowering:
         return FEATURES if name == self.cut else name
 
     def _in_rows(self, name: str) -> str:
-        if name in self.measures:
-            return self._measure(name, in_rows=True)
-        return self._fan_out(name) if name in self.data | self.before else name
+        if name in self.shape_values:
+            return self._shape_value(name, in_rows=True)
+        return self._fan_out(name) if name in self.per_image | self.in_backbone else name
 
-    def _measure(self, name: str, *, in_rows: bool) -> str:
-        """Compute a measure of images or rows again, from the shape of the features."""
-        if (name, in_rows) not in self.measured:
+    def _shape_value(self, name: str, *, in_rows: bool) -> str:
+        """Recompute a shape value of images or rows from the shape of the features."""
+        if (name, in_rows) not in self.recomputed:
             node = self.producers[name]
             outputs = [f"{PREFIX}{'rows' if in_rows else 'images'}_{output}" for output in node.output]
-            if node.op_type in _SHAPE_OPS and node.input[0] in self.data | self.before:
-                self._measure_shape(node, outputs[0], in_rows)
+            if node.op_type in _SHAPE_OPS and node.input[0] in self.per_image | self.in_backbone:
+                self._recompute_shape(node, outputs[0], in_rows)
             else:
                 of = self._in_rows if in_rows else self._per_image
                 self._copy(node, [of(source) for source in node.input], outputs)
-            self.measured.update({(old, in_rows): new for old, new in zip(node.output, outputs, strict=True)})
-        return self.measured[name, in_rows]
+            self.recomputed.update({(old, in_rows): new for old, new in zip(node.output, outputs, strict=True)})
+        return self.recomputed[name, in_rows]
 
-    def _measure_shape(self, node: NodeProto, output: str, in_rows: bool) -> None:
+    def _recompute_shape(self, node: NodeProto, output: str, in_rows: bool) -> None:
         batch = self.head.add("Shape", [FEATURES], start=0, end=1)  # (1,): N
         if in_rows:
             batch = self.head.add("Mul", [batch, self._passes()])
@@ -259,7 +259,7 @@ class _Lowering:
         self.head.nodes.append(copy)
 
     def _fan_out(self, name: str) -> str:
-        """Repeat a tensor of images T times: (N, ...) to (N x T, ...)."""
+        """Repeat a per-image tensor T times: (N, ...) to (N x T, ...)."""
         if name not in self.rows:
             apart = self._add_axis(name)  # (N, 1, ...)
             ones = [1] * (len(self.shapes[name]) - 1)
@@ -270,19 +270,19 @@ class _Lowering:
         return self.rows[name]
 
     def _mask(self, node: NodeProto) -> None:
-        """Replace a Dropout by a product with its mask, in (N, T, *features)."""
+        """Replace a Dropout by a product with its mask, (N, T, *features)."""
         source, output = node.input[0], node.output[0]
         mask = self._add_site(node)
         if source in self.stochastic:
             apart = self.head.join(source, self.head.add("Shape", [mask]))  # (N, T, *features)
-        else:  # the product itself fans it out
+        else:  # broadcasting fans it out
             apart = self._add_axis(source)  # (N, 1, *features)
         product = self.head.add("Mul", [apart, mask])  # (N, T, *features)
         self.head.join(product, self.head.add("Shape", [mask], start=1), output)  # (N x T, *features)
         self.stochastic.add(output)
 
     def _add_axis(self, name: str) -> str:
-        """Take a tensor of images, with an axis for the passes: (N, 1, ...)."""
+        """Add an axis for the passes to a per-image tensor: (N, 1, ...)."""
         if self.types.get(name) != TensorProto.FLOAT:
             kind = TensorProto.DataType.Name(self.types.get(name, TensorProto.UNDEFINED))
             raise LoweringError(f"tensor {name!r} is {kind}; what Dropout drops must be float32: export it so")
@@ -290,7 +290,7 @@ class _Lowering:
         return self.head.add("Unsqueeze", [self._per_image(name), self.head.integers(1)])
 
     def _add_site(self, node: NodeProto) -> str:
-        """Return the name of a Dropout's mask."""
+        """Register a Dropout, and return the name of its mask."""
         probability = drop_probability(node, self.constants)
         if not 0 < probability < 1:
             raise LoweringError(
@@ -301,7 +301,7 @@ class _Lowering:
         return mask_name(len(self.sites) - 1)
 
     def _features_of(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape without the batch axis, which must be its first. An unknown size may be it."""
+        """Return the shape without the batch axis, which must be first; an axis of unknown size may be it."""
         shape = self.shapes.get(name)
         batch = self.shapes[self.graph.input[0].name][0]
         if not shape or (name not in self.stochastic and shape[0] not in (batch, "")):

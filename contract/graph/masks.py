@@ -1,12 +1,12 @@
-"""The dropout masks of a version: the same in every process, and balanced over the passes.
+"""The dropout masks of a version: equal in every process, and balanced over the passes.
 
-The bits come straight from Philox (Salmon et al. 2011, doi 10.1145/2063384.2063405) under a key derived from version,
-site and pass, and are compared as integers: the same masks on every machine and with every release of numpy.
+The bits come from Philox (Salmon et al. 2011, doi 10.1145/2063384.2063405), keyed by version, site and pass, and are
+compared as integers, so that masks are the same on every machine and with every release of numpy.
 
-Balanced means that each unit is on in (1 - p) T of the T passes, up to the rounding of that number, which is random and
-unbiased. Every pass by itself then still drops each unit independently with probability p, as dropout does; only passes
-among each other are dependent, and what is linear in the masks cancels in their mean. T such passes rank images as more
-than T independent ones do, at no cost (docs/decisions/0006-balanced-masks.md).
+Balanced means that each unit is kept in (1 - p) T of the T passes, with unbiased random rounding. Within a pass units
+are still dropped independently with probability p; only passes depend on each other, and terms that are linear in the
+masks cancel in the mean. T such passes rank images as well as more than T independent ones, at no cost
+(docs/decisions/0006-balanced-masks.md).
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from contract.versions.manifest import DropoutSite
 Masks = Mapping[str, npt.NDArray[np.float32]]
 
 MOST_MASK_BYTES: Final = 2**30
-"""Of a version's masks together; 20 passes of a VGG-16 take 0.7 MB."""
+"""Size of all masks of a version; 20 passes of a VGG-16 take 0.7 MB."""
 
 _BITS = 2.0**64
 
 
 def mask_name(site: int) -> str:
-    """Return the name of the input that takes the masks of a Dropout site."""
+    """Return the graph input for the masks of a Dropout site."""
     return f"mask_{site}"
 
 
@@ -37,7 +37,7 @@ def draw_masks(version: str, sites: Sequence[DropoutSite], passes: int) -> dict[
     """Return the masks of a version for T passes: input name to float32 (T, *features), each 0 or 1 / (1 - p).
 
     Raises:
-        LoweringError: if they would take more than `MOST_MASK_BYTES`.
+        LoweringError: if they would exceed `MOST_MASK_BYTES`.
     """
     needed = 4 * passes * sum(math.prod(site.features) for site in sites)
     if needed > MOST_MASK_BYTES:
@@ -63,10 +63,10 @@ def _philox(version: str, site: int, index: int) -> np.random.Philox:
 def _balance(
     bits: npt.NDArray[np.uint64], rounding: npt.NDArray[np.uint64], probability: float
 ) -> npt.NDArray[np.bool_]:
-    """Keep each unit in the passes of its highest bits: (T, units) and (units,) to (T, units)."""
+    """Keep each unit in the passes with its highest bits: (T, units) and (units,) to (T, units)."""
     passes = len(bits)
     whole, rest = divmod((1 - probability) * passes, 1)
-    counts = int(whole) + (rounding < np.uint64(rest * _BITS))  # (units,): in how many passes each is on
+    counts = int(whole) + (rounding < np.uint64(rest * _BITS))  # (units,): passes that keep the unit
     rising = np.sort(bits.T, axis=1)  # (units, T)
     least = rising[np.arange(len(counts)), np.minimum(passes - counts, passes - 1)]
     kept: npt.NDArray[np.bool_] = (bits >= least) & (counts > 0)

@@ -1,11 +1,10 @@
-"""The probe: what a version must reproduce before it is published, and before it is served.
+"""The probe: reference results that a version must reproduce before it is published, and before it is served.
 
-The trainer stores a few images with what torch computed on them: their features, the mean and variance of many
-free-running passes with baal's dropout, and the passes under the version's own masks. A head, on torch's features, must
-agree with the masked passes exactly, up to rounding, and with the free ones statistically. Backbone and head together
-must agree exactly too or, where the backbone computes in reduced precision, must rank the images as torch does.
-Together they notice a Dropout that is dead, lost, of the wrong probability or masked on the wrong rows, and weights or
-pixels that differ, whatever the engine did to the graph.
+The trainer stores a few images with torch's results: features, mean and variance of many free-running passes with
+baal's dropout, and the passes under the version's own masks. On torch's features the head must reproduce the masked
+passes exactly, up to rounding, and the free ones statistically. Backbone and head together must be exact too or, in
+reduced precision, rank the images like torch. This detects dropout that is dead, missing, of a wrong probability or
+applied to wrong rows, and different weights or pixels, whatever the engine did to the graph.
 """
 
 import math
@@ -32,53 +31,53 @@ RunPasses = Callable[[npt.NDArray[np.float32], Masks], PassOutputs]
 """Runs a head: features (N, F) and masks (T, *features of the site) to its outputs."""
 
 LEAST_RANK_CORRELATION = 0.98
-"""Spearman's, of BALD in reduced precision with that of torch, on the probe."""
+"""Spearman's correlation between BALD in reduced precision and torch's, on the probe."""
 
-NO_DIFFERENCE = 0.02
-"""In nats: where BALD differs by no more on any image of the probe, its ranks may. A version that is nearly certain of
-all of them ranks them by rounding, and whether it is refused would change from one round to the next."""
+BALD_NOISE = 0.02
+"""In nats: if no image's BALD differs by more, ranks do not count. A version that is nearly certain of all images ranks
+them by rounding errors, and whether it is refused would change from round to round."""
 
 TOLERANCE = 2e-3
-"""Largest difference of a probability under equal masks; float32 in another order of summation stays below 1e-4."""
+"""Largest difference of a probability under equal masks; another order of float32 summation stays below 1e-4."""
 
 MOST_PROBE_BYTES = 512 * 2**20
-"""Unpacked; 16 images of 224 pixels and what is known of them take 5 MB."""
+"""Size of the arrays; 16 images of 224 pixels with their results take 5 MB."""
 
 MOST_PROBE_PASSES = 100_000
 
-_DEVIATIONS = 6.0
-"""How many standard errors two estimates may lie apart; chance alone does so about once in 5e8 comparisons."""
+_STANDARD_ERRORS = 6.0
+"""Standard errors that two estimates may differ by; chance exceeds it once in 5e8 comparisons."""
 
 _RARE_FLIPS = 8
-"""Passes in which chance may turn an image's label over in one run and not in the other, of a model that is all but
-certain: there, standard errors estimated from the passes say nothing."""
+"""Passes in which the label of a nearly certain image may flip by chance in one run only; standard errors estimated
+from the passes do not cover this."""
 
-_SECOND_LOOK = 8000
-"""Passes that are looked at where as many as the reference has differ from it: the trainer's has 500."""
+_RETRY_PASSES = 8000
+"""Passes of a second comparison, if one with as many as the reference, 500 of our trainer, fails."""
 
-_LIVELY_IMAGES = 4
-"""How many images the statistical comparison looks at: those whose passes differ most say most."""
+_COMPARED_IMAGES = 4
+"""Images in the statistical comparison: those with the largest variance."""
 
-_MASK_BYTES_A_RUN = 4 * 2**20
-"""A hundred passes or so at once: a batch as large as those that are served, so that it takes no more memory."""
+_MASK_BYTES_PER_RUN = 4 * 2**20
+"""About a hundred passes at once: no larger than a served batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A few images and the passes that torch with baal computed on them."""
+    """A few images, and the passes that torch with baal computed for them."""
 
     images: npt.NDArray[np.uint8]
     """(N, H, W, 3)."""
     features: npt.NDArray[np.float32]
-    """(N, F): the backbone's, in float32."""
+    """(N, F), of the backbone in float32."""
     passes: int
-    """R, how many free-running passes `mean` and `variance` are of."""
+    """R, the number of free-running passes behind `mean` and `variance`."""
     mean: npt.NDArray[np.float32]
-    """(N, C): the probabilities' mean over R passes with baal's dropout."""
+    """(N, C), mean probabilities over R passes with baal's dropout."""
     variance: npt.NDArray[np.float32]
-    """(N, C): their unbiased variance over the same passes."""
+    """(N, C), their unbiased variance."""
     masked_probabilities: npt.NDArray[np.float32]
-    """(N, T, C): T passes in torch under the version's masks, `draw_masks(version, sites, T)`."""
+    """(N, T, C), T passes in torch under the masks `draw_masks(version, sites, T)`."""
 
     def save(self, path: Path) -> None:
         """Write the probe as one npz file."""
@@ -86,20 +85,20 @@ class Probe:
 
     @classmethod
     def load(cls, path: Path) -> "Probe":
-        """Read what `save` wrote; DigestError if it is anything else."""
+        """Read a saved probe; DigestError if the file is anything else."""
         try:
             with open_regular(path) as file:
                 _check_length(file)
                 with np.load(file, allow_pickle=False) as archive:
                     arrays = {name: archive[name] for name in cls.__slots__}
             passes = _check_arrays(arrays)
-        except Exception as err:  # zipfile and numpy raise a dozen types of what is cut short, encrypted, or no archive
+        except Exception as err:  # zipfile and numpy raise a dozen types for broken archives
             raise DigestError(f"{path.name} cannot be read ({err}): it was cut short or edited; publish again") from err
         return cls(**{**arrays, "passes": passes})
 
 
 def _check_length(file: BinaryIO) -> None:
-    """Refuse an archive that would take too much memory; no more of a member is unpacked than it says here."""
+    """Refuse an archive that is too large; no member is unpacked beyond the size stated in its header."""
     with ZipFile(file) as archive:
         length = sum(member.file_size for member in archive.infolist())
     if length > MOST_PROBE_BYTES:
@@ -108,7 +107,7 @@ def _check_length(file: BinaryIO) -> None:
 
 
 def _check_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
-    """Return R. A number that is not finite differs from none by more than is allowed, and would pass anything."""
+    """Return R. Numbers must be finite: comparisons with NaN would accept anything."""
     shapes = {name: array.shape for name, array in arrays.items()}
     passes = int(arrays["passes"])
     if not 1 <= passes <= MOST_PROBE_PASSES:
@@ -130,25 +129,25 @@ def _check_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What a valid version did on its probe."""
+    """Results of a valid version on its probe."""
 
     mean_bald: float
     """In nats, over the probe's images."""
     largest_difference: float
-    """Of a probability, from torch under equal masks."""
+    """Of a probability from torch's under equal masks."""
     rank_correlation: float
-    """Spearman's, of BALD with that of torch under equal masks."""
+    """Spearman's correlation of BALD with torch's under equal masks."""
 
 
 def validate(
     probe: Probe, manifest: Manifest, *, backbone: ComputeFeatures, head: RunPasses, reduced: bool = False
 ) -> Validation:
-    """Compare backbone, `reduced` if in less than float32, and head with what torch computed on the probe.
+    """Compare backbone, `reduced` if in less than float32, and head with torch's results on the probe.
 
     Raises:
-        DropoutDead: if the passes do not differ, or differ far less than the reference passes do.
-        PrecisionRefused: if a backbone of reduced precision overflows, or ranks the images otherwise.
-        ProbeMismatch: if the numbers differ otherwise.
+        DropoutDead: if the passes do not differ, or far less than those of the reference.
+        PrecisionRefused: if a backbone in reduced precision overflows, or ranks the images differently.
+        ProbeMismatch: if the results differ otherwise.
     """
     masks = draw_masks(manifest.version, manifest.dropout_sites, probe.masked_probabilities.shape[1])
     _check_head(probe, manifest, head, masks)
@@ -171,7 +170,7 @@ def validate(
     )
     if not reduced:
         _compare_exactly(outputs, probe)
-    elif validation.rank_correlation < LEAST_RANK_CORRELATION and np.abs(outputs.bald - expected).max() > NO_DIFFERENCE:
+    elif validation.rank_correlation < LEAST_RANK_CORRELATION and np.abs(outputs.bald - expected).max() > BALD_NOISE:
         raise PrecisionRefused(
             "in reduced precision BALD ranks the probe's images with a correlation of "
             f"{validation.rank_correlation:.3f} with torch's, at least {LEAST_RANK_CORRELATION:g} is expected; serve "
@@ -181,7 +180,7 @@ def validate(
 
 
 def _check_head(probe: Probe, manifest: Manifest, head: RunPasses, masks: Masks) -> None:
-    """Compare the passes on torch's own features, so that no fault of the backbone hides one of the dropout."""
+    """Compare the passes on torch's features, so that errors of the backbone cannot hide errors of the dropout."""
     outputs = head(probe.features, masks)
     found, expected = outputs.pass_probabilities.shape, probe.masked_probabilities.shape
     if found != expected:
@@ -213,7 +212,7 @@ def _check_alive(passes: npt.NDArray[np.float32], probe: Probe) -> None:
 
 
 def _difference(outputs: PassOutputs, probe: Probe) -> float:
-    """Return by how much a probability of a pass, or of their mean, differs at most."""
+    """Return the largest difference of a pass's or mean probability."""
     expected = probe.masked_probabilities
     of_passes = float(np.abs(outputs.pass_probabilities - expected).max())
     return max(of_passes, float(np.abs(outputs.mean_probabilities - expected.mean(axis=1)).max()))
@@ -229,13 +228,13 @@ def _compare_exactly(outputs: PassOutputs, probe: Probe) -> None:
 
 
 def _compare_statistically(probe: Probe, manifest: Manifest, head: RunPasses) -> None:
-    """Compare as many passes again as the reference has, under masks that the exact comparison did not use.
+    """Compare as many passes as the reference has, under other masks than those of the exact comparison.
 
-    Where these differ, more of them are looked at: a model that is nearly certain turns a label over in one pass of
-    hundreds, and as many may hold none.
+    If they differ, more passes are compared: a nearly certain model flips a label in one pass of hundreds, and a sample
+    of hundreds may contain none.
     """
     if _find_difference(probe, manifest, head, passes=probe.passes):
-        difference = _find_difference(probe, manifest, head, passes=max(_SECOND_LOOK, probe.passes))
+        difference = _find_difference(probe, manifest, head, passes=max(_RETRY_PASSES, probe.passes))
         if difference:
             raise difference
 
@@ -243,45 +242,45 @@ def _compare_statistically(probe: Probe, manifest: Manifest, head: RunPasses) ->
 def _find_difference(
     probe: Probe, manifest: Manifest, head: RunPasses, *, passes: int
 ) -> DropoutDead | ProbeMismatch | None:
-    """Return how so many masked passes differ from the reference by more than chance, if they do."""
-    lively = np.argsort(-probe.variance.sum(axis=1), kind="stable")[:_LIVELY_IMAGES]
-    reference = probe.variance[lively]
-    found = _sample(probe.features[lively], passes, manifest, head)  # (N, T, C)
-    mean = found.mean(axis=1, keepdims=True)
-    squares = ((found - mean) ** 2).sum(axis=(0, 2))  # (T,): squared distance of each pass from the mean
+    """Return an error if this many masked passes differ from the reference by more than chance."""
+    compared = np.argsort(-probe.variance.sum(axis=1), kind="stable")[:_COMPARED_IMAGES]
+    reference = probe.variance[compared]
+    sample = _sample(probe.features[compared], passes, manifest, head)  # (N, T, C)
+    mean = sample.mean(axis=1, keepdims=True)
+    squares = ((sample - mean) ** 2).sum(axis=(0, 2))  # (T,): squared distance of each pass from the mean
     spread, expected = float(squares.mean()), float(reference.sum())
-    flips = _RARE_FLIPS * (_labels_at_once(found, reference, probe.passes) if manifest.multiple else 1)
-    error = float(squares.std()) * np.sqrt(1 / passes + 1 / probe.passes) + flips / probe.passes / _DEVIATIONS
+    flips = _RARE_FLIPS * (_max_flipped_labels(sample, reference, probe.passes) if manifest.multiple else 1)
+    error = float(squares.std()) * np.sqrt(1 / passes + 1 / probe.passes) + flips / probe.passes / _STANDARD_ERRORS
     summary = f"the variance of the passes on the probe sums to {spread:.3g}, that of torch with baal to {expected:.3g}"
-    if spread < expected - _DEVIATIONS * error:
+    if spread < expected - _STANDARD_ERRORS * error:
         return DropoutDead(f"{summary}: a Dropout is dead or drops too little; publish again")
-    if spread > expected + _DEVIATIONS * error:
+    if spread > expected + _STANDARD_ERRORS * error:
         return ProbeMismatch(f"{summary}: a Dropout drops too much; publish again")
-    errors = np.sqrt(found.var(axis=1) / passes + reference / probe.passes) + TOLERANCE / _DEVIATIONS
-    apart = float((np.abs(mean[:, 0] - probe.mean[lively]) / errors).max())
-    if apart > _DEVIATIONS:
+    errors = np.sqrt(sample.var(axis=1) / passes + reference / probe.passes) + TOLERANCE / _STANDARD_ERRORS
+    apart = float((np.abs(mean[:, 0] - probe.mean[compared]) / errors).max())
+    if apart > _STANDARD_ERRORS:
         return ProbeMismatch(
             f"the mean of the passes on the probe lies {apart:.1f} standard errors from that of torch with baal, at "
-            f"most {_DEVIATIONS:g} are expected: the masks are not what the trainer's dropout draws; publish again"
+            f"most {_STANDARD_ERRORS:g} are expected: the masks are not what the trainer's dropout draws; publish again"
         )
     return None
 
 
-def _labels_at_once(found: npt.NDArray[np.float64], reference: npt.NDArray[np.float32], passes: int) -> float:
-    """Return how many of an image's labels one of (N, T, C), or of so many passes of variance (N, C), may turn over.
+def _max_flipped_labels(sample: npt.NDArray[np.float64], reference: npt.NDArray[np.float32], passes: int) -> float:
+    """Return how many labels of an image may flip in one pass, of (N, T, C) or of `passes` with variance (N, C).
 
-    A label that one pass of T turned over has a variance of 1 / T.
+    A label that flipped in one of T passes has a variance of 1 / T.
     """
-    turned = np.maximum(found.var(axis=1) * found.shape[1], reference * passes)  # (N, C)
-    return max(1.0, float(np.minimum(turned, 1).sum(axis=1).max()))
+    flipped = np.maximum(sample.var(axis=1) * sample.shape[1], reference * passes)  # (N, C)
+    return max(1.0, float(np.minimum(flipped, 1).sum(axis=1).max()))
 
 
 def _sample(
     features: npt.NDArray[np.float32], passes: int, manifest: Manifest, head: RunPasses
 ) -> npt.NDArray[np.float64]:
-    """Run a head on features (N, F): (N, R, C)."""
-    bytes_a_pass = sum(4 * math.prod(site.features) for site in manifest.dropout_sites)
-    step = max(1, _MASK_BYTES_A_RUN // max(1, bytes_a_pass))
+    """Run a head on features (N, F) with fresh masks: (N, R, C)."""
+    bytes_per_pass = sum(4 * math.prod(site.features) for site in manifest.dropout_sites)
+    step = max(1, _MASK_BYTES_PER_RUN // max(1, bytes_per_pass))
     parts: list[npt.NDArray[np.float32]] = []
     for start in range(0, passes, step):
         masks = draw_masks(f"{manifest.version}/validation/{start}", manifest.dropout_sites, min(step, passes - start))

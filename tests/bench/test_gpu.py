@@ -46,7 +46,7 @@ def test_a_precision_that_is_refused_fails_the_part(tmp_path, monkeypatch):
     version = repository.open(publish(repository, seed=1, int8_of=TinyModel.draw(2)))
     subject = Subject(version, repository.root, (), "noise")
     monkeypatch.setattr(Setting, "precisions", (Precision.INT8,))
-    monkeypatch.setattr("contract.graph.probe.NO_DIFFERENCE", 0.0)
+    monkeypatch.setattr("contract.graph.probe.BALD_NOISE", 0.0)
     row = gpu._PARTS["gate"](Setting(Device.CPU, QUICK, subject))
     assert row["int8"]["precision"] == "fp32"
     assert row["failed"].startswith("int8: refused: in reduced precision BALD ranks")

@@ -205,7 +205,7 @@ def test_reduced_backbone_that_shuffles_the_ranks_is_refused_as_such(probe, desc
 
     with pytest.raises(PrecisionRefused, match=r"correlation of -?0\.\d+ .*LABELNEXT_PRECISION=fp32"):
         validate_with(engine, probe, described, backbone=shuffle, reduced=True)
-    monkeypatch.setattr("contract.graph.probe.NO_DIFFERENCE", 2.0)
+    monkeypatch.setattr("contract.graph.probe.BALD_NOISE", 2.0)
     validation = validate_with(engine, probe, described, backbone=shuffle, reduced=True)
     assert validation.rank_correlation < LEAST_RANK_CORRELATION
 
