@@ -1,7 +1,7 @@
-"""Connections to hosts that are not trusted: to which addresses, and how long each step may take.
+"""Connections to untrusted hosts, with checks of addresses and time limits.
 
-They are kept alive, without proxies from the environment. To trusted origins they are made wherever these are, to
-others only at public addresses.
+Connections are kept alive and ignore proxies from the environment. Trusted origins may have any address, others only
+public ones.
 """
 
 import socket
@@ -22,7 +22,7 @@ from contract.images.addresses import Resolver, is_public
 
 
 class Origin(NamedTuple):
-    """Scheme, host and port: what a token is bound to."""
+    """Scheme, host and port, to which a token is bound."""
 
     scheme: str
     host: str
@@ -34,13 +34,13 @@ class Origin(NamedTuple):
 
 
 def open_pools(resolve: Resolver | None) -> PoolManager:
-    """Connections to anywhere, or with a resolver to public addresses only.
+    """Return connection pools to any address or, with a resolver, to public addresses only.
 
-    The check is made where the socket is opened, to the addresses that were checked: there is no way around it, and no
-    time between check and use in which a name could change. TLS still verifies the name.
+    The check is made when the socket is opened, on the addresses that it connects to: it cannot be bypassed, also not
+    by a name that changes in between. TLS still verifies the name.
     """
 
-    class Plain(_Bounded):
+    class Plain(_TimeLimited):
         def _new_conn(self) -> socket.socket:
             return super()._new_conn() if resolve is None else _connect_public(self, resolve)
 
@@ -58,19 +58,19 @@ def open_pools(resolve: Resolver | None) -> PoolManager:
     return manager
 
 
-class _Bounded(HTTPConnection):
-    """A connection whose time-outs hold for a step as a whole.
+class _TimeLimited(HTTPConnection):
+    """A connection whose timeouts limit each step as a whole.
 
-    Those of a socket hold for each piece received, so that a host which sends a byte now and then is never too slow.
+    A socket's timeout limits each receive, so a host that sends a byte now and then would never exceed it.
     """
 
     def connect(self) -> None:
-        """Connect, with TLS where the scheme says so."""
+        """Connect, with TLS for https."""
         with abort_after(self.timeout, self._shut):
             super().connect()
 
     def getresponse(self) -> Any:
-        """Read the head of the answer."""
+        """Read the status and headers of the response."""
         with abort_after(self.timeout, self._shut):
             return super().getresponse()
 
@@ -80,18 +80,18 @@ class _Bounded(HTTPConnection):
 
 
 @contextmanager
-def abort_after(after_s: object, shut: Callable[[], None]) -> Iterator[None]:
-    """End a blocking read in this thread from another one when its time is over; raises TimeoutError if so."""
+def abort_after(timeout_s: object, shut: Callable[[], None]) -> Iterator[None]:
+    """Context manager that ends a blocking read by `shut` after a timeout, and then raises TimeoutError."""
     over = threading.Event()
 
     def cut() -> None:
         over.set()
-        with suppress(OSError, ValueError, RuntimeError):  # it ended by itself just now
+        with suppress(OSError, ValueError, RuntimeError):  # the connection ended at the same moment
             shut()
 
-    if not isinstance(after_s, (int, float)):
-        raise TypeError(f"expected a time-out in seconds, got {after_s!r}; every request must set one")
-    timer = threading.Timer(after_s, cut)
+    if not isinstance(timeout_s, (int, float)):
+        raise TypeError(f"expected a time-out in seconds, got {timeout_s!r}; every request must set one")
+    timer = threading.Timer(timeout_s, cut)
     timer.daemon = True
     timer.start()
     try:
@@ -102,12 +102,12 @@ def abort_after(after_s: object, shut: Callable[[], None]) -> Iterator[None]:
         raise
     finally:
         timer.cancel()
-    if over.is_set():  # what was read of an answer of unknown length looks complete
+    if over.is_set():  # a truncated body of unknown length looks complete
         raise TimeoutError("cut off")
 
 
 def _connect_public(connection: HTTPConnection, resolve: Resolver) -> socket.socket:
-    """Open a socket to the host, if all its addresses are public; the first that answers in time is taken."""
+    """Open a socket to the host if all its addresses are public, to the first address that connects in time."""
     host, port = connection.host.strip("[]"), connection.port
     try:
         addresses = resolve(host, port)

@@ -1,4 +1,4 @@
-"""One HTTP request to a host that is not trusted, and the whole of its answer within limits of time and size."""
+"""HTTP requests to untrusted hosts, with limits of time and size."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 _CHUNK_BYTES: Final = 1 << 16
 _SHOWN: Final = 200  # characters of a reference in a message
 LONGEST_REFERENCE: Final = 8192
-"""Characters of a reference that is no data URI: what web servers take at most, signatures included."""
+"""Characters of a reference other than a data URI: the limit of most web servers, signatures included."""
 _PORTS: Final = {"http": 80, "https": 443}
 _ETAG: Final = re.compile(r'(W/)?"[!#-~]{0,512}"')
-_SETTLED: Final = timedelta(seconds=2)  # a file that is younger may change again within the second of its date
+_SETTLED: Final = timedelta(seconds=2)  # a younger file may change again within the same second
 
 
 @dataclass(frozen=True, slots=True)
 class HttpUrl:
-    """A URL of http or https, normalised: host in lower case, no dot segments in its path."""
+    """A normalised http or https URL: lower-case host, no dot segments in the path."""
 
     url: str
     origin: Origin
@@ -42,7 +42,7 @@ class HttpUrl:
 
     @classmethod
     def parse(cls, url: str) -> "HttpUrl":
-        """Read a URL; ValueError says why it is none."""
+        """Parse a URL; ValueError says why it is invalid."""
         if len(url) > LONGEST_REFERENCE:
             raise ValueError(f"longer than {LONGEST_REFERENCE} characters")
         try:
@@ -55,7 +55,7 @@ class HttpUrl:
         return cls(parts.url, origin, parts.path or "")
 
     def follow(self, location: str) -> "HttpUrl":
-        """Read the Location of a redirect from here, as `parse` does."""
+        """Resolve the Location of a redirect; ValueError like `parse`."""
         try:
             url = urljoin(self.url, normalise_reference(location))
         except ValueError as err:
@@ -65,46 +65,46 @@ class HttpUrl:
 
 @dataclass(frozen=True, slots=True)
 class Validators:
-    """How to ask a host whether it would still send the same file; only where they came from is asked with them."""
+    """ETag and date for conditional requests to the location that they came from."""
 
     place: str
-    """A URL; with an ETag its query is left out, for it may be a signature that changes. Empty if there is neither an
-    ETag nor a date to ask with."""
+    """URL of the file, without the query if there is an ETag, since it may be a changing signature; empty without
+    either."""
     etag: str | None
-    """Weak ones included: a file that is equivalent as an image is the same image."""
+    """Weak ones included: an equivalent file is the same image."""
     last_modified: str | None
 
     @property
     def can_ask(self) -> bool:
-        """Whether there is anything to ask with."""
+        """Whether a conditional request is possible."""
         return bool(self.etag or self.last_modified)
 
     def are_from(self, target: HttpUrl) -> bool:
-        """Whether they came from the target: a date alone would also fit another file of that host."""
+        """Return whether they are from this URL: a date alone would also fit other files of the host."""
         return self.place == _place(target, self.etag)
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a host said. The body is empty unless the status is 200."""
+class Response:
+    """A response; its body is empty unless the status is 200."""
 
     status: int
     location: str | None
     body: bytes
     validators: Validators | None
-    """None where the host forbids keeping anything."""
+    """None if the host forbids storing."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchContext:
-    """One image to get: what it is called in messages, and until when."""
+    """Name of an image in messages, and its deadline."""
 
     asked: str
     end: float
     clock: Callable[[], float]
 
     def remaining(self) -> float:
-        """Seconds left; raises TemporaryFetchError when there are none."""
+        """Return the seconds left; TemporaryFetchError if there are none."""
         remaining = self.end - self.clock()
         if remaining <= 0:
             raise TemporaryFetchError(
@@ -113,7 +113,7 @@ class FetchContext:
         return remaining
 
     def at(self, target: HttpUrl) -> str:
-        """What was asked and who answers: they differ for a path of Label Studio and after a redirect."""
+        """Return the name of the image with the origin of the URL, if that differs, as after a redirect."""
         with suppress(ValueError):
             if HttpUrl.parse(self.asked).origin == target.origin:
                 return self.asked
@@ -121,10 +121,10 @@ class FetchContext:
 
 
 def public_name(reference: str) -> str:
-    """The reference as messages and logs may show it: without query, password, data and control characters."""
+    """Return the reference for messages and logs: without query, password, data and control characters."""
     if is_data_uri(reference):
         return "data:..."
-    if len(reference) > LONGEST_REFERENCE:  # nor is it looked at for secrets, which takes seconds for a long one
+    if len(reference) > LONGEST_REFERENCE:  # removing secrets would take seconds
         return f"a reference of {len(reference)} characters"
     name = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", normalise_reference(reference), maxsplit=1)[0])
     printable = "".join(character if character.isprintable() else "?" for character in name)
@@ -132,14 +132,14 @@ def public_name(reference: str) -> str:
 
 
 def too_large(asked: str, limit: int) -> FetchError:
-    """Return the error for it."""
+    """Return the error for an image above the size limit."""
     return FetchError(
         f"{asked} holds more than {limit} bytes, the most that is fetched for one image; shrink the image"
     )
 
 
 class Downloader:
-    """Sends requests. Used by many threads, closed by its maker."""
+    """Sends requests. Thread-safe; the creator must close it."""
 
     def __init__(self, limits: "FetchSettings", *, trusted: frozenset[Origin], resolve: Resolver) -> None:
         self._limits = limits
@@ -148,7 +148,7 @@ class Downloader:
         self._public = open_pools(resolve)
 
     def close(self) -> None:
-        """Close the connections that are kept alive."""
+        """Close the idle connections."""
         self._anywhere.clear()
         self._public.clear()
 
@@ -160,8 +160,8 @@ class Downloader:
         authorization: str | None = None,
         known: Validators | None = None,
         post: bytes | None = None,
-    ) -> Answer:
-        """Send a GET, or a POST of JSON, and read the answer; with validators it may be 304, without a body."""
+    ) -> Response:
+        """Send a GET, or a POST of JSON, and return the response; with validators it may be 304, without a body."""
         named = {
             "Accept-Encoding": "identity",
             "User-Agent": "labelnext",
@@ -172,13 +172,13 @@ class Downloader:
         }
         headers = {name: value for name, value in named.items() if value}
         try:
-            with suppress(ProtocolError):  # a connection kept alive that the host has closed since: once more
-                return self._exchange(target, context, headers, post)
-            return self._exchange(target, context, headers, post)
+            with suppress(ProtocolError):  # retry once if the host has closed an idle connection
+                return self._send(target, context, headers, post)
+            return self._send(target, context, headers, post)
         except (HTTPError, OSError) as err:
-            raise _broken(target, context, err) from err
+            raise _connection_error(target, context, err) from err
 
-    def _exchange(self, target: HttpUrl, context: FetchContext, headers: dict[str, str], post: bytes | None) -> Answer:
+    def _send(self, target: HttpUrl, context: FetchContext, headers: dict[str, str], post: bytes | None) -> Response:
         pools = self._anywhere if target.origin in self._trusted else self._public
         response = pools.urlopen(
             "GET" if post is None else "POST",
@@ -198,8 +198,8 @@ class Downloader:
             location = response.get_redirect_location() or None
             body = self._body(response, context) if response.status in {200, 304} or location else b""
         finally:
-            response.close()  # a body read to its end has given its connection back already; any other loses it here
-        return Answer(response.status, location, b"" if location else body, _validators(target, response.headers))
+            response.close()  # after a complete body the connection is back in the pool already
+        return Response(response.status, location, b"" if location else body, _validators(target, response.headers))
 
     def _body(self, response: BaseHTTPResponse, context: FetchContext) -> bytes:
         most = self._limits.max_bytes
@@ -212,9 +212,9 @@ class Downloader:
                 if len(body) > most:
                     raise too_large(context.asked, most)
         headers = response.headers
-        says_its_end = "Content-Length" in headers or "chunked" in headers.get("Transfer-Encoding", "").lower()
-        if not body and response.status == HTTPStatus.OK and not says_its_end:
-            raise ProtocolError("the connection was closed before the first byte")  # as by a host that is being stopped
+        has_known_length = "Content-Length" in headers or "chunked" in headers.get("Transfer-Encoding", "").lower()
+        if not body and response.status == HTTPStatus.OK and not has_known_length:
+            raise ProtocolError("the connection was closed before the first byte")  # as by a host that is shutting down
         return bytes(body)
 
 
@@ -223,7 +223,7 @@ def _place(target: HttpUrl, etag: str | None) -> str:
 
 
 def _validators(target: HttpUrl, headers: Mapping[str, str]) -> Validators | None:
-    """What of a host's text is fit to be sent back to it."""
+    """Return the validators of a response, without malformed ones; None if it must not be stored."""
     if "no-store" in {directive.strip().lower() for directive in headers.get("Cache-Control", "").split(",")}:
         return None
     etag, modified = headers.get("ETag"), headers.get("Last-Modified")
@@ -235,17 +235,17 @@ def _validators(target: HttpUrl, headers: Mapping[str, str]) -> Validators | Non
 
 
 def _is_settled(modified: str, now: str) -> bool:
-    """Whether a file that changes again must get another date; dates count whole seconds. False for what is no date."""
+    """Return whether a later change must get another date, as dates have whole seconds; False for invalid dates."""
     if not modified.isascii() or not modified.isprintable():
         return False
     try:
         return parsedate_to_datetime(modified) + _SETTLED <= parsedate_to_datetime(now)
-    except (ValueError, TypeError, OverflowError):  # TypeError: one date has a time zone, the other has none
+    except (ValueError, TypeError, OverflowError):  # TypeError: only one of the dates has a time zone
         return False
 
 
-def _broken(target: HttpUrl, context: FetchContext, err: Exception) -> TemporaryFetchError:
-    """Says what happened without the text of the error, which may hold the whole URL."""
+def _connection_error(target: HttpUrl, context: FetchContext, err: Exception) -> TemporaryFetchError:
+    """Return an error without the original message, which may contain the whole URL."""
     late = isinstance(err, (PoolTimeoutError, TimeoutError)) and not isinstance(err, NewConnectionError)
     if late:
         step = "connect" if isinstance(err, ConnectTimeoutError) else "answer"

@@ -1,11 +1,11 @@
-"""From an image reference in a task to the image's bytes, the same in training and in serving.
+"""Fetches the bytes of an image reference, identically in training and serving.
 
-References are written by whoever may import tasks, and hosts answer what they like, so neither is trusted:
+Anybody who can import tasks writes references, and hosts answer what they like, so neither is trusted:
 
-* Label Studio's origin gets the token, on the paths that serve images and on no others. Nobody else gets it, and a
-  redirect away from that origin ends it. Its images are asked of it there under whichever of its names they come.
-* Origins that the settings allow are asked wherever their addresses lie.
-* Any other host is asked only if all its addresses are public. Each redirect is judged again.
+* Label Studio's origin gets the token, only at paths that serve images. No other origin gets it, and not after a
+redirect that leaves this origin. References with another of its addresses are fetched there, too.
+* Allowed origins may have any address.
+* Other hosts must have public addresses only. Each redirect is checked again.
 """
 
 import base64
@@ -20,10 +20,10 @@ from contract.errors import FetchError, TemporaryFetchError
 from contract.images.addresses import Resolver, resolve_addresses
 from contract.images.download import (
     LONGEST_REFERENCE,
-    Answer,
     Downloader,
     FetchContext,
     HttpUrl,
+    Response,
     Validators,
     public_name,
 )
@@ -34,51 +34,51 @@ from contract.label_studio import NoAccessToken, Token
 
 MAX_REDIRECTS: Final = 3
 
-_PASSES: Final = {408, 425, 429}
-"""Statuses below 500 of a host that may answer otherwise later."""
+_TEMPORARY_STATUSES: Final = {408, 425, 429}
+"""Statuses below 500 that may be temporary."""
 _STORAGES: Final = ("s3://", "gs://", "azure-blob://")
 _API_DESCRIPTION: Final = "/docs/api/schema/json/"
 _DESCRIPTION_S: Final = 15.0
-"""Seconds in which Label Studio describes its API, of which it takes one to two."""
+"""Timeout for the API description of Label Studio, which takes one to two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchSettings:
-    """Where images may come from, and the limits on each."""
+    """Where images may come from, with limits per image."""
 
     label_studio_url: str | None = None
-    """As seen from here; a path in it is kept."""
+    """Label Studio's address for this program; may have a path."""
     label_studio_public_url: str | None = None
-    """As browsers see it, and as references may have it; None asks Label Studio for its LABEL_STUDIO_HOST."""
+    """Label Studio's address for browsers, as in references; None asks Label Studio for its LABEL_STUDIO_HOST."""
     api_token: str | None = field(default=None, repr=False)
-    """Label Studio's, of either kind."""
+    """Label Studio's token of either kind."""
     local_files_root: Path | None = None
-    """The folder that /data/local-files is read from; without one, Label Studio is asked for these files."""
+    """Folder of /data/local-files; without one these files are fetched from Label Studio."""
     allowed_origins: tuple[str, ...] = ()
-    """Such as http://minio:9000: they may be asked although their addresses are private."""
+    """Origins that may have private addresses, such as http://minio:9000."""
     max_bytes: int = 20 * 2**20
     connect_timeout_s: float = 3.0
     """TLS included."""
     read_timeout_s: float = 10.0
-    """For the head of an answer, and between any two pieces of its body."""
+    """For the headers of a response, and between two chunks of its body."""
     total_timeout_s: float = 60.0
-    """For one image from first to last; a caller's deadline can only shorten it."""
+    """For one image in total; a caller's deadline can only shorten it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a reference stands for now."""
+    """The current content of a reference."""
 
     data: bytes
-    """Empty if it is unchanged."""
+    """Empty if unchanged."""
     validators: Validators | None = None
-    """What to ask with next time; None where nothing may be remembered of the source."""
+    """For the next conditional request; None if nothing may be stored."""
     unchanged: bool = False
-    """Whether it is the file that the caller knows."""
+    """Whether it is the same file as the caller's."""
 
 
 class Fetcher:
-    """Fetches images. Made once, used by many threads, closed by its maker."""
+    """Fetches images. Thread-safe; the creator must close it."""
 
     def __init__(
         self,
@@ -106,27 +106,27 @@ class Fetcher:
         self.close()
 
     def close(self) -> None:
-        """Close the connections that are kept alive."""
+        """Close the idle connections."""
         self._downloader.close()
 
     def is_remote(self, reference: str) -> bool:
-        """Whether fetching the reference asks another machine."""
+        """Return whether fetching the reference needs the network."""
         if is_data_uri(reference):
             return False
-        return self._settings.local_files_root is None or self._local_file(self._plain(reference)) is None
+        return self._settings.local_files_root is None or self._local_file(self._normalise(reference)) is None
 
     def fetch(self, reference: str, *, task_id: int | None = None, project_id: int | None = None) -> bytes:
-        """Return the bytes that the reference stands for; takes and raises what `fetch_if_changed` does."""
+        """Return the bytes of a reference; parameters and errors are those of `fetch_if_changed`."""
         return self.fetch_if_changed(reference, task_id=task_id, project_id=project_id).data
 
     def source(self, reference: str, *, task_id: int | None = None, project_id: int | None = None) -> str | None:
-        """Name where the reference leads, for who remembers validators; None where it is itself the image.
+        """Return the resolved location of a reference, as a key for its validators; None for data URIs.
 
-        The name may hold secrets, as references do.
+        It may contain secrets, as references do.
         """
         if is_data_uri(reference):
             return None
-        plain = self._plain(reference)
+        plain = self._normalise(reference)
         if file := self._local_file(plain):
             return f"file:{file[0]}/{file[1]}"
         return self._url_of(plain, task_id, project_id)
@@ -140,28 +140,31 @@ class Fetcher:
         project_id: int | None = None,
         deadline: float | None = None,
     ) -> Fetched:
-        """Return the bytes that the reference stands for, unless its source says that they are those of `known`.
+        """Return the bytes of a reference, unless its source says that they have not changed.
 
         Args:
             reference: http(s)://, data:, /data/upload/, /data/local-files/, s3://, gs:// or azure-blob://.
-            known: what was returned beside the bytes that the caller has.
-            task_id: Label Studio resolves storage references by it.
-            project_id: used in its place where there is no task.
+            known: the validators of the bytes that the caller has.
+            task_id: for storage references, which Label Studio resolves for a task.
+            project_id: used instead if there is no task.
             deadline: on the clock of `time.monotonic`.
+
+        Raises:
+            FetchError: if the bytes cannot be fetched; TemporaryFetchError if they may be later.
         """
         end = self._clock() + self._settings.total_timeout_s
         context = FetchContext(public_name(reference), end if deadline is None else min(end, deadline), self._clock)
         context.remaining()
         if is_data_uri(reference):
             return Fetched(decode_data_uri(reference, max_bytes=self._settings.max_bytes))
-        plain = self._plain(reference)
+        plain = self._normalise(reference)
         if file := self._local_file(plain):
             data, validators = read_local_file(*file, max_bytes=self._settings.max_bytes, known=known)
             return Fetched(data or b"", validators, unchanged=data is None)
         return self._download(self._url_of(plain, task_id, project_id), context, known)
 
-    def _plain(self, reference: str) -> str:
-        """The reference as browsers read it; of an image of Label Studio's own, its path there."""
+    def _normalise(self, reference: str) -> str:
+        """Return the normalised reference; for Label Studio's own images the path."""
         _check_text(reference)
         plain = normalise_reference(reference)
         if plain.startswith("//"):
@@ -171,12 +174,12 @@ class Fetcher:
         return plain
 
     def _local_file(self, plain: str) -> tuple[Path, str] | None:
-        """The folder and the path below it that the reference names, where it is to be read from there."""
+        """Return the root and the relative path of a local file, if files are read from disk."""
         path, _, query = plain.partition("?")
         root = self._settings.local_files_root
         if root is None or path.rstrip("/") != "/data/local-files":
             return None
-        return root, parse_qs(query).get("d", [""])[0].lstrip("/")  # Label Studio begins at the root, too
+        return root, parse_qs(query).get("d", [""])[0].lstrip("/")  # relative to the root, as in Label Studio
 
     def _url_of(self, plain: str, task_id: int | None, project_id: int | None) -> str:
         if plain.startswith(("http://", "https://")):
@@ -201,27 +204,27 @@ class Fetcher:
         return self._base + plain
 
     def _download(self, url: str, context: FetchContext, known: Validators | None) -> Fetched:
-        """Follow redirects by hand, so that each target is judged as if the task had named it."""
+        """Follow redirects manually, to check each target like a reference."""
         target = _parse(url, context)
         token_may_go = True
         for _ in range(MAX_REDIRECTS + 1):
             token_may_go = token_may_go and self._studio.owns(target)
-            asked_with = known if known and known.are_from(target) else None
-            answer = self._get(target, context, with_token=token_may_go, known=asked_with)
-            if answer.status == 304 and asked_with:
-                return Fetched(b"", asked_with, unchanged=True)
+            validators = known if known and known.are_from(target) else None
+            answer = self._get(target, context, with_token=token_may_go, known=validators)
+            if answer.status == 304 and validators:
+                return Fetched(b"", validators, unchanged=True)
             if answer.location is None:
                 if answer.status == 200:
                     return Fetched(answer.body, answer.validators)
-                said = f"{context.at(target)} answered {answer.status}, expected 200; {_advice(answer.status)}"
-                raise _refusal(answer.status)(said)
+                message = f"{context.at(target)} answered {answer.status}, expected 200; {_advice(answer.status)}"
+                raise _error_type(answer.status)(message)
             target = _follow(target, answer.location, context)
-            if token_may_go and (path := self._studio.image_path(target.url)):  # it leads to itself by its public name
+            if token_may_go and (path := self._studio.image_path(target.url)):  # a redirect to its public address
                 target = _parse(self._base + path, context)
         raise FetchError(f"{context.asked} redirects more than {MAX_REDIRECTS} times; import the address it ends at")
 
-    def _get(self, target: HttpUrl, context: FetchContext, *, with_token: bool, known: Validators | None) -> Answer:
-        """Ask once, and once more with a new access token if Label Studio no longer honours the old one."""
+    def _get(self, target: HttpUrl, context: FetchContext, *, with_token: bool, known: Validators | None) -> Response:
+        """Send a request; after 401 once more with a new access token."""
         header = self._authorization(context) if with_token else None
         answer = self._downloader.request(target, context, authorization=header, known=known)
         if answer.status == 401 and header and self._token.renewable:
@@ -242,13 +245,13 @@ class Fetcher:
             ) from err
         except NoAccessToken as err:
             origin = _parse(self._base, context).origin
-            raise _refusal(err.status)(
+            raise _error_type(err.status)(
                 f"{context.asked} needs a token, and {origin} answered {err.status} without an access token for "
                 "LABELNEXT_LABEL_STUDIO_TOKEN; create a new personal access token in the account settings"
             ) from err
 
     def _describe_label_studio(self) -> bytes:
-        """The description of its API, which nobody needs a token for; empty where it cannot be had."""
+        """Return Label Studio's API description, which needs no token; empty if unavailable."""
         if not self._base:
             return b""
         context = FetchContext("the description of Label Studio's API", self._clock() + _DESCRIPTION_S, self._clock)
@@ -259,7 +262,7 @@ class Fetcher:
 
 
 def _object_path(reference: str, task_id: int | None, project_id: int | None) -> str:
-    """Where Label Studio hands out an object of a storage that the project has connected."""
+    """Return the path at which Label Studio serves an object of a connected cloud storage."""
     if task_id is None and project_id is None:
         raise FetchError(
             f"{public_name(reference)} is resolved by Label Studio for a task or a project, got neither; "
@@ -270,7 +273,7 @@ def _object_path(reference: str, task_id: int | None, project_id: int | None) ->
 
 
 def _check_text(reference: str) -> None:
-    """Keep what is no text, or only looks like a URL, from those who would read megabytes of it by the character."""
+    """Refuse references that are too long to parse, or no valid text."""
     if len(reference) > LONGEST_REFERENCE:
         raise FetchError(
             f"expected an address of at most {LONGEST_REFERENCE} characters, got {public_name(reference)}; "
@@ -278,7 +281,7 @@ def _check_text(reference: str) -> None:
         )
     try:
         reference.encode()
-    except UnicodeEncodeError as err:  # JSON can write a surrogate by itself, which nothing else can
+    except UnicodeEncodeError as err:  # JSON allows lone surrogates
         raise FetchError(
             "an image's address holds half a character, \\ud800 to \\udfff; import the task again"
         ) from err
@@ -300,9 +303,9 @@ def _follow(target: HttpUrl, location: str, context: FetchContext) -> HttpUrl:
         ) from err
 
 
-def _refusal(status: int) -> type[FetchError]:
-    """The kind of error that a status is: one that says that the host is busy or broken may be another one later."""
-    return TemporaryFetchError if status in _PASSES or status >= 500 else FetchError
+def _error_type(status: int) -> type[FetchError]:
+    """Return the error type for a status; overload and server errors are temporary."""
+    return TemporaryFetchError if status in _TEMPORARY_STATUSES or status >= 500 else FetchError
 
 
 def _advice(status: int) -> str:

@@ -1,12 +1,12 @@
-"""What a file that is not decoded is called, by its first bytes: people have to be told what to convert."""
+"""Names of file formats that are not decoded, by their first bytes, for error messages."""
 
 from typing import Final
 
-_LOOKED_AT: Final = 4096
+_PREFIX_BYTES: Final = 4096
 
 _BRANDS: Final = dict.fromkeys((b"heic", b"heix", b"hevc", b"heim", b"heis"), "HEIC")
-_BRANDS_OF_MANY: Final = {b"mif1": "HEIF", b"msf1": "HEIF"} | dict.fromkeys((b"avif", b"avis"), "AVIF that is broken")
-"""Of ISO media files; those of the second kind stand beside one that says more."""
+_GENERIC_BRANDS: Final = {b"mif1": "HEIF", b"msf1": "HEIF"} | dict.fromkeys((b"avif", b"avis"), "AVIF that is broken")
+"""Brands of ISO media files; the second group is generic, and counts only without one of the first."""
 
 _RARE_TIFF: Final = "TIFF that is broken or of a rare kind, such as of 64 bits or two channels"
 _STARTS: Final = {
@@ -32,8 +32,8 @@ _DICOM: Final = slice(128, 132)
 
 
 def name_format(data: bytes) -> str:
-    """Return what the bytes of a file that cannot be identified as an image are of, as far as their beginning tells."""
-    head = data[:_LOOKED_AT]
+    """Return the format of a file that is no decodable image, as far as its first bytes tell."""
+    head = data[:_PREFIX_BYTES]
     if head[_DICOM] == b"DICM":
         return "DICOM"
     if head[4:8] == b"ftyp":
@@ -46,7 +46,7 @@ def name_format(data: bytes) -> str:
 
 def _name_markup(head: bytes) -> str:
     if head.startswith(b"<"):
-        if b"<html" in head or b"<!doctype html" in head:  # which may hold an SVG
+        if b"<html" in head or b"<!doctype html" in head:  # may contain an SVG
             return "a web page"
         if b"<svg" in head:
             return "SVG"
@@ -54,10 +54,10 @@ def _name_markup(head: bytes) -> str:
 
 
 def _name_media(head: bytes) -> str:
-    """The major brand, and those that the file is compatible with, four letters each behind the version."""
+    """Return the name of the major brand, or of the compatible brands after the version, of four letters each."""
     end = min(int.from_bytes(head[:4]), len(head))
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, end - 3, 4))]
-    for known in (_BRANDS, _BRANDS_OF_MANY):
+    for known in (_BRANDS, _GENERIC_BRANDS):
         for brand in brands:
             if brand in known:
                 return known[brand]

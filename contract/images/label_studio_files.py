@@ -1,9 +1,8 @@
-"""Which references are Label Studio's own images, by whichever of its names they call it.
+"""Recognises references to images that Label Studio itself serves, by any of its addresses.
 
-Trainer and server ask it at one address, browsers at another: a public host, https in front of http, a path prefix. It
-writes the latter into the references of local storage and uploads. Such a reference is a path here, which is asked for
-at the one address that the settings name. What is at anybody else's address stays there, whatever its path looks like,
-for that is what people see.
+Label Studio has one address for trainer and server, and another for browsers: a public host, https, a path prefix. The
+latter is in references to uploads and local storage. Such references become paths, fetched from the address in the
+settings. References to other hosts are left alone whatever their path, since annotators see the image there.
 """
 
 import json
@@ -20,21 +19,21 @@ from contract.images.urls import is_loopback
 _SERVES_IMAGES: Final = re.compile(
     r"/(data/upload/|data/local-files/?(?=\?|$)|storage-data/uploaded/|(tasks|projects)/\d+/(resolve|presign)/)"
 )
-_KNOWN_S: Final = 600.0
-"""Seconds after which Label Studio is asked for its public address again."""
-_UNKNOWN_S: Final = 60.0
-"""The same where it gave none."""
+_REFRESH_S: Final = 600.0
+"""Seconds for which the public address of Label Studio is remembered."""
+_RETRY_S: Final = 60.0
+"""Seconds until it is asked again if it gave none."""
 
 
 class Studio:
-    """Label Studio: where it is asked, and what is its own.
+    """The addresses of Label Studio.
 
     Args:
-        home: where it is asked, a path included; None where it is not asked at all.
-        public: where browsers ask it; None asks Label Studio, now and then.
-        describe: gets its description of its API, in the JSON of OpenAPI; empty where it cannot be had.
-        others: origins that are known to be something else.
-        clock: counts seconds.
+        home: its address for this program, path included; None if it is not used.
+        public: its address for browsers; None asks Label Studio, and again from time to time.
+        describe: returns its OpenAPI description in JSON; empty if unavailable.
+        others: origins that are not Label Studio's.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -53,33 +52,33 @@ class Studio:
         self._others = others
         self._clock = clock
         self._lock = threading.Lock()
-        self._asked_again_at = float("inf") if public else float("-inf")
+        self._ask_again_at = float("inf") if public else float("-inf")
 
     def _public_url(self) -> HttpUrl | None:
-        """The address as browsers see it; None where none was set and Label Studio gives none."""
+        """Return the address for browsers; None if unknown."""
         with self._lock:
-            if self._clock() >= self._asked_again_at:
+            if self._clock() >= self._ask_again_at:
                 answer = self._describe()
-                self._public = _described(answer) if answer else self._public
-                self._asked_again_at = self._clock() + (_KNOWN_S if self._public else _UNKNOWN_S)
+                self._public = _first_server(answer) if answer else self._public
+                self._ask_again_at = self._clock() + (_REFRESH_S if self._public else _RETRY_S)
             return self._public
 
     @property
     def scheme(self) -> str:
-        """Of its pages, and so of an address that begins with //."""
+        """The scheme of its pages, and thus of references that begin with //."""
         known = self._public_url()
         return known.origin.scheme if known else self._home.scheme if self._home else "https"
 
     def owns(self, target: HttpUrl) -> bool:
-        """Whether the token may go there: to its origin, and to a path on which it serves images."""
+        """Return whether the token may be sent to a URL: on its origin, at a path that serves images."""
         own = _image_path(target.path, self._prefix)
-        return target.origin == self._home and own is not None and not _climbs(own)
+        return target.origin == self._home and own is not None and not _has_parent_segment(own)
 
     def image_path(self, reference: str) -> str | None:
-        """Path and query of an image that Label Studio serves; None of any other path or URL, plainly spelled.
+        """Return path and query of an image that Label Studio serves; None for other normalised references.
 
-        It is asked for its public address only where that decides. Where it gives none, a prefix is known by what
-        stands behind it, and so is a host that is the machine of whoever reads the reference.
+        The public address is asked for only if the result depends on it. If unknown, any prefix of a path that serves
+        images is accepted, and so is any loopback host.
         """
         relative = reference.startswith("/")
         try:
@@ -87,39 +86,39 @@ class Studio:
         except ValueError:
             return None
         found = _SERVES_IMAGES.search(target.path)
-        if found is None or _climbs(target.path):
+        if found is None or _has_parent_segment(target.path):
             return None
         path = urlsplit(target.url)._replace(scheme="", netloc="", fragment="").geturl()
         at_home = relative or target.origin == self._home
         if at_home and (own := _image_path(path, self._prefix) or _image_path(path, "")):
             return own
         if public := self._public_url():
-            known = at_home or target.origin == public.origin or self._is_spelt_otherwise(target.origin, public.origin)
+            known = at_home or target.origin == public.origin or self._is_same_loopback(target.origin, public.origin)
             return _image_path(path, public.path.rstrip("/")) if known else None
         known = at_home or (is_loopback(target.origin.host) and target.origin not in self._others)
         return path[found.start() :] if known else None
 
-    def _is_spelt_otherwise(self, origin: Origin, public: Origin) -> bool:
-        """Whether both are the same port of the machine of whoever reads them, as localhost and 127.0.0.1 are."""
+    def _is_same_loopback(self, origin: Origin, public: Origin) -> bool:
+        """Return whether both are the same port of a loopback host, as with localhost and 127.0.0.1."""
         alike = (origin.scheme, origin.port) == (public.scheme, public.port) and origin not in self._others
         return alike and is_loopback(origin.host) and is_loopback(public.host)
 
 
 def _image_path(path: str, prefix: str) -> str | None:
-    """The part of the path behind the prefix, if images are served there."""
+    """Return the path without the prefix, if images are served there."""
     own = path.removeprefix(prefix)
     return own if path.startswith(prefix) and _SERVES_IMAGES.match(own) else None
 
 
-def _climbs(path: str) -> bool:
-    """Whether a path has dots that lead out of it, escaped however often: proxies in front may unescape, too."""
+def _has_parent_segment(path: str) -> bool:
+    """Return whether a path contains .., escaped any number of times, since proxies may unescape too."""
     while (plain := unquote(path)) != path:
         path = plain
     return ".." in re.split(r"[/\\]", path)
 
 
-def _described(api: bytes) -> HttpUrl | None:
-    """The first of the servers that an API's description names; it names none where LABEL_STUDIO_HOST is not set."""
+def _first_server(api: bytes) -> HttpUrl | None:
+    """Return the first server of an API description; there is none without LABEL_STUDIO_HOST."""
     try:
         return HttpUrl.parse(json.loads(api)["servers"][0]["url"])
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):

@@ -1,10 +1,10 @@
-"""From greyscale of more than 8 bits to 8: which level is black, and which is white.
+"""Scales greyscale of more than 8 bits to 8: which levels become black and white.
 
-A range that a file declares holds, and unsigned levels of so many bits declare it by that. It is not guessed from the
-brightest pixel, or else one camera's pictures would come out black or not by what is in them. So levels of twelve bits
-in a file of sixteen that does not say so are dark, as they are in a browser, and so to those who label them. Where
-nothing declares a range, in floats and in integers of 32 bits or with a sign, it begins at 0, or below that at the
-least level, and ends at 1 or 255, or beyond that at the greatest: never so that levels run together.
+A declared range is used, and unsigned integers of n bits declare theirs. It is not estimated from the brightest pixel,
+which would make a camera's brightness depend on the scene; so 12-bit levels in a 16-bit file that does not say so are
+dark, as they are in browsers and thus for annotators. Without a declared range, in floats and in 32-bit or signed
+integers, it starts at 0 or the least level if that is lower, and ends at 1 or 255 or the greatest level if that is
+higher: levels are never clipped.
 """
 
 import math
@@ -22,34 +22,34 @@ Levels = npt.NDArray[np.float64]
 
 _WHITE_IS_ZERO: Final = 0
 _NO_DATA: Final = 1e38
-"""Floats from here on stand for no number, as infinities do: maps fill with the least float there is."""
+"""Floats from here on mean no data, like infinities: maps are filled with the least float."""
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image is greyscale of more than 8 bits."""
+    """Return whether an image is greyscale of more than 8 bits."""
     return image.mode == "F" or image.mode.startswith("I")
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The levels that become 0 and 255. Black is the greater one where an image is stored as its negative."""
+    """The levels that become 0 and 255; black is the higher one in an inverted image."""
 
     black: float
     white: float
 
     @classmethod
     def of(cls, image: Image.Image, data: bytes, strips: Iterable[Image.Image]) -> Self:
-        """Return the range of a deep image; its pieces are looked at where the file does not say enough."""
+        """Return the range of a deep image; its strips are examined if the file does not declare one."""
         tags = getattr(image, "tag_v2", {})
-        black, white = _declared(image, tags) or (0.0, 65535.0 if image.mode.startswith("I;16") else None)
+        black, white = _declared_range(image, tags) or (0.0, 65535.0 if image.mode.startswith("I;16") else None)
         if white is None:
-            black, white = _held(strips, floats=image.mode == "F")
+            black, white = _observed_range(strips, floats=image.mode == "F")
         elif image.format == "PNG" and (bits := _significant_bits(data)) and _is_unscaled(strips, bits):
             white = 2.0**bits - 1
         return cls(white, black) if tags.get(Base.PhotometricInterpretation) == _WHITE_IS_ZERO else cls(black, white)
 
     def to_8_bits(self, image: Image.Image) -> Image.Image:
-        """Return a deep image in RGB; what is no number is black, and what is transparent white."""
+        """Return a deep image in RGB; NaN becomes black, transparency white."""
         levels = _levels(image)
         shares = np.nan_to_num((levels - self.black) / (self.white - self.black))  # (H, W)
         if isinstance(clear := image.info.get("transparency"), int):
@@ -61,11 +61,11 @@ def _levels(image: Image.Image) -> Levels:
     return np.asarray(image, dtype=np.float64)
 
 
-def _declared(image: Image.Image, tags: Any) -> tuple[float, float] | None:
-    """The range that a TIFF declares.
+def _declared_range(image: Image.Image, tags: Any) -> tuple[float, float] | None:
+    """Return the range that a TIFF declares.
 
-    A greatest sample of unsigned integers is taken if it is that of a depth, such as 4095: some write there the
-    greatest that the image holds.
+    For unsigned integers a maximum counts only if it is the maximum of a bit depth, such as 4095, since some programs
+    write the image's own maximum there.
     """
     unsigned = image.mode.startswith("I;16")
     least = _number(tags.get(Base.SMinSampleValue, tags.get(Base.MinSampleValue)))
@@ -80,16 +80,16 @@ def _declared(image: Image.Image, tags: Any) -> tuple[float, float] | None:
 
 
 def _number(value: object) -> float | None:
-    """A tag's only value, or the first of several."""
+    """Return a tag's value, or the first of several."""
     if isinstance(value, tuple):
         value = value[0] if value else None
     return float(value) if isinstance(value, int | float) else None
 
 
-def _held(strips: Iterable[Image.Image], *, floats: bool) -> tuple[float, float]:
-    """The range of levels of which nothing is known but that they are in the image.
+def _observed_range(strips: Iterable[Image.Image], *, floats: bool) -> tuple[float, float]:
+    """Return the range of levels in an image without a declared range.
 
-    Floats that are whole numbers are levels of integers; others are shares of 1 if none is greater.
+    Floats that are whole numbers count as integer levels; others are shares of 1 if none is greater.
     """
     least, greatest, whole = 0.0, 0.0, True
     for strip in strips:
@@ -102,7 +102,7 @@ def _held(strips: Iterable[Image.Image], *, floats: bool) -> tuple[float, float]
 
 
 def _significant_bits(png: bytes) -> int | None:
-    """What sBIT says of a greyscale PNG: how many bits its levels had before they were scaled to 16."""
+    """Return the sBIT of a greyscale PNG: the bits of its levels before they were scaled to 16."""
     at = 8
     while (kind := png[at + 4 : at + 8]) not in {b"IDAT", b""}:
         if kind == b"sBIT":
@@ -112,9 +112,9 @@ def _significant_bits(png: bytes) -> int | None:
 
 
 def _is_unscaled(strips: Iterable[Image.Image], bits: int) -> bool:
-    """Whether levels are those of so many bits as they were, although PNG asks that they be scaled to 16.
+    """Return whether levels were not scaled to 16 bits, as PNG requires.
 
-    Below 2 ** bits, scaled levels are multiples of 2 ** (16 - bits), or one more.
+    Scaled levels below 2 ** bits are multiples of 2 ** (16 - bits), or one more.
     """
     few, step = True, 2 ** (16 - bits)
     for strip in strips:

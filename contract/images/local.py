@@ -1,4 +1,4 @@
-"""Images that no host is asked for: those in data URIs, and files of Label Studio's local storage."""
+"""Images in data URIs, and files of Label Studio's local storage."""
 
 import base64
 import binascii
@@ -13,26 +13,26 @@ from urllib.parse import unquote_to_bytes
 from contract.errors import FetchError
 from contract.files import read_regular
 from contract.images.download import LONGEST_REFERENCE, Validators, public_name, too_large
-from contract.images.urls import AROUND, BREAKS
+from contract.images.urls import C0_CONTROL_OR_SPACE, TAB_OR_NEWLINE
 
 _MAX_ESCAPES: Final = 1_000_000
-"""In a data URI: a third of a second and 200 MB. Base64 of 20 MiB has 900,000 where even + and / are escaped."""
+"""Escapes in a data URI: a third of a second and 200 MB. Base64 of 20 MiB has 900,000 with + and / escaped."""
 _SETTLED_NS: Final = 2 * 10**9
-"""A file that is younger may change again without another time: some file systems count two seconds at once."""
+"""A younger file may change again without a new timestamp, since some file systems have a resolution of two seconds."""
 _SPACES: Final = b"\t\n\f\r "
 
 
 def decode_data_uri(reference: str, *, max_bytes: int) -> bytes:
-    """Return the bytes in a data URI, as browsers read it; FetchError if there are none, or too many."""
-    if len(reference) > 3 * max_bytes + LONGEST_REFERENCE:  # %00, the longest spelling, takes three characters a byte
+    """Return the bytes of a data URI, as browsers read it; FetchError if there are none, or too many."""
+    if len(reference) > 3 * max_bytes + LONGEST_REFERENCE:  # %00 takes three characters per byte
         raise too_large("data:...", max_bytes)
-    head, _, payload = reference.rstrip(AROUND).partition(",")
+    head, _, payload = reference.rstrip(C0_CONTROL_OR_SPACE).partition(",")
     payload = payload.partition("#")[0]
     if payload.count("%") > _MAX_ESCAPES:
         raise FetchError(
             f"data:... has more than {_MAX_ESCAPES} characters escaped by %, each of which takes its time; use base64"
         )
-    data = unquote_to_bytes(payload.translate(BREAKS).encode(errors="replace"))  # JSON may hold half a character
+    data = unquote_to_bytes(payload.translate(TAB_OR_NEWLINE).encode(errors="replace"))  # JSON allows lone surrogates
     if re.search("(?i); *base64 *$", head):
         data = _decode_base64(data)
     if not data:
@@ -43,7 +43,7 @@ def decode_data_uri(reference: str, *, max_bytes: int) -> bytes:
 
 
 def _decode_base64(data: bytes) -> bytes:
-    """Base64 with spaces anywhere, and padded or not."""
+    """Decode base64 with or without padding, and with spaces anywhere."""
     text = data.translate(None, _SPACES)
     if len(text) % 4 == 0:
         text = text[:-4] + text[-4:].removesuffix(b"=").removesuffix(b"=")
@@ -58,18 +58,18 @@ def _decode_base64(data: bytes) -> bytes:
 def read_local_file(
     root: Path, name: str, *, max_bytes: int, known: Validators | None = None
 ) -> tuple[bytes | None, Validators]:
-    """Return a regular file below the root, None if the validators known are its own; and its validators.
+    """Return the content of a file below the root, or None if it still has the known validators; and its validators.
 
-    Links are followed before the check, so that none leads out of the root.
+    Links are resolved before the check, so that none leads out of the root.
     """
     shown = f"the local file {public_name(name)!r}"
     try:
         path = (root / name).resolve()
         if not path.is_relative_to(root.resolve()):
             raise OSError(errno.EACCES, "it is not below the root")
-        now = _validators(path)  # before it is read: what changes meanwhile is another file next time
+        now = _validators(path)  # before reading, so that a change meanwhile is noticed next time
         return (None if now.can_ask and now == known else read_regular(path, most_bytes=max_bytes)), now
-    except (OSError, ValueError, RuntimeError) as err:  # a NUL in the name is a ValueError, a loop of links the last
+    except (OSError, ValueError, RuntimeError) as err:  # ValueError: NUL in the name; RuntimeError: loop of links
         if isinstance(err, OSError) and err.errno == errno.EFBIG:
             raise too_large(shown, max_bytes) from err
         raise FetchError(
@@ -79,7 +79,7 @@ def read_local_file(
 
 
 def _validators(path: Path) -> Validators:
-    """Size, times and number of a file: writing to it, or putting another in its place, changes the second time."""
+    """Return validators from size, times and inode: writing or replacing a file changes the second time."""
     status = os.stat(path)
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) <= _SETTLED_NS:
         return Validators("", None, None)

@@ -1,6 +1,6 @@
-"""How browsers read the address of an image, after the URL Standard (https://url.spec.whatwg.org).
+"""Normalises image references as browsers do, after the URL Standard (https://url.spec.whatwg.org).
 
-People label what a browser shows them, so an address means here what it means there.
+Annotators label what a browser shows them, so a reference must mean the same here.
 """
 
 import ipaddress
@@ -11,30 +11,30 @@ from urllib.parse import unquote_to_bytes
 
 import idna
 
-AROUND: Final = "".join(map(chr, range(0x21)))
-BREAKS: Final = str.maketrans("", "", "\t\n\r")
-_LOOKED_AT: Final = 64
-"""Characters within which the scheme of a data URI lies, line breaks included."""
+C0_CONTROL_OR_SPACE: Final = "".join(map(chr, range(0x21)))
+TAB_OR_NEWLINE: Final = str.maketrans("", "", "\t\n\r")
+_SCHEME_CHARACTERS: Final = 64
+"""Length of a prefix that contains the scheme of a data URI, line breaks included."""
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _DOTS: Final = re.compile(r"(?<=/)(\.|%2e){1,2}(?=/|$)", re.IGNORECASE)
 _AUTHORITY: Final = re.compile(r"([^/?#]*@)?(\[[^\]/?#]*\]|[^:/?#]*)((?::[0-9]*)?(?=[/?#]|$))")
-_NO_HOST: Final = re.compile(r"[\0-\x20\x7f#/:<>?@\[\\\]^|%]|^$")
+_FORBIDDEN_HOST: Final = re.compile(r"[\0-\x20\x7f#/:<>?@\[\\\]^|%]|^$")
 _NUMERIC: Final = re.compile(r"(^|\.)([0-9]+|0x[0-9a-f]*)\.?$")
 
 
 def is_data_uri(reference: str) -> bool:
-    """Whether the image lies in the reference itself."""
-    return reference.lstrip(AROUND)[:_LOOKED_AT].translate(BREAKS)[:5].lower() == "data:"
+    """Return whether the reference is a data URI."""
+    return reference.lstrip(C0_CONTROL_OR_SPACE)[:_SCHEME_CHARACTERS].translate(TAB_OR_NEWLINE)[:5].lower() == "data:"
 
 
 def normalise_reference(reference: str) -> str:
-    r"""The plain spelling of a reference that is no data URI.
+    r"""Return the normalised form of a reference that is no data URI.
 
-    Without spaces around it and line breaks in it, its scheme in lower case. In addresses of http and https, and in
-    what is relative to one, \ is /, a host stands behind two slashes however many were written, and %2e is a dot where
-    a path climbs.
+    Surrounding spaces and line breaks are removed, and the scheme is lower-cased. In http(s) URLs and relative
+    references \ becomes /, a host is preceded by two slashes however many there were, and %2e becomes a dot in dot
+    segments.
     """
-    text = reference.strip(AROUND).translate(BREAKS)
+    text = reference.strip(C0_CONTROL_OR_SPACE).translate(TAB_OR_NEWLINE)
     found = _SCHEME.match(text)
     scheme = found[0].lower() if found else ""
     rest = text[len(scheme) :]
@@ -46,21 +46,22 @@ def normalise_reference(reference: str) -> str:
 
 
 def with_plain_host(url: str) -> str:
-    """The URL with its host as it is looked up: names in ASCII and lower case, addresses in their usual form.
+    """Return the URL with its host normalised: names in lower-case ASCII, IP addresses in their usual form.
 
-    ValueError if it has no host that a browser would look up.
+    Raises:
+        ValueError: if browsers would reject the host.
     """
     start, _, rest = url.partition("//")
     found = _AUTHORITY.match(rest)
     if found is None:
         raise ValueError("not a URL")
     user, host, port = found.groups(default="")
-    plain = _plain_ipv6(host) if host.startswith("[") else _plain_name(host)
+    plain = _normalise_ipv6(host) if host.startswith("[") else _normalise_name(host)
     return f"{start}//{user}{plain}{port}{rest[found.end() :]}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a plain host is, for whoever reads it, the machine that reads it."""
+    """Return whether a normalised host is a loopback address or name."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -69,11 +70,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _plain_name(host: str) -> str:
-    """A name, or an IPv4 address in any of the spellings that C reads."""
+def _normalise_name(host: str) -> str:
+    """Return a normalised name, or an IPv4 address, which may be in any form that inet_aton reads."""
     name = unquote_to_bytes(host).decode()
-    name = name.lower() if name.isascii() else _in_ascii(idna.uts46_remap(name, std3_rules=False, transitional=False))
-    if _NO_HOST.search(name):
+    name = name.lower() if name.isascii() else _encode(idna.uts46_remap(name, std3_rules=False, transitional=False))
+    if _FORBIDDEN_HOST.search(name):
         raise ValueError("not a URL")
     if _NUMERIC.search(name):
         try:
@@ -83,13 +84,13 @@ def _plain_name(host: str) -> str:
     return name
 
 
-def _in_ascii(name: str) -> str:
-    """A name in Unicode as the domain name system has it."""
+def _encode(name: str) -> str:
+    """Return a Unicode name in Punycode."""
     labels = name.split(".")
     return ".".join(label if label.isascii() else "xn--" + label.encode("punycode").decode() for label in labels)
 
 
-def _plain_ipv6(host: str) -> str:
-    """An IPv6 address in brackets, in its shortest form; a zone stays, which only settings have."""
+def _normalise_ipv6(host: str) -> str:
+    """Return the shortest form of an IPv6 address in brackets; a zone, which only settings have, is kept."""
     address, percent, zone = host[1:-1].partition("%")
     return f"[{ipaddress.IPv6Address(address).compressed}{percent}{zone}]"

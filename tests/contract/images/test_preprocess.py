@@ -301,13 +301,13 @@ def test_a_jpeg_of_too_many_scans_is_refused(monkeypatch):
 
 
 def test_large_images_wait_for_each_other(monkeypatch):
-    """However many threads decode, pixels in memory are bounded; an image larger than the room gets it alone."""
-    room = preprocess._Room(100)
+    """However many threads decode, pixels in memory are bounded; a larger image is decoded alone."""
+    limit = preprocess._PixelLimit(100)
     inside, most, lock = 0, 0, threading.Lock()
 
     def hold(pixels):
         nonlocal inside, most
-        with room.taken(pixels):
+        with limit.reserved(pixels):
             with lock:
                 inside += min(pixels, 100)
                 most = max(most, inside)
@@ -316,5 +316,5 @@ def test_large_images_wait_for_each_other(monkeypatch):
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(hold, [30, 60, 100, 10, 250] * 100))
-    assert (inside, room._free) == (0, 100)
+    assert (inside, limit._free) == (0, 100)
     assert 0 < most <= 100
