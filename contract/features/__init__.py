@@ -1,1 +1,1 @@
-"""What backbones made of images, kept for whoever needs it next."""
+"""Stored features of backbones, shared by the processes of a host."""

@@ -1,8 +1,7 @@
-"""The feature store: what a backbone made of an image, for as long as the backbone is the same.
+"""The feature store: caches features by backbone and image file, and the last download of each source.
 
-Rows of features are kept by backbone and by the bytes of the image's file, and of each source that can say "unchanged"
-what it said last. It can only ever cost time: a thread of its own writes, and what fails is counted, logged once for
-each kind, and a miss.
+Failures cost time only: a thread of its own writes, and errors are counted, logged once per kind, and treated as cache
+misses.
 """
 
 import hashlib
@@ -27,18 +26,18 @@ from contract.images.download import Validators
 Features = npt.NDArray[np.float32]
 
 MAX_ROW_BYTES: Final = 256 * 2**10
-"""Larger features are computed anew each time: so few would fit that they would only push each other out."""
+"""Larger features are computed each time: the few that fit would only evict each other."""
 MAX_PENDING_BYTES: Final = 16 * 2**20
-"""The most that waits to be written; what comes on top is dropped."""
+"""Maximum size of the write queue; further entries are dropped."""
 
 _DIGEST_BYTES: Final = 32
-_BUNCH_BYTES: Final = 4 * 2**20  # in one transaction
-_REST_S: Final = 30.0
-"""For so long reading is left alone when it has failed, and so is writing."""
-_FRESH_STARTS: Final = 3
-"""A disk that damages every file is not to be filled with them."""
+_BATCH_BYTES: Final = 4 * 2**20  # in one transaction
+_PAUSE_S: Final = 30.0
+"""Pause of reading, or writing, after an error."""
+_MAX_NEW_FILES: Final = 3
+"""New files started after damage; a disk that damages every file must not be filled."""
 _FORMAT: Final = 2
-"""Replicas of two releases use two files rather than fight over one."""
+"""Releases with another format use another file."""
 _NAME: Final = re.compile(rf"features-{_FORMAT}-(\d{{1,9}})\.sqlite3")
 
 _CONSEQUENCES: Final = {
@@ -53,42 +52,42 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What a source sent last: how to ask whether it still would, and which bytes it was."""
+    """The last download of a source: its validators, and the digest of the file."""
 
     validators: Validators
     digest: bytes
     """sha256 of the file."""
     checked_at: int = 0
-    """When it sent the file or said that it is unchanged, in seconds since 1970."""
+    """When the source sent the file or confirmed it, in seconds since 1970."""
 
 
 class FeatureStore:
-    """Features and downloads that are remembered, in a folder that processes of one host may share, or in memory.
+    """A cache of features and downloads, in a folder shared by processes of a host, or in memory.
 
-    Features are kept in float16, to which backbones round them. Used by many threads, closed by its maker. Nothing
-    raises, and nothing waits for a disk but what reads, `close` and the constructor. A damaged file stays where it is,
-    for others may have it open, and the next one in the row of names is begun; all processes that notice go on there.
+    Features are stored in float16, to which backbones round them. Thread-safe; the creator must close it. No method
+    raises, and only reads, `close` and the constructor wait for a disk. A damaged file is kept, since other processes
+    may have it open, and all processes that notice continue in the next file.
     """
 
     def __init__(self, folder: Path | None, *, max_bytes: int, count_fault: Callable[[str], None]) -> None:
-        """Open the folder's newest file, or memory if it is None, and start the thread that writes.
+        """Open the newest file of the folder, or a store in memory if it is None, and start the writer thread.
 
-        Beyond `max_bytes` what was written longest ago leaves first. `count_fault` is told "open", "damaged", "read",
+        The oldest entries are evicted beyond `max_bytes`. `count_fault` is called with "open", "damaged", "read",
         "write" or "dropped".
         """
         self._folder = folder
         self._max_bytes = max_bytes
-        self._bunch_bytes = min(_BUNCH_BYTES, max_bytes // 8)
+        self._batch_bytes = min(_BATCH_BYTES, max_bytes // 8)
         self._count_fault = count_fault
         self._changed = threading.Condition()
         self._pending: dict[bytes, bytes] = {}
-        """What is not written yet, the oldest first."""
+        """The write queue, oldest first."""
         self._pending_bytes = 0
         self._damaged: Table | None = None
         self._closing = False
-        self._fresh_starts = 0
+        self._new_files = 0
         self._generation = 0
-        self._resting_until = dict.fromkeys(("read", "write"), 0.0)
+        self._paused_until = dict.fromkeys(("read", "write"), 0.0)
         self._logged: set[str] = set()
         self._table = self._open()
         self._thread = threading.Thread(target=self._run, name="feature store", daemon=True)
@@ -96,43 +95,43 @@ class FeatureStore:
 
     @property
     def size_bytes(self) -> int:
-        """Of the file, or of what is in memory."""
+        """Size of the file or of the data in memory."""
         table = self._table
         with suppress(sqlite3.Error):
             return table.size_bytes if table else 0
         return 0
 
     def get_many(self, backbone: str, digests: Sequence[bytes]) -> list[Features | None]:
-        """Return what a backbone (`features_key`) made of files with these sha256, float32 (F,) each, where known."""
+        """Return the known features, float32 (F,), of image files by sha256; `backbone` is a `features_key`."""
         rows = self._get([_features_key(backbone, digest) for digest in digests])
         return [None if row is None else _read_row(row) for row in rows]
 
     def put(self, backbone: str, digest: bytes, row: Features) -> None:
-        """Keep float32 (F,), rounded to float16, if they are numbers and not too many."""
+        """Store float32 (F,) rounded to float16, if finite and not too large."""
         with np.errstate(over="ignore"):
             rounded = row.astype(np.float16)
         if rounded.nbytes <= MAX_ROW_BYTES and np.isfinite(rounded).all():
             self._put(_features_key(backbone, digest), rounded.tobytes())
 
     def get_download(self, source: str) -> Download | None:
-        """Return what a source sent last, where that is known."""
+        """Return the last download of a source, if known."""
         return self.get_downloads([source])[0]
 
     def get_downloads(self, sources: Sequence[str]) -> list[Download | None]:
-        """Return what `recall` does of each, at a fraction of the cost."""
+        """Return the last downloads of many sources, much faster than one by one."""
         return [_read_download(value) for value in self._get([_source_key(source) for source in sources])]
 
     def put_download(self, source: str | None, validators: Validators | None, digest: bytes, *, at: float) -> None:
-        """Keep that a source sent a file of this sha256, or said that it still is that one, in seconds since 1970.
+        """Store that a source sent, or confirmed, a file with this sha256, `at` seconds since 1970.
 
-        Of its name only a digest is kept, for URLs may hold signatures.
+        Only a digest of the source is stored, since URLs may contain signatures.
         """
         if source and validators:
             said = [validators.place, validators.etag, validators.last_modified, int(at)]
             self._put(_source_key(source), digest + json.dumps(said).encode())
 
     def close(self) -> None:
-        """Write what waits, and close the file."""
+        """Write the queue and close the file."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -142,12 +141,12 @@ class FeatureStore:
         self._table = None
 
     def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return what was put last under each key, written or not."""
+        """Return the last value of each key, from the queue or the table."""
         with self._changed:
             found = {key: self._pending[key] for key in keys if key in self._pending}
             table = self._table
         missing = [key for key in keys if key not in found]
-        if missing and table is not None and not self._rests("read"):
+        if missing and table is not None and not self._is_paused("read"):
             try:
                 found |= table.get(missing)
             except sqlite3.Error as err:
@@ -156,10 +155,10 @@ class FeatureStore:
 
     def _put(self, key: bytes, value: bytes) -> None:
         with self._changed:
-            if self._table is None or self._closing or len(value) > self._bunch_bytes:
+            if self._table is None or self._closing or len(value) > self._batch_bytes:
                 return
             grown = self._pending_bytes + len(value) - len(self._pending.get(key, b""))
-            if keep := grown <= MAX_PENDING_BYTES and not self._rests("write"):
+            if keep := grown <= MAX_PENDING_BYTES and not self._is_paused("write"):
                 self._pending[key], self._pending_bytes = value, grown
                 self._changed.notify()
         if not keep:
@@ -169,7 +168,7 @@ class FeatureStore:
         try:
             while self._wait():
                 if self._damaged:
-                    self._start_afresh()
+                    self._start_new_file()
                 self._write()
         except Exception:
             self._count_fault("write")
@@ -179,41 +178,41 @@ class FeatureStore:
             _close(table)
 
     def _wait(self) -> bool:
-        """Wait for something to do; False when there is nothing left and never will be."""
+        """Wait for work; return False when closed and the queue is empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._closing or self._damaged)
             return bool(self._pending) or not self._closing
 
     def _write(self) -> None:
-        """Write the oldest of what waits; readers find it here until it is there."""
+        """Write the oldest entries; they stay readable in the queue until they are stored."""
         with self._changed:
-            table, bunch = self._table, self._next_bunch()
+            table, batch = self._table, self._next_batch()
         try:
-            if table is None or self._rests("write"):
-                for _ in bunch:
+            if table is None or self._is_paused("write"):
+                for _ in batch:
                     self._count_fault("dropped")
-            elif bunch:
-                table.write(bunch)
+            elif batch:
+                table.write(batch)
         except sqlite3.Error as err:
             self._fail("write", table, err)
         finally:
             with self._changed:
-                for key, value in bunch.items():
-                    if self._pending[key] is value:  # and not a newer one
+                for key, value in batch.items():
+                    if self._pending[key] is value:  # unless it was replaced
                         self._pending_bytes -= len(self._pending.pop(key))
 
-    def _next_bunch(self) -> dict[bytes, bytes]:
-        bunch: dict[bytes, bytes] = {}
+    def _next_batch(self) -> dict[bytes, bytes]:
+        batch: dict[bytes, bytes] = {}
         size = 0
         for key, value in self._pending.items():
             size += len(value)
-            if size > self._bunch_bytes and bunch:
+            if size > self._batch_bytes and batch:
                 break
-            bunch[key] = value
-        return bunch
+            batch[key] = value
+        return batch
 
     def _fail(self, side: Literal["read", "write"], table: Table | None, err: sqlite3.Error) -> None:
-        """Take note of an error, unless the table has been given up meanwhile, as a damaged one now is."""
+        """Record an error, unless the table has been replaced, as happens to a damaged one."""
         with self._changed:
             if table is not self._table:
                 return
@@ -221,14 +220,14 @@ class FeatureStore:
                 self._table, self._damaged = None, table
                 self._changed.notify()
             else:
-                self._resting_until[side] = time.monotonic() + _REST_S
+                self._paused_until[side] = time.monotonic() + _PAUSE_S
         self._report("damaged" if is_damaged(err) else side, err)
 
-    def _rests(self, side: Literal["read", "write"]) -> bool:
-        return time.monotonic() < self._resting_until[side]
+    def _is_paused(self, side: Literal["read", "write"]) -> bool:
+        return time.monotonic() < self._paused_until[side]
 
-    def _start_afresh(self) -> None:
-        """Leave the damaged file to whoever has it open, and go on in the next one."""
+    def _start_new_file(self) -> None:
+        """Abandon the damaged file, which others may have open, and continue in the next one."""
         _close(self._damaged)
         self._damaged = None
         table = self._open(after_damage=True)
@@ -236,10 +235,10 @@ class FeatureStore:
             self._table = table
 
     def _open(self, *, after_damage: bool = False) -> Table | None:
-        """Open the newest file, or the next one if it is damaged; None if neither can be had."""
+        """Open the newest file, or the next one if it is damaged; None if that fails."""
         self._generation = max(*_generations(self._folder), self._generation + after_damage, 0)
-        self._fresh_starts += after_damage
-        if self._fresh_starts > _FRESH_STARTS:
+        self._new_files += after_damage
+        if self._new_files > _MAX_NEW_FILES:
             return None
         try:
             if self._folder is None:
@@ -270,7 +269,7 @@ def _source_key(source: str) -> bytes:
 
 
 def _read_row(value: bytes) -> Features | None:
-    with suppress(ValueError):  # the folder may be written by others
+    with suppress(ValueError):  # others may write to the folder
         return np.frombuffer(value, np.float16).astype(np.float32)
     return None
 
@@ -293,7 +292,7 @@ def _path(folder: Path, generation: int) -> Path:
 
 
 def _generations(folder: Path | None) -> list[int]:
-    """The numbers in the names of the folder's files."""
+    """Return the numbers of the files in the folder."""
     with suppress(OSError):
         names = [path.name for path in folder.iterdir()] if folder else []
         return [int(match[1]) for name in names if (match := _NAME.fullmatch(name))]
@@ -301,7 +300,7 @@ def _generations(folder: Path | None) -> list[int]:
 
 
 def _delete_older(folder: Path, generation: int) -> None:
-    """Delete the damaged files but for the last, which nobody opens any more."""
+    """Delete all damaged files except the last, which may still be open."""
     for number in _generations(folder):
         if number < generation:
             for ending in ("", "-wal", "-shm"):

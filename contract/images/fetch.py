@@ -2,8 +2,8 @@
 
 Anybody who can import tasks writes references, and hosts answer what they like, so neither is trusted:
 
-* Label Studio's origin gets the token, only at paths that serve images. No other origin gets it, and not after a
-redirect that leaves this origin. References with another of its addresses are fetched there, too.
+* Label Studio's origin gets the token, only at paths that serve images, and not after a redirect that left this origin.
+  References with another of its addresses are fetched there, too. No other origin gets the token.
 * Allowed origins may have any address.
 * Other hosts must have public addresses only. Each redirect is checked again.
 """

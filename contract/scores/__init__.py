@@ -1,1 +1,1 @@
-"""What stochastic passes say of an image, and the rankings made of it."""
+"""Acquisition scores of stochastic passes, and records of the rankings made with them."""

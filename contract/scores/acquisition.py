@@ -1,8 +1,7 @@
 """Acquisition scores from the probabilities of stochastic passes.
 
-Plain numpy over probabilities: softmax, or the sigmoids of `multiple` labels of which several or none may hold, is the
-caller's business, so that no score depends on a guess about its input. Logarithms are natural, entropies and BALD are
-in nats, and 0 log 0 is 0.
+The caller computes the probabilities: softmax, or sigmoids for `multiple` labels, of which any number may apply.
+Logarithms are natural, entropies and BALD are in nats, and 0 log 0 is 0.
 """
 
 import math
@@ -14,7 +13,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating[Any]]
 
 LABEL_THRESHOLD = 0.5
-"""The least mean probability of a label that is predicted, where several may be."""
+"""Multiple labels: those of at least this mean probability are predicted."""
 
 
 def softmax(logits: Floats) -> Floats:
@@ -27,7 +26,7 @@ def softmax(logits: Floats) -> Floats:
 def entropy(probabilities: Floats, *, multiple: bool = False) -> Floats:
     """Return the Shannon entropy in nats over the last axis: (..., C) to (...).
 
-    Of `multiple` labels it is the sum of the entropies between each label and its absence.
+    With `multiple` labels it is the sum of the binary entropies.
     """
     nats: Floats = -_multiply_by_log(probabilities).sum(axis=-1)
     if multiple:
@@ -36,11 +35,11 @@ def entropy(probabilities: Floats, *, multiple: bool = False) -> Floats:
 
 
 def bald(probabilities: Floats, *, multiple: bool = False) -> Floats:
-    """Return the mutual information of label and weights: (N, T, C) to (N,), in nats.
+    """Return the mutual information between label and weights, in nats: (N, T, C) to (N,).
 
     H[mean_t p_t] - mean_t H[p_t], Houlsby et al. 2011 (arXiv 1112.5745), estimated from T passes as in Gal et al. 2017
-    (arXiv 1703.02910). It lies in [0, min(ln C, ln T)]; rounding below 0 is clipped. Of `multiple` labels it is the sum
-    over them, each a choice between the label and its absence, in [0, C min(ln 2, ln T)].
+    (arXiv 1703.02910). It lies in [0, min(ln C, ln T)]; rounding errors below 0 are clipped. With `multiple` labels it
+    is the sum over binary labels, in [0, C min(ln 2, ln T)].
     """
     if probabilities.ndim != 3:
         raise ValueError(f"bald needs probabilities of shape (N, T, C), got {probabilities.ndim} axes")
@@ -50,9 +49,9 @@ def bald(probabilities: Floats, *, multiple: bool = False) -> Floats:
 
 
 def margin(mean_probabilities: Floats, *, multiple: bool = False) -> Floats:
-    """Return the lead of the likeliest class over the second: (N, C) to (N,); small is uncertain.
+    """Return the margin between the two most probable classes: (N, C) to (N,); small is uncertain.
 
-    Of `multiple` labels it is the lead of the likelier of presence and absence, of the label where that is smallest.
+    With `multiple` labels it is the smallest margin between a label and its absence.
     """
     if multiple:
         smallest: Floats = np.abs(2 * mean_probabilities - 1).min(axis=-1)
@@ -62,7 +61,7 @@ def margin(mean_probabilities: Floats, *, multiple: bool = False) -> Floats:
 
 
 def greatest_bald(classes: int, *, multiple: bool = False) -> float:
-    """Return the most that BALD can be, in nats: ln C, or C ln 2 of `multiple` labels."""
+    """Return the maximum of BALD in nats: ln C, or C ln 2 with `multiple` labels."""
     if multiple and classes >= 1:
         return classes * math.log(2)
     if classes < 2:
@@ -71,22 +70,22 @@ def greatest_bald(classes: int, *, multiple: bool = False) -> float:
 
 
 def normalised_bald(nats: Floats, classes: int, *, multiple: bool = False) -> Floats:
-    """Return BALD as a share of its greatest value, clipped to [0, 1]: (N,) to (N,)."""
+    """Return BALD as a share of its maximum, clipped to [0, 1]: (N,) to (N,)."""
     return np.clip(nats / greatest_bald(classes, multiple=multiple), 0.0, 1.0)
 
 
 def label_studio_score(nats: Floats, classes: int, *, multiple: bool = False) -> Floats:
-    """Return 1 - BALD / ln C, or 1 - BALD / (C ln 2) of `multiple` labels: (N,) in nats to (N,) in [0, 1].
+    """Return 1 - BALD / ln C, or 1 - BALD / (C ln 2) with `multiple` labels: (N,) in nats to (N,) in [0, 1].
 
-    Label Studio's uncertainty sampling serves the lowest score first and stores none outside [0, 1].
+    Label Studio's uncertainty sampling serves the lowest score first, and stores none outside [0, 1].
     """
     return 1.0 - normalised_bald(nats, classes, multiple=multiple)
 
 
 def rank_correlation(first: Floats, second: Floats) -> float:
-    """Return Spearman's rank correlation of two vectors (N,), equal values sharing the mean of their ranks.
+    """Return Spearman's rank correlation of two vectors (N,), with the mean rank for ties.
 
-    Where one of them is constant it is undefined, and 1 is returned if both are, else 0.
+    If a vector is constant it is undefined; 1 is returned if both are, else 0.
     """
     ranks = np.stack([_ranks(first), _ranks(second)])
     spread = ranks.std(axis=1)
@@ -97,7 +96,7 @@ def rank_correlation(first: Floats, second: Floats) -> float:
 
 def _ranks(values: Floats) -> npt.NDArray[np.float64]:
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)  # rank of the last of each group of equals, from 1
+    last = np.cumsum(counts)  # rank of the last of each group of ties, from 1
     ranks: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[group]
     return ranks
 

@@ -1,4 +1,4 @@
-"""How probabilities are calibrated before people see them: temperature scaling. Scores are never of tempered ones."""
+"""Temperature scaling, which calibrates displayed probabilities. Acquisition scores use uncalibrated ones."""
 
 import math
 
@@ -8,12 +8,12 @@ from contract.scores.acquisition import Floats, softmax
 
 
 def temper(probabilities: Floats, temperature: float, *, multiple: bool = False) -> Floats:
-    """Return probabilities softened by a temperature above 1, or sharpened by one below: (..., C) to the same, float.
+    """Return probabilities softened by a temperature above 1, or sharpened below: (..., C) to the same shape and dtype.
 
-    p^(1/t) over its sum on the last axis, which is softmax(log p / t): the temperature scaling of Guo et al. 2017
-    (arXiv 1706.04599), with the logarithms of mean probabilities for logits. Of `multiple` labels each is
-    sigmoid(logit(p) / t) by itself. The likeliest class stays the likeliest, and of multiple labels those of at least
-    one half stay so, whatever the precision. A temperature of 1 changes no value.
+    p^(1/t), normalised over the last axis, which is softmax(log p / t): temperature scaling of Guo et al. 2017 (arXiv
+    1706.04599) with log mean probabilities as logits. With `multiple` labels each becomes sigmoid(logit(p) / t). The
+    most probable class stays so, and multiple labels of at least one half stay so, whatever the precision. A
+    temperature of 1 changes no value.
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temper needs a finite temperature above 0, got {temperature}")
@@ -28,14 +28,14 @@ def temper(probabilities: Floats, temperature: float, *, multiple: bool = False)
 
 
 def _share_of_powers(probabilities: Floats, temperature: float) -> Floats:
-    """Return p^(1/t) over its sum on the last axis; the likeliest is divided out first, so that no power overflows."""
-    with np.errstate(divide="ignore", over="ignore"):  # log 0 is -inf, and so is what is too small for a float
+    """Return p^(1/t), normalised over the last axis; p is divided by its maximum first to avoid overflow."""
+    with np.errstate(divide="ignore", over="ignore"):  # log 0 is -inf, and tiny values underflow
         exponents = (np.log(probabilities) - np.log(probabilities.max(axis=-1, keepdims=True))) / temperature
     return softmax(exponents)
 
 
 def _keep_highest(before: Floats, after: Floats) -> Floats:
-    """Return `after` with the highest of `before` on the last axis ahead, even where rounding made others equal it."""
+    """Return `after`, adjusted so that rounding creates no ties with the maximum of `before` on the last axis."""
     highest = after.max(axis=-1, keepdims=True)
     behind = before < before.max(axis=-1, keepdims=True)
     return np.where(behind, np.minimum(after, np.nextafter(highest, 0, dtype=after.dtype)), highest)

@@ -1,4 +1,4 @@
-"""Embeddings: a backbone's features, small enough to send and to keep, and about as far apart as they were."""
+"""Embeddings: features reduced to a size that can be sent and stored, with distances approximately preserved."""
 
 from functools import lru_cache
 from typing import Final
@@ -9,19 +9,18 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 EMBEDDING: Final = 256
-"""Numbers in an embedding."""
+"""Dimensions of an embedding."""
 
 _KEY: Final = 0x1ABE1
-"""Of the signs, which are the same wherever and whenever they are drawn."""
+"""Key of the random signs, which must always be the same."""
 
 
 def embed(features: Floats, *, last: int | None = None) -> Floats:
     """Return unit vectors of features: float32 (N, F) to (N, `EMBEDDING`); features that are all 0 give zeros.
 
-    Of the last features, all without `last`, the square roots with the features' signs, so that a few large ones do
-    not decide alone (Perronnin et al. 2010, doi 10.1007/978-3-642-15561-1_11). Then a projection on random signs
-    (Achlioptas 2003, doi 10.1016/S0022-0000(03)00025-4): squared distances are kept with a standard deviation of
-    sqrt(2 / 256), 9 % of themselves.
+    Signed square roots of the last `last` features, all by default, keep a few large ones from dominating (Perronnin et
+    al. 2010, doi 10.1007/978-3-642-15561-1_11). They are projected on random signs (Achlioptas 2003, doi
+    10.1016/S0022-0000(03)00025-4), which keeps squared distances up to a standard deviation of sqrt(2 / 256), 9 %.
     """
     kept = features[:, -last:] if last else features
     projected = (np.sign(kept) * np.sqrt(np.abs(kept))) @ _signs(kept.shape[1])  # (N, EMBEDDING)

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a purpose, or to a task of it: the same in every process, whoever draws them."""
+"""Reproducible random numbers, keyed by purpose and task: equal in every process."""
 
 import hashlib
 
@@ -8,13 +8,13 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 _BITS = 53
-"""As many as the fraction of a float64 has: every number is exact, and none is rounded up to 1."""
+"""The precision of float64: every number is exact, and none is rounded up to 1."""
 
 
 def keyed_uniforms(purpose: str, task_ids: Ints) -> npt.NDArray[np.float64]:
     """Return a uniform random number in [0, 1) for each task: int64 (N,) to float64 (N,).
 
-    Keyed BLAKE2b of the task's number (RFC 7693). Under another `purpose` the numbers are independent of these.
+    Keyed BLAKE2b of the task's number (RFC 7693). Numbers of different purposes are independent.
     """
     key = hashlib.blake2b(purpose.encode(), digest_size=32).digest()
     digests = b"".join(
@@ -25,6 +25,6 @@ def keyed_uniforms(purpose: str, task_ids: Ints) -> npt.NDArray[np.float64]:
 
 
 def keyed_generator(purpose: str) -> np.random.Generator:
-    """Return a generator that begins alike for the same purpose: Philox, its key the purpose's BLAKE2b (RFC 7693)."""
+    """Return a generator seeded by the purpose: Philox, keyed by its BLAKE2b (RFC 7693)."""
     key = hashlib.blake2b(purpose.encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key)))

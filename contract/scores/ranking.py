@@ -1,9 +1,9 @@
-"""The record of a ranking: what a trainer put at the head of a project's queue and why, for a server to show.
+"""Records of rankings: written by the trainer, and shown by the server.
 
     models/<model>/rankings/<project>.json
 
-One file a project, replaced whole: one version is ranked by in several projects, and again when somebody asks for it.
-All functions raise OSError where the folder cannot be read or written.
+There is one file per project, replaced atomically by each ranking. All functions raise OSError if the folder cannot be
+read or written.
 """
 
 import json
@@ -33,62 +33,62 @@ _Bytes = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class RankedImage:
-    """One image of a ranking, as it is to be shown."""
+    """A ranked image as it is displayed."""
 
     task: _Count
     label: str | None
-    """What is predicted; None where nothing is."""
+    """The predicted label, if any."""
     probability: _Number | None
-    """Of the label, calibrated; of several, of the least likely."""
+    """Calibrated probability of the label; with multiple labels of the least likely."""
     bald: _Number | None
-    """In nats; None before there is a version."""
+    """In nats; None before the first version."""
     score: _Number
-    """In [0, 1], as Label Studio has it; the lowest is labelled first."""
+    """Label Studio's score in [0, 1]; the lowest is labelled first."""
     reason: str
-    """Why it stands where it stands, in a few words."""
+    """A few words on why it is ranked here."""
     thumbnail: _Bytes
     """JPEG."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """One ranking of a project's unlabelled tasks."""
+    """A ranking of a project's unlabelled tasks."""
 
     name: str
-    """What its predictions are stamped with."""
+    """The `model_version` of its predictions."""
     version: str | None
-    """None before there is one."""
+    """None before the first version."""
     project: _Count
     title: str
     created_at: str
     """UTC, ISO 8601."""
     strategy: str
     tasks: _Count
-    """How many were ranked, the random holdout included."""
+    """Ranked tasks, including the random holdout."""
     audit: _Count
-    """How many of them are of the random holdout."""
+    """Ranked tasks of the random holdout."""
     near_duplicates: _Count
     failed: _Count
     """Images that could not be scored."""
     mean_bald: _Number | None
     """In nats."""
     most_uncertain: tuple[RankedImage, ...]
-    """Those of greatest BALD, falling; without the random holdout, as are the most confident."""
+    """By falling BALD; like `most_confident` without the random holdout."""
     most_confident: tuple[RankedImage, ...]
-    """Those of greatest probability, falling."""
+    """By falling probability."""
     first: tuple[RankedImage, ...]
-    """Those at its head, in order."""
+    """The first images of the ranking, in order."""
     unscored: tuple[_Count, ...] = ()
-    """Tasks whose images could not be scored, to be tried again; some keep a place of an earlier ranking."""
+    """Tasks whose images could not be scored, to be retried; some have a place from an earlier ranking."""
     sure: Sure | None = None
-    """What may be confirmed in bulk; None where nothing was asked."""
+    """What may be confirmed in bulk; None if not requested."""
 
 
 _RANKING: Final = TypeAdapter(Ranking)
 
 
 def save_ranking(repository: Repository, ranking: Ranking) -> None:
-    """Put a ranking in the place of the project's last one; on an error the last one stays."""
+    """Replace the record of the project's last ranking, which stays if this fails."""
     text = json.dumps(_RANKING.dump_python(ranking), ensure_ascii=False, allow_nan=False)
     repository.documents(RANKINGS_FOLDER).write(f"{ranking.project}{_SUFFIX}", text.encode())
 
@@ -99,14 +99,14 @@ def forget_ranking(repository: Repository, project: int) -> None:
 
 
 def load_rankings(repository: Repository) -> list[Ranking]:
-    """Return the last ranking of each project, newest first. A file that holds none is left out, with a warning."""
+    """Return the last ranking of each project, newest first; invalid files are skipped with a warning."""
     records = repository.documents(RANKINGS_FOLDER)
     found = [ranking for file in records.names() if file.endswith(_SUFFIX) and (ranking := _load(records, file))]
     return sorted(found, key=lambda ranking: ranking.created_at, reverse=True)
 
 
 def ranked_projects(repository: Repository) -> dict[int, float]:
-    """Return which projects a model has ranked, and when it last did, in seconds since 1970. No record is read."""
+    """Return the ranked projects and when they were ranked, in seconds since 1970, without reading records."""
     times = repository.documents(RANKINGS_FOLDER).times()
     names = {file: file.removesuffix(_SUFFIX) for file in times if file.endswith(_SUFFIX)}
     return {int(name): times[file] for file, name in names.items() if name.isascii() and name.isdecimal()}

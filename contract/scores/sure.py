@@ -1,7 +1,7 @@
-"""What may be confirmed in bulk: on what evidence, and how what was offered is known again.
+"""Bulk confirmation: what a ranking offers, on what evidence, and how offers are recognised later.
 
-Label Studio's *Create Annotations From Predictions* copies a prediction into an annotation. Which prediction it was is
-forgotten as soon as a newer ranking removes it; what stays is the copy, and the mark in its regions' `meta`.
+Label Studio's *Create Annotations From Predictions* copies a prediction into an annotation. A newer ranking removes the
+prediction; the copy keeps the mark in its regions' `meta`.
 """
 
 import math
@@ -13,10 +13,10 @@ from typing import Annotated, Final
 from pydantic import Field
 
 DEFAULT_PRECISION: Final = 0.8
-"""Of what is offered to be confirmed in bulk, once somebody has looked it over."""
+"""Required share of right labels among those offered for bulk confirmation, once somebody has checked them."""
 
 MARK: Final = "tab"
-"""The key of a region's `meta` under which the mark stands."""
+"""Key of the mark in a region's `meta`."""
 
 _MARK: Final = re.compile(r"(?s)(.+)/sure/(?:other/)?(\d{1,9})\.")
 
@@ -27,72 +27,72 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def mark(ranking: str, label: int, *, other: bool = False) -> str:
-    """Return what marks a prediction that may be confirmed, for a search in its text: no mark is part of another one.
+    """Return the mark of a prediction that may be confirmed; no mark is a substring of another.
 
     Args:
-        ranking: what it is stamped with.
-        label: the index in the labelling config of the first label that is predicted.
-        other: whether it is one of the labels that are offered together.
+        ranking: the name of the ranking.
+        label: index in the labelling config of the first predicted label.
+        other: whether the label is one of those offered together.
     """
     return f"{common_mark(ranking) if other else f'{ranking}/sure/'}{label}."
 
 
 def common_mark(ranking: str) -> str:
-    """Return how the marks begin of a ranking's labels that are offered together."""
+    """Return the common prefix of the marks of labels that are offered together."""
     return f"{ranking}/sure/other/"
 
 
 def parse_mark(text: object) -> tuple[str, int] | None:
-    """Return the ranking and the label's index that a mark names."""
-    found = _MARK.fullmatch(text) if isinstance(text, str) else None
-    return (found[1], int(found[2])) if found else None
+    """Return the ranking and the label's index of a mark."""
+    match = _MARK.fullmatch(text) if isinstance(text, str) else None
+    return (match[1], int(match[2])) if match else None
 
 
 def percent_below(share: float) -> int:
-    """Return a share in whole per cent, never more than it is; what a float cannot hold exactly is let off."""
+    """Return a share in whole per cent, rounded down, with tolerance for float rounding."""
     return math.floor(100 * share + _ROUNDED)
 
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """What would have become of a task of the random holdout, were it not held out: its label confirmed in bulk."""
+    """The counterfactual of a held-out task: what bulk confirmation would have done with it."""
 
     task: _Count
     ranking: str
-    """By which it would have been offered."""
+    """The ranking that would have offered it."""
     label: _Count
-    """The index in the labelling config of the first label that is predicted."""
+    """Index in the labelling config of the first predicted label."""
     predicted: tuple[str, ...]
     confirmed: bool
-    """Whether others of that ranking and label have been confirmed since; until then it is but offered."""
+    """Whether tasks of the same ranking and label have been confirmed; until then it is only offered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sure:
-    """What a ranking offers to be confirmed in bulk, and on what evidence."""
+    """What a ranking offers for bulk confirmation, and the evidence."""
 
     ranking: str
-    """What its predictions are stamped with."""
+    """The name of the ranking."""
     precision: _Share
-    """The least share of right labels that was asked for."""
+    """The required share of right labels."""
     offered: Mapping[str, _Count] = field(default_factory=dict)
-    """How many tasks, by what is predicted."""
+    """Number of tasks by predicted label."""
     least_margin: float | None = None
-    """The margin from which a prediction is offered; None where none is for its margin."""
+    """The least margin of an offered prediction; None if none is offered for its margin."""
     images: _Count = 0
-    """Labelled ones of the random holdout that would be offered now, or confirmed before, were they not held out."""
+    """Labelled images of the random holdout that would be offered, now or before."""
     wrong: _Count = 0
-    """How many of these would have had a wrong label."""
+    """How many of them would have got a wrong label."""
     low: _Share | None = None
-    """The lower end of the 95 % interval, one-sided, of the share that is right; None where nothing is offered."""
+    """Lower bound of the one-sided 95 % interval for the share of right labels; None if nothing is offered."""
     near_duplicates: bool = False
-    """Whether near-duplicates of images that people labelled are offered as such."""
+    """Whether near-duplicates of labelled images are offered."""
     wanted: _Count = 0
-    """So many more random labels would probably do where nothing is offered; 0 where something is."""
+    """Estimate of the random labels missing until something can be offered; 0 if something is."""
     sentence: str = ""
-    """All this for people."""
+    """Summary for users."""
     shadows: tuple[Shadow, ...] = ()
     passed_over: tuple[_Count, ...] = ()
-    """Tasks that were offered while others of their group were confirmed: they are not offered again."""
+    """Tasks that were skipped when others of their group were confirmed; they are not offered again."""
     tasks: Mapping[_Count, _Count] = field(default_factory=dict)
-    """The tasks offered, each with its label's index."""
+    """Offered tasks to the index of their label."""
