@@ -36,7 +36,7 @@ from contract.scores.sure import DEFAULT_PRECISION, Sure
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.features import open_store
 from trainer.labels.dataset import Indices
-from trainer.model.build import open_backbone_of
+from trainer.model.build import open_backbone_for
 from trainer.model.frozen import FrozenBackbone
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, LabelledImages
@@ -257,7 +257,7 @@ def load_dataset(plan: Plan) -> tuple[Dataset, Indices]:
     found = read_pool(zipped if zipped.is_file() else folder, folder / "manifest.csv")
     found = found.take(~found.test)
     environment = Environment(cache=CACHE / "images", cache_dir=CACHE / "features")
-    backbone = open_backbone_of(training_of(plan, 0), cache=environment.cache_dir)
+    backbone = open_backbone_for(training_of(plan, 0), cache=environment.cache_dir)
     assert isinstance(backbone, FrozenBackbone)
     decoded = decode(found, image_size=backbone.spec.height, cache=CACHE / "study")
     with open_store(environment) as store:

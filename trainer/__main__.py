@@ -30,7 +30,7 @@ from contract.settings import DECLARED, PREFIX, Count
 from contract.versions.signatures import generate_keys
 from trainer.ranking.options import OfProject, Ranking, RankOptions
 from trainer.settings import Environment, Server, Source, Training, check_weights
-from trainer.stages import collecting
+from trainer.stages import collect_stages
 from trainer.study.options import StudyOptions
 from trainer.watching.processes import FROM_STDIN, LABELS_AT_FAULT
 from trainer.watching.rounds import WatchOptions
@@ -106,7 +106,7 @@ def _run(environment: Environment, source: Source, training: Training) -> None:
     from trainer.run import run
 
     started = time.monotonic()
-    with collecting() as stages:
+    with collect_stages() as stages:
         manifest = run(source, training, environment).manifest
     metrics, advice = manifest.metrics, manifest.training.advice
     summary = {
@@ -246,7 +246,7 @@ def _check(environment: Environment) -> None:
 
 def _conclude(summary: Any) -> None:
     """Say what was done: to people by its `say`, to programs by its fields."""
-    print(summary.say(), file=sys.stderr)
+    print(summary.describe(), file=sys.stderr)
     _print_json(asdict(summary))
 
 

@@ -15,13 +15,13 @@ from contract.files import explaining_disk_full
 from contract.versions.repository import Repository
 
 
-def exclusive(repository: Repository, *, work: str = "", refusal: str) -> AbstractContextManager[None]:
+def lock_model(repository: Repository, *, work: str = "", refusal: str) -> AbstractContextManager[None]:
     """Hold a model's lock for one kind of work, as `alone` does."""
-    return alone(repository.root / f".{repository.model}{work}.lock", refusal=refusal)
+    return lock_file(repository.root / f".{repository.model}{work}.lock", refusal=refusal)
 
 
 @contextmanager
-def alone(path: Path, *, refusal: str) -> Iterator[None]:
+def lock_file(path: Path, *, refusal: str) -> Iterator[None]:
     """Hold a lock file for as long as the block lasts; it is a ConfigError that says `refusal` if another one does."""
     lock = FileLock(path)
     try:

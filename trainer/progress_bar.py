@@ -54,7 +54,7 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
         Bar._open.discard(self)
 
 
-def lock_within_process() -> None:
+def use_process_lock() -> None:
     """Have bars of this process share a lock of its own.
 
     tqdm's is a semaphore of the system, which a process that is ended would leave.

@@ -13,7 +13,7 @@ from contract.scores.ranking import load_rankings
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.version import SHARED_FILES, is_kept, shared_files
-from trainer.locks import exclusive
+from trainer.locks import lock_model
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Pruned:
     freed_mb: float
     kept: Mapping[str, str]
 
-    def say(self) -> str:
+    def describe(self) -> str:
         """Return it as one line for people."""
         count, reasons = len(self.removed), Counter(self.kept.values())
         kept = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
@@ -37,7 +37,7 @@ class Pruned:
 def prune(repository: Repository, *, newest: int) -> Pruned:
     """Remove all versions but the newest and those that are in use."""
     refusal = f"the versions in {repository.location} are being pruned by another process; wait for it to end"
-    with exclusive(repository, work=".prune", refusal=refusal):
+    with lock_model(repository, work=".prune", refusal=refusal):
         repository.finish_retiring()
         names = repository.versions()
         manifests = {name: manifest for name in names if (manifest := _read_manifest(repository, name))}

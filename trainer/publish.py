@@ -21,14 +21,14 @@ from contract.versions.repository import Repository
 from contract.versions.results import Metrics, ProjectState, TrainingRecord
 from contract.versions.version import PROBE_FILE, REPORT_FOLDER, StagedVersion, Version
 from trainer.evaluation import comparison
-from trainer.evaluation.holdout import Decisions, HeldOut, as_decisions
-from trainer.evaluation.witnesses import save_witnesses
+from trainer.evaluation.holdout import HeldOut, LabelMatrix, to_label_matrix
+from trainer.evaluation.holdout_predictions import save_holdout_predictions
 from trainer.labels.annotations import CONFIRMED
 from trainer.labels.dataset import Indices, Pixels, count_images, strata
 from trainer.labels.sources import LabelledPool
 from trainer.labels.unlabelled import Unlabelled
 from trainer.model.bayes import PROBE_IMAGES, compute_probe
-from trainer.model.fit import Fitted
+from trainer.model.fit import FitResult
 from trainer.model.frozen import Features, FrozenBackbone
 from trainer.model.graphs.export import export
 from trainer.model.graphs.validation import validate_version
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class TrainingData:
     """N readable images, and which of them train and validate."""
 
     pool: LabelledPool
@@ -67,22 +67,22 @@ class Evaluation:
     """Mean over the passes, (V, C)."""
     bald: npt.NDArray[np.floating]
     """In nats, (V,)."""
-    decided: Decisions
+    decided: LabelMatrix
     """What they are said to be, (V, C), by so many passes that chance has no say."""
     temperature: float = 1.0
     """What the probabilities are tempered with before people see them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedNetwork:
     """A network, how it came about, and how good it is."""
 
-    data: Data
+    data: TrainingData
     training: Training
     backbone: FrozenBackbone
     head: nn.Sequential
     provenance: Provenance
-    fitted: Fitted
+    fitted: FitResult
     evaluation: Evaluation
     features: Features | None
     """Of all images, (N, F), by a backbone that was not trained; None where it was. A head alone was trained on the
@@ -93,7 +93,7 @@ class Trained:
     """Of these, by the backbone in float32."""
 
 
-def publish(repository: Repository, trained: Trained) -> Version:
+def publish(repository: Repository, trained: TrainedNetwork) -> Version:
     """Write a version, validate it, and make it the current one."""
     data, training, backbone, head = trained.data, trained.training, trained.backbone, trained.head
     with repository.stage(datetime.now(UTC)) as staged:
@@ -109,7 +109,9 @@ def publish(repository: Repository, trained: Trained) -> Version:
         _validate(described, trained)
         if data.parts.sample == "audit":
             held_out, probabilities = data.pixels.task_ids[data.parts.validation], trained.evaluation.probabilities
-            save_witnesses(staged.path, held_out.tolist(), probabilities, manifest.labels, multiple=manifest.multiple)
+            save_holdout_predictions(
+                staged.path, held_out.tolist(), probabilities, manifest.labels, multiple=manifest.multiple
+            )
         if data.project is not None and training.holdout_share:
             manifest = _add_advice(repository, described, trained)
         manifest = _add_report(repository, staged, manifest, trained)
@@ -118,7 +120,7 @@ def publish(repository: Repository, trained: Trained) -> Version:
 
 
 @stage("validate")
-def _validate(described: Version, trained: Trained) -> None:
+def _validate(described: Version, trained: TrainedNetwork) -> None:
     known = None if trained.features is None else trained.probe_features
     found = validate_version(described, known=known)
     told = "validated in onnxruntime: mean BALD %.4f nats, at most %.1e from torch"
@@ -130,13 +132,13 @@ def _validate(described: Version, trained: Trained) -> None:
 
 
 @stage("report")
-def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifest, trained: Trained) -> Manifest:
+def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifest, trained: TrainedNetwork) -> Manifest:
     """Write the version's report, or say why not: the version is whole without it."""
     started, folder = time.monotonic(), staged.path / REPORT_FOLDER
     try:
         inputs = Inputs(
             manifest=manifest,
-            earlier=comparison.earlier(repository, manifest),
+            earlier=comparison.earlier_versions(repository, manifest),
             origin=trained.data.pool.origin,
             pixels=trained.data.pixels,
             parts=trained.data.parts,
@@ -154,7 +156,7 @@ def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifes
     return replace(manifest, training=replace(manifest.training, report_s=seconds))
 
 
-def choose_probe(data: Data) -> Indices:
+def choose_probe(data: TrainingData) -> Indices:
     """Take images from each class in turn, of a class those of the least digests: mostly those of the round before."""
     classes = strata(data.pixels.targets)
     turn = np.empty(len(classes), np.int64)
@@ -166,7 +168,7 @@ def choose_probe(data: Data) -> Indices:
     return in_turn[:PROBE_IMAGES]
 
 
-def _describe(staged: StagedVersion, lowered: Lowered, trained: Trained) -> Manifest:
+def _describe(staged: StagedVersion, lowered: Lowered, trained: TrainedNetwork) -> Manifest:
     pool = trained.data.pool
     return Manifest(
         version=staged.version,
@@ -185,10 +187,10 @@ def _describe(staged: StagedVersion, lowered: Lowered, trained: Trained) -> Mani
 
 
 @stage("advice")
-def _add_advice(repository: Repository, described: Version, trained: Trained) -> Manifest:
+def _add_advice(repository: Repository, described: Version, trained: TrainedNetwork) -> Manifest:
     """Measure earlier versions on what the new one was, where that is the random holdout, and say whether to go on."""
     data, manifest = trained.data, described.manifest
-    kappa, unseen, curve, before = None, list[str](), None, comparison.earlier(repository, manifest)
+    kappa, unseen, curve, before = None, list[str](), None, comparison.earlier_versions(repository, manifest)
     if data.parts.sample == "audit":
         tested = count_images(data.validation_targets, len(manifest.labels))
         unseen = [label for label, images in zip(manifest.labels, tested, strict=True) if not images]
@@ -200,7 +202,7 @@ def _add_advice(repository: Repository, described: Version, trained: Trained) ->
     return replace(manifest, training=replace(manifest.training, advice=advice, curve=curve))
 
 
-def _take_common_images(trained: Trained) -> comparison.CommonImages:
+def _take_common_images(trained: TrainedNetwork) -> comparison.CommonImages:
     """Take the validation part, but for images that are labelled outside of it too: an earlier version learnt them."""
     held_out, pixels, decided = trained.data.parts.validation, trained.data.pixels, trained.evaluation.decided
     others = np.setdiff1d(np.arange(len(pixels.groups)), held_out)
@@ -210,12 +212,12 @@ def _take_common_images(trained: Trained) -> comparison.CommonImages:
         tasks=pixels.task_ids[rows].tolist(),
         images=pixels.images[rows],
         known={} if trained.features is None else {trained.backbone.fingerprint: trained.features[rows]},
-        true=as_decisions(pixels.targets[rows], decided.shape[1]),
+        true=to_label_matrix(pixels.targets[rows], decided.shape[1]),
         decided=decided[unseen],
     )
 
 
-def _describe_training(trained: Trained) -> TrainingRecord:
+def _describe_training(trained: TrainedNetwork) -> TrainingRecord:
     data, training, fitted = trained.data, trained.training, trained.fitted
     counts = count_images(data.pixels.targets, len(data.pool.labels))
     return TrainingRecord(

@@ -20,9 +20,9 @@ from trainer.labels.dataset import count_images, load_pixels
 from trainer.labels.image_cache import open_cache
 from trainer.labels.unlabelled import Unlabelled, find_unlabelled
 from trainer.labelstudio.task_lists import kept_folder
-from trainer.locks import exclusive
-from trainer.model.build import open_backbone_of
-from trainer.publish import Data
+from trainer.locks import lock_model
+from trainer.model.build import open_backbone_for
+from trainer.publish import TrainingData
 from trainer.settings import Environment, Source, Training
 from trainer.stages import stage
 from trainer.train import train
@@ -39,10 +39,10 @@ def run(source: Source, training: Training, environment: Environment) -> Version
         "set LABELNEXT_MODEL to train another model beside it"
     )
     environment.keys().check_publishing()
-    with exclusive(repository, refusal=busy):
+    with lock_model(repository, refusal=busy):
         torch.manual_seed(training.seed)
         with stage("backbone"):
-            backbone = open_backbone_of(training, cache=environment.cache_dir)
+            backbone = open_backbone_for(training, cache=environment.cache_dir)
         data = _read(source, training, environment, backbone.spec)
         version = train(data, training, environment, repository=repository, backbone=backbone)
     told = "published %s as the current version of %s, %.0f s"
@@ -50,7 +50,7 @@ def run(source: Source, training: Training, environment: Environment) -> Version
     return version
 
 
-def _read(source: Source, training: Training, environment: Environment, spec: InputSpec) -> Data:
+def _read(source: Source, training: Training, environment: Environment, spec: InputSpec) -> TrainingData:
     unlabelled = Unlabelled()
     with Fetcher(environment.fetch_settings()) as fetcher:
         pool, project = _read_labels(source, environment)
@@ -79,7 +79,7 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
             "nothing can be held out, and so nothing is measured: no class has two images that are of no other class; "
             "label more images, or correct those that have two labels"
         )
-    return Data(pool, pixels, parts, project, unlabelled)
+    return TrainingData(pool, pixels, parts, project, unlabelled)
 
 
 @stage("labels")

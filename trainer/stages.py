@@ -20,7 +20,7 @@ _at_work: list[str] = []
 
 
 @contextmanager
-def collecting() -> Iterator[dict[str, float]]:
+def collect_stages() -> Iterator[dict[str, float]]:
     """Have `stage` count into what is given: seconds by stage, in the order in which they first began.
 
     They are rounded to what they are worth when the block ends.

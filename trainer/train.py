@@ -22,22 +22,21 @@ from contract.versions.repository import Repository
 from contract.versions.results import Metrics
 from contract.versions.version import Version
 from trainer.evaluation.comparison import COMPARED_PASSES
-from trainer.evaluation.holdout import as_decisions, decide, macro_f1_interval
-from trainer.evaluation.metrics import format_table
-from trainer.evaluation.metrics import measure as measure_predictions
+from trainer.evaluation.holdout import macro_f1_interval, predict_labels, to_label_matrix
+from trainer.evaluation.metrics import compute_metrics, format_table
 from trainer.features import open_store
-from trainer.labels.unlabelled import draw_alike, recall
-from trainer.model.backbones import Opened
+from trainer.labels.unlabelled import draw_as_unlabelled, read_known_features
+from trainer.model.backbones import LoadedBackbone
 from trainer.model.bayes import sample_passes
-from trainer.model.build import Network, build_head_of, choose_device, sample_features
+from trainer.model.build import Network, build_head_for, choose_device, sample_features
 from trainer.model.fit import fit
 from trainer.model.fit_head import fit_head
 from trainer.model.frozen import Features, FrozenBackbone, freeze
-from trainer.model.graphs.int8 import in_best_precision
-from trainer.model.head import measure
+from trainer.model.graphs.int8 import choose_precision
+from trainer.model.head import fit_standardisation
 from trainer.model.recipe import choose_recipe
 from trainer.model.weights import Provenance
-from trainer.publish import Data, Evaluation, Trained, choose_probe, publish
+from trainer.publish import Evaluation, TrainedNetwork, TrainingData, choose_probe, publish
 from trainer.report.calibration import fit_temperature
 from trainer.settings import Environment, Training
 from trainer.stages import stage
@@ -46,32 +45,32 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    data: Data,
+    data: TrainingData,
     training: Training,
     environment: Environment,
     *,
     repository: Repository,
-    backbone: FrozenBackbone | Opened,
+    backbone: FrozenBackbone | LoadedBackbone,
 ) -> Version:
     """Train on data in the backbone's size and publish a version; an opened backbone is trained too.
 
     Fresh layers and Dropout draw from torch's global generator.
     """
     choose_device(training.device)  # may be refused, which is to be before any work
-    if isinstance(backbone, Opened):
+    if isinstance(backbone, LoadedBackbone):
         return _train_all(data, training, repository, backbone)
     with open_store(environment) as store:
         return _train_head(data, training, repository, exact=backbone, store=store)
 
 
 def _train_head(
-    data: Data, training: Training, repository: Repository, *, exact: FrozenBackbone, store: FeatureStore
+    data: TrainingData, training: Training, repository: Repository, *, exact: FrozenBackbone, store: FeatureStore
 ) -> Version:
     """Train a head on features that were computed once, in the precision that is served."""
     backbone, fit_head_on = exact, partial(_fit_head, data, training, exact=exact, store=store)
     if training.precision == "auto":
         with stage("backbone"):
-            backbone = in_best_precision(exact, data.pixels.images[data.parts.train], repository=repository)
+            backbone = choose_precision(exact, data.pixels.images[data.parts.train], repository=repository)
     try:
         return publish(repository, fit_head_on(backbone))
     except PrecisionRefused as err:
@@ -80,41 +79,45 @@ def _train_head(
 
 
 def _fit_head(
-    data: Data, training: Training, backbone: FrozenBackbone, *, exact: FrozenBackbone, store: FeatureStore
-) -> Trained:
+    data: TrainingData, training: Training, backbone: FrozenBackbone, *, exact: FrozenBackbone, store: FeatureStore
+) -> TrainedNetwork:
     """Fit a head on features of a backbone; `exact` is the same in float32."""
     probe, pixels, device = choose_probe(data), data.pixels, choose_device(training.device)
     with stage("features"):
-        features = backbone.compute_once(pixels.images, pixels.digests, store)
+        features = backbone.compute_cached(pixels.images, pixels.digests, store)
         digests = [pixels.digests[row] for row in probe]
-        probe_features = exact.compute_once(pixels.images[probe], digests, store, title="probe")
-    head, provenance = build_head_of(training, backbone, classes=len(data.pool.labels))
+        probe_features = exact.compute_cached(pixels.images[probe], digests, store, title="probe")
+    head, provenance = build_head_for(training, backbone, classes=len(data.pool.labels))
     start = copy.deepcopy(head.state_dict())
     _log_network(training, provenance)
     with stage("features"):
-        unlabelled = recall(data.unlabelled.sources, store, backbone.key, backbone.features, but=pixels.digests)
+        unlabelled = read_known_features(
+            data.unlabelled.sources, store, backbone.key, backbone.features, excluding=pixels.digests
+        )
     fit_to = stage("fit")(partial(fit_head, classes=len(data.pool.labels), device=device))
     seen, held_out = data.parts.train, data.parts.validation
     if len(held_out):
-        alike = held_out[draw_alike(pixels.task_ids[held_out], data.unlabelled, len(unlabelled))]
+        alike = held_out[draw_as_unlabelled(pixels.task_ids[held_out], data.unlabelled, len(unlabelled))]
         others = np.concatenate([unlabelled, features[alike]])
         fit_to(head, features[seen], pixels.targets[seen], training, unlabelled=others)
     evaluation = _evaluate(head, features[held_out], data, training)
     head.load_state_dict(start)
     _log.info("the head that is published is trained on all %d images", len(features))
     fitted = fit_to(head, features, pixels.targets, training, unlabelled=unlabelled)
-    return Trained(data, training, backbone, head, provenance, fitted, evaluation, features, probe, probe_features)
+    return TrainedNetwork(
+        data, training, backbone, head, provenance, fitted, evaluation, features, probe, probe_features
+    )
 
 
-def _train_all(data: Data, training: Training, repository: Repository, opened: Opened) -> Version:
+def _train_all(data: TrainingData, training: Training, repository: Repository, opened: LoadedBackbone) -> Version:
     """Train backbone and head together; the backbone is then the version's own."""
     device = choose_device(training.device)
     if opened.module is None:
         raise ConfigError(f"--train all needs a backbone that torch can train, {opened.name} is an ONNX file")
-    head, provenance = build_head_of(training, opened, classes=len(data.pool.labels))
+    head, provenance = build_head_for(training, opened, classes=len(data.pool.labels))
     network = Network(opened.module, head).to(device)
     images, targets = data.pixels.images[data.parts.train], data.pixels.targets[data.parts.train]
-    measure(head, sample_features(network.backbone, images, device=device))
+    fit_standardisation(head, sample_features(network.backbone, images, device=device))
     _log_network(training, provenance)
     recipe = choose_recipe(training, "all", len(targets), pretrained=bool(opened.provenance.loaded))
     inputs = torch.from_numpy(images)
@@ -125,7 +128,7 @@ def _train_all(data: Data, training: Training, repository: Repository, opened: O
         features = backbone.compute(data.pixels.images[data.parts.validation], title="validation")
         evaluation, probe = _evaluate(head, features, data, training), choose_probe(data)
         exact = backbone.compute(data.pixels.images[probe], title="probe")
-        trained = Trained(data, training, backbone, head, provenance, fitted, evaluation, None, probe, exact)
+        trained = TrainedNetwork(data, training, backbone, head, provenance, fitted, evaluation, None, probe, exact)
         return publish(repository, trained)
 
 
@@ -135,20 +138,20 @@ def _log_network(training: Training, provenance: Provenance) -> None:
 
 
 @stage("measure")
-def _evaluate(head: nn.Sequential, features: Features, data: Data, training: Training) -> Evaluation:
+def _evaluate(head: nn.Sequential, features: Features, data: TrainingData, training: Training) -> Evaluation:
     """Measure on the features (V, F) of the images held out."""
     device = choose_device(training.device)
     multiple, classes, targets = data.pool.multiple, len(data.pool.labels), data.validation_targets
     if not len(targets):
         no_passes = np.zeros((0, classes), np.float32)
-        evaluation = Evaluation(Metrics(images=0), no_passes, no_passes[:, 0], as_decisions(targets, classes))
+        evaluation = Evaluation(Metrics(images=0), no_passes, no_passes[:, 0], to_label_matrix(targets, classes))
     else:
         sample = partial(sample_passes, head, torch.from_numpy(features), device=device, multiple=multiple)
         passes = sample(passes=training.passes)
         mean, nats = passes.mean(axis=1), bald(passes, multiple=multiple)  # (V, C), (V,)
-        interval = macro_f1_interval(decide(mean, multiple=multiple), as_decisions(targets, classes))
-        metrics = replace(measure_predictions(mean, targets), macro_f1_interval=interval, mean_bald=float(nats.mean()))
-        decided = decide(sample(passes=COMPARED_PASSES, mean=True), multiple=multiple)
+        interval = macro_f1_interval(predict_labels(mean, multiple=multiple), to_label_matrix(targets, classes))
+        metrics = replace(compute_metrics(mean, targets), macro_f1_interval=interval, mean_bald=float(nats.mean()))
+        decided = predict_labels(sample(passes=COMPARED_PASSES, mean=True), multiple=multiple)
         evaluation = Evaluation(metrics, mean, nats, decided, fit_temperature(mean, targets, multiple=multiple))
     _log.info("%s", format_table(evaluation.metrics, data.pool.labels, targets))
     return evaluation

@@ -53,7 +53,7 @@ from server.inference.validation import admit
 from server.settings import Device, Precision
 from trainer.model.build import sample_features
 from trainer.model.fit import fit
-from trainer.model.head import measure
+from trainer.model.head import fit_standardisation
 from trainer.model.recipe import choose_recipe
 from trainer.settings import Training
 
@@ -264,7 +264,7 @@ def _train_an_epoch(setting: Setting) -> Row:
     images = np.resize(setting.images, (setting.sizes.images, *setting.images.shape[1:]))
     targets = np.arange(len(images)) % classes
     recipe = choose_recipe(training, "all", len(images))
-    measure(network.head, sample_features(network.backbone, images, device=device))
+    fit_standardisation(network.head, sample_features(network.backbone, images, device=device))
     for count in (recipe.batch_images, len(images)):
         inputs, started = torch.from_numpy(images[:count]), time.perf_counter()
         fitted = fit(network, inputs, targets[:count], classes=classes, recipe=recipe, device=device)

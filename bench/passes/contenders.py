@@ -25,9 +25,9 @@ import torch
 from bench.passes.rounds import Images, Run
 from contract.versions.version import Version
 from server.settings import Device, Precision
-from trainer.model.backbones import Opened
+from trainer.model.backbones import LoadedBackbone
 from trainer.model.bayes import ModelWrapper, TrainingArgs
-from trainer.model.build import Network, build_head_of, open_backbone_of
+from trainer.model.build import Network, build_head_for, open_backbone_for
 from trainer.settings import Training
 
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ def repeated(version: Version, *, passes: int, device: Device, threads: int) -> 
 
 def build_network(training: Training, *, classes: int) -> Network:
     """Return a network of fresh weights, all of it in torch."""
-    backbone = open_backbone_of(training, cache=Path())
-    assert isinstance(backbone, Opened)
+    backbone = open_backbone_for(training, cache=Path())
+    assert isinstance(backbone, LoadedBackbone)
     assert backbone.module is not None
-    head, _ = build_head_of(training, backbone, classes=classes)
+    head, _ = build_head_for(training, backbone, classes=classes)
     return Network(backbone.module, head)
 
 

@@ -27,7 +27,7 @@ from tests.contract.images import test_urls
 from tests.system.conftest import keep_picture
 from tests.versions import manifest
 from trainer import labelstudio
-from trainer.labels.annotations import EMPTY, LeftOut, confirmed_groups, decide, is_confirmed
+from trainer.labels.annotations import EMPTY, LeftOut, aggregate, confirmed_groups, is_confirmed
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.tasks import PoolTask, annotated_tasks, unlabelled_tasks
 from trainer.ranking.reconcile import Wanted, reconcile
@@ -94,7 +94,7 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     assert json.loads(ticked) == selected
     _submit(page)
     [labelled] = annotated_tasks(client)
-    assert decide(labelled, "choice", set(control.labels)) == {control.labels[-1]}
+    assert aggregate(labelled, "choice", set(control.labels)) == {control.labels[-1]}
 
 
 def _fill(studio: LabelStudio, config: str, *data: object) -> tuple[Project, ProjectClient, Sequence[PoolTask]]:
@@ -150,7 +150,7 @@ def test_of_the_random_holdout_nothing_is_ticked_and_the_score_places_it(
         page.wait_for_function(f"{EDITOR}?.selectedValues().length > 0")  # the next task, of which something is ticked
         [labelled] = annotated_tasks(client)
         with pytest.raises(LeftOut, match=EMPTY):
-            decide(labelled, "choice", {"red", "b"}, multiple="multiple" in attribute)
+            aggregate(labelled, "choice", {"red", "b"}, multiple="multiple" in attribute)
 
 
 def test_prelabelling_may_be_switched_off_for_the_stream(page: Page, studio: LabelStudio, tmp_path: Path):
@@ -205,9 +205,10 @@ def test_what_was_confirmed_in_bulk_is_known_for_good(page: Page, studio: LabelS
     assert not any(each["annotations"][0]["parent_prediction"] for each in tasks.values())
     assert {task for task, each in tasks.items() if is_confirmed(each)} == {offered, other}
     assert confirmed_groups(tasks[offered]) == {(VERSION, 1)}
-    assert {decide(tasks[task], "choice", {"red", "b"}) for task in (offered, other, submitted)} == {frozenset({"b"})}
+    labels = {aggregate(tasks[task], "choice", {"red", "b"}) for task in (offered, other, submitted)}
+    assert labels == {frozenset({"b"})}
     with pytest.raises(LeftOut, match=EMPTY):
-        decide(tasks[held_out], "choice", {"red", "b"})
+        aggregate(tasks[held_out], "choice", {"red", "b"})
 
 
 EDITOR = "window.Htx?.annotationStore?.selected?.names?.get('choice')"

@@ -18,7 +18,7 @@ from demo.pool import Pool, read_pool, write_digits
 from demo.product import Workplace, rank, train
 from demo.project import Project
 from tests.system.conftest import SMALL_NETWORK, Serve, fill, keep_picture
-from trainer.labels.annotations import decide, is_confirmed
+from trainer.labels.annotations import aggregate, is_confirmed
 
 TRAINING = (*SMALL_NETWORK, "--train", "classifier", "--precision", "fp32")
 HOLDOUT = ("--holdout-share", "0.3")
@@ -103,7 +103,7 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
         label, least = found[1], int(found[2])
         assert 30 <= least < 100
         for task in confirmed:
-            assert decide(manager.task(task), "label", {*digits.labels}) == {label}
+            assert aggregate(manager.task(task), "label", {*digits.labels}) == {label}
             assert is_confirmed(manager.task(task))
         assert project.tasks_in(title) == [unticked]
 
@@ -132,7 +132,7 @@ def _keep_a_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[in
     doubted = manager.project.tasks_in("Look again")
     assert {*wrong} & {*doubted}
     expect(rows.first).to_contain_text("looks like ")
-    [given] = decide(manager.task(doubted[0]), "label", {*digits.labels})
+    [given] = aggregate(manager.task(doubted[0]), "label", {*digits.labels})
     rows.first.click()
     page = manager.page
     update = page.get_by_text("Update", exact=True).first
@@ -146,7 +146,7 @@ def _keep_a_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[in
     page.wait_for_function("window.Htx.annotationStore.selected.serializeAnnotation().length > 0")
     with page.expect_response(lambda reply: reply.request.method == "PATCH" and "/annotations" in reply.url):
         update.click()
-    assert decide(manager.task(doubted[0]), "label", {*digits.labels}) == {given}
+    assert aggregate(manager.task(doubted[0]), "label", {*digits.labels}) == {given}
     assert doubted[0] not in (manager.project.tasks_in("Look again") if len(doubted) > 1 else ())
     return doubted[0]
 

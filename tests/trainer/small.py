@@ -15,7 +15,7 @@ from torch import nn
 
 from contract.versions.manifest import InputSpec, Manifest
 from contract.versions.version import INT8_BACKBONE_FILE, PROBE_FILE
-from trainer.model.backbones import Opened
+from trainer.model.backbones import LoadedBackbone
 from trainer.model.backbones.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Normalise
 from trainer.model.bayes import activate_dropout, compute_probe
 from trainer.model.build import Network
@@ -42,13 +42,13 @@ def small_backbone():
         nn.Flatten(),
     )
     spec = InputSpec(32, 32)
-    return Opened("small", spec, 64, 16, IMAGENET_MEAN, IMAGENET_DEVIATION, PROVENANCE, None, module.eval())
+    return LoadedBackbone("small", spec, 64, 16, IMAGENET_MEAN, IMAGENET_DEVIATION, PROVENANCE, None, module.eval())
 
 
 def use_small_backbone(patch, make=small_backbone):
     """Have it stand in for whatever backbone is asked for, through pytest's MonkeyPatch."""
     for module in ("build", "frozen"):
-        patch.setattr(f"trainer.model.{module}.open_backbone", lambda *_, **__: make())
+        patch.setattr(f"trainer.model.{module}.load_backbone", lambda *_, **__: make())
 
 
 def small_head(classes=3):

@@ -12,7 +12,7 @@ import pytest
 
 from trainer import progress_bar, stages
 from trainer.progress_bar import Bar
-from trainer.stages import collecting, stage
+from trainer.stages import collect_stages, stage
 from trainer.study import workers
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_a_bar_within_another_one_shows_nothing(capsys):
 
 @pytest.mark.usefixtures("_often")
 def test_a_stage_that_cannot_be_counted_says_that_it_is_at_work(capsys):
-    with collecting(), stage("backbone"):
+    with collect_stages(), stage("backbone"):
         time.sleep(0.1)
         with stage("export"):
             time.sleep(0.1)
@@ -95,7 +95,7 @@ def test_a_stage_that_cannot_be_counted_says_that_it_is_at_work(capsys):
             for _ in range(20):
                 time.sleep(0.005)
                 bar.update()
-    with collecting(), stage("soon over"):
+    with collect_stages(), stage("soon over"):
         pass
     text = capsys.readouterr().err
     said = [line.partition(":")[0] for line in text.splitlines()]

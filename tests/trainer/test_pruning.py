@@ -29,7 +29,7 @@ def test_the_newest_stay(repository, names):
     assert pruned.removed == tuple(names[:4])
     assert pruned.kept == {names[5]: "current", names[4]: "newest"}
     assert pruned.freed_mb == 4 * 3
-    assert prune(repository, newest=2).say() == "no version removed; kept: 1 current, 1 newest"
+    assert prune(repository, newest=2).describe() == "no version removed; kept: 1 current, 1 newest"
 
 
 def test_what_is_freed_of_what_versions_share_is_what_no_other_has(repository):

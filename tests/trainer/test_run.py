@@ -198,7 +198,7 @@ def computed(monkeypatch):
 def _accepted(monkeypatch):
     """8-bit integers are taken wherever they can be had: how fast a small network is hangs on the machine."""
     monkeypatch.setattr(int8, "LEAST_SPEEDUP", 0.0)
-    monkeypatch.setattr(int8, "LEAST_LIKENESS", -1.0)
+    monkeypatch.setattr(int8, "LEAST_SIMILARITY", -1.0)
     monkeypatch.setattr(probe, "LEAST_RANK_CORRELATION", 0.5)  # a few images, of which a network knows most for sure
 
 
@@ -289,7 +289,7 @@ def test_what_cannot_be_trained_or_is_being_trained_is_refused(folders, environm
     ):
         train(folders, TRAINING, environment)
     opened = replace(small_backbone(), name="own.onnx", module=None)
-    monkeypatch.setattr(build, "open_backbone", lambda *_, **__: opened)
+    monkeypatch.setattr(build, "load_backbone", lambda *_, **__: opened)
     with pytest.raises(ConfigError, match=r"--train all needs a backbone that torch can train, own\.onnx"):
         train(folders, replace(TRAINING, part="all"), environment)
 
@@ -383,17 +383,17 @@ def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, env
     images, _ = coloured_images(np.random.default_rng(8), len(tasks))
     shown = []
 
-    def note(module, inputs, targets, *, trust=None, **options):
-        shown.append((inputs.numpy(), len(targets) if trust is None else int((trust == 1).sum())))
-        return fit(module, inputs, targets, trust=trust, **options)
+    def note(module, inputs, targets, *, sample_weights=None, **options):
+        shown.append((inputs.numpy(), len(targets) if sample_weights is None else int((sample_weights == 1).sum())))
+        return fit(module, inputs, targets, sample_weights=sample_weights, **options)
 
     monkeypatch.setattr("trainer.model.fit_head.fit", note)
     train_on_project(project, environment, part="classifier", epochs=20)
     assert [len(inputs) for inputs, _ in shown] == [39, 72]
-    frozen_backbone = build.open_frozen_of(replace(TRAINING, part="classifier"), cache=connected.cache_dir)
+    frozen_backbone = build.open_frozen_for(replace(TRAINING, part="classifier"), cache=connected.cache_dir)
     digests = [sha256(str(task.id).encode()).digest() for task in tasks]
     with open_store(connected) as store:
-        rows = frozen_backbone.compute_once(images, digests, store)
+        rows = frozen_backbone.compute_cached(images, digests, store)
         for task, digest in zip(tasks, digests, strict=True):
             store.put_download(task.data["image"], Validators("", None, None), digest, at=0)
     shown.clear()

@@ -2,14 +2,14 @@ from contextlib import suppress
 from types import SimpleNamespace
 
 from trainer import stages
-from trainer.stages import collecting, stage
+from trainer.stages import collect_stages, stage
 
 
 def test_a_stage_takes_what_its_blocks_take_together_but_for_stages_within_it(monkeypatch):
     """So all together are never more than the time that has passed. One that fails counts as well."""
     now = [100.0]
     monkeypatch.setattr(stages, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    with collecting() as seconds:
+    with collect_stages() as seconds:
         for took in (1.0, 0.504):
             with stage("labels"):
                 now[0] += took
@@ -30,9 +30,9 @@ def test_stages_are_counted_for_whoever_collects():
             return 7
 
     assert fit() == 7
-    with collecting() as outer:
+    with collect_stages() as outer:
         fit()
-        with collecting() as inner:
+        with collect_stages() as inner:
             pass
     with stage("late"):
         assert (list(outer), inner) == (["fit", "step"], {})

@@ -36,7 +36,7 @@ _NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class CurvePoint:
     """What a version came to on the random sample."""
 
     labels: int
@@ -56,7 +56,7 @@ class Measured:
         return f"{self.macro_f1:.2f}, {self.low:.2f} to {self.high:.2f}, on {self.images} random images"
 
 
-def advise(versions: Sequence[Measured], *, images: int, greatest_bald: float, unseen: Sequence[str] = ()) -> Advice:
+def advise(versions: Sequence[CurvePoint], *, images: int, greatest_bald: float, unseen: Sequence[str] = ()) -> Advice:
     """Say whether more labels are worth their while.
 
     Versions are of equal classes, oldest first, up to the one that was just trained; there are none where that was not
@@ -91,7 +91,7 @@ def advise(versions: Sequence[Measured], *, images: int, greatest_bald: float, u
     return Advice(sentence, stop=True, gain=gain, labels=labels)
 
 
-def fit_slope(versions: Sequence[Measured]) -> float:
+def fit_slope(versions: Sequence[CurvePoint]) -> float:
     """Return the slope, from 0, of the learning curve `limit - slope / sqrt(labels)` of macro-F1.
 
     Fitted by least squares, each version weighted by its random images. Of the curves that two coefficients give,
@@ -106,12 +106,12 @@ def fit_slope(versions: Sequence[Measured]) -> float:
     return max(0.0, float(slope))
 
 
-def _gain(slope: float, now: Measured, labels: int) -> float:
+def _gain(slope: float, now: CurvePoint, labels: int) -> float:
     expected = slope * (1 / math.sqrt(now.labels) - 1 / math.sqrt(now.labels + labels))
     return min(expected, 1 - now.macro_f1)
 
 
-def _go_on(slope: float, now: Measured, ahead: int) -> Advice:
+def _go_on(slope: float, now: CurvePoint, ahead: int) -> Advice:
     """Name a gain that is worth while, but no more labels than there are already: no curve is good for longer."""
     left = 1 / math.sqrt(now.labels) - _WORTHWHILE / slope
     worthwhile = left**-2 - now.labels if left > 0 else math.inf
@@ -120,13 +120,13 @@ def _go_on(slope: float, now: Measured, ahead: int) -> Advice:
     return Advice(f"label about {labels} more to gain about {gain:.2f} macro-F1 (now {now})", gain=gain, labels=labels)
 
 
-def _by_labels(versions: Sequence[Measured]) -> list[Measured]:
+def _by_labels(versions: Sequence[CurvePoint]) -> list[CurvePoint]:
     """One version for each number of labels in a row, the newest.
 
     Trained again on the same images, a version agrees with the one before whatever the model has learnt, so of their
     agreements the least counts.
     """
-    steps: list[Measured] = []
+    steps: list[CurvePoint] = []
     for version in versions:
         if steps and steps[-1].labels == version.labels:
             known = [kappa for kappa in (steps.pop().kappa, version.kappa) if kappa is not None]
@@ -136,12 +136,12 @@ def _by_labels(versions: Sequence[Measured]) -> list[Measured]:
     return steps
 
 
-def _since(steps: Sequence[Measured], labels: float) -> Sequence[Measured]:
+def _since(steps: Sequence[CurvePoint], labels: float) -> Sequence[CurvePoint]:
     """The last versions, down to that many labels; never fewer than any judgement needs."""
     return [step for step in steps[:-LEAST_VERSIONS] if step.labels >= labels] + list(steps[-LEAST_VERSIONS:])
 
 
-def _doubts(recent: Sequence[Measured], greatest_bald: float) -> list[str]:
+def _doubts(recent: Sequence[CurvePoint], greatest_bald: float) -> list[str]:
     """What speaks against stopping though the curve is flat."""
     doubts = []
     if _stood(recent) < len(recent):
@@ -158,14 +158,14 @@ def _doubts(recent: Sequence[Measured], greatest_bald: float) -> list[str]:
     return doubts
 
 
-def _stood(steps: Sequence[Measured]) -> int:
+def _stood(steps: Sequence[CurvePoint]) -> int:
     """For how many versions macro-F1 has been where the last one's interval is."""
     now = steps[-1]
     inside = [now.low <= step.macro_f1 <= now.high for step in reversed(steps)]
     return [*inside, False].index(False)
 
 
-def _agreement(recent: Sequence[Measured]) -> float:
+def _agreement(recent: Sequence[CurvePoint]) -> float:
     """The least kappa between one recent version and the next; NaN if one is not known."""
     return float(np.min([math.nan if version.kappa is None else version.kappa for version in recent[1:]]))
 

@@ -22,8 +22,8 @@ from contract.scores.acquisition import greatest_bald
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.results import Advice, ComparedVersion, Comparison
-from trainer.evaluation.advice import Measured, advise
-from trainer.evaluation.holdout import Decisions, decide, macro_f1_interval
+from trainer.evaluation.advice import CurvePoint, advise
+from trainer.evaluation.holdout import LabelMatrix, macro_f1_interval, predict_labels
 from trainer.evaluation.metrics import macro_f1
 from trainer.model.frozen import Features
 from trainer.model.graphs.validation import predict
@@ -41,7 +41,7 @@ COMPARED_PASSES: Final = 200
 """Of one version with itself under other masks, 20 passes give a kappa of 0.91 to 0.96 on photos, 100 one of 0.96 to
 0.99: what versions differ in must not be the draw."""
 
-Predicted = Mapping[int, Sequence[int]]
+TaskPredictions = Mapping[int, Sequence[int]]
 """By task: the labels that a version predicts, as indices."""
 
 
@@ -54,15 +54,15 @@ class CommonImages:
     """(N, H, W, 3)"""
     known: Mapping[str, Features]
     """Features of the images, (N, F), by the fingerprint of the backbone that they are of."""
-    true: Decisions
+    true: LabelMatrix
     """(N, C)"""
-    decided: Decisions
+    decided: LabelMatrix
     """(N, C): what the network says that was trained without them."""
 
 
 def compare_versions(
     repository: Repository, manifest: Manifest, before: Sequence[Manifest], test: CommonImages
-) -> tuple[Comparison, dict[str, Predicted]]:
+) -> tuple[Comparison, dict[str, TaskPredictions]]:
     """Measure a new version and those of its kind before it, oldest first, on equal images; return predictions, too.
 
     Versions of which it is not known that they held the same images out are left out, as are those whose predictions
@@ -88,12 +88,12 @@ def compare_versions(
     return Comparison(len(test.tasks), tuple(filter(None, measured))), predictions
 
 
-def save_predictions(predictions: Mapping[str, Predicted], folder: Path) -> None:
+def save_predictions(predictions: Mapping[str, TaskPredictions], folder: Path) -> None:
     """Keep what versions predict in the new version's folder."""
     (folder / PREDICTIONS_FILE).write_text(json.dumps(predictions, separators=(",", ":")), encoding="utf-8")
 
 
-def _read_predictions(repository: Repository, versions: Sequence[Manifest]) -> Mapping[str, Predicted]:
+def _read_predictions(repository: Repository, versions: Sequence[Manifest]) -> Mapping[str, TaskPredictions]:
     """Read what the newest of the versions that kept predictions has of itself and those before it."""
     for each in reversed([each for each in versions if PREDICTIONS_FILE in each.files]):
         try:
@@ -104,14 +104,14 @@ def _read_predictions(repository: Repository, versions: Sequence[Manifest]) -> M
     return {}
 
 
-def _parse(found: Mapping[str, Sequence[int]], classes: int) -> Predicted:
+def _parse(found: Mapping[str, Sequence[int]], classes: int) -> TaskPredictions:
     predicted = {int(task): [int(label) for label in labels] for task, labels in found.items()}
     if not all(0 <= label < classes for labels in predicted.values() for label in labels):
         raise ValueError(f"expected labels below {classes}")
     return predicted
 
 
-def _predict(repository: Repository, manifest: Manifest, test: CommonImages, rows: list[int]) -> Predicted | None:
+def _predict(repository: Repository, manifest: Manifest, test: CommonImages, rows: list[int]) -> TaskPredictions | None:
     """Have an earlier version predict images that it has not seen yet; None if it cannot."""
     if not rows:
         return {}
@@ -122,19 +122,19 @@ def _predict(repository: Repository, manifest: Manifest, test: CommonImages, row
     except Exception as err:  # onnxruntime's errors share no base class, and what was trained is not to be lost for it
         logger.warning("version %s is not on the curve, for it cannot predict: %s", manifest.version, err)
         return None
-    return _by_task([test.tasks[row] for row in rows], decide(means, multiple=manifest.multiple))
+    return _by_task([test.tasks[row] for row in rows], predict_labels(means, multiple=manifest.multiple))
 
 
-def _by_task(tasks: Sequence[int], decided: Decisions) -> Predicted:
+def _by_task(tasks: Sequence[int], decided: LabelMatrix) -> TaskPredictions:
     return {task: np.flatnonzero(row).tolist() for task, row in zip(tasks, decided, strict=True)}
 
 
-def _decisions(predicted: Predicted, tasks: Sequence[int], classes: int) -> Decisions:
+def _decisions(predicted: TaskPredictions, tasks: Sequence[int], classes: int) -> LabelMatrix:
     """What is predicted of tasks, (N, C)."""
     return np.array([np.isin(np.arange(classes), predicted[task]) for task in tasks], np.bool_).reshape(-1, classes)
 
 
-def _measure(manifest: Manifest, predicted: Predicted, test: CommonImages) -> ComparedVersion | None:
+def _measure(manifest: Manifest, predicted: TaskPredictions, test: CommonImages) -> ComparedVersion | None:
     decided = _decisions(predicted, test.tasks, test.true.shape[1])
     reached, interval = macro_f1(decided, test.true), macro_f1_interval(decided, test.true)
     labels = manifest.training.images
@@ -146,7 +146,7 @@ def _measure(manifest: Manifest, predicted: Predicted, test: CommonImages) -> Co
 # ---- what comes of it
 
 
-def earlier(repository: Repository, manifest: Manifest) -> list[Manifest]:
+def earlier_versions(repository: Repository, manifest: Manifest) -> list[Manifest]:
     """Return the manifests of versions that differ from this one in little but their labels, oldest first."""
     found = []
     for name in repository.history()[-_VERSIONS:]:
@@ -164,7 +164,7 @@ def _kind(manifest: Manifest) -> tuple[object, ...]:
 
 
 def find_agreement(
-    predictions: Mapping[str, Predicted], before: Sequence[Manifest], manifest: Manifest
+    predictions: Mapping[str, TaskPredictions], before: Sequence[Manifest], manifest: Manifest
 ) -> float | None:
     """Return Cohen's kappa between what a new version predicts and the newest of those before it, oldest first.
 
@@ -177,7 +177,7 @@ def find_agreement(
     return kappa(*(_decisions(each, list(now), len(manifest.labels)) for each in (compared[-1], now)))
 
 
-def kappa(first: Decisions, second: Decisions) -> float:
+def kappa(first: LabelMatrix, second: LabelMatrix) -> float:
     """Return Cohen's kappa between two sets of decisions (N, C); 1 where all are alike.
 
     One label an image is one rating; of multiple, each label of an image is.
@@ -209,7 +209,7 @@ def describe_advice(
     for each in curve.versions if curve else ():
         bald, agreement = manifests[each.version].metrics.mean_bald, agreements.get(each.version)
         if curve and bald is not None:
-            measured.append(Measured(each.labels, curve.images, each.macro_f1, each.low, each.high, bald, agreement))
+            measured.append(CurvePoint(each.labels, curve.images, each.macro_f1, each.low, each.high, bald, agreement))
     greatest = greatest_bald(len(manifest.labels), multiple=manifest.multiple)
     images = manifest.training.audit_images or 0
     return replace(advise(measured, images=images, greatest_bald=greatest, unseen=unseen), kappa=kappa)

@@ -19,7 +19,7 @@ from trainer.labels.dataset import Indices, Pixels, Targets, split
 _CONFIDENCE = 0.95
 _NOTHING = 1e-12
 """A variance that stands for none."""
-Decisions = npt.NDArray[np.bool_]
+LabelMatrix = npt.NDArray[np.bool_]
 """Shape (N, C): which labels an image is said to have."""
 
 
@@ -55,19 +55,19 @@ def _differ(targets: Targets) -> bool:
     return len(targets) > 0 and bool((targets != targets[0]).any())
 
 
-def decide(probabilities: npt.NDArray[np.floating], *, multiple: bool) -> Decisions:
+def predict_labels(probabilities: npt.NDArray[np.floating], *, multiple: bool) -> LabelMatrix:
     """Return the labels that mean probabilities (N, C) amount to: the likeliest or, of multiple, those from 0.5 on."""
     if multiple:
         return np.asarray(probabilities >= 0.5, np.bool_)
     return np.asarray(np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None], np.bool_)  # (N, C)
 
 
-def as_decisions(targets: Targets, classes: int) -> Decisions:
+def to_label_matrix(targets: Targets, classes: int) -> LabelMatrix:
     """Return targets, (N,) or (N, C), as (N, C)."""
     return targets.astype(bool) if targets.ndim == 2 else np.arange(classes) == targets[:, None]
 
 
-def macro_f1_interval(decided: Decisions, true: Decisions) -> tuple[float, float] | None:
+def macro_f1_interval(decided: LabelMatrix, true: LabelMatrix) -> tuple[float, float] | None:
     """Return the 95 % interval of macro-F1: Wilson's, of a share with the variance that a jackknife over images finds.
 
     That variance is nothing where nothing is wrong, so it is at least that of a share of as many images as a mean over

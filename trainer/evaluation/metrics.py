@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from contract.versions.results import Metrics
-from trainer.evaluation.holdout import Decisions, as_decisions, decide
+from trainer.evaluation.holdout import LabelMatrix, predict_labels, to_label_matrix
 from trainer.labels.dataset import Targets, count_images
 
 _LEAST = 1e-12
@@ -22,13 +22,13 @@ _ROWS = 24
 _BINS = 15
 
 
-def measure(probabilities: npt.NDArray[np.float32], targets: Targets) -> Metrics:
+def compute_metrics(probabilities: npt.NDArray[np.float32], targets: Targets) -> Metrics:
     """Compare mean probabilities (N, C) with what holds of each image."""
     images, classes = probabilities.shape
     if not images:
         return Metrics(images=0)
-    expected = as_decisions(targets, classes)
-    predicted = decide(probabilities, multiple=targets.ndim == 2)
+    expected = to_label_matrix(targets, classes)
+    predicted = predict_labels(probabilities, multiple=targets.ndim == 2)
     return Metrics(
         images=images,
         accuracy=float((predicted == expected).all(axis=1).mean()),
@@ -39,13 +39,13 @@ def measure(probabilities: npt.NDArray[np.float32], targets: Targets) -> Metrics
     )
 
 
-def macro_f1(predicted: Decisions, expected: Decisions) -> float | None:
+def macro_f1(predicted: LabelMatrix, expected: LabelMatrix) -> float | None:
     """Return the mean F1 of the classes that have a true or a predicted image, of (N, C) both; None without any."""
     defined = [value for value in _f1(predicted, expected) if value is not None]
     return float(np.mean(defined)) if defined else None
 
 
-def _f1(predicted: Decisions, expected: Decisions) -> tuple[float | None, ...]:
+def _f1(predicted: LabelMatrix, expected: LabelMatrix) -> tuple[float | None, ...]:
     hits = (predicted & expected).sum(axis=0).tolist()
     marked = (predicted.sum(axis=0) + expected.sum(axis=0)).tolist()
     return tuple(2 * hit / both if both else None for hit, both in zip(hits, marked, strict=True))

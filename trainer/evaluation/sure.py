@@ -64,7 +64,7 @@ class Evidence:
     """The lower end of the interval of the share that is right."""
 
 
-def lower_end(images: int, wrong: int, *, error_rate: float = ERROR_RATE) -> float:
+def lower_bound(images: int, wrong: int, *, error_rate: float = ERROR_RATE) -> float:
     """Return the lower end of the one-sided interval of Clopper and Pearson of the share of images that is right."""
     if not 0 <= wrong <= images:
         raise ValueError(f"expected at least 0 and at most {images} wrong of {images} images, got {wrong}")
@@ -72,9 +72,9 @@ def lower_end(images: int, wrong: int, *, error_rate: float = ERROR_RATE) -> flo
     return float(special.betaincinv(images - wrong, wrong + 1, error_rate)) if wrong < images else 0.0
 
 
-def least_images(wrong: int, precision: float, *, error_rate: float = ERROR_RATE) -> int:
-    """Return the fewest images of which so many may be wrong for `lower_end` to reach a precision in (0, 1)."""
-    reach = partial(lower_end, wrong=wrong, error_rate=error_rate)
+def min_images(wrong: int, precision: float, *, error_rate: float = ERROR_RATE) -> int:
+    """Return the fewest images of which so many may be wrong for `lower_bound` to reach a precision in (0, 1)."""
+    reach = partial(lower_bound, wrong=wrong, error_rate=error_rate)
     most = 2 * wrong + 2
     while reach(most) < precision:
         most *= 2
@@ -92,7 +92,7 @@ def find_margin(sample: Sample, precision: float, *, error_rate: float = ERROR_R
         least = float(margins[step - sample.confirmed - 1])
         count = int(np.searchsorted(-margins, -least, side="right"))  # those of the same margin belong to it
         images, errors = sample.confirmed + count, sample.confirmed_wrong + int(wrong[count - 1])
-        low = lower_end(images, errors, error_rate=error_rate)
+        low = lower_bound(images, errors, error_rate=error_rate)
         if low < precision:
             break
         found = Evidence(least, images, errors, low)
@@ -102,20 +102,20 @@ def find_margin(sample: Sample, precision: float, *, error_rate: float = ERROR_R
 @lru_cache(maxsize=16)
 def steps(images: int, precision: float, *, error_rate: float = ERROR_RATE) -> tuple[int, ...]:
     """Return how many of a sample's images each step is about, rising: at each one more wrong label may be."""
-    found = [least_images(0, precision, error_rate=error_rate)]
+    found = [min_images(0, precision, error_rate=error_rate)]
     while found[-1] <= images:
-        found.append(least_images(len(found), precision, error_rate=error_rate))
+        found.append(min_images(len(found), precision, error_rate=error_rate))
     small = [step for step in found if step <= _FIRST_STEP * images]
     return tuple(step for step in found[max(0, len(small) - 1) :] if step <= images)
 
 
-def images_wanted(sample: Sample, precision: float) -> int:
+def images_needed(sample: Sample, precision: float) -> int:
     """Return how many more images would probably do, should further ones be right as often as those so far are.
 
     That is the fewest with which some margin would pass if as large a share of them came to lie beyond it, and as large
     a share of these was wrong. At least 1.
     """
-    least = least_images(0, precision)
+    least = min_images(0, precision)
     falling = np.argsort(-sample.margins, kind="stable")
     counts = sample.confirmed + np.arange(1.0, len(falling) + 1)
     wrong = sample.confirmed_wrong + np.cumsum(~sample.right[falling])

@@ -42,13 +42,13 @@ CONFIRMED: Final = "confirmed in bulk"
 """Not the label of whoever looked at the task: for models to be measured and trained on, it is none."""
 
 
-def find_answers(tasks: Iterable[Task]) -> list[Mapping[str, frozenset[str]]]:
+def find_choices(tasks: Iterable[Task]) -> list[Mapping[str, frozenset[str]]]:
     """What each annotation that counts chose for the whole image, where it chose something, by control."""
     counted = (each for task in tasks for each in _objects(task.get("annotations")) if _says_something(each))
     return [_split(annotation)[0] for annotation in counted]
 
 
-def decide(task: Task, control: str, known: Container[str], *, multiple: bool = False) -> frozenset[str]:
+def aggregate(task: Task, control: str, known: Container[str], *, multiple: bool = False) -> frozenset[str]:
     """What holds of the task by the rules above: one label, or any number of them where `multiple` may hold.
 
     Raises:

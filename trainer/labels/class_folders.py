@@ -52,7 +52,7 @@ def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, 
         content = _look(folder)
         for kind, entry in content:
             if kind == _IMAGE:
-                images[composed(folder.name)].append(entry)
+                images[to_nfc(folder.name)].append(entry)
             elif kind != _FOLDER:
                 leave_out(kind, entry)
         below = list(_look_below(content, {os.path.realpath(str(folder))}))
@@ -64,12 +64,12 @@ def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, 
     return dict(sorted(images.items())), dict(left_out)
 
 
-def is_passed_over(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     """Whether a file or folder of that name is hidden, or something that systems leave behind."""
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
 
-def composed(name: str) -> str:
+def to_nfc(name: str) -> str:
     """Return the name of a class as people type it."""
     return unicodedata.normalize("NFC", name)
 
@@ -92,7 +92,7 @@ def _look_below(content: Sequence[tuple[str, Path]], seen: set[str]) -> Iterator
 def _look(folder: Path) -> list[tuple[str, Path]]:
     """What lies in a folder, sorted by name, each with its kind or with why it is none."""
     try:
-        entries = [entry for entry in folder.iterdir() if not is_passed_over(entry.name)]
+        entries = [entry for entry in folder.iterdir() if not is_ignored(entry.name)]
     except OSError:
         return [(UNREADABLE, folder)]
     return [(_kind_of(entry), entry) for entry in sorted(entries, key=lambda each: each.name)]

@@ -104,7 +104,7 @@ def load_pixels(
         images=images[: len(kept)],  # (N, H, W, 3)
         targets=_targets(kept, pool),
         digests=tuple(of_file for of_file, _ in digests),
-        groups=number_alike([of_pixels for _, of_pixels in digests]),
+        groups=group_equal([of_pixels for _, of_pixels in digests]),
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
         references=tuple(image.reference for image in kept),
         unreadable=tuple(unreadable),
@@ -165,7 +165,7 @@ def _to_hold_out(
     return [int(group) for group in own[taken < max(1, round(fraction * len(members)))]]
 
 
-def number_alike(digests: Sequence[bytes]) -> Indices:
+def group_equal(digests: Sequence[bytes]) -> Indices:
     """Return for each digest the position at which it first came, (N,)."""
     first: dict[bytes, int] = {}
     return np.array([first.setdefault(digest, position) for position, digest in enumerate(digests)], np.int64)

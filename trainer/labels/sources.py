@@ -19,8 +19,8 @@ from contract.matching import choose_control
 from contract.tasks import find_reference
 from trainer import labelstudio
 from trainer.labels import annotations, class_folders
-from trainer.labels.annotations import CONFIRMED, LeftOut, Task, decide, find_answers, is_confirmed
-from trainer.labels.class_folders import IMAGE_SUFFIXES, NESTED, composed, find_images
+from trainer.labels.annotations import CONFIRMED, LeftOut, Task, aggregate, find_choices, is_confirmed
+from trainer.labels.class_folders import IMAGE_SUFFIXES, NESTED, find_images, to_nfc
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.task_lists import list_annotated
 
@@ -94,7 +94,7 @@ def from_folder(root: Path) -> LabelledPool:
         raise LabelError(f"expected a folder of class folders, {root} is no folder; give the folder above the classes")
     found, left_out = find_images(root)
     labels = tuple(found)
-    nested = {composed(path.partition("/")[0]) for path in left_out.get(NESTED, ())}
+    nested = {to_nfc(path.partition("/")[0]) for path in left_out.get(NESTED, ())}
     if emptied := sorted(nested - set(labels)):
         logger.warning("no class, for all images lie in folders below: %s", _some(emptied))
     images = [LabelledImage(str(path), (label,)) for label, name in enumerate(labels) for path in found[name]]
@@ -188,7 +188,7 @@ def _name_document(document: object) -> str:
 def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> ChoicesControl:
     controls = parse_label_config(label_config, name)
     names = [control.from_name for control in controls]
-    answered = Counter(control for answer in find_answers(tasks) for control in answer)
+    answered = Counter(control for answer in find_choices(tasks) for control in answer)
     if name is None and any(answered[each] for each in names):
         name = max(names, key=lambda each: answered[each])  # the first of equals
     chosen = choose_control(controls, name=name, labels=())
@@ -199,7 +199,7 @@ def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> Choic
 
 def _guess(tasks: Sequence[Task], control: str | None) -> ChoicesControl:
     """Without a config, what was asked shows only in the answers."""
-    answers = find_answers(tasks)
+    answers = find_choices(tasks)
     names = sorted({name for answer in answers for name in answer})
     if control is None and len(names) > 1:
         raise LabelError(f"expected annotations of one <Choices>, got {', '.join(names)}; name one with --control")
@@ -251,7 +251,7 @@ def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> Labell
     for task in tasks:
         number = task["id"] if isinstance(task.get("id"), int) else None
         try:
-            chosen = decide(task, control.from_name, index, multiple=control.multiple)
+            chosen = aggregate(task, control.from_name, index, multiple=control.multiple)
             held = tuple(sorted(index[label] for label in chosen))
             reference = find_reference(_data(task), control.value_key)
             if reference is None:

@@ -22,7 +22,7 @@ from trainer.labels.dataset import Indices
 from trainer.labels.sources import LabelledPool
 from trainer.labelstudio.task_lists import recall_unlabelled
 
-MOST: Final = 10_000
+MOST_IMAGES: Final = 10_000
 """Images that are looked up; of more, a random sample, which is always the same."""
 _DRAW: Final = "pseudo-labels"
 
@@ -35,7 +35,7 @@ class Unlabelled:
 
     tasks: int = 0
     sources: tuple[str, ...] = ()
-    """Where images of them are asked for, as `Fetcher.source` names it: `MOST` at most."""
+    """Where images of them are asked for, as `Fetcher.source` names it: `MOST_IMAGES` at most."""
 
 
 def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetcher) -> Unlabelled:
@@ -47,7 +47,7 @@ def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetch
     annotated = {image.task_id for image in pool.images}.union(*pool.left_out.values())
     listed = {task.id: task for task in recall_unlabelled(kept) if task.id not in annotated}
     numbers = np.array([*listed, *pool.confirmed], np.int64)
-    chosen = numbers[np.argsort(keyed_uniforms(_DRAW, numbers), kind="stable")[:MOST]]
+    chosen = numbers[np.argsort(keyed_uniforms(_DRAW, numbers), kind="stable")[:MOST_IMAGES]]
     sources = []
     for number in np.sort(chosen).tolist():
         reference = pool.confirmed.get(number) or find_reference(listed[number].data, pool.image_key)
@@ -57,7 +57,7 @@ def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetch
     return Unlabelled(len(numbers), tuple(sources))
 
 
-def draw_alike(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArray[np.bool_]:
+def draw_as_unlabelled(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArray[np.bool_]:
     """Return which labelled tasks (N,) would be among the known images, were they unlabelled: (N,).
 
     Held-out images speak for unlabelled ones if they are treated alike: as large a share of them as has features that
@@ -66,14 +66,14 @@ def draw_alike(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArra
     return keyed_uniforms(_DRAW, tasks) < known / max(1, unlabelled.tasks)
 
 
-def recall(
-    sources: Sequence[str], store: FeatureStore, backbone: str, length: int, *, but: Collection[bytes]
+def read_known_features(
+    sources: Sequence[str], store: FeatureStore, backbone: str, length: int, *, excluding: Collection[bytes]
 ) -> npt.NDArray[np.float32]:
     """Return the features of images that a store knows, each file once, `but` for files with these sha256: (U, F).
 
     They are kept under `backbone`, and have the `length` F.
     """
-    known, left_out = dict.fromkeys(each.digest for each in store.get_downloads(sources) if each), set(but)
+    known, left_out = dict.fromkeys(each.digest for each in store.get_downloads(sources) if each), set(excluding)
     digests = [digest for digest in known if digest not in left_out]
     rows = [row for row in store.get_many(backbone, digests) if row is not None and len(row) == length]
     if sources:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from contract.errors import ConfigError
-from trainer.model.backbones import Opened, default_image_size, open_backbone
+from trainer.model.backbones import LoadedBackbone, default_image_size, load_backbone
 from trainer.model.backbones.layers import Round
 from trainer.model.frozen import FrozenBackbone, open_frozen
 from trainer.model.head import DROPOUT, UNITS, build_head
@@ -42,25 +42,25 @@ def choose_device(device: Device) -> torch.device:
     return torch.device("cuda" if found and device != "cpu" else "cpu")
 
 
-def open_backbone_of(training: Training, *, cache: Path) -> FrozenBackbone | Opened:
+def open_backbone_for(training: Training, *, cache: Path) -> FrozenBackbone | LoadedBackbone:
     """Return the backbone that is asked for: one that stays as it is, or one to be trained.
 
     Fresh layers of the latter are drawn from torch's global seed.
     """
     if training.trained_part == "classifier":
-        return open_frozen_of(training, cache=cache)
+        return open_frozen_for(training, cache=cache)
     grid = _grid(training)
-    return open_backbone(training.backbone, image_size=training.image_size, weights=training.weights, grid=grid)
+    return load_backbone(training.backbone, image_size=training.image_size, weights=training.weights, grid=grid)
 
 
-def open_frozen_of(training: Training, *, cache: Path) -> FrozenBackbone:
+def open_frozen_for(training: Training, *, cache: Path) -> FrozenBackbone:
     """Return the backbone that is asked for, to be left as it is."""
     size, weights, cache = training.image_size, training.weights, cache / "backbones"
     return open_frozen(training.backbone, image_size=size, weights=weights, grid=_grid(training), cache=cache)
 
 
-def build_head_of(
-    training: Training, backbone: Opened | FrozenBackbone, *, classes: int
+def build_head_for(
+    training: Training, backbone: LoadedBackbone | FrozenBackbone, *, classes: int
 ) -> tuple[nn.Sequential, Provenance]:
     """Return the head that is asked for, fresh from torch's global seed, and where the weights of all came from."""
     if training.head == "vgg":

@@ -25,7 +25,7 @@ from trainer.progress_bar import Bar
 
 logger = logging.getLogger(__name__)
 
-Trust = npt.NDArray[np.float32]
+SampleWeights = npt.NDArray[np.float32]
 """Above 0, of each image: 1 for a label that somebody gave."""
 _WARM_UP = 0.05
 """Share of the steps over which the rate rises from nothing."""
@@ -38,7 +38,7 @@ _GREATEST_WEIGHT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class FitResult:
     """How a fit went."""
 
     recipe: Recipe
@@ -59,25 +59,25 @@ def fit(
     classes: int,
     recipe: Recipe,
     device: torch.device,
-    trust: Trust | None = None,
-) -> Fitted:
+    sample_weights: SampleWeights | None = None,
+) -> FitResult:
     """Train a module in place on inputs (N, ...) and what holds of them, and leave it in evaluation mode.
 
     The loss is cross-entropy between the classes or, with targets (N, C), the sum of those between each label and its
-    absence. `trust`, (N,) beside targets (N,), is what each image counts for before classes are balanced.
+    absence. `sample_weights`, (N,) beside targets (N,), is what each image counts for before classes are balanced.
 
     Shuffling and dropout draw from torch's global generator: seed it first. A fit that diverges starts again once, at a
     tenth of the rate; if that diverges too, it is a TrainingError, and the module of no use.
     """
     start, slower = copy.deepcopy(module.state_dict()), replace(recipe, learning_rate=recipe.learning_rate * _SLOWER)
-    loss = _Loss.over(targets, classes, recipe, device, trust=trust)
+    loss = _Loss.over(targets, classes, recipe, device, sample_weights=sample_weights)
     try:
-        return Fitted(recipe, _descend(module, inputs, loss, recipe), attempts=1)
+        return FitResult(recipe, _descend(module, inputs, loss, recipe), attempts=1)
     except _Diverged as err:
         logger.warning("diverged: %s; once more at learning rate %g", err, slower.learning_rate)
     module.load_state_dict(start)
     try:
-        return Fitted(slower, _descend(module, inputs, loss, slower), attempts=2)
+        return FitResult(slower, _descend(module, inputs, loss, slower), attempts=2)
     except _Diverged as err:
         raise TrainingError(
             f"diverged at learning rate {recipe.learning_rate:g} and at {slower.learning_rate:g} ({err}): "
@@ -136,7 +136,13 @@ class _Loss:
 
     @classmethod
     def over(
-        cls, targets: Targets, classes: int, recipe: Recipe, device: torch.device, *, trust: Trust | None
+        cls,
+        targets: Targets,
+        classes: int,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        sample_weights: SampleWeights | None,
     ) -> "_Loss":
         held = torch.from_numpy(targets).to(device)
         rows = np.arange(len(targets))
@@ -144,11 +150,13 @@ class _Loss:
             weights = torch.from_numpy(label_weights(targets, power=recipe.class_balance)).to(device)
             guessing = float(_binary_cross_entropy(torch.zeros(1, device=device).expand(held.shape), held, weights))
             return cls(torch.from_numpy(rows), held, weights, guessing)
-        counts = np.bincount(targets, weights=trust, minlength=classes)  # an image counts for as much as its trust
+        counts = np.bincount(
+            targets, weights=sample_weights, minlength=classes
+        )  # an image counts for as much as its sample_weights
         of_classes = np.power(counts, -recipe.class_balance, out=np.zeros(classes), where=counts > 0)
         of_images = (of_classes * len(targets) / (of_classes @ counts)).astype(np.float32)[targets]  # 1 on average
-        if trust is not None:
-            of_images *= trust
+        if sample_weights is not None:
+            of_images *= sample_weights
         repeats = np.maximum(1, np.ceil(of_images / recipe.batch_images)).astype(np.int64)
         rows = np.repeat(rows, repeats)
         of_images = (of_images / repeats * (len(rows) / len(targets))).astype(np.float32)  # still 1 on average

@@ -31,9 +31,9 @@ from contract.graph.lowering import FEATURES, load_graph
 from contract.images.preprocess import RECIPE
 from contract.versions.manifest import Backbone
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE, digest_file
-from trainer.model.backbones import Opened, open_backbone
+from trainer.model.backbones import LoadedBackbone, load_backbone
 from trainer.model.backbones.layers import Round
-from trainer.model.backbones.opened import BackboneInfo
+from trainer.model.backbones.loaded import BackboneInfo
 from trainer.model.graphs.export import export_backbone, move_weights
 from trainer.model.graphs.validation import open_session, run
 from trainer.progress_bar import Bar
@@ -100,7 +100,7 @@ class FrozenBackbone(BackboneInfo):
             )
         return features
 
-    def compute_once(
+    def compute_cached(
         self, images: Images, digests: Sequence[bytes], store: FeatureStore, *, title: str = "features"
     ) -> Features:
         """Do as `compute` does, of files with these sha256: what a store knows is not computed, the rest is kept."""
@@ -133,7 +133,7 @@ def open_frozen(
 ) -> FrozenBackbone:
     """Return a backbone from the cache, a folder, where it is written now if it is not there.
 
-    The other arguments are those of `open_backbone`.
+    The other arguments are those of `load_backbone`.
     """
     libraries = (torch.__version__, torchvision.__version__)
     makings = [_FORMAT, RECIPE, _identify(name), image_size, _identify(weights), grid, *libraries]
@@ -141,14 +141,14 @@ def open_frozen(
     if not _is_whole(folder):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of weights that start from nothing, so that they are the same in the next run
-            opened = open_backbone(name, image_size=image_size, weights=weights, grid=grid)
+            opened = load_backbone(name, image_size=image_size, weights=weights, grid=grid)
         remedy = "set LABELNEXT_CACHE_DIR to a folder with room"
         with explaining("the backbone", folder, remedy=remedy), _folder_to_write(folder) as path:
             freeze(opened, path)
     return read(folder)
 
 
-def freeze(opened: Opened, folder: Path) -> FrozenBackbone:
+def freeze(opened: LoadedBackbone, folder: Path) -> FrozenBackbone:
     """Write a backbone into a folder."""
     graph = opened.graph
     if graph is None:

@@ -42,7 +42,7 @@ class Standardise(nn.Module):
         """Return the standardised features."""
         return (features - self.shift) * self.scale
 
-    def measure(self, features: Tensor) -> None:
+    def fit(self, features: Tensor) -> None:
         """Take shift and scale from features (N, D * cells), alike for all cells of a channel."""
         cells = features.shape[1] // self._channels
         values = features.view(-1, self._channels, cells)  # (N, D, cells)
@@ -83,10 +83,10 @@ def initialise(layers: list[nn.Linear]) -> None:
     nn.init.zeros_(layers[-1].bias)
 
 
-def measure(head: nn.Sequential, features: Tensor) -> None:
+def fit_standardisation(head: nn.Sequential, features: Tensor) -> None:
     """Have a head that standardises its features do so by these, (N, F)."""
     if isinstance(head[0], Standardise):
-        head[0].measure(features)
+        head[0].fit(features)
 
 
 def to_onnx(head: nn.Sequential) -> ModelProto:

@@ -18,7 +18,7 @@ from typing import Final, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluation.sure import lower_end
+from trainer.evaluation.sure import lower_bound
 from trainer.ordering.strategies import Candidates, LabelledImages
 from trainer.subsampling import evenly_spaced
 
@@ -138,7 +138,7 @@ def are_told_apart(embeddings: Vectors, labelled: LabelledImages) -> bool:
     _normalise(vectors)
     pairs = _pair_up(vectors, _near(some) * _shrink(len(embeddings)))
     agreeing = np.count_nonzero(labels[pairs[:, 0]] == labels[pairs[:, 1]])
-    return lower_end(len(pairs), agreeing, error_rate=0.05) > 1 - AGREEING  # of those that differ
+    return lower_bound(len(pairs), agreeing, error_rate=0.05) > 1 - AGREEING  # of those that differ
 
 
 def _pair_up(vectors: Vectors, distance: float) -> Ints:

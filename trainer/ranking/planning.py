@@ -18,7 +18,7 @@ from contract.tasks import find_reference
 from contract.versions.manifest import InputSpec, Manifest
 from contract.versions.results import ProjectState
 from trainer import labelstudio
-from trainer.evaluation.witnesses import read_witnesses
+from trainer.evaluation.holdout_predictions import read_holdout_predictions
 from trainer.features import open_store
 from trainer.labels.checks import describe_unlabelled
 from trainer.labelstudio.tasks import PoolTask
@@ -221,7 +221,7 @@ class _ByVersion:
         """Find what may be confirmed in bulk, which takes the scores of labelled tasks too."""
         context, asked = self._context, self._asked
         with stage("labels"):
-            witnesses = read_witnesses(context.repository, self._manifest)
+            witnesses = read_holdout_predictions(context.repository, self._manifest)
         labelled = self._labelled if witnesses or (former and former.tasks) else Labelled({}, {})
         data = {each["id"]: each["data"] for each in context.annotated} if labelled.by_people else {}
         scored, _ = self._score([PoolTask(task, data[task]) for task in tasks_to_score(labelled, witnesses, asked)])
@@ -324,15 +324,15 @@ def _open_backbone(context: RankingContext, store: FeatureStore) -> tuple[InputS
 
     Imports torch, which rankings by a version do without.
     """
-    from trainer.model.build import open_frozen_of
-    from trainer.model.graphs.int8 import in_best_precision
+    from trainer.model.build import open_frozen_for
+    from trainer.model.graphs.int8 import choose_precision
 
     options = context.options
     asked = Training(weights=options.weights, backbone=options.backbone, image_size=options.image_size)
-    exact = open_frozen_of(asked, cache=context.environment.cache_dir)
+    exact = open_frozen_for(asked, cache=context.environment.cache_dir)
 
     def embed_images(images: npt.NDArray[np.uint8], digests: Sequence[bytes]) -> npt.NDArray[np.float32]:
-        backbone = in_best_precision(exact, images, repository=context.repository)
-        return embed(backbone.compute_once(images, digests, store), last=exact.last_stage)
+        backbone = choose_precision(exact, images, repository=context.repository)
+        return embed(backbone.compute_cached(images, digests, store), last=exact.last_stage)
 
     return exact.spec, embed_images

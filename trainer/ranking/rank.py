@@ -24,7 +24,7 @@ from contract.scores.ranking import Ranking, load_rankings, save_ranking
 from contract.tasks import find_reference
 from trainer import labelstudio
 from trainer.labelstudio.tasks import count_unlabelled
-from trainer.locks import exclusive
+from trainer.locks import lock_model
 from trainer.ranking import thumbnails
 from trainer.ranking.context import RankingContext
 from trainer.ranking.names import next_name, own_names, round_of
@@ -36,7 +36,7 @@ from trainer.ranking.releasing import remember
 from trainer.ranking.tabs import RankingTabs
 from trainer.scoring.retries import are_few
 from trainer.settings import Environment
-from trainer.stages import CLEAR, collecting, stage
+from trainer.stages import CLEAR, collect_stages, stage
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Summary:
     ranking; tabs, which show it; and clear: the record is written, and what the ranking replaces is removed."""
     seconds: float = 0.0
 
-    def say(self) -> str:
+    def describe(self) -> str:
         """Return it as one line for people."""
         if not self.tasks:
             there = f"{self.waiting} tasks wait in their order" if self.waiting else "no task is left to label"
@@ -96,9 +96,9 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
     started = time.monotonic()
     busy = f"project {options.project} is being ranked by another process; wait for it to end"
     with (
-        exclusive(environment.repository(), work=f".rank.{options.project}", refusal=busy),
+        lock_model(environment.repository(), work=f".rank.{options.project}", refusal=busy),
         Fetcher(environment.fetch_settings()) as fetcher,
-        collecting() as stages,
+        collect_stages() as stages,
     ):
         first = RankingContext(options, environment, fetcher)
         begun = _Ranking(first).finish()

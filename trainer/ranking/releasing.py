@@ -21,7 +21,7 @@ from trainer import labelstudio
 from trainer.labelstudio import Project, task_lists
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.webhooks import clear_webhook_token
-from trainer.locks import exclusive
+from trainer.locks import lock_model
 from trainer.ranking.context import kept_folder
 from trainer.ranking.names import own_names
 from trainer.settings import Environment
@@ -81,7 +81,7 @@ class Released:
     recorded: bool
     """Whether it was written down how the project was; if not, it has Label Studio's defaults where it had ours."""
 
-    def say(self) -> str:
+    def describe(self) -> str:
         """Return it as one line for people."""
         shown = self.model_version or "none"
         guess = "" if self.recorded else " (how it was before was not written down)"
@@ -104,8 +104,8 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
     watched = f"a watch is at work for model {repository.model!r} and would rank the project again; end it first"
     ranked = f"project {project_id} is being ranked by another process; wait for it to end"
     with (
-        exclusive(repository, work=".watch", refusal=watched),
-        exclusive(repository, work=f".rank.{project_id}", refusal=ranked),
+        lock_model(repository, work=".watch", refusal=watched),
+        lock_model(repository, work=f".rank.{project_id}", refusal=ranked),
     ):
         client = labelstudio.connect(*environment.label_studio(), project_id)
         before = recall(repository, project_id)

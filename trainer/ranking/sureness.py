@@ -18,17 +18,17 @@ from contract.scores.keyed_uniforms import keyed_uniforms
 from contract.scores.sure import Shadow, Sure, percent_below
 from contract.tasks import labels_in
 from trainer.evaluation.advice import LEAST_IMAGES
+from trainer.evaluation.holdout_predictions import HoldoutPrediction
 from trainer.evaluation.sure import (
     ERROR_RATE,
     Evidence,
     Sample,
     find_margin,
-    images_wanted,
-    least_images,
-    lower_end,
+    images_needed,
+    lower_bound,
+    min_images,
 )
-from trainer.evaluation.witnesses import Predicted
-from trainer.labels.annotations import LeftOut, Task, confirmed_groups, decide, is_confirmed
+from trainer.labels.annotations import LeftOut, Task, aggregate, confirmed_groups, is_confirmed
 from trainer.ordering.duplicates import Outlook, find_representatives
 from trainer.ranking.predictions import to_candidates
 from trainer.scoring.scores import Score
@@ -53,7 +53,7 @@ class Labelled:
         for task in tasks:
             confirmed.update(confirmed_groups(task))
             try:
-                chosen = decide(task, control, labels, multiple=multiple)
+                chosen = aggregate(task, control, labels, multiple=multiple)
             except LeftOut:
                 continue
             if not is_confirmed(task):
@@ -78,13 +78,13 @@ class Asked:
         found = np.array(sorted(tasks), np.int64)
         return frozenset(found[is_held_out(self.project, found, self.holdout_share)].tolist())
 
-    def read(self, scores: Sequence[Score]) -> list[Predicted]:
+    def read(self, scores: Sequence[Score]) -> list[HoldoutPrediction]:
         """Return what is predicted, in the labelling config's words; nothing where no label is."""
         if not scores:
             return []
         mean = np.stack([score.probabilities for score in scores]).astype(np.float64)  # (n, C)
         return [
-            Predicted(
+            HoldoutPrediction(
                 score.task, lead, frozenset(label for each in score.result for label in labels_in(each.get("value")))
             )
             for score, lead in zip(scores, margin(mean, multiple=self.multiple).tolist(), strict=True)
@@ -103,14 +103,14 @@ class Found:
     reasons: Mapping[int, str]
 
 
-def tasks_to_score(labelled: Labelled, witnesses: Sequence[Predicted], asked: Asked) -> list[int]:
+def tasks_to_score(labelled: Labelled, witnesses: Sequence[HoldoutPrediction], asked: Asked) -> list[int]:
     """Return the labelled tasks whose embeddings are needed: all, where near-duplicates of them may count."""
     return sorted(labelled.by_people) if len(witnesses) >= _least_copies(asked) else []
 
 
 def find_sure(
     pool: Sequence[Score],
-    witnesses: Sequence[Predicted],
+    witnesses: Sequence[HoldoutPrediction],
     labelled: Labelled,
     asked: Asked,
     *,
@@ -141,8 +141,8 @@ def find_sure(
     wanted, so_far = 0, max(len(drawn), asked.random_labels)
     if evidence is None and of_copies is None:
         # Before any is a witness, as many as it takes for some to be, and for those to do if none is wrong.
-        least = max(LEAST_IMAGES, least_images(0, asked.precision))
-        wanted = images_wanted(sample, asked.precision) if fresh else max(1, least - so_far)
+        least = max(LEAST_IMAGES, min_images(0, asked.precision))
+        wanted = images_needed(sample, asked.precision) if fresh else max(1, least - so_far)
     both = [each for each in (evidence, of_copies) if each]
     sure = Sure(
         name,
@@ -182,7 +182,9 @@ def say(sure: Sure, *, so_far: int, left: int) -> str:
     return f"{sentence}, which is more than the random holdout has left ({left}); a larger --holdout-share would do"
 
 
-def _sample(witnesses: Sequence[Predicted], shadows: Sequence[Shadow], truth: Mapping[int, frozenset[str]]) -> Sample:
+def _sample(
+    witnesses: Sequence[HoldoutPrediction], shadows: Sequence[Shadow], truth: Mapping[int, frozenset[str]]
+) -> Sample:
     margins = np.array([each.margin for each in witnesses], np.float64)
     right = np.array([each.labels == truth[each.task] for each in witnesses], np.bool_)
     before = [frozenset(each.predicted) == truth[each.task] for each in shadows if each.task in truth]
@@ -192,7 +194,7 @@ def _sample(witnesses: Sequence[Predicted], shadows: Sequence[Shadow], truth: Ma
 # ---- what may be confirmed now
 
 
-def _offer(sure: Sure, predicted: Sequence[Predicted], asked: Asked, *, copies: Mapping[int, str]) -> Found:
+def _offer(sure: Sure, predicted: Sequence[HoldoutPrediction], asked: Asked, *, copies: Mapping[int, str]) -> Found:
     """Offer what is far enough from the next label, or a copy; of the random holdout, note it only."""
     reasons, tasks, offered, shadows = dict[int, str](), dict(sure.tasks), Counter(sure.offered), [*sure.shadows]
     out, noted = asked.held_out(each.task for each in predicted), {shadow.task for shadow in sure.shadows}
@@ -215,25 +217,25 @@ def _offer(sure: Sure, predicted: Sequence[Predicted], asked: Asked, *, copies: 
 
 def _least_copies(asked: Asked) -> int:
     """They are tested beside margins: each of the two may err half as often."""
-    return least_images(0, asked.precision, error_rate=ERROR_RATE / 2)
+    return min_images(0, asked.precision, error_rate=ERROR_RATE / 2)
 
 
 def _judge_copies(
-    copies: Mapping[int, str], witnesses: Sequence[Predicted], truth: Mapping[int, frozenset[str]], asked: Asked
+    copies: Mapping[int, str], witnesses: Sequence[HoldoutPrediction], truth: Mapping[int, frozenset[str]], asked: Asked
 ) -> tuple[Mapping[int, str], Evidence | None]:
     """Judge near-duplicates; none are told apart from others where the holdout has too few of them to pass."""
     copied = [each for each in witnesses if each.task in copies]
     if len(copied) < _least_copies(asked):
         return {}, None
     wrong = sum(each.labels != truth[each.task] for each in copied)
-    low = lower_end(len(copied), wrong, error_rate=ERROR_RATE / 2)
+    low = lower_bound(len(copied), wrong, error_rate=ERROR_RATE / 2)
     return copies, Evidence(0.0, len(copied), wrong, low) if low >= asked.precision else None
 
 
 def _find_copies(
     pool: Sequence[Score],
     scored: Sequence[Score],
-    predicted: Sequence[Predicted],
+    predicted: Sequence[HoldoutPrediction],
     *,
     truth: Mapping[int, frozenset[str]],
     asked: Asked,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
 from contract.scores.calibration import temper
-from trainer.evaluation.holdout import as_decisions, decide
+from trainer.evaluation.holdout import predict_labels, to_label_matrix
 from trainer.labels.dataset import Indices, Integers, Targets, strata
 
 FOLDS: Final = 5
@@ -46,8 +46,8 @@ def fit_temperature(probabilities: Probabilities, targets: Targets, *, multiple:
     There is none for fewer than 30 images, where all predictions are right (the sharper the better, without end), and
     where none is worth anything (the flatter the better).
     """
-    true = as_decisions(targets, probabilities.shape[1])  # (N, C)
-    if len(true) < LEAST_IMAGES or (decide(probabilities, multiple=multiple) == true).all():
+    true = to_label_matrix(targets, probabilities.shape[1])  # (N, C)
+    if len(true) < LEAST_IMAGES or (predict_labels(probabilities, multiple=multiple) == true).all():
         return 1.0
     exact = np.maximum(probabilities.astype(np.float64), _LEAST)
     if multiple:  # of what is said of a label, be it that it holds or not: tempering treats both alike
@@ -109,8 +109,8 @@ def reliability(probabilities: Probabilities, targets: Targets, *, multiple: boo
     Of one label an image, its confidence is that of the likeliest; of several, each label of each image is a prediction
     that it holds. The mean gap of confidence and accuracy, weighted by count, is the expected calibration error.
     """
-    true = as_decisions(targets, probabilities.shape[1])  # (N, C)
-    predicted = np.ones_like(true) if multiple else decide(probabilities, multiple=False)
+    true = to_label_matrix(targets, probabilities.shape[1])  # (N, C)
+    predicted = np.ones_like(true) if multiple else predict_labels(probabilities, multiple=False)
     confidence, right = probabilities[predicted].astype(np.float64), true[predicted]
     places = np.digitize(confidence, _EDGES[1:-1])
     return [

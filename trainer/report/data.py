@@ -11,8 +11,8 @@ import numpy.typing as npt
 from contract.scores.calibration import temper
 from contract.versions.learning_curve import Point, find_points
 from contract.versions.manifest import Manifest
-from trainer.evaluation.holdout import HeldOut, as_decisions, decide
-from trainer.evaluation.metrics import measure
+from trainer.evaluation.holdout import HeldOut, predict_labels, to_label_matrix
+from trainer.evaluation.metrics import compute_metrics
 from trainer.labels.dataset import Pixels
 from trainer.report import label_errors, metrics
 from trainer.report.calibration import cross_fit, deal, error_by_chance, reliability
@@ -60,8 +60,8 @@ def work_out(inputs: Inputs) -> dict[str, Any]:
     """Return everything that is told of a version, as JSON."""
     manifest, parts, classes = inputs.manifest, inputs.parts, len(inputs.manifest.labels)
     targets = inputs.pixels.targets
-    true = as_decisions(targets[parts.validation], classes)  # (V, C)
-    predicted = decide(inputs.probabilities, multiple=manifest.multiple)  # (V, C)
+    true = to_label_matrix(targets[parts.validation], classes)  # (V, C)
+    predicted = predict_labels(inputs.probabilities, multiple=manifest.multiple)  # (V, C)
     right, certainty = (true == predicted).all(axis=1), _certainty(inputs)  # (V,)
 
     def show(row: int) -> dict[str, Any]:
@@ -84,8 +84,8 @@ def work_out(inputs: Inputs) -> dict[str, Any]:
         "calibration": _calibrate(inputs),
         "classes": metrics.by_class(
             manifest.labels,
-            labelled=as_decisions(targets, classes),
-            trained_on=as_decisions(targets[parts.train], classes),
+            labelled=to_label_matrix(targets, classes),
+            trained_on=to_label_matrix(targets[parts.train], classes),
             true=true,
             predicted=predicted,
         ),
@@ -104,7 +104,7 @@ def _calibrate(inputs: Inputs) -> dict[str, Any]:
     validation, multiple = inputs.parts.validation, inputs.manifest.multiple
     targets, before = inputs.pixels.targets[validation], inputs.probabilities
     after = cross_fit(before, targets, deal(targets, inputs.pixels.groups[validation]), multiple=multiple)
-    found = measure(after, targets)
+    found = compute_metrics(after, targets)
     return {
         "before": reliability(before, targets, multiple=multiple),
         "after": reliability(after, targets, multiple=multiple),

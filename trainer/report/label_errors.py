@@ -20,7 +20,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from trainer.evaluation.holdout import decide
+from trainer.evaluation.holdout import predict_labels
 from trainer.labels.dataset import Integers, Targets, count_images
 from trainer.report.calibration import FOLDS, deal
 
@@ -152,7 +152,7 @@ def _judge_one(probabilities: Floats, given: _Mask) -> tuple[Integers, _Mask, Fl
     labels = given.argmax(axis=1)
     ranked = find_label_issues(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
     likelihood = np.stack([probabilities[given], probabilities.max(axis=1)], axis=1)
-    return ranked, decide(probabilities, multiple=False), likelihood
+    return ranked, predict_labels(probabilities, multiple=False), likelihood
 
 
 def _judge_several(probabilities: Floats, given: _Mask) -> tuple[Integers, _Mask, Floats]:

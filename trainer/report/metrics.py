@@ -7,7 +7,7 @@ from typing import Any, Final, TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluation.holdout import Decisions
+from trainer.evaluation.holdout import LabelMatrix
 from trainer.labels.dataset import Indices
 
 _SHOWN: Final = 12
@@ -43,7 +43,7 @@ class Histogram(TypedDict):
 
 
 def by_class(
-    labels: Sequence[str], *, labelled: Decisions, trained_on: Decisions, true: Decisions, predicted: Decisions
+    labels: Sequence[str], *, labelled: LabelMatrix, trained_on: LabelMatrix, true: LabelMatrix, predicted: LabelMatrix
 ) -> list[ClassMetrics]:
     """Return the metrics of each class, in the order of the labels.
 
@@ -67,7 +67,7 @@ def by_class(
     ]
 
 
-def confusions(labels: Sequence[str], true: Decisions, predicted: Decisions) -> list[dict[str, Any]]:
+def confusions(labels: Sequence[str], true: LabelMatrix, predicted: LabelMatrix) -> list[dict[str, Any]]:
     """Return how many images, (V, C), of a class are taken for which other, the most frequent pair first."""
     pairs = Counter(zip(true.argmax(axis=1).tolist(), predicted.argmax(axis=1).tolist(), strict=True))
     wrong = sorted((-images, given, taken) for (given, taken), images in pairs.items() if given != taken)

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ConfigError, FetchError, LabelError
-from trainer.labels.class_folders import is_passed_over
-from trainer.labels.dataset import THREADS, Indices, count_images, number_alike, split
+from trainer.labels.class_folders import is_ignored
+from trainer.labels.dataset import THREADS, Indices, count_images, group_equal, split
 from trainer.labels.sources import from_folder
 
 Flags = npt.NDArray[np.bool_]
@@ -128,7 +128,7 @@ _Row = tuple[str, str, bool]
 def _class_folders(root: Root) -> tuple[Root, list[_Row]]:
     """Return where the class folders lie, and what is in them."""
     if isinstance(root, zipfile.Path):
-        tops = [each for each in root.iterdir() if not is_passed_over(each.name)]
+        tops = [each for each in root.iterdir() if not is_ignored(each.name)]
         root = tops[0] if len(tops) == 1 and tops[0].is_dir() else root
     found = from_folder(cast(Path, root))  # a zip's answers all that is asked of a folder
     start = f"{str(root).rstrip('/')}/"
@@ -188,7 +188,7 @@ def _groups(references: Sequence[str], root: Root) -> Indices:
             return os.fsencode(reference)
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
-        return number_alike(list(executor.map(digest, references)))
+        return group_equal(list(executor.map(digest, references)))
 
 
 def _check_split(classes: Sequence[str], targets: Indices, test: Flags) -> None:

@@ -102,7 +102,7 @@ def compute(pool: Pool, decoded: Decoded, *, backbone: FrozenBackbone, store: Fe
         return hashlib.sha256(b"" if image in decoded.faults else pool.read(image)).digest()
 
     def compute_all(rows: range) -> Array:
-        return backbone.compute_once(np.array(images[rows.start : rows.stop]), list(map(sha256, rows)), store)
+        return backbone.compute_cached(np.array(images[rows.start : rows.stop]), list(map(sha256, rows)), store)
 
     path = cache / f"features-{_digest([decoded.key, backbone.key])}.npy"
     _write_once(path, compute_all, count=len(images), title="features")

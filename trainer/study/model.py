@@ -19,13 +19,13 @@ from contract.graph.lowering import FEATURES, PassOutputs, lower
 from contract.graph.masks import Masks, draw_masks
 from contract.scores.embedding import embed
 from trainer.labels.dataset import Indices, count_images
-from trainer.model.backbones import Opened
+from trainer.model.backbones import LoadedBackbone
 from trainer.model.bayes import BaalBALD, ModelWrapper, TrainingArgs
-from trainer.model.build import Network, build_head_of, open_backbone_of, sample_features
+from trainer.model.build import Network, build_head_for, open_backbone_for, sample_features
 from trainer.model.fit import fit
 from trainer.model.fit_head import fit_head
 from trainer.model.graphs.validation import open_head
-from trainer.model.head import measure, to_onnx
+from trainer.model.head import fit_standardisation, to_onnx
 from trainer.model.recipe import choose_recipe
 from trainer.ordering.strategies import Candidates
 from trainer.settings import Training
@@ -71,10 +71,10 @@ class Trainer:
         self.training = training
         self.device = device
         torch.manual_seed(training.seed)
-        self._backbone = open_backbone_of(training, cache=dataset.cache)
+        self._backbone = open_backbone_for(training, cache=dataset.cache)
         self.last_stage = self._backbone.last_stage
-        self.head, _ = build_head_of(training, self._backbone, classes=len(dataset.classes))
-        trained = self._backbone.module if isinstance(self._backbone, Opened) else None
+        self.head, _ = build_head_for(training, self._backbone, classes=len(dataset.classes))
+        trained = self._backbone.module if isinstance(self._backbone, LoadedBackbone) else None
         self._network = Network(trained, self.head) if trained is not None else None
         self._start = copy.deepcopy(self._trained.state_dict())
 
@@ -98,7 +98,7 @@ class Trainer:
             images = self.dataset.images[labelled]
             self._network.to(device)
             torch.manual_seed(training.seed)
-            measure(self.head, sample_features(self._network.backbone, images, device=device))
+            fit_standardisation(self.head, sample_features(self._network.backbone, images, device=device))
             pretrained = bool(self._backbone.provenance.loaded)
             recipe = choose_recipe(training, "all", len(labelled), pretrained=pretrained)
             fit(self._network, torch.from_numpy(images), targets, classes=classes, recipe=recipe, device=device)

@@ -16,7 +16,7 @@ from sklearn.metrics import balanced_accuracy_score
 from contract.files import recover_lines
 from contract.scores.acquisition import rank_correlation
 from contract.scores.holdout import DEFAULT_SHARE
-from trainer.evaluation.metrics import measure
+from trainer.evaluation.metrics import compute_metrics
 from trainer.labels.dataset import Indices
 from trainer.ordering import coldstart
 from trainer.ordering.order import places_before_holdout
@@ -136,7 +136,7 @@ def _do_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, la
 def _measure(model: Model, protocol: Protocol) -> dict[str, Any]:
     targets = model.dataset.targets[protocol.test]
     mean = model.score(protocol.test, model.compute_features(protocol.test)).probabilities  # (M, C)
-    metrics = measure(mean, targets)
+    metrics = compute_metrics(mean, targets)
     f1 = tuple(value or 0.0 for value in metrics.f1)
     return {
         "accuracy": float(metrics.accuracy or 0.0),

@@ -28,10 +28,10 @@ from contract.errors import ConfigError, with_subject
 from contract.versions.documents import Documents
 from trainer.features import open_store
 from trainer.labels.dataset import Indices
-from trainer.locks import alone
-from trainer.model.build import choose_device, open_backbone_of
+from trainer.locks import lock_file
+from trainer.model.build import choose_device, open_backbone_for
 from trainer.model.frozen import FrozenBackbone
-from trainer.model.graphs.int8 import in_best_precision
+from trainer.model.graphs.int8 import choose_precision
 from trainer.model.recipe import choose_recipe
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.settings import Environment, Training
@@ -98,7 +98,7 @@ class _Plan:
         self.cache = environment.cache.parent / "study"
         self.reference = read_reference(options.reference) if options.reference else None
         torch.manual_seed(0)
-        self.backbone = open_backbone_of(training, cache=environment.cache_dir)
+        self.backbone = open_backbone_for(training, cache=environment.cache_dir)
         size, most = self.backbone.spec.height, environment.max_megapixels
         self.decoded = decode(pool, image_size=size, cache=self.cache, max_megapixels=most)
         faults = [with_subject(pool.references[image], reason) for image, reason in self.decoded.faults.items()]
@@ -109,7 +109,7 @@ class _Plan:
         self.protocol = _make_protocol(pool, self.decoded.readable, options, training)
         if isinstance(self.backbone, FrozenBackbone) and training.precision == "auto":
             some = self.protocol.pool[evenly_spaced(len(self.protocol.pool), most=_CALIBRATED)]
-            self.backbone = in_best_precision(self.backbone, self.decoded.images[some])
+            self.backbone = choose_precision(self.backbone, self.decoded.images[some])
         self.settings = self._describe()
 
     def complete(self, out: Path, *, title: str) -> tuple[Study, dict[str, Any]]:
@@ -222,7 +222,7 @@ def _holding(out: Path) -> Iterator[None]:
     """Keep other studies out of a folder, and say what is wrong where it cannot be written."""
     busy = f"another study is at work in {out}; wait for it to end, or name another folder with --out"
     try:
-        with alone(out / ".lock", refusal=busy):
+        with lock_file(out / ".lock", refusal=busy):
             yield
     except OSError as err:
         raise ConfigError(f"--out {out} cannot be used ({err.strerror or err}); name a folder with room") from err

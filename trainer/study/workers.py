@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import torch
 
 from contract.errors import ConfigError
-from trainer.progress_bar import Bar, lock_within_process
+from trainer.progress_bar import Bar, use_process_lock
 from trainer.study.model import Dataset
 from trainer.study.run import Protocol, Run, complete
 
@@ -76,7 +76,7 @@ def _silent_workers() -> Iterator[None]:
 def _start_worker(threads: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one ends it
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    lock_within_process()  # this process may be ended
+    use_process_lock()  # this process may be ended
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     torch.set_num_threads(threads)
 

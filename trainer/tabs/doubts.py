@@ -20,7 +20,7 @@ from contract.scores.sure import MARK
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.version import REPORT_FOLDER
-from trainer.labels.annotations import LeftOut, decide
+from trainer.labels.annotations import LeftOut, aggregate
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.tasks import tasks_by_number
 from trainer.tabs.record import Listed
@@ -114,7 +114,7 @@ def find_doubts(
 def _is_settled(task: Mapping[str, Any], suspect: Suspect, control: ChoicesControl, listed: Listed | None) -> bool:
     """Whether there is no need to look: it has another label by now, or a person stands by the one that it has."""
     try:
-        given = decide(task, control.from_name, set(control.labels), multiple=control.multiple)
+        given = aggregate(task, control.from_name, set(control.labels), multiple=control.multiple)
     except LeftOut:
         return True
     annotations = [each for each in task["annotations"] or [] if not each["was_cancelled"]]

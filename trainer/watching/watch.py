@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from contract.versions.repository import Repository
-from trainer.locks import exclusive
+from trainer.locks import lock_model
 from trainer.settings import Environment
 from trainer.watching.processes import Stopped, Supervisor
 from trainer.watching.rounds import WatchedProject, WatchOptions, read_trained
@@ -39,7 +39,7 @@ def watch(options: WatchOptions, environment: Environment, *, run: Mapping[str, 
                 f"another watch is at work for model {repository.model!r} in {repository.root}; end that one first, or "
                 "set LABELNEXT_MODEL to watch for another model beside it"
             )
-            stack.enter_context(exclusive(repository, work=".watch", refusal=busy))
+            stack.enter_context(lock_model(repository, work=".watch", refusal=busy))
         supervisor = stack.enter_context(Supervisor())
         commands = {"run": run, "rank": rank, "prune": {"keep": options.keep}}
         watchers = [

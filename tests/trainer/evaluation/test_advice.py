@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
-from trainer.evaluation.advice import FLAT, LEAST_KAPPA, Measured, advise, fit_slope
+from trainer.evaluation.advice import FLAT, LEAST_KAPPA, CurvePoint, advise, fit_slope
 
 LN_4 = math.log(4)
 SHARE, NATS, KAPPA = st.floats(0, 1), st.floats(0, LN_4), st.none() | st.floats(-1, 1)
 
 
 def measured(labels, macro_f1, *, bald=0.02, kappa=0.97, images=64, half=0.05):
-    return Measured(labels, images, macro_f1, macro_f1 - half, macro_f1 + half, bald, kappa)
+    return CurvePoint(labels, images, macro_f1, macro_f1 - half, macro_f1 + half, bald, kappa)
 
 
 def say(versions, **arguments):
@@ -116,7 +116,7 @@ def test_the_curve_is_the_weighted_least_squares_fit():
 @given(
     st.lists(
         st.builds(
-            Measured, st.integers(4, 10**6), st.integers(30, 10**5), SHARE, SHARE, SHARE, st.floats(0, LN_4), KAPPA
+            CurvePoint, st.integers(4, 10**6), st.integers(30, 10**5), SHARE, SHARE, SHARE, st.floats(0, LN_4), KAPPA
         ),
         min_size=1,
         max_size=10,

@@ -12,7 +12,7 @@ from contract.versions.results import TrainingRecord
 from tests.trainer.small import coloured_images, lively_network, stage_files
 from trainer.evaluation import comparison
 from trainer.evaluation.comparison import PREDICTIONS_FILE, CommonImages, compare_versions, save_predictions
-from trainer.evaluation.holdout import as_decisions
+from trainer.evaluation.holdout import to_label_matrix
 from trainer.model.graphs.validation import predict
 
 pytestmark = pytest.mark.slow  # trains or exports networks
@@ -74,7 +74,7 @@ def asked(monkeypatch):
 def compare(repository, before, *, count=40):
     """Compare a new version from 300 labels with those before it."""
     now = replace(before[-1], version=NEW, training=trained(300))
-    true, decided = (as_decisions(each[:count], 3) for each in (CLASSES, DECIDED))
+    true, decided = (to_label_matrix(each[:count], 3) for each in (CLASSES, DECIDED))
     return compare_versions(repository, now, before, CommonImages(TASKS[:count], IMAGES[:count], {}, true, decided))
 
 

@@ -8,7 +8,7 @@ from contract.versions.repository import Repository
 from contract.versions.results import Advice, ComparedVersion, Comparison, Metrics, ProjectState, TrainingRecord
 from tests import versions
 from tests.versions import manifest
-from trainer.evaluation.comparison import describe_advice, earlier, find_agreement, kappa
+from trainer.evaluation.comparison import describe_advice, earlier_versions, find_agreement, kappa
 
 
 def version(name, labels=("a", "b", "c")):
@@ -64,7 +64,7 @@ def publish(repository, images, **fields):
 def advise_on(repository, *, kappa=0.97, unseen=()):
     """Advise on a new version, all versions of its kind having been measured on the same images."""
     now = replace(manifest("20991231T000000000Z-0a1b2c"), metrics=METRICS, training=training(2000))
-    before = earlier(repository, now)
+    before = earlier_versions(repository, now)
     marks = [ComparedVersion(each.version, each.training.images, 0.83, 0.78, 0.88) for each in (*before, now)]
     return describe_advice(before, now, Comparison(64, tuple(marks)), kappa=kappa, unseen=unseen)
 

@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score
 
 from contract.scores.holdout import is_held_out
 from trainer.evaluation.advice import LEAST_IMAGES
-from trainer.evaluation.holdout import as_decisions, hold_out, macro_f1_interval
+from trainer.evaluation.holdout import hold_out, macro_f1_interval, to_label_matrix
 from trainer.labels.dataset import Pixels
 
 PROJECT, SHARE = 3, 0.1
@@ -105,7 +105,7 @@ def test_the_interval_holds_the_truth_in_95_of_100_samples(images, pool, right):
     held = 0
     for _ in range(400):
         true, decided = np.divmod(rng.choice(classes**2, images, p=shares.ravel()), classes)
-        low, high = macro_f1_interval(as_decisions(decided, classes), as_decisions(true, classes))
+        low, high = macro_f1_interval(to_label_matrix(decided, classes), to_label_matrix(true, classes))
         held += low <= true_f1(shares)[np.union1d(true, decided)].mean() <= high
     assert held >= 369
 
@@ -116,13 +116,13 @@ def test_the_interval_is_wilsons_where_macro_f1_is_a_share(wrong):
     true = np.arange(400) % 2
     decided = np.where(np.arange(400) < wrong, 1 - true, true)
     expected = stats.binomtest(400 - wrong, 400).proportion_ci(method="wilson")
-    assert macro_f1_interval(as_decisions(decided, 2), as_decisions(true, 2)) == pytest.approx(expected, abs=1e-3)
+    assert macro_f1_interval(to_label_matrix(decided, 2), to_label_matrix(true, 2)) == pytest.approx(expected, abs=1e-3)
 
 
 @given(images=st.integers(1, 60), classes=st.integers(2, 5), right=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
 def test_an_interval_lies_within_bounds_around_the_figure(images, classes, right, seed):
     rng = np.random.default_rng(seed)
-    true = as_decisions(rng.integers(0, classes, images), classes)
+    true = to_label_matrix(rng.integers(0, classes, images), classes)
     decided = np.where(rng.random(images)[:, None] < right, true, np.roll(true, 1, axis=1))
     low, high = macro_f1_interval(decided, true)
     f1 = f1_score(true, decided, average=None, zero_division=np.nan)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
 from contract.versions.results import Metrics
-from trainer.evaluation.metrics import format_table, measure
+from trainer.evaluation.metrics import compute_metrics, format_table
 
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.45, 0.5, 0.05]], np.float32)
 TARGETS = np.array([0, 1, 1, 1])
@@ -25,21 +25,21 @@ TARGETS = np.array([0, 1, 1, 1])
 )
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy(probabilities, targets, error):
     """A hundred images at 0.8, of which half are right, are 0.3 off; of several labels, over the decisions on each."""
-    metrics = measure(np.tile(np.array([probabilities], np.float32), (100, 1)), targets)
+    metrics = compute_metrics(np.tile(np.array([probabilities], np.float32), (100, 1)), targets)
     assert metrics.ece == pytest.approx(error, abs=1e-6)
 
 
 @pytest.mark.parametrize("targets", [np.array([1]), np.array([[0, 1]], np.uint8)], ids=["one label", "several labels"])
 def test_certainty_that_is_wrong_costs_much_and_not_everything(targets):
-    assert 20 < measure(np.array([[1.0, 0.0]], np.float32), targets).nll < math.inf
+    assert 20 < compute_metrics(np.array([[1.0, 0.0]], np.float32), targets).nll < math.inf
 
 
 def test_the_table_has_a_row_for_every_class_and_no_figure_where_nothing_is_held_out():
-    table = format_table(measure(PROBABILITIES, TARGETS), ("cat", "dog", "horse"), TARGETS)
+    table = format_table(compute_metrics(PROBABILITIES, TARGETS), ("cat", "dog", "horse"), TARGETS)
     rows = [line.split() for line in table.splitlines()]
     assert rows[1:4] == [["1", "0.667", "cat"], ["3", "0.800", "dog"], ["0", "-", "horse"]]
     assert [row[1] for row in rows[4:]] == ["accuracy", "macro-F1", "NLL", "ECE"]
-    nothing = measure(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
+    nothing = compute_metrics(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
     assert nothing == Metrics(images=0)
     table = format_table(nothing, ("a", "b"), np.zeros(0, np.int64))
     assert [line.split()[-2] for line in table.splitlines()[1:]] == ["-"] * 6
@@ -64,7 +64,7 @@ def test_a_table_has_one_line_for_each_class_whatever_their_names(names):
 def test_figures_of_several_labels_are_sklearns():
     probabilities = np.random.default_rng(4).random((50, 6)).astype(np.float32)
     held = (np.random.default_rng(5).random((50, 6)) < probabilities**2).astype(np.uint8)
-    metrics = measure(probabilities, held)
+    metrics = compute_metrics(probabilities, held)
     predicted = probabilities >= 0.5
     assert metrics.accuracy == pytest.approx(accuracy_score(held, predicted))
     assert 0 < metrics.accuracy < 1
@@ -78,7 +78,7 @@ def test_figures_of_one_label_are_sklearns():
     probabilities = np.random.default_rng(6).dirichlet(np.ones(5), 40).astype(np.float32)
     probabilities[:, 4] = 0
     targets = np.random.default_rng(7).integers(0, 3, 40)
-    metrics = measure(probabilities, targets)
+    metrics = compute_metrics(probabilities, targets)
     predicted = probabilities.argmax(axis=1)
     expected = f1_score(targets, predicted, labels=range(5), average=None, zero_division=np.nan)
     np.testing.assert_allclose([np.nan if f1 is None else f1 for f1 in metrics.f1], expected)
@@ -90,6 +90,6 @@ def test_figures_of_one_label_are_sklearns():
 
 
 def test_labels_that_hold_nowhere_and_are_nowhere_predicted_have_no_figure():
-    metrics = measure(np.full((3, 2), 0.1, np.float32), np.zeros((3, 2), np.uint8))
+    metrics = compute_metrics(np.full((3, 2), 0.1, np.float32), np.zeros((3, 2), np.uint8))
     assert (metrics.accuracy, metrics.macro_f1, metrics.f1) == (1, None, (None, None))
     json.dumps(asdict(metrics), allow_nan=False)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from trainer.evaluation.sure import ERROR_RATE, Sample, find_margin, images_wanted, least_images, lower_end, steps
+from trainer.evaluation.sure import ERROR_RATE, Sample, find_margin, images_needed, lower_bound, min_images, steps
 
 PRECISION = 0.98
 
@@ -20,14 +20,14 @@ class TestTheInterval:
     def test_it_is_that_of_clopper_and_pearson(self, images, data):
         wrong = data.draw(st.integers(0, images))
         exact = stats.binomtest(images - wrong, images).proportion_ci(1 - 2 * ERROR_RATE, method="exact")
-        assert lower_end(images, wrong) == pytest.approx(exact.low, abs=1e-9)
+        assert lower_bound(images, wrong) == pytest.approx(exact.low, abs=1e-9)
 
     @given(st.integers(0, 40), st.floats(0.5, 0.995))
     def test_one_image_fewer_would_not_do(self, wrong, precision):
-        images = least_images(wrong, precision)
-        assert lower_end(images, wrong) >= precision > lower_end(images - 1, wrong)
+        images = min_images(wrong, precision)
+        assert lower_bound(images, wrong) >= precision > lower_bound(images - 1, wrong)
         with pytest.raises(ValueError, match="at most 3 wrong of 3 images, got 4"):
-            lower_end(3, 4)
+            lower_bound(3, 4)
 
 
 class TestTheMargin:
@@ -35,7 +35,7 @@ class TestTheMargin:
         """The lowest step that passes decides, and its own image belongs to it."""
         found = find_margin(a_sample([True] * 400), PRECISION)
         assert (found.images, found.wrong) == (max(steps(400, PRECISION)), 0)
-        assert found.low == lower_end(found.images, 0) >= PRECISION
+        assert found.low == lower_bound(found.images, 0) >= PRECISION
         assert found.least_margin == np.linspace(1, 0, 400)[found.images - 1]
 
     def test_the_first_step_that_fails_ends_the_search(self):
@@ -44,7 +44,7 @@ class TestTheMargin:
         right = np.ones(3000, bool)
         right[: round(0.03 * first)] = False
         wrong = np.count_nonzero(~right)
-        assert lower_end(first, wrong) < PRECISION <= lower_end(later[-1], wrong)
+        assert lower_bound(first, wrong) < PRECISION <= lower_bound(later[-1], wrong)
         assert find_margin(a_sample(right), PRECISION) is None
 
     def test_few_images_are_no_evidence(self):
@@ -114,13 +114,13 @@ class TestTheGuarantee:
 
 class TestHowManyMoreWouldDo:
     def test_without_an_error_it_is_what_is_missing(self):
-        assert images_wanted(a_sample([]), PRECISION) == 183
-        assert images_wanted(a_sample([True] * 100), PRECISION) == 83
+        assert images_needed(a_sample([]), PRECISION) == 183
+        assert images_needed(a_sample([True] * 100), PRECISION) == 83
 
     def test_so_many_would_do_if_they_were_like_the_others(self):
         right = np.ones(150, bool)
         right[[60, 90, 110, 130]] = False
-        growth = 1 + images_wanted(a_sample(right), PRECISION) / 150
+        growth = 1 + images_needed(a_sample(right), PRECISION) / 150
 
         def passes(times):
             counts, wrong = np.arange(1, 151), np.cumsum(~right)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.labels import annotations
-from trainer.labels.annotations import LeftOut, confirmed_groups, decide, is_confirmed, was_confirmed
+from trainer.labels.annotations import LeftOut, aggregate, confirmed_groups, is_confirmed, was_confirmed
 
 KNOWN = ("cat", "dog", "bird")
 _numbers = itertools.count(1)
@@ -27,7 +27,7 @@ def task(*made, **more):
 def outcome(*made, multiple=False, **more):
     """The labels that a task with these annotations has, or why it has none."""
     try:
-        return decide(task(*made, **more), "label", KNOWN, multiple=multiple)
+        return aggregate(task(*made, **more), "label", KNOWN, multiple=multiple)
     except LeftOut as reason:
         return str(reason)
 

@@ -11,7 +11,7 @@ from tests.trainer.studio import TOKEN, studio
 from trainer import labelstudio
 from trainer.labels import unlabelled
 from trainer.labels.sources import from_project
-from trainer.labels.unlabelled import Unlabelled, draw_alike, find_unlabelled, recall
+from trainer.labels.unlabelled import Unlabelled, draw_as_unlabelled, find_unlabelled, read_known_features
 from trainer.labelstudio.task_lists import list_unlabelled, recall_unlabelled
 
 TASKS = 60
@@ -83,7 +83,7 @@ def test_what_was_confirmed_in_bulk_is_looked_up_like_what_is_unlabelled(pets, f
 
 def test_of_many_tasks_a_random_sample_is_looked_up(pets, fetcher, monkeypatch):
     whole = find(pets, fetcher)
-    monkeypatch.setattr(unlabelled, "MOST", 20)
+    monkeypatch.setattr(unlabelled, "MOST_IMAGES", 20)
     some = find(pets, fetcher)
     assert (len(some.sources), some.tasks) == (20, whole.tasks)
     assert set(some.sources) < set(whole.sources)
@@ -94,10 +94,11 @@ def test_of_many_tasks_a_random_sample_is_looked_up(pets, fetcher, monkeypatch):
 def test_held_out_images_are_drawn_like_unlabelled_ones():
     tasks = np.arange(10_000)
     shares = [
-        draw_alike(tasks, Unlabelled(of), known).mean() for of, known in ((500, 500), (500, 0), (0, 0), (600, 200))
+        draw_as_unlabelled(tasks, Unlabelled(of), known).mean()
+        for of, known in ((500, 500), (500, 0), (0, 0), (600, 200))
     ]
     assert shares == [1, 0, 0, pytest.approx(1 / 3, abs=0.02)]
-    assert (draw_alike(tasks, Unlabelled(600), 200) <= draw_alike(tasks, Unlabelled(600), 300)).all()
+    assert (draw_as_unlabelled(tasks, Unlabelled(600), 200) <= draw_as_unlabelled(tasks, Unlabelled(600), 300)).all()
 
 
 def test_features_are_recalled_once_for_each_file(tmp_path, caplog):
@@ -112,8 +113,8 @@ def test_features_are_recalled_once_for_each_file(tmp_path, caplog):
         store.put_download(address(6), NOTHING, digests[0], at=0)  # a copy of the first
         store.put_download(address(7), NOTHING, hashlib.sha256(b"unknown").digest(), at=0)
         sources = [address(each) for each in range(9)]
-        found = recall(sources, store, "backbone", 8, but=[digests[1]])
+        found = read_known_features(sources, store, "backbone", 8, excluding=[digests[1]])
         assert {row.tobytes() for row in found} == {rows[each].tobytes() for each in (0, 2, 4, 5)}
         assert "of 9 unlabelled images the features of 4 are known here" in caplog.text
-        assert recall(sources, store, "another", 8, but=[]).shape == (0, 8)
-        assert recall([], store, "backbone", 8, but=[]).shape == (0, 8)
+        assert read_known_features(sources, store, "another", 8, excluding=[]).shape == (0, 8)
+        assert read_known_features([], store, "backbone", 8, excluding=[]).shape == (0, 8)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from contract.errors import ConfigError
-from trainer.model.build import build_head_of, choose_device, open_backbone_of
+from trainer.model.build import build_head_for, choose_device, open_backbone_for
 from trainer.settings import Training
 
 
@@ -17,7 +17,7 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
 @pytest.mark.slow
 def test_vggs_head_is_built_behind_its_own_convolutions(tmp_path):
     training = Training(weights="none", image_size=32, backbone="vgg11", head="vgg")
-    backbone = open_backbone_of(training, cache=tmp_path)
-    head, _ = build_head_of(training, backbone, classes=3)
+    backbone = open_backbone_for(training, cache=tmp_path)
+    head, _ = build_head_for(training, backbone, classes=3)
     layers = [layer.out_features for layer in head if isinstance(layer, nn.Linear)]
     assert (backbone.features, layers) == (512, [4096, 4096, 3])

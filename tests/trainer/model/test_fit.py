@@ -102,12 +102,12 @@ def test_a_loss_that_is_not_finite_starts_again_at_a_tenth_of_the_rate(value, ca
     assert "the loss became nan; once more at learning rate 0.005" in caplog.text
 
 
-@pytest.mark.parametrize(("power", "trust"), [(0.0, 1), (0.5, 1), (1.0, 1), (1.0, 0.25)])
-def test_classes_weigh_by_the_recipes_power_whatever_images_count_for(power, trust):
+@pytest.mark.parametrize(("power", "sample_weights"), [(0.0, 1), (0.5, 1), (1.0, 1), (1.0, 0.25)])
+def test_classes_weigh_by_the_recipes_power_whatever_images_count_for(power, sample_weights):
     """Against a weighted cross-entropy by hand, over batches of which some lack a class; one has no image at all."""
     points, _ = clouds(12)
     targets = np.array([0] * 9 + [1] * 3)
-    each = np.where(np.arange(12) % 2, 1, trust).astype(np.float32)
+    each = np.where(np.arange(12) % 2, 1, sample_weights).astype(np.float32)
     torch.manual_seed(0)
     module = nn.Linear(4, 3)
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_classes_weigh_by_the_recipes_power_whatever_images_count_for(power, tru
     weights = each * np.bincount(targets, weights=each)[targets] ** -power
     expected = -(weights * log_p[np.arange(12), targets]).sum() / weights.sum()
     recipe = Recipe(0.0, epochs=1, batch_images=4, class_balance=power)
-    fitted = fit(module, points, targets, classes=3, recipe=recipe, device=CPU, trust=each)
+    fitted = fit(module, points, targets, classes=3, recipe=recipe, device=CPU, sample_weights=each)
     assert fitted.losses[0] == pytest.approx(expected, rel=1e-5)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.datasets import load_digits
 
-from trainer.model.fit_head import PER_LABEL, TRUST, choose_surest, fit_head, predict
+from trainer.model.fit_head import PSEUDO_LABEL_WEIGHT, PSEUDO_LABELS_PER_LABEL, choose_pseudo_labels, fit_head, predict
 from trainer.model.head import build_head
 from trainer.settings import Training
 
@@ -78,21 +78,21 @@ def test_the_second_fit_has_the_labels_and_the_surest_images_at_half_their_weigh
 
     seen, fit = [], module.fit
 
-    def note(head, inputs, targets, *, trust, **options):
-        seen.append((inputs.numpy(), targets, trust, weights_of(head), head[0].shift.numpy().copy()))
-        return fit(head, inputs, targets, trust=trust, **options)
+    def note(head, inputs, targets, *, sample_weights, **options):
+        seen.append((inputs.numpy(), targets, sample_weights, weights_of(head), head[0].shift.numpy().copy()))
+        return fit(head, inputs, targets, sample_weights=sample_weights, **options)
 
     monkeypatch.setattr(module, "fit", note)
     features, targets = clouds(12)
     unlabelled, _ = clouds(200, seed=1)
     _, fitted = fitted_head(features, targets, unlabelled=unlabelled)
     assert fitted.recipe.epochs == 150  # of one batch: as few steps as there may be
-    (first, *_, first_weights, shift), (inputs, labels, trust, weights, second_shift) = seen
+    (first, *_, first_weights, shift), (inputs, labels, sample_weights, weights, second_shift) = seen
     np.testing.assert_array_equal(inputs[:12], first)
     np.testing.assert_array_equal(labels[:12], targets)
-    assert np.bincount(labels[12:], minlength=2).tolist() == [6 * PER_LABEL] * 2
+    assert np.bincount(labels[12:], minlength=2).tolist() == [6 * PSEUDO_LABELS_PER_LABEL] * 2
     assert {row.tobytes() for row in inputs[12:]} <= {row.tobytes() for row in unlabelled}
-    np.testing.assert_array_equal(trust, [1] * 12 + [TRUST] * len(labels[12:]))
+    np.testing.assert_array_equal(sample_weights, [1] * 12 + [PSEUDO_LABEL_WEIGHT] * len(labels[12:]))
     np.testing.assert_array_equal(weights, first_weights)
     np.testing.assert_array_equal(shift, second_shift)
     np.testing.assert_allclose(shift, features.mean(axis=0), atol=1e-5)
@@ -123,12 +123,12 @@ def test_predictions_are_those_of_the_mean_over_many_passes():
 )
 def test_of_each_class_the_surest_are_chosen(scores, labels_by_class):
     probabilities = scores / scores.sum(axis=1, keepdims=True)
-    rows, labels = choose_surest(probabilities, np.array(labels_by_class))
+    rows, labels = choose_pseudo_labels(probabilities, np.array(labels_by_class))
     assert len({*rows.tolist()}) == len(rows) == len(labels)
     for label in range(3):
         shown = np.flatnonzero(probabilities.argmax(axis=1) == label)
         chosen = rows[labels == label]
-        assert len(chosen) == min(PER_LABEL * labels_by_class[label], len(shown))
+        assert len(chosen) == min(PSEUDO_LABELS_PER_LABEL * labels_by_class[label], len(shown))
         assert set(chosen) <= set(shown)
         left = np.setdiff1d(shown, chosen)
         if len(left) and len(chosen):
@@ -137,5 +137,5 @@ def test_of_each_class_the_surest_are_chosen(scores, labels_by_class):
 
 def test_with_many_labels_there_are_fewer_pseudo_labels_a_label():
     probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), 20_000)
-    _, labels = choose_surest(probabilities, np.array([2000, 1500, 500]))
+    _, labels = choose_pseudo_labels(probabilities, np.array([2000, 1500, 500]))
     assert np.bincount(labels).tolist() == [500, 375, 125]

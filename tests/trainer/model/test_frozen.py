@@ -41,7 +41,7 @@ def store(tmp_path):
 def asked(monkeypatch, backbone):
     """The names that were opened, in place of networks that take seconds to draw and to export."""
     names, graph = [], backbone.graph_with_weights()
-    monkeypatch.setattr(frozen, "open_backbone", lambda name, **_: names.append(name) or small_backbone())
+    monkeypatch.setattr(frozen, "load_backbone", lambda name, **_: names.append(name) or small_backbone())
     monkeypatch.setattr(frozen, "export_backbone", lambda *_, **__: graph)
     return names
 
@@ -86,9 +86,9 @@ def test_only_what_is_new_is_computed(backbone, store, monkeypatch):
     monkeypatch.setattr(frozen.FrozenBackbone, "compute", note)
     store.put(backbone.key, DIGESTS[6], np.zeros(7, np.float32))
     expected = backbone.compute(IMAGES)
-    first = backbone.compute_once(IMAGES[5:12], DIGESTS[5:12], store)
-    found = backbone.compute_once(IMAGES, DIGESTS, store)
-    again = backbone.compute_once(np.zeros_like(IMAGES), DIGESTS, store)
+    first = backbone.compute_cached(IMAGES[5:12], DIGESTS[5:12], store)
+    found = backbone.compute_cached(IMAGES, DIGESTS, store)
+    again = backbone.compute_cached(np.zeros_like(IMAGES), DIGESTS, store)
     assert computed == [20, 7, 13]
     np.testing.assert_array_equal(first, expected[5:12])
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-6)

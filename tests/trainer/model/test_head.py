@@ -8,7 +8,7 @@ from contract.graph.lowering import lower
 from contract.graph.masks import draw_masks
 from tests.networks import Engine
 from trainer.model.bayes import ActiveDropout, activate_dropout, dropout_probabilities, masked_passes
-from trainer.model.head import Standardise, build_head, measure, to_onnx
+from trainer.model.head import Standardise, build_head, fit_standardisation, to_onnx
 
 
 def linear_layers(head):
@@ -21,7 +21,7 @@ def lively_head(**options):
     head = build_head(12, 4, classes=3, units=16, **options)
     nn.init.normal_(head[-1].weight)
     nn.init.normal_(head[-1].bias)
-    measure(head, 5 * torch.randn(40, 12) + 3)
+    fit_standardisation(head, 5 * torch.randn(40, 12) + 3)
     return head.eval()
 
 
@@ -30,7 +30,7 @@ def test_each_channel_gets_mean_0_and_deviation_1():
     maps = torch.randn(50, 8, 4) * torch.linspace(10, 40, 8)[:, None] + torch.arange(4)
     maps[:, 7] = 2
     standardise = Standardise(8 * 4, 8)
-    standardise.measure(maps.flatten(1))
+    standardise.fit(maps.flatten(1))
     values = standardise(maps.flatten(1)).view(50, 8, 4)
     torch.testing.assert_close(values[:, :7].mean(dim=(0, 2)), torch.zeros(7), rtol=0, atol=1e-4)
     torch.testing.assert_close(values[:, :7].std(dim=(0, 2), correction=0), torch.ones(7))

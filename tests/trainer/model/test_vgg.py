@@ -5,7 +5,7 @@ import torchvision
 from torch import nn
 
 from contract.errors import ConfigError
-from trainer.model.backbones import open_backbone
+from trainer.model.backbones import load_backbone
 from trainer.model.backbones.layers import Normalise
 from trainer.model.bayes import ActiveDropout, dropout_probabilities
 from trainer.model.head import Standardise
@@ -41,7 +41,7 @@ def test_folded_layer_is_pooling_and_layer(cells):
 def test_loaded_it_computes_what_torchvision_computes(vgg, tmp_path):
     file = tmp_path / "whole.pth"
     torch.save(vgg.state_dict(), file)
-    backbone = open_backbone("vgg11", image_size=64, weights=file, grid=2)
+    backbone = load_backbone("vgg11", image_size=64, weights=file, grid=2)
     head, provenance = vgg_head("vgg11", classes=4, cells=2, weights=file)
     hidden = nn.Sequential(*(layer for layer in head[:-1] if not isinstance(layer, ActiveDropout)))
     with torch.no_grad():

@@ -36,11 +36,11 @@ class Colours:
 def use(monkeypatch, make):
     """Have a cold start embed by what is made of its options."""
 
-    def open_backbone(context, _):
+    def load_backbone(context, _):
         made = make(context.options)
         return made.spec, made
 
-    monkeypatch.setattr(planning, "_open_backbone", open_backbone)
+    monkeypatch.setattr(planning, "_open_backbone", load_backbone)
 
 
 class TestColdStart:

@@ -9,7 +9,7 @@ from contract.scores.ranking import load_rankings
 from contract.versions.results import TrainingRecord
 from tests.trainer.ranking.rig import held_out, meta_of, picture
 from tests.trainer.scorer import LABELS, passes_of
-from trainer.evaluation.witnesses import save_witnesses
+from trainer.evaluation.holdout_predictions import save_holdout_predictions
 from trainer.ordering.reasons import UNTICKED
 
 SHARE = 0.5
@@ -24,7 +24,7 @@ def measured(rig):
     for task in drawn:
         rig.studio.annotate(task, predicted(rig, task))
     said = np.stack([passes_of(rig.studio.tasks[task]).mean(axis=0) for task in drawn])  # (n, C)
-    rig.publish(write=lambda folder: save_witnesses(folder, drawn, said, LABELS, multiple=False))
+    rig.publish(write=lambda folder: save_holdout_predictions(folder, drawn, said, LABELS, multiple=False))
     return rig
 
 

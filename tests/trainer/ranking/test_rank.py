@@ -78,7 +78,7 @@ class TestRanking:
         rig.studio.annotate(1, "cat")
         summary = rig.rank()
         assert (summary.tasks, summary.waiting) == (0, 27)
-        assert "nothing new to rank, 27 tasks wait in their order; 2 images cannot be scored" in summary.say()
+        assert "nothing new to rank, 27 tasks wait in their order; 2 images cannot be scored" in summary.describe()
 
     def test_a_project_without_unlabelled_tasks_is_left_as_it_is(self, rig):
         for task in rig.studio.tasks:
@@ -86,7 +86,7 @@ class TestRanking:
         rig.studio.project["model_version"] = "yolo"
         summary = rig.rank()
         assert (summary.tasks, rig.studio.project["model_version"]) == (0, "yolo")
-        assert "no task is left to label" in summary.say()
+        assert "no task is left to label" in summary.describe()
 
     def test_a_dry_run_changes_nothing_and_sampling_is_left_alone_if_asked(self, rig, caplog):
         before = rig.dump()
@@ -94,7 +94,7 @@ class TestRanking:
             summary = rig.rank(dry_run=True)
         assert rig.dump() == before
         assert summary.ranking is None
-        assert "would rank 30 tasks" in summary.say()
+        assert "would rank 30 tasks" in summary.describe()
         assert load_rankings(rig.repository) == []
         rig.rank(keep_sampling=True)
         assert rig.studio.project["sampling"] == "Sequential"

@@ -107,7 +107,7 @@ def test_without_a_record_the_project_gets_label_studios_defaults(used):
     assert recall(used.repository, 5) is None
     released = release(5, used.environment)
     assert (released.sampling, released.model_version, released.recorded) == ("Sequential sampling", "", False)
-    assert "was not written down" in released.say()
+    assert "was not written down" in released.describe()
     assert {each["model_version"] for each in used.studio.predictions.values()} == {"yolo"}
 
 

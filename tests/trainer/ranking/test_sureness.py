@@ -5,7 +5,7 @@ import pytest
 
 from contract.scores.holdout import is_held_out
 from contract.scores.sure import Shadow, Sure
-from trainer.evaluation.sure import Sample, find_margin, images_wanted
+from trainer.evaluation.sure import Sample, find_margin, images_needed
 from trainer.ranking.sureness import Asked, Labelled, find_later, find_sure, tasks_to_score
 from trainer.scoring.scores import Score
 
@@ -75,7 +75,7 @@ class TestWhatIsOffered:
         found = find([score(task) for task in drawn(900, held_out=True, start=9000)], scored, Labelled(said, {}))
         right = np.arange(300) % 20 != 0
         assert not found.reasons
-        assert found.sure.wanted == images_wanted(Sample(leads, right), 0.98)
+        assert found.sure.wanted == images_needed(Sample(leads, right), 0.98)
 
     def test_labels_confirmed_in_bulk_are_no_evidence(self):
         random, others = drawn(400, held_out=True), drawn(400, held_out=False)

@@ -71,7 +71,7 @@ class TestNothingIsLost:
         ranked.server.away = {first}
         summary = ranked.rank(strategy=strategy)
         assert (summary.tasks, summary.failed, summary.kept, summary.imported) == (TASKS - 1, 1, 1, TASKS)
-        assert "1 not scored, of which 1 keep their places" in summary.say()
+        assert "1 not scored, of which 1 keep their places" in summary.describe()
         ranked.check_whole(ranked.version)
         assert ranked.studio.order().index(first) == 4
         meta = meta_of(ranked)[first]
@@ -117,7 +117,7 @@ class TestNothingIsLost:
         for task in ranked.studio.order()[:-2]:
             ranked.studio.annotate(task, "cat")
         ranked.publish()
-        assert "2 tasks wait in their order; 2 images cannot be scored" in ranked.rank().say()
+        assert "2 tasks wait in their order; 2 images cannot be scored" in ranked.rank().describe()
         assert ranked.studio.order() == lost
 
     def test_many_that_could_not_be_scored_at_first_are_ranked_with_all_others_in_the_end(self, rig):

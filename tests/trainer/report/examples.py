@@ -8,8 +8,8 @@ from contract.scores.acquisition import bald
 from contract.versions.manifest import DropoutSite, InputSpec
 from contract.versions.results import TrainingRecord
 from tests import versions
-from trainer.evaluation.holdout import HeldOut, as_decisions, decide, macro_f1_interval
-from trainer.evaluation.metrics import measure
+from trainer.evaluation.holdout import HeldOut, macro_f1_interval, predict_labels, to_label_matrix
+from trainer.evaluation.metrics import compute_metrics
 from trainer.labels.dataset import Pixels, Unreadable, split
 from trainer.report.calibration import fit_temperature
 from trainer.report.data import Inputs
@@ -21,7 +21,7 @@ def draw_passes(rng, targets, classes):
     """Return probabilities (N, T, C) that are right more often than not, and not always."""
     multiple = targets.ndim == 2
     logits = rng.normal(size=(len(targets), PASSES, classes)) + rng.normal(size=(len(targets), 1, classes))
-    logits += (2.5 * (as_decisions(targets, classes) - 0.5 * multiple))[:, None]
+    logits += (2.5 * (to_label_matrix(targets, classes) - 0.5 * multiple))[:, None]
     odds = np.exp(logits).astype(np.float32)
     return odds / (1 + odds) if multiple else odds / odds.sum(axis=2, keepdims=True)
 
@@ -44,7 +44,7 @@ def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, fr
         references=tuple(f"/data/all/{number % classes}/{number:03}.png" for number in range(images)),
         unreadable=(Unreadable("broken.png", "cut short"),),
     )
-    interval = macro_f1_interval(decide(mean, multiple=multiple), as_decisions(targets[validation], classes))
+    interval = macro_f1_interval(predict_labels(mean, multiple=multiple), to_label_matrix(targets[validation], classes))
     manifest = replace(
         versions.manifest("20260102T030405678Z-abcdef"),
         labels=tuple(labels),
@@ -54,7 +54,7 @@ def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, fr
         multiple=multiple,
         temperature=fit_temperature(mean, targets[validation], multiple=multiple),
         metrics=replace(
-            measure(mean, targets[validation]),
+            compute_metrics(mean, targets[validation]),
             macro_f1_interval=interval,
             mean_bald=float(nats.mean()) if len(nats) else None,
         ),

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from contract.scores.calibration import temper
-from trainer.evaluation.metrics import measure
+from trainer.evaluation.metrics import compute_metrics
 from trainer.report.calibration import (
     FOLDS,
     LEAST_IMAGES,
@@ -35,7 +35,9 @@ def test_the_temperature_is_the_one_under_which_targets_are_likeliest(multiple):
     probabilities, targets = draw(1.7, images=200, multiple=multiple)
 
     def loss(log_temperature):
-        return measure(temper(probabilities.astype(float), np.exp(log_temperature), multiple=multiple), targets).nll
+        return compute_metrics(
+            temper(probabilities.astype(float), np.exp(log_temperature), multiple=multiple), targets
+        ).nll
 
     expected = np.exp(minimize_scalar(loss, bounds=(-1, 2), method="bounded").x)
     assert fit_temperature(probabilities, targets, multiple=multiple) == pytest.approx(expected, rel=1e-3)
@@ -73,7 +75,7 @@ def test_each_fold_is_tempered_by_the_others(multiple):
     tempered = cross_fit(probabilities, targets, folds, multiple=multiple)
     expected = fit_temperature(probabilities[folds != 2], targets[folds != 2], multiple=multiple)
     np.testing.assert_array_equal(tempered[folds == 2], temper(probabilities[folds == 2], expected, multiple=multiple))
-    before, after = measure(probabilities, targets), measure(tempered, targets)
+    before, after = compute_metrics(probabilities, targets), compute_metrics(tempered, targets)
     assert (tempered.dtype, after.accuracy) == (np.float32, before.accuracy)
     assert after.ece < before.ece / 2
 
@@ -86,7 +88,7 @@ def test_the_bins_amount_to_the_calibration_error(multiple, seed, images):
     total = images * (4 if multiple else 1)
     assert sum(each["count"] for each in bins) == total
     gap = sum(each["count"] * abs(each["confidence"] - each["accuracy"]) for each in bins) / total
-    assert gap == pytest.approx(measure(probabilities, targets).ece, abs=1e-5)
+    assert gap == pytest.approx(compute_metrics(probabilities, targets).ece, abs=1e-5)
     assert all(each["low"] - 1e-6 <= each["confidence"] <= each["high"] + 1e-6 for each in bins)
     assert [each["low"] for each in bins] == sorted({each["low"] for each in bins})
 
@@ -102,7 +104,7 @@ def test_95_of_100_versions_that_are_right_stay_below_the_error_by_chance(images
             targets = (rng.random(probabilities.shape) < probabilities).astype(np.uint8)
         else:
             targets = (probabilities.cumsum(axis=1) < rng.random((images, 1))).sum(axis=1).clip(0, 3)
-        errors.append(measure(probabilities, targets).ece)
+        errors.append(compute_metrics(probabilities, targets).ece)
     below = np.mean(np.array(errors) <= error_by_chance(probabilities, multiple=multiple))
     assert 0.9 < below < 0.99
     assert error_by_chance(probabilities[:0], multiple=multiple) == 1

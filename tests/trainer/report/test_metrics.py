@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_fscore_support
 
-from trainer.evaluation.holdout import as_decisions
+from trainer.evaluation.holdout import to_label_matrix
 from trainer.report import metrics
 
 LABELS = ("a", "b", "c", "d")
@@ -12,7 +12,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, ma
 
 
 def decisions(pairs):
-    return tuple(as_decisions(np.array(column), len(LABELS)) for column in zip(*pairs, strict=True))
+    return tuple(to_label_matrix(np.array(column), len(LABELS)) for column in zip(*pairs, strict=True))
 
 
 @given(PAIRS)
@@ -27,7 +27,7 @@ def test_precision_recall_and_f1_are_those_of_scikit_learn(pairs):
 
 def test_a_class_counts_where_its_images_went():
     labelled, trained_on, true, predicted = (
-        as_decisions(np.array(each), 4) for each in ([0, 0, 0, 1, 1], [0, 0, 1], [0, 1], [1, 1])
+        to_label_matrix(np.array(each), 4) for each in ([0, 0, 0, 1, 1], [0, 0, 1], [0, 1], [1, 1])
     )
     found = metrics.by_class(LABELS, labelled=labelled, trained_on=trained_on, true=true, predicted=predicted)
     assert [*found[0].values()] == ["a", 3, 2, 1, 0, 0, None, 0.0, 0.0]

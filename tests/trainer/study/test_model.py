@@ -13,7 +13,7 @@ from tests.trainer.study.small import make_trainer
 from trainer.model.bayes import masked_passes
 from trainer.model.build import Network
 from trainer.model.fit import fit
-from trainer.model.head import build_head, measure
+from trainer.model.head import build_head, fit_standardisation
 from trainer.model.recipe import choose_recipe
 from trainer.settings import Training
 from trainer.study.model import Dataset
@@ -68,12 +68,12 @@ def train_by_hand(fresh, dataset, labelled, *, part="classifier"):
     recipe = choose_recipe(TRAINING, part, len(labelled))
     if part == "classifier":
         inputs, module = torch.from_numpy(dataset.features[labelled]), network.head
-        measure(module, inputs)
+        fit_standardisation(module, inputs)
     else:
         inputs, module = torch.from_numpy(dataset.images[labelled]), network
         network.backbone.train()
         with torch.no_grad():
-            measure(network.head, network.backbone(inputs))
+            fit_standardisation(network.head, network.backbone(inputs))
     fit(module, inputs, dataset.targets[labelled], classes=3, recipe=recipe, device=CPU)
     return network.eval()
 

@@ -103,7 +103,7 @@ def simulate(tmp_path, monkeypatch):
     monkeypatch.setenv("LABELNEXT_CACHE", str(tmp_path / "cache" / "images"))
     monkeypatch.setenv("LABELNEXT_CACHE_DIR", str(tmp_path / "cache" / "features"))
 
-    def open_backbone(name, **_):
+    def load_backbone(name, **_):
         opened = small_backbone()
         if name == "blind":
             for parameter in opened.module.parameters():
@@ -115,7 +115,7 @@ def simulate(tmp_path, monkeypatch):
             complete(run, open_dataset(), protocol)
 
     for module in ("build", "frozen"):
-        monkeypatch.setattr(f"trainer.model.{module}.open_backbone", open_backbone)
+        monkeypatch.setattr(f"trainer.model.{module}.load_backbone", load_backbone)
     monkeypatch.setattr(simulate_module, "complete_all", complete_here)
     return lambda out, *more: main(["simulate", f"--images={folder}", "--out", str(out), *STUDY.split(), *more])
 

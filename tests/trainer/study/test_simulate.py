@@ -198,7 +198,7 @@ def test_features_are_in_the_precision_that_is_served(diverging, simulate, tmp_p
     monkeypatch.setattr(simulate_module, "compute", lambda *args, **options: tmp_path)
     monkeypatch.setattr(
         simulate_module,
-        "in_best_precision",
+        "choose_precision",
         lambda backbone, images: judged.append(images.shape) or replace(backbone, precision="int8"),
     )
     for precision, found in (("auto", "int8"), ("fp32", "fp32")):

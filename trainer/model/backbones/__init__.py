@@ -7,14 +7,14 @@ from typing import cast
 
 from contract.errors import ConfigError, name_some
 from trainer.model.backbones import lite0, onnx_file, timm_networks, torchvision_networks
-from trainer.model.backbones.opened import Opened
+from trainer.model.backbones.loaded import LoadedBackbone
 
-__all__ = ["Opened", "default_image_size", "open_backbone"]
+__all__ = ["LoadedBackbone", "default_image_size", "load_backbone"]
 
 
-def open_backbone(
+def load_backbone(
     name: str, *, image_size: int | None = None, weights: str | Path = "imagenet", grid: int | None = None
-) -> Opened:
+) -> LoadedBackbone:
     """Open a backbone for square images of one size; fresh layers are drawn from torch's global generator.
 
     Args:
@@ -28,7 +28,7 @@ def open_backbone(
     kind, known = _find(name)
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image-size must be at least 1, got {image_size}")
-    return cast(Opened, kind.open_network(known, image_size=image_size, weights=weights, grid=grid))
+    return cast(LoadedBackbone, kind.load_network(known, image_size=image_size, weights=weights, grid=grid))
 
 
 def default_image_size(name: str) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from contract.errors import ConfigError
 from trainer.model.backbones.layers import StageMeans, pool_to_grid
-from trainer.model.backbones.opened import Opened, check_size, from_layers
+from trainer.model.backbones.loaded import LoadedBackbone, check_size, from_layers
 from trainer.model.weights import load_weights, read_weights
 
 NAME: Final = "efficientnet_lite0"
@@ -77,8 +77,8 @@ def default_image_size(_name: str) -> int:
     return _IMAGENET_SIZE
 
 
-def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> Opened:
-    """Open Lite0; see `open_backbone`."""
+def load_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> LoadedBackbone:
+    """Open Lite0; see `load_backbone`."""
     size = image_size or _IMAGENET_SIZE
     network, cells = _build(size)
     provenance = load_weights(network, weights, name, fresh=("_fc",), imagenet=_read_packaged_weights)

@@ -28,7 +28,7 @@ from contract.versions.inspection import REMEDY, inspect_graph
 from contract.versions.manifest import InputSpec
 from contract.versions.version import digest_file
 from trainer.model.backbones.layers import pooling_matrix
-from trainer.model.backbones.opened import Opened
+from trainer.model.backbones.loaded import LoadedBackbone
 from trainer.model.head import OPSET
 from trainer.model.weights import Provenance, first_line
 
@@ -76,8 +76,8 @@ def default_image_size(name: str) -> int:
     return _read_description(Path(name)).image_size
 
 
-def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> Opened:
-    """Open an ONNX file; see `open_backbone`."""
+def load_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> LoadedBackbone:
+    """Open an ONNX file; see `load_backbone`."""
     path = Path(name)
     description = _read_description(path)
     if weights != "imagenet":
@@ -95,7 +95,7 @@ def open_network(name: str, *, image_size: int | None, weights: str | Path, grid
     except ConfigError as err:
         raise ConfigError(f"--backbone {path}: {err}") from err
     provenance, spec = Provenance(path.name, digest_file(path).sha256, (path.stem,), ()), InputSpec(size, size)
-    return Opened(path.stem, spec, features, channels, mean, deviation, provenance, None, graph=graph)
+    return LoadedBackbone(path.stem, spec, features, channels, mean, deviation, provenance, None, graph=graph)
 
 
 def _read_description(path: Path) -> Description:

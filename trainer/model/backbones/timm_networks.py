@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from contract.errors import ConfigError
 from contract.versions.version import digest_file
 from trainer.model.backbones.layers import pool_to_grid, remove_dropout
-from trainer.model.backbones.opened import Opened, from_layers, too_small
+from trainer.model.backbones.loaded import LoadedBackbone, from_layers, image_size_error
 from trainer.model.weights import Provenance, first_line
 
 PREFIX: Final = "timm:"
@@ -47,8 +47,8 @@ def default_image_size(name: str) -> int:
     return int(_settings(name)["input_size"][-1])
 
 
-def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> Opened:
-    """Open a network of timm's; see `open_backbone`."""
+def load_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> LoadedBackbone:
+    """Open a network of timm's; see `load_backbone`."""
     settings = _settings(name)
     size = image_size or default_image_size(name)
     network, provenance = _create(name, settings, image_size=size, weights=weights)
@@ -116,7 +116,7 @@ def _create(name: str, settings: Mapping[str, Any], *, image_size: int, weights:
 def _explain(name: str, settings: Mapping[str, Any], err: Exception, *, weights: str | Path, image_size: int) -> str:
     reason = first_line(err)
     if weights == "none":
-        return str(too_small(name, image_size, reason))
+        return str(image_size_error(name, image_size, reason))
     if weights == "imagenet":
         repository = settings.get("hf_hub_id")
         source = f"https://huggingface.co/{repository}" if repository else settings.get("url") or "its weights"

@@ -15,7 +15,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from contract.errors import ConfigError
 from trainer.model.backbones.layers import Normalise, StageMeans, pool_to_grid, remove_dropout
-from trainer.model.backbones.opened import Opened, check_size, from_layers, measure
+from trainer.model.backbones.loaded import LoadedBackbone, check_size, count_features, from_layers
 from trainer.model.weights import Provenance, choose_weights, load_weights
 
 _POOLED = ("efficientnet_", "mobilenet_v3_", "regnet_", "resnet", "resnext", "vgg", "wide_resnet")
@@ -43,8 +43,8 @@ def default_image_size(name: str) -> int:
     return int(choose_weights(name).transforms().crop_size[0])
 
 
-def open_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> Opened:
-    """Open one of `names`; see `open_backbone`."""
+def load_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> LoadedBackbone:
+    """Open one of `names`; see `load_backbone`."""
     size = image_size or default_image_size(name)
     check_size(name, size)
     network, provenance = _load(name, image_size=size, weights=weights)
@@ -110,7 +110,7 @@ def _map_size(module: nn.Module, pool: nn.Module, *, name: str, image_size: int)
     """Return height and width of the map that a network pools."""
     found: list[torch.Size] = []
     hook = pool.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].shape))
-    measure(module, name=name, image_size=image_size)
+    count_features(module, name=name, image_size=image_size)
     hook.remove()
     height, width = found[0][2:]
     return height, width

@@ -31,7 +31,7 @@ from trainer.progress_bar import Bar
 
 LEAST_IMAGES: Final = 32
 """To calibrate on: the range that activations take is one of few images, and kept for good."""
-LEAST_LIKENESS: Final = 0.98
+LEAST_SIMILARITY: Final = 0.98
 LEAST_SPEEDUP: Final = 1.2
 _COMPARED_IMAGES: Final = 16
 _VERDICT_FILE: Final = "int8.json"
@@ -47,7 +47,7 @@ Vector = npt.NDArray[np.float64]
 _log = logging.getLogger(__name__)
 
 
-def in_best_precision(
+def choose_precision(
     backbone: FrozenBackbone, images: Images, *, repository: Repository | None = None
 ) -> FrozenBackbone:
     """Return a backbone, given in float32, in 8-bit integers if it is as good there and faster.
@@ -93,7 +93,7 @@ def _take_published(repository: Repository, fingerprint: str, target: Path) -> b
 
 
 def _judge(backbone: FrozenBackbone, reduced: FrozenBackbone, images: Images) -> dict[str, object]:
-    """Make the backbone in 8-bit integers, and compare it with that in float32: likeness, and speed."""
+    """Make the backbone in 8-bit integers, and compare it with that in float32: similarity, and speed."""
     try:
         quantise(backbone, images, backbone.folder / INT8_BACKBONE_FILE)
         compared = images[np.linspace(0, len(images) - 1, num=min(_COMPARED_IMAGES, len(images)), dtype=np.int64)]
@@ -101,14 +101,14 @@ def _judge(backbone: FrozenBackbone, reduced: FrozenBackbone, images: Images) ->
     except Exception as err:  # of a tool with many, for networks that it was not made for
         _log.warning("int8: not to be had of %s: %s", backbone.name, err)
         return {"better": False, "reason": str(err)}
-    like, faster = likeness(exact, found), exact_s / found_s
-    better = like >= LEAST_LIKENESS and faster >= LEAST_SPEEDUP
+    like, faster = similarity(exact, found), exact_s / found_s
+    better = like >= LEAST_SIMILARITY and faster >= LEAST_SPEEDUP
     used = "used" if better else "not used"
     _log.info("int8: features are like float32's to %.4f, %.1f times as fast: %s", like, faster, used)
     return {"better": better, "likeness": like, "speedup": faster}
 
 
-def likeness(exact: Features, found: Features) -> float:
+def similarity(exact: Features, found: Features) -> float:
     """Return the mean cosine between features (N, F) and what stands for them, both less the mean of the exact ones."""
     centre = exact.mean(axis=0)
     a, b = exact - centre, found - centre

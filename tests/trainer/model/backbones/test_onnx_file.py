@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from contract.errors import ConfigError
 from tests.trainer.model.backbones.graphs import DESCRIPTION, NORMALISED, SIZE, compute, node, tensor, write
-from trainer.model.backbones import default_image_size, open_backbone
+from trainer.model.backbones import default_image_size, load_backbone
 
 RNG = np.random.default_rng(5)
 KERNEL = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)
@@ -30,7 +30,7 @@ def convolution(folder, **options):
 
 
 def opened(path, **options):
-    return open_backbone(str(path), **options)
+    return load_backbone(str(path), **options)
 
 
 @pytest.mark.parametrize("grid", [1, 2, 5, 7])

@@ -10,7 +10,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from contract.errors import ConfigError
 from tests.trainer.model.backbones.graphs import compute
-from trainer.model.backbones import default_image_size, open_backbone, timm_networks
+from trainer.model.backbones import default_image_size, load_backbone, timm_networks
 
 pytestmark = pytest.mark.slow  # whole networks are made
 
@@ -46,7 +46,7 @@ def planes(network):
 def test_features_are_what_the_classifier_is_given(name, options, saved):
     """Networks that do more than pool a map give their vector, whatever the grid."""
     network, file = saved(name, **options)
-    backbone = open_backbone(f"timm:{name}", image_size=64, weights=file, grid=2)
+    backbone = load_backbone(f"timm:{name}", image_size=64, weights=file, grid=2)
     with torch.no_grad():
         expected = network.forward_head(network.forward_features(planes(network)), pre_logits=True)
         torch.testing.assert_close(backbone.module(IMAGES), expected, rtol=1e-4, atol=1e-5)
@@ -56,7 +56,7 @@ def test_features_are_what_the_classifier_is_given(name, options, saved):
 
 def test_the_last_map_is_pooled_to_a_grid(saved):
     network, file = saved("resnet18")
-    backbone = open_backbone("timm:resnet18", image_size=64, weights=file, grid=2)
+    backbone = load_backbone("timm:resnet18", image_size=64, weights=file, grid=2)
     with torch.no_grad():
         expected = adaptive_avg_pool2d(network.forward_features(planes(network)), 2).flatten(1)
         torch.testing.assert_close(backbone.module(IMAGES), expected, rtol=1e-4, atol=1e-5)
@@ -65,11 +65,11 @@ def test_the_last_map_is_pooled_to_a_grid(saved):
 
 def test_a_name_that_torchvision_does_not_know_is_timms():
     """Without a prefix; what both have is torchvision's. Nothing in it drops."""
-    backbone = open_backbone("vit_tiny_patch16_224", image_size=64, weights="none")
+    backbone = load_backbone("vit_tiny_patch16_224", image_size=64, weights="none")
     assert backbone.name == "timm:vit_tiny_patch16_224"
     assert not any(isinstance(module, nn.Dropout | DropPath) for module in backbone.module.modules())
     assert default_image_size("timm:vit_tiny_patch16_384") == 384
-    assert open_backbone("resnet18", image_size=32, weights="none").name == "resnet18"
+    assert load_backbone("resnet18", image_size=32, weights="none").name == "resnet18"
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path, saved):
@@ -78,7 +78,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, saved):
     fit = " does not fit timm's resnet10t"
     for file, message in (("gone.pth", ".*no such file"), ("text.pth", fit), ("weights.pth", fit)):
         with pytest.raises(ConfigError, match=f"{file}{message}"):
-            open_backbone("timm:resnet10t", weights=tmp_path / file)
+            load_backbone("timm:resnet10t", weights=tmp_path / file)
 
 
 def test_where_weights_are_and_what_to_install_is_said(monkeypatch):
@@ -87,10 +87,10 @@ def test_where_weights_are_and_what_to_install_is_said(monkeypatch):
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refuse)
     with pytest.raises(ConfigError, match=r"could not be had \(no route to host\); fetch https://huggingface.co/timm/"):
-        open_backbone("timm:resnet10t")
+        load_backbone("timm:resnet10t")
     monkeypatch.setattr(timm_networks, "is_installed", lambda: False)
     with pytest.raises(ConfigError, match="needs timm, which is not installed: pip install timm"):
-        open_backbone("timm:resnet18", weights="none")
+        load_backbone("timm:resnet18", weights="none")
 
 
 def test_a_network_in_a_file_is_the_same_network(tmp_path):
@@ -110,4 +110,4 @@ def test_a_network_in_a_file_is_the_same_network(tmp_path):
     path.with_name("vit.onnx.json").write_text(json.dumps({"image_size": 64, **made_for}))
     with torch.no_grad():
         expected = network(planes(network)).numpy()
-    np.testing.assert_allclose(compute(open_backbone(str(path)).graph, IMAGES.numpy()), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(compute(load_backbone(str(path)).graph, IMAGES.numpy()), expected, rtol=1e-3, atol=1e-4)

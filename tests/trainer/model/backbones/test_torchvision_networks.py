@@ -5,7 +5,7 @@ import torchvision
 from torch import nn
 
 from contract.errors import ConfigError
-from trainer.model.backbones import default_image_size, open_backbone
+from trainer.model.backbones import default_image_size, load_backbone
 from trainer.model.backbones.torchvision_networks import names
 from trainer.model.frozen import freeze
 
@@ -49,7 +49,7 @@ SMALLEST += "resnext50_32x4d shufflenet_v2_x0_5 swin_t vit_b_32 wide_resnet50_2"
 def test_features_are_what_the_classifier_is_given(name, saved):
     options = {"image_size": 64} if name.startswith("vit") else {}
     network, file = saved(name, num_classes=7, **options)
-    backbone = open_backbone(name, image_size=64, weights=file)
+    backbone = load_backbone(name, image_size=64, weights=file)
     with torch.no_grad():
         features = backbone.module(IMAGES)
     torch.testing.assert_close(features, before_last_layer(network, IMAGES), rtol=1e-4, atol=1e-4)
@@ -61,7 +61,7 @@ def test_features_are_what_the_classifier_is_given(name, saved):
 @pytest.mark.parametrize(("name", "grid"), [("resnet18", 3), ("efficientnet_b0", 2)])
 def test_the_last_map_is_pooled_to_a_grid(name, grid, saved):
     network, file = saved(name)
-    backbone = open_backbone(name, image_size=64, weights=file, grid=grid)
+    backbone = load_backbone(name, image_size=64, weights=file, grid=grid)
     network.avgpool = nn.AdaptiveAvgPool2d(grid)
     setattr(network, "fc" if name == "resnet18" else "classifier", nn.Identity())
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_a_vggs_features_are_the_means_of_its_last_three_stages(saved):
             layer.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
     with torch.no_grad():
         network.features(IMAGENET(IMAGES.permute(0, 3, 1, 2) / 255))
-        backbone = open_backbone("vgg11_bn", image_size=64, weights=file)
+        backbone = load_backbone("vgg11_bn", image_size=64, weights=file)
         features = backbone.module(IMAGES)
     expected = torch.cat([each.mean((2, 3)) for each in maps[-3:]], 1)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
@@ -88,18 +88,18 @@ def test_a_vggs_features_are_the_means_of_its_last_three_stages(saved):
 def test_a_convnext_needs_its_last_normalisation(saved):
     """It stands in what torchvision calls the classifier, and belongs to the features."""
     _, file = saved("convnext_tiny", without=["classifier.2"])
-    assert "classifier.0" in open_backbone("convnext_tiny", image_size=64, weights=file).provenance.loaded
+    assert "classifier.0" in load_backbone("convnext_tiny", image_size=64, weights=file).provenance.loaded
     _, file = saved("convnext_tiny", without=["classifier"])
     with pytest.raises(ConfigError, match=r"does not belong to convnext_tiny: it lacks: classifier\.0"):
-        open_backbone("convnext_tiny", image_size=64, weights=file)
+        load_backbone("convnext_tiny", image_size=64, weights=file)
 
 
 def test_a_vit_takes_images_of_other_sizes(saved):
     _, file = saved("vit_b_32", image_size=64)
-    backbone = open_backbone("vit_b_32", image_size=96, weights=file)
+    backbone = load_backbone("vit_b_32", image_size=96, weights=file)
     assert backbone.module[1].encoder.pos_embedding.shape == (1, 10, 768)
     with pytest.raises(ConfigError, match="multiple of its patches' 32 pixels, got 100; 96 would do"):
-        open_backbone("vit_b_32", image_size=100, weights="none")
+        load_backbone("vit_b_32", image_size=100, weights="none")
 
 
 @pytest.mark.timeout(600)
@@ -107,7 +107,7 @@ def test_a_vit_takes_images_of_other_sizes(saved):
 def test_onnx_computes_what_torch_computes(name, tmp_path):
     """Without a Dropout; of equal blocks in a row the first speaks for all."""
     torch.manual_seed(1)
-    backbone = open_backbone(name, image_size=64, weights="none")
+    backbone = load_backbone(name, image_size=64, weights="none")
     for stage in [each for each in backbone.module.modules() if isinstance(each, nn.Sequential)]:
         if len({type(block) for block in stage}) == 1 and not isinstance(stage[0], nn.Sequential):
             del stage[1:]
@@ -123,4 +123,4 @@ def test_sizes_are_those_of_the_weights_which_every_name_has():
     assert len(names()) > 50
     assert all(default_image_size(name) >= 224 for name in names())
     with pytest.raises(ConfigError, match=r"takes no images of 16 pixels a side .*at least 32"):
-        open_backbone("resnet18", image_size=16, weights="none")
+        load_backbone("resnet18", image_size=16, weights="none")

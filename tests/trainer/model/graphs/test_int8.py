@@ -13,7 +13,7 @@ from tests import versions
 from tests.networks import open_session
 from tests.trainer.small import coloured_images, freeze_network, lively_network
 from trainer.model.graphs import int8
-from trainer.model.graphs.int8 import LEAST_IMAGES, in_best_precision, likeness
+from trainer.model.graphs.int8 import LEAST_IMAGES, choose_precision, similarity
 
 pytestmark = pytest.mark.slow  # exports networks
 
@@ -41,7 +41,7 @@ def repository(tmp_path):
 def fast(monkeypatch):
     """A network as small as this one is no faster in 8 bits, and how fast it is hangs on the machine."""
     monkeypatch.setattr(int8, "LEAST_SPEEDUP", 0.0)
-    monkeypatch.setattr(int8, "LEAST_LIKENESS", 0.5)
+    monkeypatch.setattr(int8, "LEAST_SIMILARITY", 0.5)
 
 
 def publish(repository, fingerprint, content):
@@ -69,7 +69,7 @@ class TestPublished:
             (backbone.fingerprint, None),
         ):
             publish(repository, fingerprint, content)
-        found = in_best_precision(backbone, IMAGES[:2], repository=repository)
+        found = choose_precision(backbone, IMAGES[:2], repository=repository)
         assert found == replace(backbone, precision="int8")
         assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == b"new"
         assert found.describe().precision == "int8"
@@ -79,14 +79,14 @@ class TestPublished:
         publish(repository, backbone.fingerprint, b"sound")
         damaged = publish(repository, backbone.fingerprint, b"other")
         (damaged.path / file).write_bytes(b"whoops!"[: (damaged.path / file).stat().st_size])
-        in_best_precision(backbone, IMAGES, repository=repository)
+        choose_precision(backbone, IMAGES, repository=repository)
         assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == b"sound"
 
 
 class TestVerdict:
     def test_features_as_good_and_faster_are_taken_and_kept(self, backbone, repository, fast, monkeypatch, caplog):
         caplog.set_level("INFO", "trainer")
-        found = in_best_precision(backbone, IMAGES, repository=repository)
+        found = choose_precision(backbone, IMAGES, repository=repository)
         assert found.precision == "int8"
         assert not np.array_equal(found.compute(IMAGES), backbone.compute(IMAGES))
         assert found.key != backbone.key
@@ -95,31 +95,31 @@ class TestVerdict:
         assert 0.5 < json.loads((backbone.folder / "int8.json").read_text())["likeness"] <= 1
         before = (backbone.folder / INT8_BACKBONE_FILE).read_bytes()
         monkeypatch.setattr(int8, "quantise", refuse)
-        monkeypatch.setattr(int8, "LEAST_LIKENESS", 2.0)  # made again, of other images, the verdict might be another
-        assert in_best_precision(backbone, IMAGES[:3], repository=repository).precision == "int8"
+        monkeypatch.setattr(int8, "LEAST_SIMILARITY", 2.0)  # made again, of other images, the verdict might be another
+        assert choose_precision(backbone, IMAGES[:3], repository=repository).precision == "int8"
         assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == before
 
-    @pytest.mark.parametrize("bound", ["LEAST_LIKENESS", "LEAST_SPEEDUP"])
+    @pytest.mark.parametrize("bound", ["LEAST_SIMILARITY", "LEAST_SPEEDUP"])
     def test_worse_or_no_faster_ones_are_not(self, backbone, repository, fast, monkeypatch, caplog, bound):
         caplog.set_level("INFO", "trainer")
         monkeypatch.setattr(int8, bound, 1e6)
-        assert in_best_precision(backbone, IMAGES, repository=repository) == backbone
+        assert choose_precision(backbone, IMAGES, repository=repository) == backbone
         assert "not used" in caplog.text
 
     @pytest.mark.parametrize("lost", ["verdict", "file"])
     def test_what_was_lost_is_made_again(self, backbone, repository, fast, lost):
-        in_best_precision(backbone, IMAGES, repository=repository)
+        choose_precision(backbone, IMAGES, repository=repository)
         if lost == "verdict":
             (backbone.folder / "int8.json").write_text('{"bet')
         else:
             (backbone.folder / INT8_BACKBONE_FILE).unlink()
-        assert in_best_precision(backbone, IMAGES, repository=repository).compute(IMAGES[:1]).shape == (1, 64)
+        assert choose_precision(backbone, IMAGES, repository=repository).compute(IMAGES[:1]).shape == (1, 64)
 
     def test_with_too_few_images_there_is_none_yet(self, backbone, repository, fast):
         """It waits for a run, or a portion of a cold start, that has more."""
-        assert in_best_precision(backbone, IMAGES[: LEAST_IMAGES - 1], repository=repository) == backbone
+        assert choose_precision(backbone, IMAGES[: LEAST_IMAGES - 1], repository=repository) == backbone
         assert not (backbone.folder / INT8_BACKBONE_FILE).exists()
-        assert in_best_precision(backbone, IMAGES[:LEAST_IMAGES], repository=repository).precision == "int8"
+        assert choose_precision(backbone, IMAGES[:LEAST_IMAGES], repository=repository).precision == "int8"
 
     def test_a_quantiser_that_fails_costs_a_warning(self, backbone, repository, fast, monkeypatch, caplog):
         """Float32 is left, and it is not asked again: the network will not have changed."""
@@ -131,7 +131,7 @@ class TestVerdict:
 
         monkeypatch.setattr(int8, "quantise", fail)
         for _ in range(2):
-            assert in_best_precision(backbone, IMAGES, repository=repository) == backbone
+            assert choose_precision(backbone, IMAGES, repository=repository) == backbone
         assert len(failures) == 1
         (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert warning == "int8: not to be had of small: no convolution"
@@ -144,7 +144,7 @@ def test_likeness_is_the_mean_cosine_about_the_mean():
     found = (exact + rng.normal(size=(20, 8))).astype(np.float32)
     a, b = (each.astype(np.float64) - exact.astype(np.float64).mean(axis=0) for each in (exact, found))
     cosines = [x @ y / np.sqrt(x @ x * (y @ y)) for x, y in zip(a, b, strict=True)]
-    assert likeness(exact, found) == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert similarity(exact, found) == pytest.approx(np.mean(cosines), abs=1e-5)
     assert 0.5 < np.mean(cosines) < 0.9
 
 

@@ -40,7 +40,7 @@ class BackboneInfo:
 
 
 @dataclass(frozen=True)
-class Opened(BackboneInfo):
+class LoadedBackbone(BackboneInfo):
     """A backbone in memory: exactly one of `module` and `graph` is set."""
 
     module: nn.Module | None = None
@@ -58,22 +58,22 @@ def from_layers(
     provenance: Provenance,
     cells: int = 1,
     last_stage: int | None = None,
-) -> Opened:
+) -> LoadedBackbone:
     """Return layers from normalised planes (N, 3, H, W) to features (N, D * `cells`) as a backbone."""
     module = nn.Sequential(Normalise(mean, deviation), *layers).eval()
-    features, spec = measure(module, name=name, image_size=image_size), InputSpec(image_size, image_size)
+    features, spec = count_features(module, name=name, image_size=image_size), InputSpec(image_size, image_size)
     channels, mean, deviation = features // cells, tuple(mean), tuple(deviation)
-    return Opened(name, spec, features, channels, mean, deviation, provenance, last_stage, module)
+    return LoadedBackbone(name, spec, features, channels, mean, deviation, provenance, last_stage, module)
 
 
-def measure(module: nn.Module, *, name: str, image_size: int) -> int:
+def count_features(module: nn.Module, *, name: str, image_size: int) -> int:
     """Return F of a module from images uint8 (N, H, W, 3) to features (N, F)."""
     images = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
     try:
         with torch.no_grad():
             features = module(images)
     except (RuntimeError, ValueError, AssertionError) as err:  # as networks put it: a kernel larger than its map, ...
-        raise too_small(name, image_size, first_line(err)) from err
+        raise image_size_error(name, image_size, first_line(err)) from err
     if features.ndim != 2:
         raise ConfigError(f"{name} was expected to give a vector for an image, got shape {list(features.shape)}")
     return int(features.shape[1])
@@ -82,10 +82,10 @@ def measure(module: nn.Module, *, name: str, image_size: int) -> int:
 def check_size(name: str, image_size: int) -> None:
     """Refuse images in which a network that halves its map five times finds no cell."""
     if image_size < SMALLEST_IMAGE:
-        raise too_small(name, image_size, f"at least {SMALLEST_IMAGE} are needed")
+        raise image_size_error(name, image_size, f"at least {SMALLEST_IMAGE} are needed")
 
 
-def too_small(name: str, image_size: int, reason: str) -> ConfigError:
+def image_size_error(name: str, image_size: int, reason: str) -> ConfigError:
     """Return the error about images that a network cannot take, most often since they are too small for it."""
     return ConfigError(
         f"{name} takes no images of {image_size} pixels a side ({reason}); give another --image-size, or leave it out"

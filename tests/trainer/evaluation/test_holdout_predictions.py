@@ -7,7 +7,11 @@ import pytest
 from contract.versions.repository import Repository
 from tests import versions
 from tests.versions import manifest
-from trainer.evaluation.witnesses import WITNESSES_FILE, read_witnesses, save_witnesses
+from trainer.evaluation.holdout_predictions import (
+    HOLDOUT_PREDICTIONS_FILE,
+    read_holdout_predictions,
+    save_holdout_predictions,
+)
 
 MEANS = np.array([[0.75, 0.25], [0.1, 0.9]], np.float32)
 
@@ -19,7 +23,7 @@ def published(tmp_path):
 
     def publish(means=MEANS, *, multiple=False):
         tasks, labels = range(7, 7 + len(means)), ("cat", "dog")
-        write = partial(save_witnesses, tasks=tasks, probabilities=means, labels=labels, multiple=multiple)
+        write = partial(save_holdout_predictions, tasks=tasks, probabilities=means, labels=labels, multiple=multiple)
         return versions.publish(repository, b"one", write=write)
 
     return repository, publish
@@ -27,11 +31,11 @@ def published(tmp_path):
 
 def test_what_was_said_comes_back(published):
     repository, publish = published
-    found = read_witnesses(repository, publish().manifest)
+    found = read_holdout_predictions(repository, publish().manifest)
     assert [(each.task, each.labels) for each in found] == [(7, {"cat"}), (8, {"dog"})]
     assert [each.margin for each in found] == pytest.approx([0.5, 0.8], abs=1e-6)
     several = publish(np.array([[0.9, 0.8], [0.2, 0.1]], np.float32), multiple=True)  # the least sure label decides
-    found = read_witnesses(repository, several.manifest)
+    found = read_holdout_predictions(repository, several.manifest)
     assert [each.labels for each in found] == [{"cat", "dog"}, frozenset()]
     assert [each.margin for each in found] == pytest.approx([0.6, 0.6], abs=1e-6)
 
@@ -39,10 +43,10 @@ def test_what_was_said_comes_back(published):
 def test_what_was_changed_is_no_evidence(published, caplog):
     repository, publish = published
     version = publish()
-    path = version.path / WITNESSES_FILE
+    path = version.path / HOLDOUT_PREDICTIONS_FILE
     rows = json.loads(path.read_text())
     path.chmod(0o600)
     path.write_text(json.dumps([[task, 1.0, labels] for task, _, labels in rows]))
-    assert read_witnesses(repository, version.manifest) == []
+    assert read_holdout_predictions(repository, version.manifest) == []
     assert "was changed after it was published" in caplog.text
-    assert read_witnesses(repository, manifest("20260102T000000000Z-0a1b2c")) == []
+    assert read_holdout_predictions(repository, manifest("20260102T000000000Z-0a1b2c")) == []

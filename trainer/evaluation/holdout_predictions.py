@@ -17,17 +17,17 @@ from contract.errors import LabelnextError
 from contract.scores.acquisition import margin
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
-from trainer.evaluation.holdout import decide
+from trainer.evaluation.holdout import predict_labels
 
 _log = logging.getLogger(__name__)
 
-WITNESSES_FILE: Final = "witnesses.json"
+HOLDOUT_PREDICTIONS_FILE: Final = "witnesses.json"
 """Within a version's folder."""
 _MOST_BYTES: Final = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Predicted:
+class HoldoutPrediction:
     """What is predicted of one task's image, and by which margin of the mean prediction."""
 
     task: int
@@ -35,26 +35,31 @@ class Predicted:
     labels: frozenset[str]
 
 
-def save_witnesses(
+def save_holdout_predictions(
     folder: Path, tasks: Sequence[int], probabilities: npt.NDArray[np.float32], labels: Sequence[str], *, multiple: bool
 ) -> None:
     """Keep in a version's folder what is said of N tasks: mean probabilities (N, C), of C labels."""
     margins = margin(probabilities.astype(np.float64), multiple=multiple)
-    decided = decide(probabilities, multiple=multiple)
+    decided = predict_labels(probabilities, multiple=multiple)
     rows = [
         [task, lead, [labels[label] for label in np.flatnonzero(row)]]
         for task, lead, row in zip(tasks, margins.tolist(), decided, strict=True)
     ]
-    (folder / WITNESSES_FILE).write_text(json.dumps(rows, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    (folder / HOLDOUT_PREDICTIONS_FILE).write_text(
+        json.dumps(rows, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
+    )
 
 
-def read_witnesses(repository: Repository, manifest: Manifest) -> list[Predicted]:
-    """Return what `save_witnesses` kept with a version; nothing where that cannot be had."""
-    if WITNESSES_FILE not in manifest.files:
+def read_holdout_predictions(repository: Repository, manifest: Manifest) -> list[HoldoutPrediction]:
+    """Return what `save_holdout_predictions` kept with a version; nothing where that cannot be had."""
+    if HOLDOUT_PREDICTIONS_FILE not in manifest.files:
         return []
     try:
-        text = repository.read_published(manifest, WITNESSES_FILE, most_bytes=_MOST_BYTES)
-        return [Predicted(int(task), float(lead), frozenset(map(str, names))) for task, lead, names in json.loads(text)]
+        text = repository.read_published(manifest, HOLDOUT_PREDICTIONS_FILE, most_bytes=_MOST_BYTES)
+        return [
+            HoldoutPrediction(int(task), float(lead), frozenset(map(str, names)))
+            for task, lead, names in json.loads(text)
+        ]
     except (LabelnextError, OSError, ValueError, TypeError) as err:
-        _log.warning("%s of %s is passed over: %s", WITNESSES_FILE, manifest.version, err)
+        _log.warning("%s of %s is passed over: %s", HOLDOUT_PREDICTIONS_FILE, manifest.version, err)
         return []
