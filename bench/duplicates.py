@@ -27,7 +27,7 @@ from contract.scores.embedding import embed
 from contract.scores.holdout import DEFAULT_SHARE
 from server.inference.engine import Engine, EngineOptions
 from server.inference.resources import available_cpus
-from trainer.ordering.duplicates import Outlook, find_representatives
+from trainer.ordering.duplicates import PredictedLabels, find_representatives
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates
 from trainer.progress_bar import Bar
@@ -111,11 +111,11 @@ def _measure_claims(pool: Candidates) -> tuple[dict[str, float], float]:
     """Return by kind the share of copies that their photos claim, and the share of photos that other photos claim."""
     numbers = pool.task_ids
     photos, copies = numbers[numbers % _EACH == 0], numbers[numbers % _EACH > 0]
-    claimed_by = find_representatives(pool.embeddings, np.concatenate([photos, copies]), Outlook.of(pool))
+    claimed_by = find_representatives(pool.embeddings, np.concatenate([photos, copies]), PredictedLabels.of(pool))
     found = (claimed_by // _EACH == numbers // _EACH) & (claimed_by != numbers)  # (N,)
     by_kind = found.reshape(-1, _EACH).mean(axis=0)
     photo = pool.take(photos)
-    alone = find_representatives(photo.embeddings, np.arange(len(photos)), Outlook.of(photo))
+    alone = find_representatives(photo.embeddings, np.arange(len(photos)), PredictedLabels.of(photo))
     return dict(zip(EDITS, by_kind[1:].tolist(), strict=True)), float((alone != np.arange(len(photos))).mean())
 
 

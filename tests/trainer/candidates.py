@@ -1,4 +1,4 @@
-"""Candidates as versions make them, from random passes."""
+"""Candidates with random passes."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from trainer.ordering.strategies import Candidates
 
 
 def make_passes(rng, *, images, passes=20, classes=4, multiple=False):
-    """Return probabilities (N, T, C) of images from sure to torn between the passes."""
+    """Return probabilities (N, T, C) of images from certain to very uncertain."""
     shared, own = rng.normal(size=(images, 1, classes)), rng.normal(size=(images, passes, classes))
     logits = 3 * shared + own * rng.gamma(1, 1, size=(images, 1, 1))
     if multiple:
@@ -17,7 +17,7 @@ def make_passes(rng, *, images, passes=20, classes=4, multiple=False):
 
 
 def make_candidates(probabilities, rng, *, task_ids=None, embeddings=None, multiple=False):
-    """Return candidates with these passes; tasks' numbers and embeddings are random unless they are given."""
+    """Return candidates with the given passes; task numbers and embeddings are random by default."""
     images = len(probabilities)
     if task_ids is None:
         task_ids = rng.choice(10 * images + 1, size=images, replace=False)

@@ -1,1 +1,1 @@
-"""In which order images are to be labelled: strategies, near-duplicates, random holdout. Reads and writes nothing."""
+"""The order in which images should be labelled: strategies, near-duplicates, random holdout. No input or output."""

@@ -1,13 +1,12 @@
-"""BADGE: images that would move the last layer most, and each in another direction (Ash et al. 2020, arXiv 1906.03671).
+"""BADGE: batches with large and diverse gradients of the last layer (Ash et al. 2020, arXiv 1906.03671).
 
-An image's gradient embedding is the gradient of the last layer's loss under the label that the model predicts: the
-outer product of (p - y), where y is that label as an indicator, and of what stands for the image before it. Its length
-says how unsure the model is, its direction what a label would teach. Images are drawn one after the other, each with a
-chance in proportion to the squared distance to the nearest of those drawn before (k-means++, Arthur & Vassilvitskii
-2007): an unsure image far from all others is likely, a second one like it is not.
+An image's gradient embedding is the gradient of the loss with respect to the last layer's weights if the predicted
+label is right: the outer product of (p - y), where y is the one-hot label, and the layer's input. Its length measures
+the model's uncertainty, its direction what a label would change. Images are drawn one by one, with probability
+proportional to the squared distance to the nearest image drawn before (k-means++, Arthur & Vassilvitskii 2007).
 
-Outer products are never formed. The squared distance of two is |g|^2 + |g'|^2 - 2 g.g', and their inner product is that
-of their first factors times that of their second ones.
+Outer products are never formed: the squared distance of two is |g|^2 + |g'|^2 - 2 g.g', and their inner product is that
+of their first factors times that of their second factors.
 """
 
 from typing import Final, cast
@@ -22,38 +21,38 @@ Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 _LEAST_LENGTH: Final = 1e-3
-"""Below it, a difference from the mean is rounding, since embeddings travel as float16, and points nowhere."""
+"""Shorter differences from the mean are rounding errors of float16 embeddings, without a direction."""
 
 
-def surprise(probabilities: Singles, *, multiple: bool) -> Singles:
-    """Return probabilities less the labels that they amount to, 1 or 0: (N, C) to (N, C)."""
+def logit_gradients(probabilities: Singles, *, multiple: bool) -> Singles:
+    """Return the gradient of the loss with respect to the logits, probabilities minus predicted labels: (N, C)."""
     if multiple:
         return probabilities - (probabilities >= LABEL_THRESHOLD)
-    found = probabilities.copy()
-    found[np.arange(len(found)), probabilities.argmax(axis=1)] -= 1
-    return found
+    gradients = probabilities.copy()
+    gradients[np.arange(len(gradients)), probabilities.argmax(axis=1)] -= 1
+    return gradients
 
 
 def squared_lengths(vectors: Singles) -> Singles:
-    """(N, D) to (N,)."""
+    """Return the squared Euclidean norms of vectors (N, D): (N,)."""
     return cast(Singles, np.einsum("ij,ij->i", vectors, vectors))
 
 
 def directions(embeddings: Singles, pool: Singles) -> Singles:
-    """Return in which direction embeddings (N, E) differ from a pool's mean, (M, E), as vectors of length 1: (N, E).
+    """Return embeddings (N, E) relative to the mean of a pool (M, E), scaled to length 1: (N, E).
 
-    Embeddings are all positive before they are projected, so that any two point much the same way.
+    Features are positive before they are projected, so uncentred embeddings all have nearly the same direction.
     """
     centred = embeddings - pool.sum(axis=0) / max(1, len(pool))
     lengths = np.sqrt(squared_lengths(centred))[:, None]
-    found: Singles = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > _LEAST_LENGTH)
-    return found
+    unit: Singles = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > _LEAST_LENGTH)
+    return unit
 
 
 def draw(first: Singles, second: Singles, *, count: int, purpose: str) -> Ints:
-    """Draw up to `count` of N outer products by k-means++ from their factors, (N, C) and (N, E): indices, int64 (K,).
+    """Draw up to `count` of N outer products by k-means++, given their factors (N, C) and (N, E): indices, int64 (K,).
 
-    The longest comes first. None is drawn that equals one drawn before. The same `purpose` gives the same draw.
+    The longest comes first; duplicates of drawn products are never drawn. `purpose` seeds the draw.
     """
     rng = keyed_generator(purpose)
     lengths: Singles = squared_lengths(first) * squared_lengths(second)  # (N,)

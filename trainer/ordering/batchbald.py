@@ -1,14 +1,14 @@
-"""BatchBALD: images that together say most about the weights, chosen one after the other.
+"""BatchBALD: greedy selection of images whose labels are jointly most informative about the weights.
 
-Knows the passes' probabilities and nothing else. The passes are those of the same masks for all images (Kirsch et al.
-2019, arXiv 1906.08158), so that a pass is a hypothesis and every label that is given makes some of them likelier. What
-an image adds to those chosen is the mutual information of its label and the pass, given their labels:
+Each pass uses the same dropout masks for all images (Kirsch et al. 2019, arXiv 1906.08158), so a pass is a hypothesis
+about the weights. The gain of an image is the mutual information of its label and the pass, given the labels of the
+images chosen before:
 
     gain(n) = sum_k w_k H[sum_t r_kt p_nt] - mean_t H[p_nt]
 
-where k runs over the configurations of labels that the chosen images may get, w_k is the probability of one, and r_kt
-that of pass t given it. With few images all configurations are held and the gain is exact; then as many are kept as
-find room, drawn by their probability.
+where k runs over the configurations of labels of the chosen images, w_k is the probability of a configuration, and r_kt
+that of pass t given it. For few images all configurations are enumerated and the gain is exact; beyond the limit,
+configurations are sampled by their probability.
 """
 
 import math
@@ -23,32 +23,32 @@ from contract.scores.acquisition import entropy
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Passes = Callable[[Ints], npt.NDArray[np.float32]]
-"""Gives the probabilities of the passes, float32 (n, T, C), for candidates by index, int64 (n,)."""
+"""Returns the probabilities of the passes, float32 (n, T, C), of candidates by index, int64 (n,)."""
 
 SATURATED: Final = 0.9
-"""Share of ln T, the most that labels can say about T passes, from which on gains are mostly noise."""
+"""Share of ln T, the maximum information about T passes, beyond which gains are mostly noise."""
 
 _KEY: Final = 0xBA7C
-"""Of the draws of configurations, which are the same each time."""
+"""Seed for sampling configurations."""
 
 _LEAST_GAIN = 1e-6
-"""In nats; below it lies rounding."""
+"""In nats; smaller gains are rounding errors."""
 
 _BLOCK = 32
-"""How many images are looked at at once."""
+"""Images per block."""
 
 _CELLS = 2**20
-"""Most probabilities held at once, by configuration, image and class: 4 MB, several times."""
+"""Maximum of configurations x images x classes in memory: 4 MB, several times."""
 
 
 def choose(order: Ints, passes: Passes, *, batch_size: int, configurations: int | None = None) -> Ints:
-    """Choose up to `batch_size` of candidates in falling order of BALD, int64 (N,): indices, int64 (K,), as chosen.
+    """Choose up to `batch_size` candidates from `order`, int64 (N,), sorted by falling BALD: indices, int64 (K,).
 
-    When the labels of those chosen would say all but which pass is right, further images cannot be told apart, and the
-    next begin a joint of their own, as if the others had not been chosen. A joint takes its images from a window of
-    those with the highest BALD that are left. Where no image says anything, none is chosen.
+    Once the chosen labels nearly determine the pass, gains become noise, and selection restarts on the remaining
+    candidates as if nothing had been chosen. Each restart selects from the remaining candidates with the highest BALD.
+    Images without any gain are not chosen.
 
-    At most so many `configurations` are held at once; by default as many as fit in memory.
+    `configurations` limits those kept at once; by default as many as fit in memory.
     """
     left, chosen = order, list[int]()
     window = min(max(2**16 // passes(order[:1]).shape[2], 32), 256) if batch_size and len(order) else 0
@@ -66,7 +66,7 @@ def choose(order: Ints, passes: Passes, *, batch_size: int, configurations: int 
 def _choose_jointly(
     passes: npt.NDArray[np.float32], most: int, configurations: int | None, rng: np.random.Generator
 ) -> list[int]:
-    """Choose greedily from passes (N, T, C) until `most` are chosen, the joint is saturated or nothing is gained."""
+    """Choose greedily from passes (N, T, C) until `most` are chosen, the batch is saturated or no image has a gain."""
     images, count, classes = passes.shape
     limit = configurations or min(max(_CELLS // (_BLOCK * classes), 64), 2048)
     conditional = entropy(passes).mean(axis=1)  # (N,)
@@ -89,7 +89,7 @@ def _choose_jointly(
 def _update(
     gains: Floats, passes: npt.NDArray[np.float32], conditional: Floats, *, posterior: Floats, weights: Floats
 ) -> int:
-    """Compute gains (N,) anew until the highest is certain, and return where: as they were is the most they can be."""
+    """Update gains (N,) until the maximum is certain, and return its index: earlier gains are upper bounds."""
     falling = np.argsort(-gains, kind="stable")
     for start in range(0, len(falling), _BLOCK):
         block = falling[start : start + _BLOCK]
@@ -105,10 +105,10 @@ def _update(
 def _condition(
     posterior: Floats, weights: Floats, image: npt.NDArray[np.float32], *, limit: int, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Return the posteriors over the passes (K', T) and their weights (K',) when an image (T, C) is labelled as well.
+    """Return the posteriors over the passes (K', T) and their weights (K',) after also labelling an image (T, C).
 
-    Each configuration has one successor for each label. Of more than `limit`, so many are drawn systematically: each
-    is kept as often as its weight asks for, up to the rounding, and all then weigh alike.
+    Each configuration has one successor per label. If there are more than `limit`, they are resampled to `limit` by
+    systematic sampling, with equal weights.
     """
     joint = posterior[:, None, :] * image.T[None]  # (K, C, T)
     mass = joint.sum(axis=2)  # (K, C)

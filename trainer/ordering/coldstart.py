@@ -1,8 +1,8 @@
-"""What to label first while there is no model: images that together look like the whole pool.
+"""Cold start: the images to label before there is a model.
 
-Before the first labels there is nothing to be uncertain about, and what pays is to have seen every kind of image, the
-most frequent kinds first (Hacohen et al. 2022, arXiv 2202.02794). So the pool's embeddings are clustered into as many
-clusters as images are about to be labelled, and of each the image nearest to its centre is taken.
+With few labels, typical images teach most (Hacohen et al. 2022, arXiv 2202.02794). The pool's embeddings are clustered
+into as many clusters as images will be labelled, and the image nearest to each centre is chosen, from the largest
+cluster first.
 """
 
 import warnings
@@ -16,21 +16,26 @@ from trainer.ordering.reasons import BY_CHANCE, COVERS
 from trainer.ordering.strategies import Ints, check_finite, check_tasks
 
 _LEAST_FITTED, _FITTED_PER_CLUSTER = 5000, 10
-"""How many embeddings, by chance, the centres of clusters are computed from in a pool with more."""
+"""Size of the random sample of embeddings that k-means is fitted to: a minimum, and per cluster."""
 _ITERATIONS = 20
 
 
 def arrange(
     task_ids: Ints, embeddings: Vectors, *, project: int, holdout_share: float, before_holdout: int, batch_size: int
 ) -> Arrangement:
-    """Put tasks (N,) in the order in which they are to be labelled while nothing is known but their images (N, E).
+    """Order tasks (N,) by their embeddings (N, E) alone, with evenly spaced scores; independent of the tasks' order.
 
-    The same tasks get the same order in whichever order they come. Scores are evenly spaced. `batch_size` tasks are
-    chosen to cover the pool; `before_holdout` places come before those of which the random holdout has its share.
+    Args:
+        task_ids: (N,)
+        embeddings: (N, E)
+        project: the project's number, which seeds the order.
+        holdout_share: the random holdout's share of the places.
+        before_holdout: number of first places without any for the holdout.
+        batch_size: number of tasks chosen to cover the pool.
 
     Raises:
-        ConfigError: if the share is not one.
-        ValueError: if a task comes twice, or an embedding is not finite.
+        ConfigError: if the share is not in its range.
+        ValueError: if a task occurs twice, or an embedding is not finite.
     """
     check_tasks(task_ids)
     check_finite("the embedding", embeddings, task_ids)
@@ -45,10 +50,10 @@ def arrange(
 
 
 def cover(embeddings: Vectors, *, batch_size: int, seed: int) -> Ints:
-    """Return an order of float32 (N, E) whose beginning looks like the whole: int64 (N,), indices.
+    """Return an order of embeddings, float32 (N, E), that begins with the most typical ones: indices, int64 (N,).
 
-    The first `batch_size` are nearest to the centres of so many clusters (k-means), the largest clusters in front; the
-    others follow by chance. Where embeddings are equal there may be fewer clusters.
+    The first `batch_size` are nearest to the centres of as many k-means clusters, largest cluster first; the others
+    follow in random order. There are fewer clusters if there are fewer distinct embeddings.
     """
     rng = np.random.Generator(np.random.Philox(key=seed))
     clusters = min(batch_size, len(embeddings))

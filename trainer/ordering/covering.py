@@ -1,13 +1,11 @@
-"""Images unlike all that are labelled: how they are found, without and with regard to what a model says of them.
+"""Selection of images far from all labelled ones.
 
-While a model knows too little to tell what it does not know, each image is the one farthest from all that are labelled
-or were chosen before it, as for a core-set (Sener & Savarese 2018, arXiv 1708.00489), but by its
-distance over that to its own neighbours: what is far from everything is odd and teaches nothing about other images.
-Later images are drawn, each with a chance in proportion to a weight, which says how much it would teach, and to a power
-of its distance, as k-means++ has it with squares (Arthur & Vassilvitskii 2007). What was measured:
-docs/decisions/0014-default-order.md.
+With few labels, images are chosen greedily by their distance to the nearest labelled or chosen image, as for a core-set
+(Sener & Savarese 2018, arXiv 1708.00489), but divided by the distance to their own neighbours: outliers teach nothing
+about other images. Later, images are drawn with probability proportional to a weight, their acquisition score, and a
+power of the distance, as in k-means++ (Arthur & Vassilvitskii 2007); see docs/decisions/0014-default-order.md.
 
-Distances are 1 - cosine of directions from the pool's mean: float32 (N, E), of length 1 or zeros.
+Distances are 1 - cosine of embeddings relative to the pool's mean: float32 (N, E), of length 1 or zeros.
 """
 
 from collections.abc import Callable
@@ -23,33 +21,33 @@ Singles = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_FAR: Final = 2
-"""Power of the distance over that to an image's own neighbours."""
-_FARTHER: Final = 4
-"""Power of the distance in a draw."""
+_CHOICE_POWER: Final = 2
+"""Power of the relative distance in `choose`."""
+_DRAW_POWER: Final = 4
+"""Power of the distance in `draw`."""
 _NEIGHBOURS: Final = 10
-_SAMPLED: Final = 2000
-"""Images of the pool that an image's neighbours are sought among."""
+_MOST_SAMPLED: Final = 2000
+"""Size of the part of the pool in which neighbours are searched."""
 _ROWS: Final = 1024
-_LEAST: Final = 1e-3
-"""Distance to the neighbours below which images are copies of each other."""
+_LEAST_DISTANCE: Final = 1e-3
+"""Lower bound of the distance to the neighbours, which is 0 for copies."""
 
 
 def choose(directions: Singles, labelled: Singles, neighbours: Doubles, *, count: int) -> Ints:
-    """Choose up to `count` of N images, each the farthest from those labelled (M, E) or chosen before it: int64 (K,).
+    """Choose up to `count` of N images, each farthest from the labelled (M, E) and already chosen ones: int64 (K,).
 
-    How far is the square of its distance over `neighbours`, (N,): `neighbour_distances`, or their squares, which favour
-    what has others like it. None is chosen at no distance.
+    The criterion is the squared distance divided by `neighbours`, (N,): `neighbour_distances`, or their squares, which
+    favour typical images. Images at distance 0 are not chosen.
     """
     return _choose_each(
-        directions, labelled, count=count, value=lambda distances: distances**_FAR / neighbours, pick=np.argmax
+        directions, labelled, count=count, value=lambda distances: distances**_CHOICE_POWER / neighbours, pick=np.argmax
     )
 
 
 def draw(weights: Doubles, directions: Singles, labelled: Singles, *, count: int, purpose: str) -> Ints:
-    """Draw up to `count` of N images by weights (N,): their indices, int64 (K,); none at no distance or weight.
+    """Draw up to `count` of N images by weight (N,) and distance: indices, int64 (K,). `purpose` seeds the draw.
 
-    The same `purpose` with the same images gives the same draw.
+    Images with weight or distance 0 are not drawn.
     """
     rng = keyed_generator(purpose)
 
@@ -58,7 +56,7 @@ def draw(weights: Doubles, directions: Singles, labelled: Singles, *, count: int
         return np.searchsorted(edges, rng.random() * float(edges[-1]), side="right")
 
     return _choose_each(
-        directions, labelled, count=count, value=lambda distances: weights * distances**_FARTHER, pick=pick
+        directions, labelled, count=count, value=lambda distances: weights * distances**_DRAW_POWER, pick=pick
     )
 
 
@@ -70,7 +68,7 @@ def _choose_each(
     value: Callable[[Doubles], Doubles],
     pick: Callable[[Doubles], np.intp],
 ) -> Ints:
-    """Choose by a value of the distances to what is labelled or was chosen before, as long as any is above 0."""
+    """Pick images by a function of the distance to the nearest labelled or chosen one, while any value is above 0."""
     distances, chosen = _distances(directions, labelled), list[int]()
     while len(chosen) < min(count, len(directions)):
         utility = value(distances)
@@ -84,21 +82,21 @@ def _choose_each(
 
 
 def neighbour_distances(directions: Singles) -> Doubles:
-    """Return how far each image is from the images nearest to it, in the mean: (N, E) to (N,).
+    """Return the mean distance of each image to its nearest neighbours: (N, E) to (N,).
 
-    Of a large pool these are sought in a part of it, every so many images, which puts all of them a little farther.
+    In a large pool neighbours are searched among an evenly spaced part, which increases all distances a little.
     """
-    some = directions[evenly_spaced(len(directions), most=_SAMPLED)]
+    some = directions[evenly_spaced(len(directions), most=_MOST_SAMPLED)]
     nearest = min(_NEIGHBOURS, len(some) - 1)
-    found = np.empty(len(directions))
+    means = np.empty(len(directions))
     for start in range(0, len(directions), _ROWS):
         cosines = directions[start : start + _ROWS] @ some.T
-        found[start : start + _ROWS] = 1 - np.partition(cosines, -nearest - 1, axis=1)[:, -nearest - 1 :].mean(axis=1)
-    return np.maximum(found, _LEAST)
+        means[start : start + _ROWS] = 1 - np.partition(cosines, -nearest - 1, axis=1)[:, -nearest - 1 :].mean(axis=1)
+    return np.maximum(means, _LEAST_DISTANCE)
 
 
 def _distances(directions: Singles, others: Singles) -> Doubles:
-    """Return the distance of each image to the nearest of others, (N, E) and (M, E) to (N,): 2 where there are none."""
+    """Return the distance of each image (N, E) to the nearest of others (M, E), or 2 if there are none: (N,)."""
     nearest = np.full(len(directions), -1.0, np.float32)
     for start in range(0, len(others), _ROWS):
         nearest = np.maximum(nearest, (directions @ others[start : start + _ROWS].T).max(axis=1))

@@ -1,14 +1,13 @@
-"""Near-duplicates: images so alike that labelling one says what the others would.
+"""Near-duplicates: images so similar that one label says enough about all of them.
 
-Leader clustering (Hartigan 1975, ch. 3): in a given order, each image that nobody has claimed stands for itself and
-claims all that resemble it. Unlike with chains of pairs, each image resembles the one that stands for it. Numpy over
-embeddings; every pair is compared, by matrix products over blocks, so that memory is bounded also where thousands are
-alike. What is compared, and from which similarity on, was measured: docs/decisions/0011-near-duplicates.md. Where
-people label images so alike differently, only what is next to identical is claimed.
+Leader clustering (Hartigan 1975, ch. 3): in a given order, each unclaimed image becomes a leader and claims all similar
+images. Unlike in single linkage, each image is similar to its leader. All pairs are compared, by matrix products over
+blocks, so that memory is bounded also for thousands of near-duplicates. For the measured thresholds see
+docs/decisions/0011-near-duplicates.md. With fine-grained labels only nearly identical images are claimed.
 
-Products are of sketches, a quarter as long: an embedding's coordinates along the directions in which embeddings differ
-most, and the length of what is left of it. By Cauchy and Schwarz the product of two sketches is no less than that of
-their embeddings, so that only pairs whose sketches come near each other need be compared in full.
+Sketches, a quarter as long as embeddings, are compared first: the coordinates of an embedding along the principal
+directions, and the length of the residual. By the Cauchy-Schwarz inequality the product of two sketches is an upper
+bound of the product of their embeddings, so only pairs with similar sketches are compared in full.
 """
 
 import math
@@ -27,94 +26,99 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Bits = npt.NDArray[np.uint8]
 
-NEAR: Final = 0.62
-"""Share of the distance between images that merely resemble each other below which one nearly duplicates another."""
+NEAR_SHARE: Final = 0.62
+"""Near-duplicates are closer than this share of the distance of merely similar images."""
 
-SURELY: Final = 0.95
-"""Share of that distance within which what the version expects of the two does not matter: a copy that is noisier or
-darker is another image to a head that goes by texture, too."""
+COPY_SHARE: Final = 0.95
+"""Share of the near-duplicate distance below which predictions are not compared: noisier or darker copies may be
+predicted differently."""
 
-NEAREST: Final = 0.2
-"""By 1 - cosine: what is nearer is a near-duplicate also in a pool of little else."""
+LEAST_NEAR_DISTANCE: Final = 0.2
+"""1 - cosine below which images are near-duplicates even in a pool of similar images."""
 
-IDENTICAL: Final = 0.25
-"""Share of that distance within which images are near where people label those within all of it differently."""
+FINE_GRAINED_SHARE: Final = 0.25
+"""Share of the near-duplicate distance that is used with fine-grained labels."""
 
-AGREEING: Final = 0.75
-"""Share of near pairs that have the same labels: where it is surely less, features do not see what people see."""
+AGREEING_SHARE: Final = 0.75
+"""Labels are fine-grained if the share of near pairs with equal labels is significantly below this."""
 
-CLEARLY: Final = 0.2
-"""Probability by which a label must be ahead of another: by less, which of them is predicted is chance, and of an image
-and its copies one is predicted here and the other one there."""
+EXCLUDING_LEAD: Final = 0.2
+"""Difference of probability at which one label excludes another; below it, copies of an image may get either label."""
 
-LESS_CERTAIN: Final = 0.1
-"""Entropy in nats by which an image may exceed the one that stands for it."""
+ENTROPY_TOLERANCE: Final = 0.1
+"""Entropy in nats by which an image may exceed its representative."""
 
-_RESEMBLING = 0.97
-"""Share of all pairs that are farther apart than images that merely resemble each other, of one class perhaps."""
-_COMPARED: Final = 2048
-"""How many images that is measured on."""
+_SIMILAR_QUANTILE = 0.97
+"""Quantile of the similarity of pairs that defines merely similar images, perhaps of one class."""
+_QUANTILE_IMAGES: Final = 2048
+"""Number of images for estimating the quantile."""
 
 _MANY_LEADERS: Final = 1000
 _DIMENSIONS: Final = 7
-"""The more leaders there are, the likelier is one of them near an image by chance: within a distance d there are as
-many as d to this power says, and beyond so many leaders they must be so much nearer."""
+"""Intrinsic dimension of embeddings: the number of leaders within distance d grows as d to this power. Beyond
+`_MANY_LEADERS` the distance shrinks accordingly, because ever more images are near a leader by chance."""
 
 _LEAST_LENGTH: Final = 1e-3
-"""Below it, a difference from the mean is rounding, since embeddings travel as float16, and points nowhere."""
+"""Shorter differences from the mean are rounding errors of float16 embeddings, without a direction."""
 
 _ROWS, _LEADERS = 512, 8192
-"""How many are compared with how many at once: 4 million similarities, 16 MB."""
+"""Block size of comparisons: 4 million similarities, 16 MB."""
 _SKETCH: Final = 64
-_SKETCHED: Final = 4096
-"""How many embeddings the directions of sketches are taken from."""
+_SKETCH_IMAGES: Final = 4096
+"""Number of embeddings for estimating the principal directions."""
 _FEW_PAIRS: Final = 2**14
-"""Of a block of sketches, up to so many pairs are compared one by one; of more, the whole block is."""
+"""Up to this number of similar sketches in a block are compared one by one, more as a whole block."""
 _ROUNDING: Final = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
-    """What a version expects of N images: labels that they may have, as bits, and how sure it is."""
+class PredictedLabels:
+    """Predicted labels of N images, as bits, and their entropy."""
 
     predicted: Bits
-    """(N, B): the labels that are predicted and, of several, those whose absence is."""
+    """(N, B): predicted labels; for multiple labels also the predicted absence of labels."""
     excluded: Bits
-    """(N, B): those that are clearly less likely than what is predicted."""
+    """(N, B): labels that are clearly less likely than the predicted one."""
     entropy: npt.NDArray[np.float32]
-    """(N,): of the mean prediction, in nats."""
+    """(N,), in nats."""
 
     @classmethod
     def of(cls, candidates: Candidates) -> Self:
-        """Return what a version expects of candidates."""
+        """Return the predicted labels of candidates."""
         likely = candidates.probabilities  # (N, C)
         if candidates.multiple:
             likely = np.stack([likely, 1 - likely], axis=2)  # (N, C, 2)
         lead = likely.max(axis=-1, keepdims=True) - likely
         predicted = np.arange(likely.shape[-1]) == likely.argmax(axis=-1)[..., None]
         flat = likely.shape[0], math.prod(likely.shape[1:])
-        first, second = (np.packbits(each.reshape(flat), axis=1) for each in (predicted, lead > CLEARLY))  # (N, B)
+        first, second = (
+            np.packbits(each.reshape(flat), axis=1) for each in (predicted, lead > EXCLUDING_LEAD)
+        )  # (N, B)
         return cls(predicted=first, excluded=second, entropy=candidates.entropy)
 
-    def take(self, indices: Ints) -> "Outlook":
-        """Return that of some of the images."""
-        return Outlook(self.predicted[indices], self.excluded[indices], self.entropy[indices])
+    def take(self, indices: Ints) -> "PredictedLabels":
+        """Return a part of the images, by index."""
+        return PredictedLabels(self.predicted[indices], self.excluded[indices], self.entropy[indices])
 
-    def allows(self, leader: Ints, row: Ints) -> Bools:
-        """Return in which pairs of images, (P,) and (P,), the leader may stand for the row."""
+    def may_represent(self, leader: Ints, row: Ints) -> Bools:
+        """Return for each pair of images, (P,) and (P,), whether the leader may represent the row: (P,)."""
         differ = (self.excluded[row] & self.predicted[leader]) | (self.predicted[row] & self.excluded[leader])
-        return ~differ.any(axis=1) & (self.entropy[row] <= self.entropy[leader] + LESS_CERTAIN)
+        return ~differ.any(axis=1) & (self.entropy[row] <= self.entropy[leader] + ENTROPY_TOLERANCE)
 
 
-def find_representatives(embeddings: Vectors, order: Ints, outlook: Outlook, *, told_apart: bool = False) -> Ints:
-    """Return which of N images, float32 (N, E), stands for each one, maybe itself: int64 (N,), indices.
+def find_representatives(
+    embeddings: Vectors, order: Ints, predicted: PredictedLabels, *, fine_grained: bool = False
+) -> Ints:
+    """Return the representative of each of N images, float32 (N, E), maybe the image itself: indices, int64 (N,).
 
-    Those that come earlier in the order, (N,), claim those that come later.
+    Earlier images of the order, (N,), represent later ones.
     """
     vectors = embeddings[order]
     vectors -= _mean(embeddings)
     _normalise(vectors)
-    leaders = _Leaders(vectors, outlook.take(order), _near(vectors) * (IDENTICAL if told_apart else 1))
+    leaders = _Leaders(
+        vectors, predicted.take(order), _near_distance(vectors) * (FINE_GRAINED_SHARE if fine_grained else 1)
+    )
     places = np.arange(len(order))
     claimed_by = [leaders.claim(places[start : start + _ROWS]) for start in range(0, len(order), _ROWS)]
     representative = np.empty(len(order), np.int64)
@@ -122,29 +126,31 @@ def find_representatives(embeddings: Vectors, order: Ints, outlook: Outlook, *, 
     return representative
 
 
-def are_told_apart(embeddings: Vectors, labelled: LabelledImages) -> bool:
-    """Return whether people label images differently that are as alike as near-duplicates of a pool, (N, E).
+def are_fine_grained(embeddings: Vectors, labelled: LabelledImages) -> bool:
+    """Return whether labelled images as similar as near-duplicates of the pool, (N, E), often have different labels.
 
-    That is, whether of the pairs of labelled images so near surely less than three in four have the same label, by the
-    one-sided interval of 95 % of Clopper and Pearson (1934). Each image is in one pair at most, so that a few that are
-    alike do not speak for the pool.
+    That is, whether significantly less than three in four pairs have equal labels, by the one-sided 95 % interval of
+    Clopper and Pearson (1934). Each image is in at most one pair, so that a single cluster has little weight.
     """
     known = labelled.labels >= 0
     if not known.any() or not len(embeddings):
         return False
     mean, labels = _mean(embeddings), labelled.labels[known]
-    some, vectors = embeddings[evenly_spaced(len(embeddings), most=_COMPARED)] - mean, labelled.embeddings[known] - mean
+    some, vectors = (
+        embeddings[evenly_spaced(len(embeddings), most=_QUANTILE_IMAGES)] - mean,
+        labelled.embeddings[known] - mean,
+    )
     _normalise(some)
     _normalise(vectors)
-    pairs = _pair_up(vectors, _near(some) * _shrink(len(embeddings)))
+    pairs = _disjoint_pairs(vectors, _near_distance(some) * _shrinkage(len(embeddings)))
     agreeing = np.count_nonzero(labels[pairs[:, 0]] == labels[pairs[:, 1]])
-    return lower_bound(len(pairs), agreeing, error_rate=0.05) > 1 - AGREEING  # of those that differ
+    return lower_bound(len(pairs), agreeing, error_rate=0.05) > 1 - AGREEING_SHARE  # of the share that differs
 
 
-def _pair_up(vectors: Vectors, distance: float) -> Ints:
-    """Return pairs of vectors (M, E) within a distance, each vector in one at most: (P, 2), indices.
+def _disjoint_pairs(vectors: Vectors, distance: float) -> Ints:
+    """Return disjoint pairs of vectors (M, E) within a distance: indices, (P, 2).
 
-    From the first on, each that is in none yet is paired with the nearest later one that is in none.
+    Each vector in turn is paired with the nearest unpaired later one.
     """
     unpaired, pairs = np.ones(len(vectors), np.bool_), list[tuple[int, int]]()
     for start in range(0, len(vectors), _ROWS):
@@ -160,69 +166,68 @@ def _pair_up(vectors: Vectors, distance: float) -> Ints:
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _near(directions: Vectors) -> float:
-    """Return within which distance one of directions (N, E) may nearly duplicate another, if they are few.
+def _near_distance(directions: Vectors) -> float:
+    """Return the near-duplicate distance for directions (N, E), if leaders are few.
 
-    A network that was trained on the pool's classes puts images of one class close together; what is a near-duplicate
-    must be closer still.
+    A network trained on the pool's classes puts images of one class close together; near-duplicates must be closer.
     """
-    some = directions[evenly_spaced(len(directions), most=_COMPARED)]
+    some = directions[evenly_spaced(len(directions), most=_QUANTILE_IMAGES)]
     pairs = (some @ some.T)[np.triu_indices(len(some), 1)]
-    resembling = 1 - float(np.quantile(pairs, _RESEMBLING)) if len(pairs) else 0.0
-    return max(NEAR * resembling, NEAREST)
+    similar = 1 - float(np.quantile(pairs, _SIMILAR_QUANTILE)) if len(pairs) else 0.0
+    return max(NEAR_SHARE * similar, LEAST_NEAR_DISTANCE)
 
 
-def _shrink(leaders: int) -> float:
-    """Return the share of a distance that counts as near among so many leaders."""
+def _shrinkage(leaders: int) -> float:
+    """Return the factor by which the near-duplicate distance shrinks for this number of leaders."""
     return float(max(leaders / _MANY_LEADERS, 1) ** (-1 / _DIMENSIONS))
 
 
 def _mean(vectors: Vectors) -> Vectors:
-    """Return the mean of vectors (N, E): (E,), zeros where there are none."""
+    """Return the mean of vectors (N, E), or zeros if there are none: (E,)."""
     return cast(Vectors, (vectors.sum(axis=0, dtype=np.float64) / max(len(vectors), 1)).astype(np.float32))
 
 
 def _normalise(vectors: Vectors) -> None:
-    """Make differences from the mean, (N, E), of length 1, in place; but what is next to the mean stays."""
+    """Scale differences from the mean, (N, E), to length 1 in place, except those close to 0."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     np.divide(vectors, lengths, out=vectors, where=lengths > _LEAST_LENGTH)
 
 
 def _sketch(vectors: Vectors) -> Vectors:
-    """Return vectors (N, E) as fewer numbers, (N, S), whose products are no less than those of the vectors."""
-    some = vectors[evenly_spaced(len(vectors), most=_SKETCHED)]
-    _, directions = np.linalg.eigh(some.T @ some)  # rising
+    """Return sketches, (N, S), of vectors (N, E); their products are upper bounds of those of the vectors."""
+    some = vectors[evenly_spaced(len(vectors), most=_SKETCH_IMAGES)]
+    _, directions = np.linalg.eigh(some.T @ some)  # eigenvalues rise
     within = vectors @ directions[:, 1 - _SKETCH :]
     left = np.einsum("ij,ij->i", vectors, vectors) - np.einsum("ij,ij->i", within, within)
     return np.concatenate([within, np.sqrt(np.maximum(left, 0))[:, None]], axis=1)
 
 
 class _Leaders:
-    """Those that stand for themselves, of vectors (N, E) in order; they take the places of vectors already compared."""
+    """The leaders among vectors (N, E) in order; they overwrite vectors that were already compared."""
 
-    def __init__(self, vectors: Vectors, outlook: Outlook, distance: float) -> None:
+    def __init__(self, vectors: Vectors, predicted: PredictedLabels, distance: float) -> None:
         self._vectors = vectors
         self._sketches = _sketch(vectors)
-        self._outlook = outlook
+        self._predicted = predicted
         self._distance = distance
         self._places = np.empty(len(vectors), np.int64)
         self._count = 0
 
     def claim(self, rows: Ints) -> Ints:
-        """Return the leader of each row, some itself, and keep those as leaders. All earlier rows came before."""
-        distance = self._distance * _shrink(self._count)
+        """Return the leader of each row, and store new leaders; all earlier rows must have been passed before."""
+        distance = self._distance * _shrinkage(self._count)
         claimed_by = rows.copy()
         left: Ints = np.arange(len(rows))
         for start in range(0, self._count, _LEADERS):
             leader, other = self._find_alike(slice(start, min(start + _LEADERS, self._count)), rows[left], distance)
-            found, first = np.unique(other, return_index=True)  # pairs come by leaders, the earliest first
-            claimed_by[left[found]] = self._places[start + leader[first]]
-            left = np.delete(left, found)
+            claimed, first = np.unique(other, return_index=True)  # pairs are sorted by leader, the earliest first
+            claimed_by[left[claimed]] = self._places[start + leader[first]]
+            left = np.delete(left, claimed)
         claimed_by[left] = self._claim_among(rows[left], distance)
         return claimed_by
 
     def _find_alike(self, leaders: slice, rows: Ints, distance: float) -> tuple[Ints, Ints]:
-        """Return the pairs in which the leader may stand for the row, as indices into both, by leaders."""
+        """Return the pairs in which the leader may represent the row, as indices into both, sorted by leader."""
         near = self._sketches[leaders] @ self._sketches[rows].T >= 1 - distance - _ROUNDING  # (m, n)
         if np.count_nonzero(near) > _FEW_PAIRS:
             block = self._vectors[leaders] @ self._vectors[rows].T
@@ -235,14 +240,14 @@ class _Leaders:
         return one[kept], other[kept]
 
     def _are_alike(self, leader: Ints, row: Ints, cosines: Vectors, distance: float) -> Bools:
-        """Return in which of P pairs the leader may stand for the row."""
+        """Return for each of P pairs whether the leader may represent the row."""
         alike: Bools = cosines >= 1 - distance
-        allowed = self._outlook.allows(leader[alike], row[alike])
-        alike[alike] = allowed | (cosines[alike] >= 1 - SURELY * distance)
+        allowed = self._predicted.may_represent(leader[alike], row[alike])
+        alike[alike] = allowed | (cosines[alike] >= 1 - COPY_SHARE * distance)
         return alike
 
     def _claim_among(self, rows: Ints, distance: float) -> Ints:
-        """Let rows that no earlier leader claimed claim each other."""
+        """Cluster rows that no earlier leader claimed."""
         vectors, sketches = self._vectors[rows], self._sketches[rows]
         cosines = vectors @ vectors.T
         alike = cosines >= 1 - distance
@@ -252,7 +257,7 @@ class _Leaders:
         for i, row in enumerate(rows):
             if claimed_by[i] < 0:
                 claimed_by[(claimed_by < 0) & alike[i]] = row
-                claimed_by[i] = row  # a vector of zeros resembles nothing, not even itself
+                claimed_by[i] = row  # a vector of zeros is not similar to itself
                 self._vectors[self._count], self._sketches[self._count] = vectors[i], sketches[i]
                 self._places[self._count] = row
                 self._count += 1
@@ -260,6 +265,6 @@ class _Leaders:
 
 
 def _find_pairs(marked: Bools) -> tuple[Ints, Ints]:
-    """Return rows and columns of what is marked, (m, n), as nonzero does, in a third of the time."""
+    """Return the same as `nonzero` of (m, n), in a third of the time."""
     one, other = np.divmod(np.flatnonzero(marked), max(1, marked.shape[1]))
     return one, other

@@ -1,8 +1,8 @@
-"""In which order unlabelled images are to be labelled, and the scores that make Label Studio follow it.
+"""The order in which unlabelled images should be labelled, and the scores that make Label Studio follow it.
 
-A strategy decides, over images that stand for themselves. Near-duplicates come behind all of these, those of images
-that the random holdout is about to bring up among them. Once labels are no longer few, one place in so many is the
-holdout's. The same candidates get the same order in whichever order they come.
+A strategy orders the images that are no near-duplicates; near-duplicates, also those of the holdout images that come
+next, follow behind. Once labels are no longer few, the random holdout has a fixed share of the places. The order does
+not depend on the order of the candidates.
 """
 
 import math
@@ -16,44 +16,53 @@ from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
 from trainer.ordering import strategies
 from trainer.ordering.batchbald import Passes
-from trainer.ordering.duplicates import Outlook, are_told_apart, find_representatives
+from trainer.ordering.duplicates import PredictedLabels, are_fine_grained, find_representatives
 from trainer.ordering.reasons import HELD_OUT, UNTICKED, explain
-from trainer.ordering.strategies import UNLABELLED, Aim, Bools, Candidates, Floats, Ints, LabelledImages, descending
+from trainer.ordering.strategies import (
+    UNLABELLED,
+    Bools,
+    Candidates,
+    Floats,
+    Ints,
+    LabelledImages,
+    Selection,
+    descending,
+)
 
 _GAP: Final = 1e-9
-"""Between scores that would be equal, so that Label Studio cannot swap them."""
+"""Minimum difference of scores, so that Label Studio cannot swap equal ones."""
 _FARTHEST: Final = 1e-6
-"""How far gaps may push a score altogether."""
+"""Maximum change of a score by all gaps together."""
 _MOST_BEFORE_HOLDOUT: Final = 500
-"""Labels after which the random holdout has its places, however many classes there are."""
+"""Number of labels after which the random holdout always has its places."""
 _SHARE_BEFORE_HOLDOUT: Final = 0.2
-"""Of the images, after which it has them in any case."""
+"""Share of the images that are labelled, after which it always has them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """The order of N candidates; all but `order` are in the candidates' own."""
+    """The order of N candidates; all arrays but `order` are indexed by candidate."""
 
     order: Ints
-    """(N,): indices of candidates; the first is labelled first."""
+    """(N,): indices of candidates, the first to be labelled first."""
     scores: Floats
-    """(N,): what Label Studio is to store, in [0, 1], lowest first."""
+    """(N,): scores for Label Studio in [0, 1], lowest first."""
     reasons: tuple[str, ...]
-    """(N,): why each stands where it stands."""
+    """(N,): the reason for each place."""
     held_out: Bools
-    """(N,): which are of the random holdout."""
+    """(N,): whether an image is in the random holdout."""
     representative: Ints
-    """(N,): the index of the image that each nearly duplicates, its own where there is none."""
+    """(N,): the index of the image that each one nearly duplicates, or its own."""
 
     @classmethod
     def along(
         cls, order: Ints, scores: Floats, reasons: Sequence[str], *, held_out: Bools, representative: Ints
     ) -> Self:
-        """Hand out scores, float64 (N,) in [0, 1], along an order: the first place gets the lowest, whoever's it is."""
-        handed_out = np.empty(len(order), np.float64)
-        handed_out[order] = _spread(np.sort(scores))
+        """Return an arrangement with the sorted scores, float64 (N,) in [0, 1]: the first place gets the lowest one."""
+        by_place = np.empty(len(order), np.float64)
+        by_place[order] = _spread(np.sort(scores))
         explained = tuple(HELD_OUT if own else reason for own, reason in zip(held_out, reasons, strict=True))
-        return cls(order, handed_out, explained, held_out, representative)
+        return cls(order, by_place, explained, held_out, representative)
 
 
 def arrange(
@@ -71,15 +80,16 @@ def arrange(
     labels: Sequence[str] = (),
     unticked: Collection[int] = (),
 ) -> Arrangement:
-    """Put candidates in the order in which they are to be labelled.
+    """Order candidates for labelling.
 
-    The project's number decides which tasks are of the random holdout; all else that an order is for is in `Aim`. The
-    `labels`, (C,), name the classes in the reasons. Of tasks that are `unticked` a person saw that the predicted label
-    is wrong: no label teaches more, so they come before all others.
+    Args (others: see `Selection`):
+        project: the project's number, which determines the random holdout.
+        labels: (C,), names of the classes for the reasons.
+        unticked: tasks whose predicted label a person found wrong. Their labels teach most, so they come first.
 
     Raises:
-        ConfigError: if there is no such strategy for such labels, or the share is not one.
-        ValueError: if batch-bald is given no passes.
+        ConfigError: if the strategy does not exist or does not support the labels, or the share is not in its range.
+        ValueError: if batch-bald has no passes.
     """
     strategies.check(strategy, multiple=candidates.multiple)
     by_task = np.argsort(candidates.task_ids)
@@ -87,21 +97,23 @@ def arrange(
     held_out = is_held_out(project, ordered.task_ids, holdout_share)
     drawn = in_draw_order(project, ordered.task_ids, held_out)
     start = places_before_holdout(len(by_task), labels=sum(labels_by_class), classes=len(labels_by_class))
-    aim = Aim(
+    selection = Selection(
         strategy=strategy,
         name=name,
         labels_by_class=labels_by_class,
         labelled=labelled,
-        told_apart=are_told_apart(ordered.embeddings, labelled),
+        fine_grained=are_fine_grained(ordered.embeddings, labelled),
         batch_size=batch_size,
         passes=None if passes is None else lambda indices: passes(by_task[indices]),
     )
-    soon = drawn[: math.ceil(max(batch_size - start, 0) * holdout_share)] if duplicates else None
-    queue, reasons, representative = _rank(ordered, aim, eligible=~held_out, soon=soon, labels=labels)
-    seen = np.isin(ordered.task_ids, np.array([*unticked], np.int64))
-    for index in np.flatnonzero(seen):
+    next_held_out = drawn[: math.ceil(max(batch_size - start, 0) * holdout_share)] if duplicates else None
+    queue, reasons, representative = _rank(
+        ordered, selection, eligible=~held_out, next_held_out=next_held_out, labels=labels
+    )
+    was_unticked = np.isin(ordered.task_ids, np.array([*unticked], np.int64))
+    for index in np.flatnonzero(was_unticked):
         reasons[index] = UNTICKED
-    queue = queue[np.argsort(~seen[queue], kind="stable")]
+    queue = queue[np.argsort(~was_unticked[queue], kind="stable")]
     nats, classes = candidates.bald.astype(np.float64), candidates.probabilities.shape[1]
     return Arrangement.along(
         by_task[interleave(drawn, queue, holdout_share, start=start)],
@@ -113,69 +125,71 @@ def arrange(
 
 
 def _rank(
-    candidates: Candidates, aim: Aim, *, eligible: Bools, soon: Ints | None, labels: Sequence[str]
+    candidates: Candidates, selection: Selection, *, eligible: Bools, next_held_out: Ints | None, labels: Sequence[str]
 ) -> tuple[Ints, list[str], Ints]:
-    """Let a strategy rank N candidates in rising order of their tasks' numbers.
+    """Rank N candidates, sorted by task number, with a strategy.
 
-    What chance brings up `soon`, (S,), claims near-duplicates before the rest; where it is None, all images stand for
-    themselves.
+    Images of `next_held_out`, (S,), are the first leaders of near-duplicates; with None, there are no near-duplicates.
 
     Returns:
-        (B,): the eligible, (N,), in order: those chosen, then others that stand for themselves, then near-duplicates.
-        (N,): the reasons. (N,): which image stands for each.
+        (B,): the eligible ones, (N,), in order: chosen images, other images, near-duplicates.
+        (N,): the reasons. (N,): the representative of each.
     """
-    base = strategies.base_utility(candidates, aim.strategy, name=aim.name)
+    base = strategies.base_utility(candidates, selection.strategy, name=selection.name)
     own = np.arange(len(base))
     representative = own.copy()
-    if soon is not None:
+    if next_held_out is not None:
         others = np.flatnonzero(eligible)
-        leading = np.concatenate([soon, others[descending(base[others])]])
-        found = candidates.take(leading)
+        leading = np.concatenate([next_held_out, others[descending(base[others])]])
+        taken = candidates.take(leading)
         order = np.arange(len(leading))
-        stands = find_representatives(found.embeddings, order, Outlook.of(found), told_apart=aim.told_apart)
-        representative[leading[len(soon) :]] = leading[stands[len(soon) :]]
-    leads = representative == own
-    chosen, utility = strategies.prefer(candidates, base, aim, eligible=eligible & leads)
-    reasons = explain(candidates, chosen, strategy=aim.strategy, labels_by_class=aim.labels_by_class, labels=labels)
-    for index in np.flatnonzero(~leads):
+        representatives = find_representatives(
+            taken.embeddings, order, PredictedLabels.of(taken), fine_grained=selection.fine_grained
+        )
+        representative[leading[len(next_held_out) :]] = leading[representatives[len(next_held_out) :]]
+    is_leader = representative == own
+    chosen, utility = strategies.select(candidates, base, selection, eligible=eligible & is_leader)
+    reasons = explain(
+        candidates, chosen, strategy=selection.strategy, labels_by_class=selection.labels_by_class, labels=labels
+    )
+    for index in np.flatnonzero(~is_leader):
         reasons[index] = f"near-duplicate of task {candidates.task_ids[representative[index]]}"
-    open_, rest = eligible.copy(), descending(utility)
-    open_[chosen] = False
-    queue = np.concatenate([chosen, *(rest[(open_ & kind)[rest]] for kind in (leads, ~leads))])
+    remaining, rest = eligible.copy(), descending(utility)
+    remaining[chosen] = False
+    queue = np.concatenate([chosen, *(rest[(remaining & kind)[rest]] for kind in (is_leader, ~is_leader))])
     return queue, reasons, representative
 
 
 def in_draw_order(project: int, task_ids: Ints, held_out: Bools) -> Ints:
-    """Return the indices of the holdout's tasks, bool (N,), in the order in which they are labelled: int64 (H,).
+    """Return the indices of the holdout's tasks, bool (N,), in their random order: int64 (H,).
 
-    The order is random too, so that the holdout's labelled part is a uniform sample of the pool at any time.
+    So the labelled part of the holdout is a uniform sample of the pool at any time.
     """
-    found = np.flatnonzero(held_out)
-    return cast(Ints, found[np.lexsort((task_ids[found], holdout_order(project, task_ids[found])))])
+    own = np.flatnonzero(held_out)
+    return cast(Ints, own[np.lexsort((task_ids[own], holdout_order(project, task_ids[own])))])
 
 
 def places_before_holdout(images: int, *, labels: int, classes: int) -> int:
-    """Return how many of the next labels the strategy chooses alone, before the random holdout has its places.
+    """Return the number of next places without any for the random holdout.
 
-    While labels are few, each one teaches a model the most, and a sample of a few images says the least about it
-    (docs/decisions/0014-default-order.md). With many classes, or few images without a label, the pool is to be measured
-    earlier.
+    While labels are few, each teaches the model most, and a small random sample measures it badly
+    (docs/decisions/0014-default-order.md). With many classes or few images, the holdout begins earlier.
     """
     few = min(strategies.few_labels(classes), _MOST_BEFORE_HOLDOUT, int(_SHARE_BEFORE_HOLDOUT * (images + labels)))
     return max(0, few - labels)
 
 
 def interleave(held_out: Ints, others: Ints, share: float, *, start: int = 0) -> Ints:
-    """Merge two orders, int64 (H,) and (B,), into one (H + B,): from `start` on the holdout has `share` of the places.
+    """Merge two orders, int64 (H,) and (B,), into one (H + B,), in which the holdout has `share` of the places.
 
-    The k-th of the holdout, from 0, comes at place start + (k + 1/2) / share: with a tenth 5, 15, 25 behind it. Where
-    one order is used up, the other one goes on.
+    Holdout image k, from 0, has place start + (k + 1/2) / share: for a share of a tenth 5, 15, 25 after `start`. When
+    one order ends, the other one continues.
     """
     if not len(held_out):
         return others
     places = start + np.floor((np.arange(len(held_out)) + 0.5) / share)
     total = len(held_out) + len(others)
-    latest = total - len(held_out) + np.arange(len(held_out))  # so that all of the holdout find a place
+    latest = total - len(held_out) + np.arange(len(held_out))  # leaves enough places for the whole holdout
     merged = np.empty(total, np.int64)
     taken = np.zeros(total, np.bool_)
     taken[np.minimum(places, latest).astype(np.int64)] = True
@@ -184,7 +198,7 @@ def interleave(held_out: Ints, others: Ints, share: float, *, start: int = 0) ->
 
 
 def _spread(rising: Floats) -> Floats:
-    """Move rising values (N,) in [0, 1] apart, so that none equals the one before it or leaves [0, 1]."""
+    """Make rising values (N,) in [0, 1] strictly rising, within [0, 1]."""
     gaps = min(_GAP, _FARTHEST / max(len(rising), 1)) * np.arange(len(rising))
     spread = np.maximum.accumulate(rising - gaps) + gaps
     return cast(Floats, np.clip(np.minimum(spread, 1 - gaps[::-1]), 0, 1))

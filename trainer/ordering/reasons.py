@@ -1,4 +1,4 @@
-"""Why an image stands where it stands, in a few words that the person who labels it understands."""
+"""Reasons for the place of each image, in a few words for annotators."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -15,24 +15,24 @@ COVERS: Final = "covers a part of the pool not seen yet"
 BY_CHANCE: Final = "drawn by chance"
 
 _BALD_NATS = (0.02, 0.1)
-_LEADS = (0.2, 0.6)
+_MARGINS = (0.2, 0.6)
 _FEW = 0.5
-"""Share of the labels of an average class below which a class has few."""
+"""A class has few labels if it has less than this share of the mean."""
 _MOSTLY = 0.5
-"""Share of an image's rarity that one class must make up for the image to be asked for on its account."""
+"""Least share of an image's rarity for which one class is named as the reason."""
 _ROWS = 4096
 
 
 def explain(
     candidates: Candidates, chosen: Ints, *, strategy: str, labels_by_class: Sequence[int], labels: Sequence[str]
 ) -> list[str]:
-    """Return why a strategy puts each of N candidates where it does; `chosen` (K,) are the first places, by index.
+    """Return the reason for the place of each of N candidates; `chosen` (K,) have the first places, by index.
 
     Classes are named if there are `labels`.
     """
     reasons = _explain_base(candidates, strategy)
     if strategy in BALANCED:
-        few = _ask_for(candidates.probabilities, labels_by_class)
+        few = _dominant_rare_classes(candidates.probabilities, labels_by_class)
         for index in np.flatnonzero(few >= 0):
             reasons[index] += f", and few labels are {labels[few[index]] if labels else 'like it'} yet"
     if strategy == COVER and are_few(labels_by_class):
@@ -51,21 +51,21 @@ def _explain_base(candidates: Candidates, strategy: str) -> list[str]:
     values, bounds = candidates.bald, _BALD_NATS
     words = ("the passes agree", "the passes disagree a little", "the passes disagree")
     if strategy == "margin" or strategy in DRAWN:
-        values, bounds = margin(candidates.probabilities, multiple=candidates.multiple), _LEADS
+        values, bounds = margin(candidates.probabilities, multiple=candidates.multiple), _MARGINS
         close = "a label is as likely as not" if candidates.multiple else "two labels are about equally likely"
         words = (close, "the label is not sure", "the label is fairly sure")
     return [words[index] for index in np.searchsorted(bounds, values, side="right")]
 
 
-def _ask_for(probabilities: npt.NDArray[np.float32], labels_by_class: Sequence[int]) -> Ints:
-    """Return the class of few labels that balancing mostly wants each image for, -1 where there is none: (N,)."""
+def _dominant_rare_classes(probabilities: npt.NDArray[np.float32], labels_by_class: Sequence[int]) -> Ints:
+    """Return the class with few labels that dominates the rarity of each image, or -1: (N,)."""
     counts = np.array(labels_by_class, np.float64)
     few = counts < _FEW * counts.mean()
     weights = (1 / (counts + 1)).astype(np.float32)
-    found = np.full(len(probabilities), -1)
+    classes = np.full(len(probabilities), -1)
     for start in range(0, len(probabilities), _ROWS):
         shares = probabilities[start : start + _ROWS] * weights  # (rows, C)
         first = shares.argmax(axis=1)
         mostly = shares.max(axis=1) > _MOSTLY * shares.sum(axis=1)
-        found[start : start + _ROWS] = np.where(mostly & few[first], first, -1)
-    return found
+        classes[start : start + _ROWS] = np.where(mostly & few[first], first, -1)
+    return classes

@@ -1,8 +1,7 @@
-"""Which images a strategy would have labelled first, from what a version says about each.
+"""Acquisition strategies: utilities of images from a version's predictions, and the batch that should come first.
 
-Numpy over scores; knows nothing of duplicates and of the random holdout. A utility is a number by which images are
-sorted, the highest first; some strategies choose the first places one after the other, since what an image is worth
-depends on those chosen before it.
+Images are sorted by falling utility. Some strategies choose the first places one by one, because an image's utility
+depends on those chosen before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,42 +29,43 @@ STRATEGIES: Final = (COVER, "balanced-bald-margin", BADGE, "bald", BATCH_BALD, "
 DEFAULT_STRATEGY: Final = COVER
 BALANCED: Final = frozenset({COVER, "balanced-bald-margin"})
 DRAWN: Final = frozenset({COVER, BADGE})
-"""Those that draw their first places, each with regard to those before it."""
+"""Strategies that draw a diverse batch for the first places."""
 
-_FORMER: Final[Mapping[str, str]] = {
+_REMOVED: Final[Mapping[str, str]] = {
     "balanced-bald": "balanced-bald-margin",
     "balanced-margin": "balanced-bald-margin",
     "power-bald": "bald",
     "entropy": "margin",
 }
-"""Strategies of earlier versions, and what to use in their place."""
+"""Removed strategies, and their replacements."""
 
 
 _FEW_LABELS: Final = 5
-"""A class, on average, below which a model is not asked which images it wants."""
-_TYPICAL: Final = 2
-"""Power of the distance to an image's neighbours where features tell classes apart badly: there, what is far is odd."""
-_CONSIDERED: Final = 50_000
-"""Images, those with the highest utility, that are drawn from; of the others hardly one ever would be."""
+"""Mean number of labels per class below which the model's uncertainty is not used."""
+_FINE_GRAINED_POWER: Final = 2
+"""Power of the distance to neighbours for fine-grained labels: there, distant images are outliers."""
+_MOST_CONSIDERED: Final = 50_000
+"""Number of images with the highest utility to draw from; others would hardly ever be drawn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What a version says about N unlabelled images, each a task.
+    """Predictions of a version for N unlabelled images, one per task.
 
     Raises:
-        ValueError: if the shapes disagree, a task comes twice, or a number is not finite.
+        ValueError: if the shapes disagree, a task occurs twice, or a number is not finite.
     """
 
     task_ids: Ints
     """(N,)"""
     probabilities: npt.NDArray[np.float32]
-    """(N, C): mean over the passes."""
+    """(N, C): means over the passes."""
     bald: npt.NDArray[np.float32]
-    """(N,), in nats, as is the entropy."""
+    """(N,), in nats."""
     entropy: npt.NDArray[np.float32]
+    """(N,), in nats."""
     embeddings: npt.NDArray[np.float32]
-    """(N, E): of length 1."""
+    """(N, E), of length 1."""
     multiple: bool
     """Whether an image may have several labels."""
 
@@ -80,57 +80,57 @@ class Candidates:
                 )
             check_finite(name, values, self.task_ids)
 
-    def surprise(self) -> npt.NDArray[np.float32]:
-        """Return probabilities less the labels that they amount to: (N, C)."""
-        return badge.surprise(self.probabilities, multiple=self.multiple)
+    def logit_gradients(self) -> npt.NDArray[np.float32]:
+        """Return the gradient of the loss with respect to the logits if the predicted label is right: (N, C)."""
+        return badge.logit_gradients(self.probabilities, multiple=self.multiple)
 
     def take(self, indices: Ints) -> "Candidates":
-        """Return some of the candidates, by index."""
+        """Return a part of the candidates, by index."""
         names = ("task_ids", "probabilities", "bald", "entropy", "embeddings")
         return replace(self, **{name: getattr(self, name)[indices] for name in names})
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """M images that people labelled, or some of many."""
+    """M images labelled by people, or a part of many."""
 
     embeddings: npt.NDArray[np.float32]
     """(M, E)"""
     labels: Ints
-    """(M,): one number for the same label; below 0 where it is not known, or several may hold."""
+    """(M,): class indices; below 0 if the label is unknown or an image may have several."""
 
 
 UNLABELLED: Final = LabelledImages(np.empty((0, 0), np.float32), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Aim:
-    """What images are wanted for."""
+class Selection:
+    """The parameters of a selection."""
 
     strategy: str
     name: str
-    """The ranking's: in another one chance falls otherwise."""
+    """The ranking's name, which seeds random choices."""
     labels_by_class: Sequence[int]
-    """(C,), how many labels there are already."""
+    """(C,): the number of labels of each class."""
     labelled: LabelledImages
-    told_apart: bool
-    """Whether people label images differently that are as alike as near-duplicates."""
+    fine_grained: bool
+    """Whether images as similar as near-duplicates often have different labels."""
     batch_size: int
-    """How many are about to be labelled: so many are chosen with regard to each other."""
+    """Number of images to choose jointly."""
     passes: Passes | None = None
-    """Gives the probabilities of the passes of candidates by index; needed by batch-bald."""
+    """The probabilities of the passes, needed by batch-bald."""
 
     @property
     def purpose(self) -> str:
-        """Decides what falls to chance."""
+        """Seed of random choices."""
         return f"{self.strategy}/{self.name}"
 
 
 def check(strategy: str, *, multiple: bool) -> None:
-    """Raise ConfigError unless there is such a strategy for such labels."""
-    if strategy in _FORMER:
+    """Raise ConfigError unless the strategy exists and supports the labels."""
+    if strategy in _REMOVED:
         raise ConfigError(
-            f"the strategy {strategy} is no more; use {_FORMER[strategy]} or, by default, {DEFAULT_STRATEGY}"
+            f"the strategy {strategy} is no more; use {_REMOVED[strategy]} or, by default, {DEFAULT_STRATEGY}"
         )
     if strategy not in STRATEGIES:
         raise ConfigError(f"the strategy must be one of {', '.join(STRATEGIES)}; got {strategy!r}")
@@ -142,16 +142,16 @@ def check(strategy: str, *, multiple: bool) -> None:
 
 
 def check_tasks(task_ids: Ints) -> None:
-    """Raise ValueError if a task comes twice, for it can stand in one place only."""
+    """Raise ValueError if a task occurs twice."""
     if task_ids.ndim != 1:
         raise ValueError(f"task_ids must have 1 axis, got shape {task_ids.shape}")
-    found, counts = np.unique(task_ids, return_counts=True)
-    if len(found) < len(task_ids):
-        raise ValueError(f"task {found[counts > 1][0]} comes {counts.max()} times; each can stand in one place only")
+    distinct, counts = np.unique(task_ids, return_counts=True)
+    if len(distinct) < len(task_ids):
+        raise ValueError(f"task {distinct[counts > 1][0]} comes {counts.max()} times; each can stand in one place only")
 
 
 def check_finite(name: str, values: npt.NDArray[np.float32], task_ids: Ints) -> None:
-    """Raise ValueError if a number in the tasks' rows is NaN or infinite, and cannot be sorted by."""
+    """Raise ValueError if a value is NaN or infinite."""
     finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # (N,)
     if not finite.all():
         raise ValueError(
@@ -161,13 +161,13 @@ def check_finite(name: str, values: npt.NDArray[np.float32], task_ids: Ints) -> 
 
 
 def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
-    """Return what a strategy goes by before it looks at other images, or at labels: float64 (N,).
+    """Return the utility of each image by itself, without regard to other images or labels: float64 (N,).
 
-    Of BALD and margin together it is the geometric mean of BALD and 1 - margin: one of them at 0 counts for nothing.
-    `name` is the ranking's: in another one chance falls otherwise.
+    For BALD and margin together it is the geometric mean of BALD and 1 - margin. `name`, of the ranking, seeds random
+    choices.
     """
     if strategy in DRAWN:
-        return badge.squared_lengths(candidates.surprise()).astype(np.float64)
+        return badge.squared_lengths(candidates.logit_gradients()).astype(np.float64)
     if strategy == "random":
         return keyed_uniforms(f"random/{name}", candidates.task_ids)
     bald = candidates.bald.astype(np.float64)
@@ -177,94 +177,105 @@ def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
     return doubt if strategy == "margin" else np.sqrt(np.maximum(bald, 0) * doubt)
 
 
-def prefer(candidates: Candidates, base: Floats, aim: Aim, *, eligible: Bools) -> tuple[Ints, Floats]:
-    """Let a strategy choose the first places among the eligible, bool (N,), and value all by their base utility (N,).
+def select(candidates: Candidates, base: Floats, selection: Selection, *, eligible: Bools) -> tuple[Ints, Floats]:
+    """Choose the first places among the eligible candidates, bool (N,), and return the utility of all.
 
-    Candidates come in rising order of their tasks' numbers: of equals the first one is chosen.
+    Candidates must be sorted by task number: of equals the first one is chosen.
 
     Returns:
-        Those chosen, (K,), by index, and the utility of all, (N,): the highest comes first, behind those chosen.
+        Indices of the chosen ones, (K,), and the utility of all, (N,), which orders the others.
 
     Raises:
-        ValueError: if batch-bald is given no passes.
+        ValueError: if batch-bald has no passes.
     """
-    if aim.strategy == COVER:
-        return _cover(candidates, base, aim, eligible)
-    if aim.strategy == BADGE:
-        return _draw(candidates, base, aim, eligible), base
-    if aim.strategy in BALANCED:
-        return _balance(candidates.probabilities, base, aim, eligible)
-    if aim.strategy == BATCH_BALD:
-        if aim.passes is None:
+    if selection.strategy == COVER:
+        return _cover(candidates, base, selection, eligible)
+    if selection.strategy == BADGE:
+        return _draw(candidates, base, selection, eligible), base
+    if selection.strategy in BALANCED:
+        return _balance(candidates.probabilities, base, selection, eligible)
+    if selection.strategy == BATCH_BALD:
+        if selection.passes is None:
             raise ValueError("batch-bald needs the passes' probabilities, got none")
         falling = descending(base)
-        return batchbald.choose(falling[eligible[falling]], aim.passes, batch_size=aim.batch_size), base
+        return batchbald.choose(falling[eligible[falling]], selection.passes, batch_size=selection.batch_size), base
     return np.empty(0, np.int64), base
 
 
 def few_labels(classes: int) -> int:
-    """Return below how many labels a model cannot know yet which images it needs."""
+    """Return the number of labels below which a model's uncertainty is not used."""
     return _FEW_LABELS * classes
 
 
 def are_few(labels_by_class: Sequence[int]) -> bool:
-    """Whether labels are too few for a model to know which images it needs."""
+    """Return whether labels are too few to use the model's uncertainty."""
     return sum(labels_by_class) < few_labels(len(labels_by_class))
 
 
 def descending(utility: Floats) -> Ints:
-    """Return the indices of values (N,) from high to low, equals in the order in which they came."""
+    """Return the indices that sort values (N,) from high to low, stable."""
     return np.argsort(-utility, kind="stable")
 
 
 def rarity(probabilities: npt.NDArray[np.float32], labels_by_class: Floats) -> npt.NDArray[np.float32]:
-    """Return for each image how few labels the classes have that it may be of: (N, C) and (C,) to (N,).
+    """Return the rarity of each image, the sum over the classes of probability / (labels of the class + 1).
 
-    The sum over the classes of probability / (labels of the class + 1).
+    (N, C) and (C,) to (N,).
     """
     return probabilities @ (1.0 / (labels_by_class + 1.0)).astype(np.float32)
 
 
-def _cover(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> tuple[Ints, Floats]:
-    """Choose far from what has labels: by distance alone while these are few, then drawn by gradient and rarity."""
+def _cover(candidates: Candidates, base: Floats, selection: Selection, eligible: Bools) -> tuple[Ints, Floats]:
+    """Choose images far from labelled ones: by distance while labels are few, then also by gradient and rarity."""
     pool = candidates.embeddings
-    utility = base * rarity(candidates.probabilities, np.array(aim.labels_by_class, np.float64)).astype(np.float64) ** 4
-    known = badge.directions(aim.labelled.embeddings.reshape(-1, pool.shape[1]), pool)
-    if are_few(aim.labels_by_class):
+    utility = (
+        base * rarity(candidates.probabilities, np.array(selection.labels_by_class, np.float64)).astype(np.float64) ** 4
+    )
+    known = badge.directions(selection.labelled.embeddings.reshape(-1, pool.shape[1]), pool)
+    if are_few(selection.labels_by_class):
         considered = np.flatnonzero(eligible)
-        considered = considered[evenly_spaced(len(considered), most=_CONSIDERED)]
-        ways = badge.directions(pool[considered], pool)
-        neighbours = covering.neighbour_distances(ways) ** (_TYPICAL if aim.told_apart else 1)
-        chosen = covering.choose(ways, known, neighbours, count=aim.batch_size)
+        considered = considered[evenly_spaced(len(considered), most=_MOST_CONSIDERED)]
+        directions = badge.directions(pool[considered], pool)
+        neighbours = covering.neighbour_distances(directions) ** (_FINE_GRAINED_POWER if selection.fine_grained else 1)
+        chosen = covering.choose(directions, known, neighbours, count=selection.batch_size)
     else:
         considered = _consider(utility, eligible)
-        ways = badge.directions(pool[considered], pool)
-        chosen = covering.draw(utility[considered], ways, known, count=aim.batch_size, purpose=aim.purpose)
+        directions = badge.directions(pool[considered], pool)
+        chosen = covering.draw(
+            utility[considered], directions, known, count=selection.batch_size, purpose=selection.purpose
+        )
     return considered[chosen], utility
 
 
-def _draw(candidates: Candidates, base: Floats, aim: Aim, eligible: Bools) -> Ints:
-    """Draw by gradient embeddings, whose squared lengths are the base utility."""
+def _draw(candidates: Candidates, base: Floats, selection: Selection, eligible: Bools) -> Ints:
+    """Draw by k-means++ on gradient embeddings, whose squared lengths are the base utility."""
     considered = _consider(base, eligible)
-    surprise, ways = candidates.surprise(), badge.directions(candidates.embeddings[considered], candidates.embeddings)
-    return considered[badge.draw(surprise[considered], ways, count=aim.batch_size, purpose=aim.purpose)]
+    logit_gradients, directions = (
+        candidates.logit_gradients(),
+        badge.directions(candidates.embeddings[considered], candidates.embeddings),
+    )
+    return considered[
+        badge.draw(logit_gradients[considered], directions, count=selection.batch_size, purpose=selection.purpose)
+    ]
 
 
 def _consider(utility: Floats, eligible: Bools) -> Ints:
-    """Return the eligible of the highest utility, by index."""
+    """Return the indices of the eligible candidates with the highest utility."""
     falling = descending(utility)
-    return np.sort(falling[eligible[falling]][:_CONSIDERED])
+    return np.sort(falling[eligible[falling]][:_MOST_CONSIDERED])
 
 
-def _balance(probabilities: npt.NDArray[np.float32], base: Floats, aim: Aim, eligible: Bools) -> tuple[Ints, Floats]:
-    """Choose greedily by base utility times rarity, counting on each image chosen the labels it is expected to get."""
-    labels = np.array(aim.labels_by_class, np.float64)
-    open_, chosen = eligible.copy(), list[int]()
+def _balance(
+    probabilities: npt.NDArray[np.float32], base: Floats, selection: Selection, eligible: Bools
+) -> tuple[Ints, Floats]:
+    """Choose greedily by base utility times rarity, adding the predicted labels of each chosen image to the counts."""
+    labels = np.array(selection.labels_by_class, np.float64)
+    remaining, chosen = eligible.copy(), list[int]()
     utility = base * rarity(probabilities, labels)
-    for _ in range(min(aim.batch_size, np.count_nonzero(eligible))):
-        best = int(np.where(open_, utility, -np.inf).argmax())
+    for _ in range(min(selection.batch_size, np.count_nonzero(eligible))):
+        best = int(np.where(remaining, utility, -np.inf).argmax())
         chosen.append(best)
-        open_[best] = False
+        remaining[best] = False
         labels += probabilities[best]
         utility = base * rarity(probabilities, labels)
     return np.array(chosen, np.int64), utility

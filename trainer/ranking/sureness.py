@@ -29,7 +29,7 @@ from trainer.evaluation.sure import (
     min_images,
 )
 from trainer.labels.annotations import LeftOut, Task, aggregate, confirmed_groups, is_confirmed
-from trainer.ordering.duplicates import Outlook, find_representatives
+from trainer.ordering.duplicates import PredictedLabels, find_representatives
 from trainer.ranking.predictions import to_candidates
 from trainer.scoring.scores import Score
 
@@ -248,7 +248,7 @@ def _find_copies(
         return {}
     both = [*first, *pool]
     candidates = to_candidates(both, multiple=asked.multiple)
-    stands = find_representatives(candidates.embeddings, np.arange(len(both)), Outlook.of(candidates)).tolist()
+    stands = find_representatives(candidates.embeddings, np.arange(len(both)), PredictedLabels.of(candidates)).tolist()
     claimed = {score.task: both[leader].task for score, leader in zip(both, stands, strict=True) if leader < leaders}
     return {
         each.task: f"nearly duplicates task {claimed[each.task]}, which is labelled so"

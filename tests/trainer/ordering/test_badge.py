@@ -5,14 +5,14 @@ from hypothesis import strategies as st
 from sklearn.metrics import pairwise_distances
 
 from contract.scores.acquisition import softmax
-from trainer.ordering.badge import directions, draw, squared_lengths, surprise
+from trainer.ordering.badge import directions, draw, logit_gradients, squared_lengths
 
 
 def factors(images, *, classes=4, numbers=6, seed=0):
     rng = np.random.default_rng(seed)
     probabilities = softmax(3 * rng.normal(size=(images, classes))).astype(np.float32)
     pool = rng.random((images, numbers), np.float32)
-    return surprise(probabilities, multiple=False), directions(pool, pool)
+    return logit_gradients(probabilities, multiple=False), directions(pool, pool)
 
 
 def test_a_gradient_embedding_is_the_gradient_of_the_last_layer():
@@ -23,19 +23,19 @@ def test_a_gradient_embedding_is_the_gradient_of_the_last_layer():
     logits = layer(hidden)
     torch.nn.functional.cross_entropy(logits, logits.argmax()).backward()
     probabilities = logits.softmax(0).detach().numpy()[None].astype(np.float32)
-    expected = np.outer(surprise(probabilities, multiple=False)[0], hidden.numpy())
+    expected = np.outer(logit_gradients(probabilities, multiple=False)[0], hidden.numpy())
     np.testing.assert_allclose(layer.weight.grad.numpy(), expected, atol=1e-6)
 
 
 def test_of_several_labels_each_is_predicted_or_not():
-    found = surprise(np.array([[0.7, 0.5, 0.2]], np.float32), multiple=True)
+    found = logit_gradients(np.array([[0.7, 0.5, 0.2]], np.float32), multiple=True)
     np.testing.assert_allclose(found, [[-0.3, -0.5, 0.2]], atol=1e-6)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 50))
 @settings(max_examples=40)
 def test_a_draw_is_that_of_the_outer_products(seed, images, count):
-    """The same chance, looked up in distances between outer products that are formed, gives the same images."""
+    """Checked against explicitly formed outer products: no duplicates, and the longest first."""
     first, second = factors(images, seed=seed)
     outer = np.einsum("ic,ie->ice", first, second).reshape(images, -1).astype(np.float64)
     between = pairwise_distances(outer) ** 2
@@ -50,7 +50,7 @@ def test_a_draw_is_that_of_the_outer_products(seed, images, count):
 
 
 def test_chances_are_in_proportion_to_squared_distances():
-    """Of three images as far as 1, 2 and 3 from the one that comes first, by 1, 4 and 9 in 14."""
+    """Images at distances 1, 2 and 3 from the first one are drawn with probabilities 1/14, 4/14 and 9/14."""
     first, second = np.array([[10], [9], [8], [7]], np.float32), np.ones((4, 1), np.float32)
     seconds = [draw(first, second, count=2, purpose=str(number))[1] for number in range(3000)]
     shares = np.bincount(seconds, minlength=4) / 3000

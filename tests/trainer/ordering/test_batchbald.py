@@ -11,7 +11,7 @@ from trainer.ordering import batchbald
 
 
 def joint_information(passes):
-    """Return the mutual information of all labels of images (M, T, C) and the pass, over every configuration."""
+    """Return the mutual information of the labels of images (M, T, C) and the pass, over all configurations."""
     images, count, classes = passes.shape
     joint = conditional = 0.0
     for labels in itertools.product(range(classes), repeat=images):
@@ -23,7 +23,7 @@ def joint_information(passes):
 
 
 def greedy(passes, batch_size):
-    """Return what is chosen when every joint is computed from scratch."""
+    """Return the greedy choice, with each joint computed from scratch."""
     chosen = []
     for _ in range(batch_size):
         left = [i for i in range(len(passes)) if i not in chosen]
@@ -59,10 +59,10 @@ def test_drawn_configurations_choose_nearly_as_well():
 
 
 def test_a_saturated_joint_gives_way_to_a_fresh_one():
-    """The first image tells four passes apart but for two, a little; what is most uncertain by itself comes next."""
+    """Once the first image nearly determines the pass, the next one is chosen by its BALD alone."""
     apart = np.array([[0.97, 0.03, 0, 0], [0.03, 0.97, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-    broad = np.eye(4)[[0, 0, 1, 2]]  # all but what the first leaves open
-    narrow = np.eye(4)[[0, 1, 1, 1]]  # that, and little else
+    broad = np.eye(4)[[0, 0, 1, 2]]  # informative, but about what the first image says already
+    narrow = np.eye(4)[[0, 1, 1, 1]]  # informative about what the first image leaves open
     passes = np.stack([apart, broad, narrow]).astype(np.float32)
     assert joint_information(passes[:1]) > batchbald.SATURATED * math.log(4)
     assert joint_information(passes[[0, 2]]) > joint_information(passes[[0, 1]]) + 0.01
@@ -71,7 +71,7 @@ def test_a_saturated_joint_gives_way_to_a_fresh_one():
 
 
 def test_an_image_far_down_is_found():
-    """Behind 150 copies of the most uncertain image stands one that says something else."""
+    """An informative image behind 150 copies of the most uncertain one."""
     one, other = np.eye(2)[np.arange(16) % 2] * 0.98 + 0.01, np.eye(2)[np.arange(16) // 8] * 0.9 + 0.05
     passes = np.stack([one] * 150 + [other]).astype(np.float32)
     chosen = batchbald.choose(np.arange(151), passes.__getitem__, batch_size=2)
@@ -87,7 +87,7 @@ def test_certain_passes_and_a_thousand_classes_are_fine():
 
 
 def test_where_nothing_is_to_be_learnt_nothing_is_chosen():
-    """Passes that agree, or one alone, leave the choice to others; nor is there any from no image or for no place."""
+    """Agreeing passes, a single pass, no images, or a batch of size 0."""
     plain = make_passes(np.random.default_rng(2), images=5)
     agreeing, single = np.full((5, 4, 3), 1 / 3, np.float32), np.full((5, 1, 2), 0.5, np.float32)
     for passes, images, batch_size in ((agreeing, 5, 3), (single, 5, 3), (plain, 0, 5), (plain, 5, 0)):

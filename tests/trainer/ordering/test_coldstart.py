@@ -9,7 +9,7 @@ from trainer.ordering.coldstart import arrange, cover
 
 
 def clusters(rng, sizes, *, spread=0.2, size=16):
-    """Return embeddings of clusters of these sizes, one after the other, and which cluster each is of."""
+    """Return embeddings of clusters of the given sizes, and their cluster indices."""
     centres = rng.normal(size=(len(sizes), size))
     members = np.repeat(np.arange(len(sizes)), sizes)
     vectors = centres[members] + spread * rng.normal(size=(len(members), size))
@@ -17,7 +17,7 @@ def clusters(rng, sizes, *, spread=0.2, size=16):
 
 
 def test_each_kind_of_image_is_seen_first():
-    """With as many places as clusters, each gets one, the largest first; chance would leave out the small ones."""
+    """With as many places as clusters, each cluster gets one, the largest first."""
     embeddings, members = clusters(np.random.default_rng(0), [200, 100, 50, 25])
     first = cover(embeddings, batch_size=4, seed=0)[:4]
     np.testing.assert_array_equal(members[first], np.arange(4))
@@ -34,7 +34,7 @@ def test_typical_images_are_taken():
 @given(st.integers(0, 60), st.integers(0, 80), st.integers(0, 60), st.integers(0, 5))
 @settings(max_examples=40)
 def test_an_order_holds_all(images, batch_size, before_holdout, seed):
-    """However few there are, and the same ones each time."""
+    """For any number of images, and deterministically."""
     embeddings = np.random.default_rng(seed).normal(size=(images, 8)).astype(np.float32)
     options = {"project": seed, "holdout_share": 0.1, "before_holdout": before_holdout, "batch_size": batch_size}
     found, again = (arrange(np.arange(images), embeddings, **options) for _ in range(2))
@@ -51,7 +51,7 @@ def test_equal_images_are_one_cluster():
 
 
 def test_an_arrangement_covers_the_pool_beside_the_random_holdout():
-    """The holdout has its places, the rest covers; scores are evenly spaced; in whichever order tasks come."""
+    """The holdout has its places, scores are evenly spaced, and the order of the tasks does not matter."""
     embeddings, members = clusters(np.random.default_rng(0), [80, 60, 40, 20])
     task_ids = np.random.default_rng(1).permutation(1000)[:200]
     options = {"project": 3, "holdout_share": 0.1, "before_holdout": 20, "batch_size": 4}

@@ -16,7 +16,7 @@ def nearest(vector, others):
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(0, 5), st.integers(0, 35))
 @settings(max_examples=60)
 def test_each_is_the_farthest_for_where_it_lies(seed, images, known, count):
-    """By the squared distance to what is labelled or was chosen before, over that to its neighbours; by brute force."""
+    """By the squared distance to labelled and chosen images over that to the neighbours; checked by brute force."""
     rng = np.random.default_rng(seed)
     vectors, labelled = unit(rng.normal(size=(images, 4))), unit(rng.normal(size=(known, 4)))
     neighbours = rng.random(images) + 0.1
@@ -24,13 +24,13 @@ def test_each_is_the_farthest_for_where_it_lies(seed, images, known, count):
     assert len(set(chosen)) == len(chosen) == min(count, images)
     before = [*labelled]
     for place, index in enumerate(chosen):
-        worth = {i: nearest(vectors[i], before) ** 2 / neighbours[i] for i in set(range(images)) - set(chosen[:place])}
-        assert worth[index] >= max(worth.values()) * (1 - 1e-4)
+        values = {i: nearest(vectors[i], before) ** 2 / neighbours[i] for i in set(range(images)) - set(chosen[:place])}
+        assert values[index] >= max(values.values()) * (1 - 1e-4)
         before.append(vectors[index])
 
 
 def test_nothing_like_what_is_labelled_is_chosen_or_drawn():
-    """Copies of it are at no distance, and neither is an image from itself."""
+    """Copies of labelled images have distance 0."""
     vectors = unit(np.random.default_rng(0).normal(size=(20, 8)))
     copies = vectors.repeat(3, axis=0)
     ones = np.ones(60)
@@ -40,7 +40,7 @@ def test_nothing_like_what_is_labelled_is_chosen_or_drawn():
 
 
 def test_chances_are_in_proportion_to_weights_and_powers_of_distance():
-    """Three images at 1 - cosine of 1, 0.5 and 0.5, the last one of twice the weight: 16, 1 and 2 in 19."""
+    """Distances 1, 0.5 and 0.5 with weights 1, 1 and 2 give probabilities 16/19, 1/19 and 2/19."""
     half = [0.5, np.sqrt(0.75), 0]
     vectors = np.array([[0, 0, 1], half, half], np.float32)
     labelled = np.array([[1, 0, 0]], np.float32)
@@ -50,7 +50,7 @@ def test_chances_are_in_proportion_to_weights_and_powers_of_distance():
 
 
 def test_odd_images_wait_for_those_that_have_others_like_them():
-    """Of a crowd, a group and one far from everything, the group has its image before the odd one has its place."""
+    """Of two clusters and an outlier, the second cluster comes before the outlier."""
     rng = np.random.default_rng(0)
     crowd, group = (rng.normal(centre, 0.2, (20, 4)) for centre in ([5, 0, 0, 0], [0, 5, 0, 0]))
     vectors = unit(np.concatenate([crowd, group, [[0, 0, 5, 0]]]))
@@ -60,7 +60,7 @@ def test_odd_images_wait_for_those_that_have_others_like_them():
 
 
 def test_neighbours_are_the_nearest_ten():
-    """With the image itself, at no distance; of copies it is not quite none, and of few images fewer count."""
+    """The mean includes the image itself; it is above 0 for copies, and uses fewer neighbours in a small pool."""
     vectors = unit(np.random.default_rng(0).normal(size=(60, 8)))
     distances = np.sort(1 - vectors @ vectors.T, axis=1)
     np.testing.assert_allclose(neighbour_distances(vectors), distances[:, :11].mean(axis=1), atol=1e-5)

@@ -12,36 +12,35 @@ from scipy.stats import binomtest
 from tests.trainer.candidates import make_candidates
 from trainer.ordering import duplicates
 from trainer.ordering.duplicates import (
-    CLEARLY,
-    LESS_CERTAIN,
-    NEAR,
-    NEAREST,
-    SURELY,
-    Outlook,
-    are_told_apart,
+    COPY_SHARE,
+    ENTROPY_TOLERANCE,
+    EXCLUDING_LEAD,
+    LEAST_NEAR_DISTANCE,
+    NEAR_SHARE,
+    PredictedLabels,
+    are_fine_grained,
     find_representatives,
 )
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import LabelledImages
 
 
-def expected_alike(count):
-    """Images of which a version expects the same."""
+def equal_predictions(count):
     nothing = np.zeros((count, 1), np.uint8)
-    return Outlook(nothing, nothing, np.zeros(count, np.float32))
+    return PredictedLabels(nothing, nothing, np.zeros(count, np.float32))
 
 
-def outlook_of(probabilities, *, entropy=None, multiple=False):
-    """What a version expects that gives these mean probabilities (N, C)."""
+def labels_of(probabilities, *, entropy=None, multiple=False):
+    """Return the predicted labels for mean probabilities (N, C)."""
     passes = np.repeat(np.asarray(probabilities, np.float32)[:, None], 2, axis=1)
-    outlook = Outlook.of(make_candidates(passes, np.random.default_rng(0), multiple=multiple))
-    return outlook if entropy is None else replace(outlook, entropy=np.asarray(entropy, np.float32))
+    predicted_labels = PredictedLabels.of(make_candidates(passes, np.random.default_rng(0), multiple=multiple))
+    return predicted_labels if entropy is None else replace(predicted_labels, entropy=np.asarray(entropy, np.float32))
 
 
 def differ(one, other):
-    """Whether two mean predictions (C,) differ: in their likeliest label, which is clearly so to one of them."""
+    """Return whether the likeliest labels of two mean predictions (C,) differ, by a clear lead in at least one."""
     first, second = one.argmax(), other.argmax()
-    return one[first] - one[second] > CLEARLY or other[second] - other[first] > CLEARLY
+    return one[first] - one[second] > EXCLUDING_LEAD or other[second] - other[first] > EXCLUDING_LEAD
 
 
 def unit(vectors):
@@ -49,19 +48,19 @@ def unit(vectors):
 
 
 def noisy_copies(rng, *, originals, copies, noise, size=64):
-    """Return embeddings (originals * copies, size), the copies of one in a row."""
+    """Return embeddings (originals * copies, size), sorted by original."""
     base = unit(rng.normal(size=(originals, size)))
     return unit(np.repeat(base, copies, axis=0) + noise * rng.normal(size=(originals * copies, size)) / math.sqrt(size))
 
 
 def near_by_definition(directions):
-    """Return the distance within which images are near."""
+    """Return the near-duplicate distance, from all pairs."""
     pairs = [a @ b for a, b in itertools.combinations(directions, 2)]
-    return max(NEAR * (1 - np.quantile(pairs, 0.97)), NEAREST)
+    return max(NEAR_SHARE * (1 - np.quantile(pairs, 0.97)), LEAST_NEAR_DISTANCE)
 
 
 def claim_one_by_one(embeddings, order, probabilities, entropy):
-    """Return representatives as the definition has them, pair by pair."""
+    """Return representatives by the definition, pair by pair."""
     centred = unit(embeddings - embeddings.mean(axis=0))
     farthest = near_by_definition(centred)
     representative = np.full(len(order), -1)
@@ -70,9 +69,9 @@ def claim_one_by_one(embeddings, order, probabilities, entropy):
             representative[leader] = leader
             for other in order[place + 1 :]:
                 expected = not differ(probabilities[leader], probabilities[other])
-                expected &= entropy[other] <= entropy[leader] + LESS_CERTAIN
+                expected &= entropy[other] <= entropy[leader] + ENTROPY_TOLERANCE
                 distance = 1 - centred[leader] @ centred[other]
-                near = distance <= (farthest if expected else SURELY * farthest)
+                near = distance <= (farthest if expected else COPY_SHARE * farthest)
                 if representative[other] < 0 and near:
                     representative[other] = leader
     return representative
@@ -88,7 +87,7 @@ def test_images_are_claimed_as_the_definition_says(seed, originals, copies, nois
     probabilities = rng.choice([0.05, 0.41, 0.45, 0.55, 0.59, 0.95], len(embeddings))
     probabilities = np.stack([probabilities, 1 - probabilities], axis=1).astype(np.float32)
     entropy = rng.choice(np.array([0.2, 0.25, 0.6], np.float32), len(embeddings))
-    found = find_representatives(embeddings, order, outlook_of(probabilities, entropy=entropy))
+    found = find_representatives(embeddings, order, labels_of(probabilities, entropy=entropy))
     np.testing.assert_array_equal(found, claim_one_by_one(embeddings, order, probabilities, entropy))
 
 
@@ -100,7 +99,7 @@ def test_leaders_of_earlier_blocks_claim(monkeypatch, one_by_one):
     embeddings = noisy_copies(rng, originals=1000, copies=2, noise=0.2, size=256)
     order = np.concatenate([np.arange(0, 2000, 2), np.arange(1, 2000, 2)])
     np.testing.assert_array_equal(
-        find_representatives(embeddings, order, expected_alike(2000)), np.arange(2000) // 2 * 2
+        find_representatives(embeddings, order, equal_predictions(2000)), np.arange(2000) // 2 * 2
     )
 
 
@@ -120,38 +119,38 @@ def test_leaders_of_earlier_blocks_claim(monkeypatch, one_by_one):
     ],
 )
 def test_predictions_differ_where_one_label_is_clearly_ahead_of_the_other(one, other, multiple, same):
-    """By more than 0.2 to either, or to its absence where several may hold; by less, which is predicted is chance."""
-    outlook = outlook_of([one, other], entropy=np.zeros(2), multiple=multiple)
-    assert outlook.allows(np.array([0]), np.array([1])) == same
+    """By more than 0.2; for multiple labels, over the absence of the label."""
+    predicted_labels = labels_of([one, other], entropy=np.zeros(2), multiple=multiple)
+    assert predicted_labels.may_represent(np.array([0]), np.array([1])) == same
 
 
 def test_images_without_a_direction_stand_for_themselves():
-    """Where all embeddings are equal or zeros, nothing says that the images are alike; and there may be hardly any."""
+    """Equal embeddings, zeros, a single image and none have no near-duplicates."""
     rounding = np.random.default_rng(0).normal(size=(5, 8)) * 1e-4
     two_ways = unit(np.ones((5, 8)) + 1e-4 * np.eye(8)[[0, 0, 0, 1, 1]])
     equal = (np.zeros((5, 8)), np.ones((5, 8)), unit(np.ones((5, 8)) + rounding), two_ways)
     for embeddings in (*equal, np.ones((1, 8)), np.ones((0, 8))):
         own = np.arange(len(embeddings))
-        found = find_representatives(embeddings.astype(np.float32), own, expected_alike(len(own)))
+        found = find_representatives(embeddings.astype(np.float32), own, equal_predictions(len(own)))
         np.testing.assert_array_equal(found, own)
 
 
 @pytest.mark.parametrize(
-    ("pairs", "same", "told_apart"), [(12, 4, True), (12, 12, False), (12, 10, False), (2, 0, False)]
+    ("pairs", "same", "fine_grained"), [(12, 4, True), (12, 12, False), (12, 10, False), (2, 0, False)]
 )
-def test_people_may_tell_apart_what_looks_alike(pairs, same, told_apart):
-    """Where labels surely differ in more than a quarter of near pairs, only what is next to identical is claimed."""
+def test_people_may_tell_apart_what_looks_alike(pairs, same, fine_grained):
+    """If labels differ in significantly more than a quarter of near pairs, only nearly identical images are claimed."""
     rng = np.random.default_rng(0)
     alike = noisy_copies(rng, originals=60, copies=3, noise=0.7)
-    pool, known = alike[np.arange(180) % 3 > 0], alike[::3][:pairs]  # of each kind two in the pool
+    pool, known = alike[np.arange(180) % 3 > 0], alike[::3][:pairs]  # two of each kind in the pool
     pool = np.concatenate([pool, noisy_copies(rng, originals=60, copies=2, noise=0.01)])
     twins = unit(known + 0.05 * rng.normal(size=known.shape) / math.sqrt(known.shape[1]))
     labels = np.arange(pairs)
     labelled = LabelledImages(np.concatenate([known, twins]), np.concatenate([labels, labels + 100 * (labels >= same)]))
-    assert are_told_apart(pool, labelled) == told_apart
-    found = find_representatives(pool, np.arange(240), expected_alike(240), told_apart=told_apart)
+    assert are_fine_grained(pool, labelled) == fine_grained
+    found = find_representatives(pool, np.arange(240), equal_predictions(240), fine_grained=fine_grained)
     claimed = found != np.arange(240)
-    assert claimed[:120].sum() == (0 if told_apart else 60)
+    assert claimed[:120].sum() == (0 if fine_grained else 60)
     assert claimed[120:].sum() == 60
 
 
@@ -171,20 +170,20 @@ def test_labels_tell_apart_by_the_interval_of_clopper_and_pearson(seed, images, 
             near.append((one, other))
     same = sum(labels[a] == labels[b] for a, b in near)
     surely = bool(near) and binomtest(int(same), len(near), alternative="less").proportion_ci(0.95).high < 0.75
-    assert are_told_apart(pool, LabelledImages(known, labels)) == surely
-    assert not are_told_apart(pool, LabelledImages(known, np.full(images, -1)))
+    assert are_fine_grained(pool, LabelledImages(known, labels)) == surely
+    assert not are_fine_grained(pool, LabelledImages(known, np.full(images, -1)))
 
 
 def test_a_few_images_that_are_alike_do_not_speak_for_the_pool():
-    """Five of five labels are ten pairs, of which two count."""
+    """Five similar images with five labels make ten pairs, but only two disjoint ones."""
     rng = np.random.default_rng(0)
     pool = noisy_copies(rng, originals=60, copies=3, noise=0.7)
     alike = noisy_copies(rng, originals=1, copies=5, noise=0.1)
-    assert not are_told_apart(pool, LabelledImages(alike, np.arange(5)))
+    assert not are_fine_grained(pool, LabelledImages(alike, np.arange(5)))
 
 
 def test_the_order_goes_by_what_labels_tell_apart():
-    """Of pairs that merely resemble each other none is claimed where people label such pairs differently."""
+    """With fine-grained labels, merely similar images are not claimed."""
     rng = np.random.default_rng(0)
     embeddings = noisy_copies(rng, originals=110, copies=2, noise=0.7)
     passes = np.full((200, 3, 2), 0.5, np.float32)
@@ -201,7 +200,7 @@ def test_chance_claims_no_more_in_a_larger_pool():
     rng = np.random.default_rng(0)
     embeddings = unit(rng.normal(size=(12_000, 32)))
     by_chance = (embeddings[:200] @ embeddings[200:].T >= 0.5).sum(axis=1).mean()
-    claimed = find_representatives(embeddings, np.arange(12_000), expected_alike(12_000)) != np.arange(12_000)
+    claimed = find_representatives(embeddings, np.arange(12_000), equal_predictions(12_000)) != np.arange(12_000)
     assert by_chance > 10
     assert claimed.mean() < 0.1
 
@@ -209,11 +208,11 @@ def test_chance_claims_no_more_in_a_larger_pool():
 @pytest.mark.slow
 @pytest.mark.parametrize("alike", [1, 4000])
 def test_memory_is_bounded_where_thousands_are_alike(alike):
-    """8,000 images take little more than a copy of their embeddings, not a matrix of all pairs, 256 MB."""
+    """8,000 images need little more than a copy of their embeddings; a matrix of all pairs would need 256 MB."""
     rng = np.random.default_rng(0)
     embeddings = noisy_copies(rng, originals=8000 // alike, copies=alike, noise=0.2, size=256)
     tracemalloc.start()
-    find_representatives(embeddings, np.arange(8000), expected_alike(8000))
+    find_representatives(embeddings, np.arange(8000), equal_predictions(8000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3 * embeddings.nbytes + 64 * 2**20

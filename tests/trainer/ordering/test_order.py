@@ -22,7 +22,7 @@ def arranged(candidates, *, passes=None, **options):
 
 
 def sharpen(passes, rng, *, multiple):
-    """Return probabilities (N, T, C) that are a little sharper, those of each image by as much as chance says."""
+    """Return probabilities (N, T, C) sharpened slightly, by a random amount per image."""
     by = 1 + 0.02 * rng.random((len(passes), 1, 1))
     powers = passes.astype(np.float64) ** by
     others = powers + (1.0 - passes) ** by if multiple else powers.sum(axis=2, keepdims=True)
@@ -30,7 +30,7 @@ def sharpen(passes, rng, *, multiple):
 
 
 def pool(images, *, seed=0, classes=4, copies=1, multiple=False):
-    """Return candidates whose images are `copies` near-copies of others, and their passes."""
+    """Return candidates with `copies` near-copies of each image, and their passes."""
     rng = np.random.default_rng(seed)
     passes = make_passes(rng, images=-(-images // copies), classes=classes, multiple=multiple)
     passes = sharpen(passes.repeat(copies, axis=0)[:images], rng, multiple=multiple)
@@ -40,14 +40,14 @@ def pool(images, *, seed=0, classes=4, copies=1, multiple=False):
 
 
 def agreement(candidates):
-    """Return the scores that a server gives."""
+    """Return the scores that a server returns."""
     classes = candidates.probabilities.shape[1]
     return label_studio_score(candidates.bald.astype(np.float64), classes, multiple=candidates.multiple)
 
 
 @st.composite
 def pools(draw):
-    """Pools of few or many images, copies or not, of one label or several each, of equal scores or not; a strategy."""
+    """Pools of 0 to 80 images, with or without copies, multiple labels and equal scores; and a strategy."""
     images = draw(st.integers(0, 80))
     candidates, passes = pool(
         images,
@@ -100,9 +100,9 @@ def test_what_was_unticked_comes_first():
 @given(pools(), st.floats(0, 0.9), st.integers(0, 7))
 @settings(max_examples=40)
 def test_the_random_holdout_has_its_places(given_pool, share, labels):
-    """It is chance's, in rising draws, at its places; nothing claims it, and those of it that come late claim none.
+    """In random order, at its places; holdout images have no representative, and late ones represent none.
 
-    Before there are five labels of each class it has no place.
+    Below five labels per class it has no place.
     """
     candidates, passes, strategy = given_pool
     classes = candidates.probabilities.shape[1]
@@ -165,7 +165,7 @@ def test_near_duplicates_may_be_kept():
 
 
 def test_copies_of_what_the_random_holdout_brings_up_soon_are_put_back():
-    """Those of its later tasks are not: what is only measured on must not keep all that is like it from training."""
+    """Copies of its later tasks are not: held-out images must not keep all similar images from training."""
     candidates, _ = pool(200, copies=2)
     found = arranged(candidates, holdout_share=0.3)
     of_the_holdout = found.order[found.held_out[found.order]]
@@ -214,7 +214,7 @@ def test_what_cannot_be_arranged_is_refused(options, error, message):
     ],
 )
 def test_the_strategy_chooses_alone_while_labels_are_few(labels, classes, images, places):
-    """Up to five a class, no more than 500, and no more than a fifth of the images."""
+    """Up to five labels per class, at most 500, and at most a fifth of the images."""
     assert places_before_holdout(images, labels=labels, classes=classes) == places
 
 

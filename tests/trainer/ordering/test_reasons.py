@@ -66,7 +66,7 @@ def test_no_class_is_named_where_all_have_as_many(counts):
     ],
 )
 def test_images_that_were_chosen_for_what_the_others_are_say_so(strategy, labels, behind, chosen):
-    """Those behind them go by what is said of themselves; below five labels a class a model has no say."""
+    """Other images have their own reasons; below five labels per class the model's uncertainty is not used."""
     reasons = explained(candidates([[0.9, 0.1]] * 2), strategy, labels_by_class=labels, chosen=[1])
     assert reasons == [behind, chosen]
 

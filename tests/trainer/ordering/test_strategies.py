@@ -7,7 +7,7 @@ from sklearn.metrics.pairwise import cosine_distances
 
 from contract.errors import ConfigError
 from tests.trainer.candidates import make_candidates, make_passes
-from trainer.ordering.strategies import Aim, Candidates, LabelledImages, base_utility, check, prefer
+from trainer.ordering.strategies import Candidates, LabelledImages, Selection, base_utility, check, select
 
 
 def candidates(images=200, *, classes=5, seed=0, **options):
@@ -16,21 +16,21 @@ def candidates(images=200, *, classes=5, seed=0, **options):
     return make_candidates(passes, rng, task_ids=np.arange(images), **options)
 
 
-def preferred(pool, strategy, *, labels_by_class=None, labelled=(), batch_size=20, eligible=None, name="v1", **others):
-    aim = Aim(
+def selected(pool, strategy, *, labels_by_class=None, labelled=(), batch_size=20, eligible=None, name="v1", **others):
+    selection = Selection(
         strategy=strategy,
         name=name,
         labelled=LabelledImages(pool.embeddings[list(labelled)], np.zeros(len(labelled), np.int64)),
         labels_by_class=labels_by_class or [7] * pool.probabilities.shape[1],
         batch_size=batch_size,
-        **{"told_apart": False, **others},
+        **{"fine_grained": False, **others},
     )
     eligible = np.ones(len(pool.task_ids), np.bool_) if eligible is None else eligible
-    return prefer(pool, base_utility(pool, strategy, name=name), aim, eligible=eligible)
+    return select(pool, base_utility(pool, strategy, name=name), selection, eligible=eligible)
 
 
 def test_utilities_are_those_of_baal():
-    """Its BALD, what its margin leaves to doubt, and the geometric mean of the two."""
+    """Baal's BALD, 1 - margin, and their geometric mean."""
     passes = make_passes(np.random.default_rng(3), images=200)
     pool = make_candidates(passes, np.random.default_rng(3))
     given_to_baal = passes.transpose(0, 2, 1)  # (N, C, T)
@@ -44,26 +44,26 @@ def test_chance_falls_otherwise_in_another_ranking_only():
     once, again, other = (base_utility(pool, "random", name=name) for name in ("v1", "v1", "v1.r2"))
     np.testing.assert_array_equal(once, again)
     assert abs(np.corrcoef(once, other)[0, 1]) < 0.9
-    drawn = [preferred(pool, "balanced-cover", name=name)[0].tolist() for name in ("v1", "v1", "v1.r2")]
+    drawn = [selected(pool, "balanced-cover", name=name)[0].tolist() for name in ("v1", "v1", "v1.r2")]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans())
 @settings(max_examples=30)
 def test_balancing_chooses_as_a_plain_greedy_loop(seed, multiple):
-    """Each place goes to the highest score times expected rarity, counting what those before it will probably be."""
+    """Each place goes to the highest score times rarity, where rarity counts the predicted labels of earlier places."""
     rng = np.random.default_rng(seed)
     pool = candidates(40, classes=3, seed=seed, multiple=multiple)
     labels = rng.integers(0, 50, size=3).astype(float)
     eligible = rng.random(40) < 0.8
     strategy = "balanced-bald-margin"
-    chosen, utility = preferred(pool, strategy, labels_by_class=list(labels), batch_size=12, eligible=eligible)
+    chosen, utility = selected(pool, strategy, labels_by_class=list(labels), batch_size=12, eligible=eligible)
     base = base_utility(pool, strategy, name="v1")
     left = set(np.flatnonzero(eligible).tolist())
-    worth = {}
+    values = {}
     for index in chosen:
-        worth = {i: base[i] * sum(pool.probabilities[i, c] / (labels[c] + 1) for c in range(3)) for i in range(40)}
-        assert worth[index] >= max(worth[i] for i in left) * (1 - 1e-5)
+        values = {i: base[i] * sum(pool.probabilities[i, c] / (labels[c] + 1) for c in range(3)) for i in range(40)}
+        assert values[index] >= max(values[i] for i in left) * (1 - 1e-5)
         left.remove(index)
         labels += pool.probabilities[index]
     assert len(chosen) == min(12, eligible.sum())
@@ -99,14 +99,14 @@ def test_every_array_has_a_row_for_each_task_which_comes_once():
 
 
 def test_a_draw_favours_classes_with_few_labels():
-    """Of images equally unsure and all different, those that may be of one come several times as often."""
+    """Among equally uncertain images, those of the rarer class are drawn several times as often."""
     probabilities = np.repeat(np.array([[0.0, 0.6, 0.4], [0.6, 0.0, 0.4]], np.float32), 300, axis=0)
     nats, eye = np.full(600, 0.3, np.float32), np.eye(600, dtype=np.float32)
     pool = Candidates(np.arange(600), probabilities, nats, nats, eye, multiple=False)
     labels = [9, 29, 10**9]
     balanced, plain = (
         np.concatenate(
-            [preferred(pool, strategy, name=f"v{i}", labels_by_class=labels, batch_size=21)[0] for i in range(20)]
+            [selected(pool, strategy, name=f"v{i}", labels_by_class=labels, batch_size=21)[0] for i in range(20)]
         )
         for strategy in ("balanced-cover", "badge")
     )
@@ -115,7 +115,7 @@ def test_a_draw_favours_classes_with_few_labels():
 
 
 def test_by_default_images_are_far_from_labels_and_then_also_those_that_a_model_is_torn_on():
-    """Images of ten directions, ten each; a model is torn on those of the last five, and sure of the others."""
+    """Ten clusters of ten images; the model is uncertain about the last five clusters only."""
     embeddings = np.eye(10, dtype=np.float32).repeat(10, axis=0) + 0.02 * np.eye(100, 10, dtype=np.float32)
     probabilities = np.where(np.arange(100)[:, None] < 50, [1.0, 0.0], [0.5, 0.5]).astype(np.float32)
     nats = np.full(100, 0.3, np.float32)
@@ -123,9 +123,9 @@ def test_by_default_images_are_far_from_labels_and_then_also_those_that_a_model_
 
     def directions(labels, labelled):
         options = {"labels_by_class": labels, "labelled": labelled, "batch_size": 5}
-        return preferred(pool, "balanced-cover", **options)[0] // 10
+        return selected(pool, "balanced-cover", **options)[0] // 10
 
-    of_few = directions([3, 3], [0, 10, 20, 30, 95])  # too few for the model to be asked
+    of_few = directions([3, 3], [0, 10, 20, 30, 95])  # too few labels to use the model's uncertainty
     assert sorted(of_few.tolist()) == [4, 5, 6, 7, 8]
     of_many = directions([20, 20], [0, 10, 20, 50])
     assert (of_many >= 5).all()
@@ -133,13 +133,16 @@ def test_by_default_images_are_far_from_labels_and_then_also_those_that_a_model_
 
 
 def test_typical_images_come_first_where_features_tell_classes_apart_badly():
-    """The farthest for where it lies: by squared distance over that to its neighbours, or over that one squared."""
+    """The distance to neighbours is squared for fine-grained labels."""
     pool = candidates(images=60, embeddings=np.random.default_rng(5).normal(size=(60, 4)))
     directions = pool.embeddings - pool.embeddings.mean(axis=0)
     distances = cosine_distances(directions)
     neighbours = np.sort(distances, axis=1)[:, :11].mean(axis=1)
     expected = [(distances[0] ** 2 / neighbours**power).argmax() for power in (1, 2)]
     options = {"labels_by_class": [1, 0, 0, 0, 0], "labelled": [0], "batch_size": 1}
-    found = [preferred(pool, "balanced-cover", told_apart=told, **options)[0].item() for told in (False, True)]
+    found = [
+        selected(pool, "balanced-cover", fine_grained=fine_grained, **options)[0].item()
+        for fine_grained in (False, True)
+    ]
     assert found == expected
     assert found[0] != found[1]
