@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.harness.frame import describe, print_table, read_options, save, say
+from bench.harness.frame import describe, log, print_table, read_options, save
 from bench.subjects.model import CACHE, SHARED, WEIGHTS
 from contract.scores.holdout import holdout_order, is_held_out
 from contract.scores.sure import DEFAULT_PRECISION, Sure
@@ -288,7 +288,7 @@ def play(plan: Plan) -> list[dict[str, Any]]:
         for precision, attentive in product(plan.precisions, (True, False)):
             project = Play(plan, dataset, pool, seed=seed, attentive=attentive, precision=precision, known=known)
             found = {**asdict(plan), "sure": precision, "seed": seed, "attentive": attentive, **project.go()}
-            say(json.dumps(found))
+            log(json.dumps(found))
             rows.append(found)
     print_table([{name: row[name] for name in _SHOWN} for row in rows])
     return rows
@@ -301,7 +301,7 @@ def main() -> None:
         sys.exit(f"expected images in {SHARED / 'data'}, there are none; the bench needs the developers' folder")
     torch.set_num_threads(1)  # a small head, for which two threads mostly wait for each other
     for plan in plan_projects(quick=options.quick, only=options.only, backbone=options.backbone):
-        say(f"{plan.images}, {plan.backbone} at {plan.image_size} pixels")
+        log(f"{plan.images}, {plan.backbone} at {plan.image_size} pixels")
         rows = play(plan)
         line = json.dumps({"bench": "actions", "bar": _BARS[plan.images], "projects": rows, "machine": describe()})
         if options.save:

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from bench.harness.frame import RESULTS, describe, print_table, read_options, say
+from bench.harness.frame import RESULTS, describe, log, print_table, read_options
 from bench.subjects import sets
 from bench.subjects.model import CACHE, WEIGHTS, clean_environment
 from bench.subjects.sets import Images
@@ -133,7 +133,7 @@ def run_study(name: str, plan: Options) -> dict[str, Any]:
     """Run a study as far as it has not been run, and return what it says of each strategy."""
     out = CACHE / "evidence" / name
     options = [f"--{option}={value}" for option, value in {"name": name, **plan, "out": out}.items()]
-    say(f"{name}: kept in {out.relative_to(CHECKOUT)}")
+    log(f"{name}: kept in {out.relative_to(CHECKOUT)}")
     environment = clean_environment(LABELNEXT_CACHE=str(CACHE / "images"))
     command = [sys.executable, "-m", "trainer", "simulate", "--train=classifier", *options]
     ended = subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, check=True)

@@ -24,7 +24,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from bench.harness.frame import print_table, read_options, report, say
+from bench.harness.frame import log, print_table, read_options, report
 from bench.harness.hosts import common_folder, image_host
 from bench.harness.load import Client, images_per_s, send, split
 from bench.harness.serving import serving
@@ -70,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert first.version.manifest.backbone == second.version.manifest.backbone, "two heads on one backbone are needed"
     settings = {"LABELNEXT_POLL_S": "0.5", "LABELNEXT_DEADLINE_S": "900", "LABELNEXT_PROVIDER": options.provider}
     versions, photos = (first.version, second.version), second.photos[: options.images]
-    say("images from a web server")
+    log("images from a web server")
     with image_host(photos) as host:
         references = [host.reference(photo) for photo in photos]
         allowed = {**settings, "LABELNEXT_ALLOWED_ORIGINS": host.url}
         web = _rerank(versions, references, allowed, rounds=options.rounds)
         counts = host.counts()
     assert counts == {"200": len(photos), "304": len(photos)}, f"of {len(photos)} images the host sent {counts}"
-    say("images from local files")
+    log("images from local files")
     root = common_folder(photos)
     references = [f"/data/local-files/?d={quote(photo.relative_to(root).as_posix())}" for photo in photos]
     local = _rerank(versions, references, {**settings, "LABELNEXT_LOCAL_FILES_ROOT": str(root)}, rounds=options.rounds)
@@ -156,7 +156,7 @@ def _grow(subject: Subject, images: Sequence[Path], settings: Mapping[str, str],
         references = [host.reference(image) for image in images]
         with serving(folder / "models", log=folder / "server.log", settings=settings) as server:
             client = Client(server.url, subject.version.manifest.labels)
-            server.forget_peak()
+            server.reset_peak_rss()
             for part in (references[:few], references[few:]):
                 seconds = len(part) / _score(client, part, subject.version.name).rate
                 found.append({"images": len(part), "seconds": seconds, "peak_rss_mb": server.peak_rss_mb()})
@@ -170,7 +170,7 @@ def _score(client: Client, references: Sequence[str], version: str) -> Scored:
     assert None not in scores, f"{scores.count(None)} of {len(references)} images got no score"
     assert versions == {version}, f"predictions of {version} were expected, not of {', '.join(sorted(versions))}"
     rate = images_per_s(replies)
-    say(f"{len(references)} images under {version}: {rate:.2f} images/s")
+    log(f"{len(references)} images under {version}: {rate:.2f} images/s")
     return Scored(np.array(scores, np.float64), rate)
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Final, NamedTuple, Self
 
-from bench.harness.frame import print_table, read_options, report, say
+from bench.harness.frame import log, print_table, read_options, report
 from bench.harness.hosts import image_host
 from bench.harness.serving import Server
 from bench.subjects.model import CACHE, Subject, clean_environment, labelled_photos
@@ -93,7 +93,7 @@ class Watch:
 
     def note(self, text: str) -> None:
         """Say something at its place among the watch's words."""
-        say(f"{time.perf_counter() - self.started:8.1f}  {text}")
+        log(f"{time.perf_counter() - self.started:8.1f}  {text}")
 
     def next_round(self) -> Round:
         """Return what it says of the next round when that has ended, be it in hours."""
@@ -167,7 +167,7 @@ class Pool:
         ]
         for start in range(0, len(tasks), _TASKS_AN_IMPORT):
             client.post(f"/api/projects/{project.id}/import", tasks[start : start + _TASKS_AN_IMPORT])
-        say(f"{len(tasks)} tasks imported into Label Studio in {time.perf_counter() - started:.0f} s")
+        log(f"{len(tasks)} tasks imported into Label Studio in {time.perf_counter() - started:.0f} s")
         time.sleep(_SETTLE_S)
         return cls(project, client, truth)
 

@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bench.harness.frame import Row, print_table, read_options, report, say
+from bench.harness.frame import Row, log, print_table, read_options, report
 from bench.harness.hosts import image_host
 from bench.harness.load import Client, Reply, images_per_s, latencies, overlapping, send, sending, split
 from bench.harness.serving import Server, serving, stage_seconds
@@ -118,7 +118,7 @@ class Bench:
         after = stage_seconds(self.server.metrics())
         stages = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
         found = Load(clients, tasks, tuple(replies), stages)
-        say(f"{clients} clients, requests of {tasks}: {found.rate:.2f} images/s")
+        log(f"{clients} clients, requests of {tasks}: {found.rate:.2f} images/s")
         return found
 
     def round(self, engine: Engine, images: Images) -> Round:
@@ -127,7 +127,7 @@ class Bench:
         for start in range(0, len(images), batch):
             engine.run(images[start : start + batch])
         alone = len(images) / (time.perf_counter() - started)
-        say(f"the engine alone {alone:.2f} images/s")
+        log(f"the engine alone {alone:.2f} images/s")
         return Round(alone, (self.load(1, len(images)), self.load(16, 16)))
 
     def measure_swaps(self, repository: Repository, *, requests: int) -> tuple[Row, Sequence[Reply]]:
@@ -147,7 +147,7 @@ class Bench:
                 repository.set_current(other)
                 windows.append((started, self.server.wait_until_ready(other)))
                 quiet_s = max(_SHORTEST_QUIET_S, windows[-1][1] - started)
-                say(f"swap {len(windows)}: {windows[-1][1] - started:.2f} s")
+                log(f"swap {len(windows)}: {windows[-1][1] - started:.2f} s")
             time.sleep(quiet_s)
         met = overlapping(replies, windows)
         during, quiet = latencies(met), latencies([reply for reply in replies if reply not in met])
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for _ in range(options.rounds):
             with serving(repository.root, log=folder / "start.log", settings=settings) as server:
                 starts.append(server.ready_s)
-                say(f"ready after {server.ready_s:.2f} s")
+                log(f"ready after {server.ready_s:.2f} s")
         with serving(repository.root, log=folder / "server.log", settings=settings) as server:
             client = Client(server.url, first.version.manifest.labels)
             bench = Bench(server, client, [host.reference(photo) for photo in photos])

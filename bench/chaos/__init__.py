@@ -1,1 +1,1 @@
-"""Servers behind a proxy while everything around them breaks; `python -m bench.chaos` says how."""
+"""Chaos test of servers behind a proxy: `python -m bench.chaos --help`."""

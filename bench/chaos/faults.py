@@ -1,4 +1,4 @@
-"""What befalls the servers and their repository, one thing after the other, in an order drawn by a seed."""
+"""Faults of servers and repository, injected one after the other in an order determined by a seed."""
 
 import json
 import random
@@ -19,104 +19,108 @@ from contract.versions.repository import Repository, new_version
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, MANIFEST_FILE
 from demo.product import CHECKOUT
 
-_NOTICED_S = 60.0
-"""Within which a server has to have taken up, or refused, what is in its repository."""
+_DETECTED_S = 60.0
+"""Time limit for a server to use or refuse the current version."""
 
 
 @dataclass
 class Faults:
-    """Breaks things, and mends them. The first replica is spared, so that what it gathers over time is seen."""
+    """Injects faults, and recovers from them. The first replica is spared, so that leaks over time show."""
 
     fleet: Fleet
     repository: Repository
-    """Holds at least one version."""
+    """A repository with at least one version."""
     seed: InitVar[int]
-    done: Counter[str] = field(default_factory=Counter)
+    injected: Counter[str] = field(default_factory=Counter)
+    """The number of faults by kind."""
     bad_versions: set[str] = field(default_factory=set)
-    """Published in some way, but no version that may be used."""
+    """Versions that were published, or copied into the repository, and must never be used."""
     unrecovered: list[str] = field(default_factory=list)
+    """Messages of faults that were not recovered from."""
 
     def __post_init__(self, seed: int) -> None:
-        """Begin at the seed."""
+        """Seed the generators."""
         self.rng = random.Random(f"{seed}/faults")  # noqa: S311  # no secret
         self.seeds = count(seed * 1_000_000 + 1)
         self._recovery = threading.Thread()
         self._recovery.start()
 
     def plan(self, requests: int) -> list[str]:
-        """Return what is to happen during so many requests, in order."""
+        """Return the kinds of faults to inject during `requests` requests, in order."""
         planned = [name for name, (share, _) in KINDS.items() for _ in range(max(1, round(share * requests / 10_000)))]
         self.rng.shuffle(planned)
         return planned
 
     def inject(self, name: str) -> None:
-        """Let one thing happen, and return when the servers have noticed; that they do not is noted."""
+        """Inject a fault and wait until the servers have reacted; if they do not, record it as unrecovered."""
         try:
             KINDS[name][1](self)
-            self.done[name] += 1
+            self.injected[name] += 1
         except Exception as err:
             self.unrecovered.append(f"{name}: {err}")
 
     def finish(self) -> None:
-        """Return when what was killed is back, and every server uses the version that is published."""
+        """Wait until killed servers are back, and all servers use a version published last."""
         self._recovery.join()
         self.swap()
         self.fleet.wait_until_ready(self.repository.current())
 
     def swap(self) -> None:
-        """Publish a version, and return when it is in use."""
+        """Publish a version, and wait until it is in use."""
         publish(self.repository, seed=next(self.seeds))
         self.await_swap()
 
     def await_swap(self) -> None:
-        """Return when every server that is there uses the version that is current."""
+        """Wait until every server that is up uses the current version."""
         version = self.repository.current()
 
-        def reached() -> bool:
+        def swapped() -> bool:
             return all(replica.version == version for replica in self.fleet.replicas if replica.up)
 
-        wait_until(reached, f"all servers to use {version}", timeout_s=_NOTICED_S)
+        wait_until(swapped, f"all servers to use {version}", timeout_s=_DETECTED_S)
 
     def good_versions(self) -> list[str]:
-        """Return those that may be used, the newest last."""
+        """Return the valid versions, the newest last."""
         return sorted(set(self.repository.versions()) - self.bad_versions)
 
-    def damage(self, file: str, how: Callable[[bytes], bytes]) -> None:
-        """Offer a new version that is like the one in use, but for one of its files."""
+    def damage(self, file: str, damaged: Callable[[bytes], bytes]) -> None:
+        """Offer a copy of the current version in which one file is damaged."""
         name = new_version(datetime.now(UTC), after=max(self.repository.versions()))
         self.bad_versions.add(name)
         folder = self.repository.folder / name
         shutil.copytree(self.repository.folder / self.repository.current(), folder)
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         (folder / MANIFEST_FILE).write_text(json.dumps({**manifest, "version": name}), encoding="utf-8")
-        (folder / file).write_bytes(how((folder / file).read_bytes()))
+        (folder / file).write_bytes(damaged((folder / file).read_bytes()))
         self.offer(name)
 
     def offer(self, version: str) -> None:
         """Make a bad version current until the spared server has refused it."""
         self.bad_versions.add(version)
         self.repository.set_current(version)
-        self.restore_once_noticed(f"does not refuse {version}")
+        self.restore_once_detected(f"refuse {version}")
 
-    def restore_once_noticed(self, otherwise: str) -> None:
-        """When the spared server says that something is wrong, make the version in use current again, or a new one."""
+    def restore_once_detected(self, reaction: str) -> None:
+        """Wait until /health of the spared server reports a fault, then publish a version or restore the last one."""
         spared = self.fleet.replicas[0]
 
-        def noticed() -> bool:
+        def detected() -> bool:
             detail = str(spared.health().get("detail"))
             return detail != "None" and not detail.startswith("loading")
 
-        wait_until(noticed, f"{spared.name}, which {otherwise}", timeout_s=_NOTICED_S)
+        wait_until(detected, f"{spared.name} to {reaction}", timeout_s=_DETECTED_S)
         if self.rng.random() < 0.5:
             self.swap()
         else:
             self.repository.set_current(self.good_versions()[-1])
             self.await_swap()
 
-    def break_one(self, how: Callable[[Server], object], *, restart_s: float | None = None) -> None:
-        """Break one of the replicas that are not spared, and see to it that it comes back, which takes its time.
+    def break_one(self, stop: Callable[[Server], object], *, restart_s: float | None = None) -> None:
+        """Stop a replica that is not spared, and wait in a thread until it is back.
 
-        One that does not come back by itself is started again after so many seconds.
+        Args:
+            stop: stops a server, or its worker.
+            restart_s: seconds until the server is started again; None if it recovers by itself.
         """
         self._recovery.join()
         replica = self.rng.choice(self.fleet.replicas[1:])
@@ -125,7 +129,7 @@ class Faults:
             replica.up = None
             before = replica.workers
             try:
-                how(replica)
+                stop(replica)
                 if restart_s is not None:
                     time.sleep(restart_s)
                     replica.start()
@@ -156,8 +160,8 @@ def _kill_publisher(faults: Faults) -> None:
     faults.await_swap()
 
 
-def _pretend(faults: Faults) -> None:
-    """Publish, by the book, a version that does not compute what its trainer computed."""
+def _publish_invalid(faults: Faults) -> None:
+    """Publish an intact version whose probe is of another model, so that its validation fails."""
     model = TinyModel.draw(next(faults.seeds))
     faults.offer(publish(faults.repository, seed=next(faults.seeds), probe_of=model))
 
@@ -165,15 +169,15 @@ def _pretend(faults: Faults) -> None:
 def _point_nowhere(faults: Faults) -> None:
     contents = [b"20200101T000000000Z-abcdef\n", b"", b"\xff\x00\xfe", b"../../etc\n", b"x" * 10**6]
     (faults.repository.folder / "CURRENT").write_bytes(faults.rng.choice(contents))
-    faults.restore_once_noticed("does not read CURRENT")
+    faults.restore_once_detected("refuse CURRENT")
 
 
 def _lose_pointer(faults: Faults) -> None:
     (faults.repository.folder / "CURRENT").unlink()
-    faults.restore_once_noticed("does not miss CURRENT")
+    faults.restore_once_detected("report that CURRENT is missing")
 
 
-def _take_away(faults: Faults) -> None:
+def _remove_repository(faults: Faults) -> None:
     root = faults.repository.root
     away = root.with_name("away")
     root.rename(away)
@@ -185,8 +189,7 @@ def _garble(faults: Faults) -> None:
     faults.damage(MANIFEST_FILE, lambda _: faults.rng.choice([b"", b"{", b"[]", b"\xff\xfe", b"null"]))
 
 
-def _cut(data: bytes) -> bytes:
-    """As after a copy that broke off."""
+def _truncate(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
 
@@ -198,17 +201,17 @@ KINDS: Mapping[str, tuple[float, Callable[[Faults], object]]] = {
     "a version is published": (36, Faults.swap),
     "an earlier version is made current": (12, _roll_back),
     "a publisher is killed -9": (8, _kill_publisher),
-    "a version is torn": (3, lambda faults: faults.damage(BACKBONE_WEIGHTS_FILE, _cut)),
+    "a version is torn": (3, lambda faults: faults.damage(BACKBONE_WEIGHTS_FILE, _truncate)),
     "a version is corrupted": (3, lambda faults: faults.damage(BACKBONE_WEIGHTS_FILE, _flip_a_bit)),
     "a manifest is garbled": (3, _garble),
-    "a version is not valid": (3, _pretend),
+    "a version is not valid": (3, _publish_invalid),
     "CURRENT points nowhere": (5, _point_nowhere),
     "CURRENT is gone": (3, _lose_pointer),
-    "the repository is away": (5, _take_away),
+    "the repository is away": (5, _remove_repository),
     "a worker is killed -9": (8, lambda faults: faults.break_one(Server.kill_worker)),
     "a server is killed -9": (8, lambda faults: faults.break_one(Server.kill, restart_s=faults.rng.uniform(0, 2))),
     "a server is drained": (5, lambda faults: faults.break_one(Server.drain, restart_s=0)),
 }
-"""Each with how often it happens in 10,000 requests."""
+"""Frequency in 10,000 requests, and function, of each kind of fault."""
 
 KILLS = ("a publisher is killed -9", "a worker is killed -9", "a server is killed -9")

@@ -1,4 +1,4 @@
-"""Whether an answer is right: compared with an engine that scores in peace, in this process and in one batch."""
+"""Compares answers with the scores of an engine in this process."""
 
 from collections.abc import Collection, Sequence
 from functools import cache
@@ -15,26 +15,26 @@ from server.opening import engine_loader
 from server.settings import Device, Settings
 
 TOLERANCE = 1e-6
-"""Of a score: replicas agree to this."""
+"""Absolute tolerance of scores; replicas agree within it."""
 
 
 class Judge:
-    """Knows every version's score of every picture."""
+    """Decides whether an answer is lost or wrong."""
 
     def __init__(self, repository: Repository, pictures: Sequence[Picture], *, bad_versions: Collection[str]) -> None:
-        """Take the repository, in peace again, and the versions in it that no server should ever have used."""
+        """Judge answers of a repository that no longer changes, given its versions that must never be used."""
         self._repository = repository
         self._pictures = pictures
         self._good = frozenset(repository.versions()) - frozenset(bad_versions)
         self.scores_of = cache(self._scores_of)
 
     def is_lost(self, request: Request, reply: Reply) -> bool:
-        """Whether a client waited for predictions and got none, or too few."""
+        """Return whether a client waited for predictions and got none, or too few."""
         missing = reply.status != 200 or len(reply.scores) < len(request.images)
         return request.valid and request.waits and missing
 
     def find_fault(self, request: Request, reply: Reply) -> str | None:
-        """Say what is wrong with an answer that is not lost; None if it is right."""
+        """Return what is wrong with an answer; None if it is right or lost."""
         if not request.waits or self.is_lost(request, reply):
             return None
         if not request.valid:
@@ -42,17 +42,17 @@ class Judge:
             return None if refused else f"a bad request was answered with {reply.status}, {reply.fault}"
         return self._compare(request.images, reply)
 
-    def _compare(self, asked: Sequence[int | None], reply: Reply) -> str | None:
-        if len(reply.scores) != len(asked):
-            return f"{len(reply.scores)} results to {len(asked)} tasks"
+    def _compare(self, images: Sequence[int | None], reply: Reply) -> str | None:
+        if len(reply.scores) != len(images):
+            return f"{len(reply.scores)} results to {len(images)} tasks"
         if not reply.versions <= self._good or len(reply.versions) > 1:
             return f"predictions are of {sorted(reply.versions)}"
-        for position, (index, score) in enumerate(zip(asked, reply.scores, strict=True)):
+        for position, (index, score) in enumerate(zip(images, reply.scores, strict=True)):
             if (index is None) != (score is None):
-                return f"task {position} of {len(asked)} has the score {score}, its image is picture {index}"
+                return f"task {position} of {len(images)} has the score {score}, its image is picture {index}"
             if index is not None and score is not None:
                 expected = self.scores_of(*reply.versions)[index]
-                if not abs(score - expected) <= TOLERANCE:
+                if not abs(score - expected) <= TOLERANCE:  # also false for NaN
                     return f"picture {index} has the score {score}, expected is {expected} of {reply.versions}"
         return None
 

@@ -1,4 +1,4 @@
-"""What is asked, by kind, drawn by chance that is the same for the same seed; of which images; and how it is sent."""
+"""Requests of the chaos test, drawn reproducibly from a seed, and the images that they name."""
 
 import json
 import random
@@ -21,14 +21,14 @@ from bench.subjects.tiny_model import LABELS
 from demo.project import label_config
 
 _PICTURES, _SIDES, _LARGE_SIDE = 48, (8, 64), 512
-"""The large one is a PNG of three quarters of a megabyte."""
+"""The large picture is a PNG of 0.75 MB."""
 _MOST_TASKS, _MOST_SMALL = 20, 4
 _CONFIG = label_config(LABELS)
-_PATIENCE_S = 120.0
+_TIMEOUT_S = 120.0
 """Label Studio's is 100."""
 
 _ADDRESS = "127.0.0.2"
-"""Another host than that of the good images, lest its connections be counted as theirs."""
+"""A host other than that of the good images, because the server limits connections by host."""
 _OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: image/png\r\n"
 
 BAD_ANSWERS: Mapping[str, hosts.Answer] = {
@@ -40,24 +40,24 @@ BAD_ANSWERS: Mapping[str, hosts.Answer] = {
     "empty": hosts.reply(content_type="image/png"),
     "silence": hosts.raw(b""),
 }
-"""What comes under each path that never gives an image, before the connection ends."""
+"""Answers by path that hold no image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image that every server can score, in a file."""
+    """A valid image, in a file and in memory."""
 
     path: Path
     data: bytes
 
     @property
     def inline(self) -> str:
-        """Its data: URI."""
+        """The image as a data: URI."""
         return data_uri(self.data)
 
 
 def draw_pictures(folder: Path, *, seed: int) -> tuple[Picture, ...]:
-    """Write images of noise into a folder; the last is large."""
+    """Write images of noise to a folder; the last is large."""
     rng = np.random.default_rng(seed)
     pictures = []
     for number, side in enumerate([*rng.integers(*_SIDES, _PICTURES - 1), _LARGE_SIDE]):
@@ -70,16 +70,16 @@ def draw_pictures(folder: Path, *, seed: int) -> tuple[Picture, ...]:
 
 @contextmanager
 def bad_host(pictures: Sequence[Picture]) -> Iterator[str]:
-    """Run a host that breaks in every way, and has the pictures below /slow, in small pieces; give its address."""
+    """Context manager for a host with bad answers, and slow answers below /slow; yields its URL."""
     with hosts.host(address=_ADDRESS) as host:
         host.answers |= {f"/{name}": answer for name, answer in BAD_ANSWERS.items()}
         host.serve("/hanging", hosts.silence())
         for picture in pictures:
-            host.serve(f"/slow/{picture.path.name}", _answer_slowly(picture.data))
+            host.serve(f"/slow/{picture.path.name}", _slow_answer(picture.data))
         yield host.url
 
 
-def _answer_slowly(data: bytes) -> hosts.Answer:
+def _slow_answer(data: bytes) -> hosts.Answer:
     def answer(handler: hosts.Handler, _: hosts.Request) -> None:
         handler.close_connection = True
         handler.wfile.write(_OK + b"Content-Length: %d\r\n\r\n" % len(data))
@@ -96,31 +96,31 @@ def _in_pieces(data: bytes, *, count: int, pause_s: float) -> Iterator[bytes]:
         yield data[start : start + size]
 
 
-class Manner(StrEnum):
-    """How a request is sent, and whether the client waits for its answer."""
+class Behaviour(StrEnum):
+    """How a client sends a request, and whether it waits for the answer."""
 
-    PLAIN = "plain"
-    SLOWLY = "slowly"
-    """The body comes in pieces, over a second or two."""
-    LEFT = "left"
-    """Whole, and then the client is gone."""
-    BROKEN = "broken"
-    """Half a body, and then the client is gone."""
+    NORMAL = "normal"
+    SLOW = "slow"
+    """Sends the body in pieces, within a second or two."""
+    LEAVES = "leaves"
+    """Sends the whole body, then disconnects."""
+    ABORTS = "aborts"
+    """Sends half of the body, then disconnects."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, and what it must come to."""
+    """A request, and its expected answer."""
 
     kind: str
     body: bytes
     images: tuple[int | None, ...] = ()
-    """Of each task the index of its picture; None where there is no image to be had."""
-    manner: Manner = Manner.PLAIN
+    """The index of each task's picture; None if its image is not available."""
+    client: Behaviour = Behaviour.NORMAL
     valid: bool = True
-    """Whether it is to be answered with predictions, else with a 4xx; if the client waits."""
+    """Whether predictions are the expected answer, else a 4xx."""
     direct: bool = False
-    """Whether it goes to a server itself, past the proxy."""
+    """Whether it bypasses the proxy."""
     method: str = "POST"
     path: str = "/predict"
 
@@ -130,68 +130,67 @@ class Request:
 
     @property
     def waits(self) -> bool:
-        """Whether the client is there when the answer comes."""
-        return self.manner in (Manner.PLAIN, Manner.SLOWLY)
+        """Whether the client waits for the answer."""
+        return self.client in (Behaviour.NORMAL, Behaviour.SLOW)
 
     def send(self, url: str) -> Reply:
-        """Send it to a proxy or server, as far as its manner has it."""
-        plain = self.manner is Manner.PLAIN
-        body = self.body if plain else self._body()
-        return exchange(url + self.path, body, size=len(self.body), method=self.method, timeout_s=_PATIENCE_S)
+        """Send the request to a proxy or server, according to the client's behaviour."""
+        body = self.body if self.client is Behaviour.NORMAL else self._body()
+        return exchange(url + self.path, body, size=len(self.body), method=self.method, timeout_s=_TIMEOUT_S)
 
     def _body(self) -> Iterator[bytes]:
-        if self.manner is Manner.SLOWLY:
+        if self.client is Behaviour.SLOW:
             yield from _in_pieces(self.body, count=8, pause_s=0.2)
         else:
-            yield self.body[: len(self.body) // 2] if self.manner is Manner.BROKEN else self.body
+            yield self.body[: len(self.body) // 2] if self.client is Behaviour.ABORTS else self.body
             raise ConnectionAbortedError("the client leaves")
 
 
-_LOST = (
+_UNAVAILABLE = (
     *BAD_ANSWERS,
-    "http://127.0.0.3:1/refused.png",  # also not among the allowed origins
+    "http://127.0.0.3:1/refused.png",  # not an allowed origin
     *("data:image/png;base64,bm8gaW1hZ2U=", "data:image/png;base64,???", "file:///etc/passwd", "nonsense"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of request, by where its images are."""
+    """A kind of request."""
 
     share: float
-    """Of all requests, in per cent."""
-    places: tuple[str, ...] = ()
-    """As of `Sampler.place`; none sends what no Label Studio does."""
+    """Per cent of all requests."""
+    sources: tuple[str, ...] = ()
+    """The sources of its images, see `Sampler.reference`; none for malformed requests."""
     several: bool = False
-    """Whether they are repeated: most requests are small, as Label Studio's are; one in eight is not."""
-    lost: bool = False
-    """Whether there are images among them that cannot be had."""
-    manner: Manner = Manner.PLAIN
+    """Whether the sources are repeated: seven in eight requests are small, as Label Studio's are."""
+    unavailable: bool = False
+    """Whether some images are not available."""
+    client: Behaviour = Behaviour.NORMAL
 
 
 KINDS: Mapping[str, Kind] = {
     "by URL": Kind(45, ("good",), several=True),
     "inline": Kind(20, ("inline",), several=True),
     "1 MB": Kind(1, ("large", "good")),
-    "some images lost": Kind(10, ("good",), several=True, lost=True),
+    "some images lost": Kind(10, ("good",), several=True, unavailable=True),
     "slow host": Kind(2, ("slow",)),
     "hanging host": Kind(1, ("hanging", "good")),
-    "slow client": Kind(2, ("inline",), manner=Manner.SLOWLY),
-    "client gone after asking": Kind(5, ("good",), several=True, manner=Manner.LEFT),
-    "client gone while asking": Kind(4, ("inline",), manner=Manner.BROKEN),
+    "slow client": Kind(2, ("inline",), client=Behaviour.SLOW),
+    "client gone after asking": Kind(5, ("good",), several=True, client=Behaviour.LEAVES),
+    "client gone while asking": Kind(4, ("inline",), client=Behaviour.ABORTS),
     "bad body": Kind(10),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Draws requests: number n of a seed is always the same one."""
+    """Draws requests; seed and number determine a request."""
 
     pictures: Sequence[Picture]
     good: str
-    """The address of the host that has the pictures."""
+    """The URL of the host that serves the pictures."""
     bad: str
-    """That of the host that breaks."""
+    """The URL of the bad host."""
     seed: int
 
     def draw(self, number: int) -> Request:
@@ -199,36 +198,36 @@ class Sampler:
         rng = random.Random(f"{self.seed}/{number}")  # noqa: S311  # no secret
         (name,) = rng.choices(list(KINDS), [kind.share for kind in KINDS.values()])
         kind = KINDS[name]
-        if not kind.places:
+        if not kind.sources:
             method, path, body = rng.choice(_BAD)
             direct = rng.random() < 0.3 and len(body) < 10**6
             return Request(name, body, valid=False, method=method, path=path, direct=direct)
         most = (_MOST_TASKS if rng.random() < 0.125 else _MOST_SMALL) if kind.several else 1
-        places = [*kind.places] * rng.randint(1, most)
-        for _ in range(rng.randint(1, 3) if kind.lost else 0):
-            places.insert(rng.randint(0, len(places)), "lost")
-        tasks = [self.place(each, rng) for each in places]
-        listed = [{"id": number, "data": {"image": reference}} for number, (reference, _) in enumerate(tasks)]
-        body = json.dumps({"tasks": listed, "project": "1.1791188130", "label_config": _CONFIG}).encode()
-        direct = kind.manner is not Manner.PLAIN and rng.random() < 0.5
-        return Request(name, body, tuple(index for _, index in tasks), kind.manner, direct=direct)
+        sources = [*kind.sources] * rng.randint(1, most)
+        for _ in range(rng.randint(1, 3) if kind.unavailable else 0):
+            sources.insert(rng.randint(0, len(sources)), "unavailable")
+        images = [self.reference(source, rng) for source in sources]
+        tasks = [{"id": number, "data": {"image": reference}} for number, (reference, _) in enumerate(images)]
+        body = json.dumps({"tasks": tasks, "project": "1.1791188130", "label_config": _CONFIG}).encode()
+        direct = kind.client is not Behaviour.NORMAL and rng.random() < 0.5
+        return Request(name, body, tuple(index for _, index in images), kind.client, direct=direct)
 
-    def place(self, name: str, rng: random.Random) -> tuple[str, int | None]:
-        """Return a reference, and the index of its picture; None where there is no image to be had.
+    def reference(self, source: str, rng: random.Random) -> tuple[str, int | None]:
+        """Draw an image from a source; return its reference, and its picture's index or None if it is not available.
 
-        Of one that a host sends at once (good) or in small pieces (slow), that is in the request itself (inline) or
-        makes a megabyte of it (large), that never comes (hanging), or cannot be had for another reason (lost).
+        Sources: a host that sends images at once (good), in small pieces (slow) or never (hanging), the request itself
+        (inline, or a megabyte of it: large), or an image that is not available for another reason (unavailable).
         """
-        index = len(self.pictures) - 1 if name == "large" else rng.randrange(len(self.pictures) - 1)
+        index = len(self.pictures) - 1 if source == "large" else rng.randrange(len(self.pictures) - 1)
         file = self.pictures[index].path.name
-        lost = rng.choice(_LOST)
-        places: dict[str, tuple[str, int | None]] = {
+        unavailable = rng.choice(_UNAVAILABLE)
+        references: dict[str, tuple[str, int | None]] = {
             "good": (f"{self.good}/{file}", index),
             "slow": (f"{self.bad}/slow/{file}", index),
             "hanging": (f"{self.bad}/hanging?{rng.random()}", None),
-            "lost": (f"{self.bad}/{lost}" if lost in BAD_ANSWERS else lost, None),
+            "unavailable": (f"{self.bad}/{unavailable}" if unavailable in BAD_ANSWERS else unavailable, None),
         }
-        return places.get(name) or (self.pictures[index].inline, index)
+        return references.get(source) or (self.pictures[index].inline, index)
 
 
 _BAD: Sequence[tuple[str, str, bytes]] = (
@@ -241,4 +240,4 @@ _BAD: Sequence[tuple[str, str, bytes]] = (
     ("GET", "/predict", b""),
     ("GET", "/report/%2e%2e/%2e%2e/etc/passwd", b""),
 )
-"""Method, path, body: each is to be answered with a 4xx."""
+"""Method, path and body of malformed requests, each to be answered with a 4xx."""

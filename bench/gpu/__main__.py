@@ -36,7 +36,7 @@ import torch
 
 from bench.gpu.cards import describe_card, peak_tflops
 from bench.gpu.placement import read_nodes, recording, work_by_provider
-from bench.harness.frame import Row, read_options, report, say
+from bench.harness.frame import Row, log, read_options, report
 from bench.passes.contenders import build_network
 from bench.passes.rounds import time_in_turn
 from bench.subjects.model import Subject, clean_environment, trained
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device, sizes = Device(options.device), QUICK if options.quick else FULL
     check_device(device)
     subject = trained(image_size=sizes.image_size, labels=sizes.labels, precision="fp32")
-    say(f"a version to measure on, after {time.monotonic() - started:.0f} s")
+    log(f"a version to measure on, after {time.monotonic() - started:.0f} s")
     setting = Setting(device, sizes, subject)
     parts = {name: _measure(name, setting) for name in asked}
     failed = [name for name, part in parts.items() if "failed" in part]
@@ -174,7 +174,7 @@ def _measure(name: str, setting: Setting) -> Row:
         traceback.print_exc()
         part["failed"] = f"{type(err).__name__}: {err}"
     part["seconds"] = time.monotonic() - started
-    say(f"{name}: {json.dumps(part, default=str)}")
+    log(f"{name}: {json.dumps(part, default=str)}")
     return part
 
 

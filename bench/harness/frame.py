@@ -1,4 +1,4 @@
-"""What the benches have in common: their options, and how what was measured is told and kept."""
+"""Options of the benchmarks, and how their results are printed and saved."""
 
 import argparse
 import json
@@ -27,54 +27,51 @@ Row = Mapping[str, object]
 def read_options(
     name: str, doc: str | None, options: Mapping[str, tuple[object, str]], arguments: Sequence[str] | None = None
 ) -> argparse.Namespace:
-    """Read the command line of a module below bench with this docstring, by default the process's.
+    """Parse the command line, by default the process's, of the benchmark with this name and docstring.
 
-    Options have a name, a default, whose type is theirs, and a meaning for people. A tuple offers its elements, the
-    first by default; a list takes several numbers, with commas between them; False is a flag.
+    `options` maps names to a default value and a help text. The default's type is the option's type: a tuple lists
+    choices, of which the first is the default; a list takes numbers separated by commas; False makes a flag.
     """
     parser = argparse.ArgumentParser(prog=f"python -m bench.{name}", description=(doc or "").partition("\n")[0])
     for option, (default, text) in options.items():
-        flag, told = f"--{option.replace('_', '-')}", f"{text} (default: %(default)s)"
+        flag, help_text = f"--{option.replace('_', '-')}", f"{text} (default: %(default)s)"
         if default is False:
             parser.add_argument(flag, action="store_true", help=text)
         elif isinstance(default, tuple):
-            parser.add_argument(flag, choices=default, default=default[0], help=told)
+            parser.add_argument(flag, choices=default, default=default[0], help=help_text)
         else:
             kind = _numbers if isinstance(default, list) else type(default)
-            parser.add_argument(flag, type=kind, default=default, help=told)
+            parser.add_argument(flag, type=kind, default=default, help=help_text)
     parser.add_argument("--save", action="store_true", help="keep the result in bench/results, too")
     return parser.parse_args(arguments)
 
 
 def report(name: str, options: argparse.Namespace, subject: Subject | None, result: Row) -> None:
-    """Print the last line, JSON of what was measured, with which options and on what; save it if that is asked for.
-
-    `subject` is None where no version was measured.
-    """
+    """Print the result as one line of JSON, with options, subject and machine; save it if --save is given."""
     about: dict[str, object] = {}
     if subject is not None:
         manifest = subject.version.manifest
         about = {"source": subject.source, "backbone": manifest.backbone.name, "passes": manifest.passes}
-    told = {
+    values = {
         "bench": name,
         **about,
         "options": {option: value for option, value in vars(options).items() if option != "save"},
         **result,
         "machine": describe(),
     }
-    line = json.dumps(json.loads(json.dumps(told), parse_float=_round))
+    line = json.dumps(json.loads(json.dumps(values), parse_float=_round))
     if options.save:
         save(f"{name}-{available_cpus()}-cores", line)
     print(line)
 
 
 def save(name: str, line: str) -> None:
-    """Keep a line of JSON in bench/results, under today's date and a name."""
+    """Save a line of JSON as bench/results/<today's date>-<name>.json."""
     (RESULTS / f"{datetime.now(UTC).date().isoformat()}-{name}.json").write_text(line + "\n", encoding="utf-8")
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Print rows of the same keys, which stand above."""
+    """Print rows that have the same keys, below a header of these keys."""
     cells = [list(rows[0]), *([_shown(value) for value in row.values()] for row in rows)]
     widths = [max(len(str(cell)) for cell in column) for column in zip(*cells, strict=True)]
     for line in cells:
@@ -82,20 +79,20 @@ def print_table(rows: Sequence[Row]) -> None:
     print()
 
 
-def say(text: str) -> None:
-    """Tell people how far a bench is, on stderr, since stdout belongs to the result."""
+def log(text: str) -> None:
+    """Print a line to stderr, because stdout is for the result."""
     print(text, file=sys.stderr, flush=True)
 
 
 def describe() -> dict[str, object]:
-    """Return date, processor, cores that this process may use, load and versions: no figure means anything without."""
+    """Return date, processor, cores available to this process, load average, and versions of Python and packages."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "processor": _processor(),
         "cores": available_cpus(),
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: installed for name in _PACKAGES if (installed := _version(name))},
     }
 
 
@@ -110,7 +107,7 @@ def _shown(value: object) -> str:
 
 
 def _round(text: str) -> float:
-    """Read a number as what it is worth."""
+    """Parse a number and round it to four decimals, or four significant digits if it is below 1."""
     value = float(text)
     return round(value, _DIGITS) if abs(value) >= 1 else float(f"{value:.{_DIGITS}g}")
 
@@ -123,7 +120,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """Return the processor's name as Linux gives it, else what Python knows."""
+    """Return the processor's name from /proc/cpuinfo, else from Python."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())

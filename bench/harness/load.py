@@ -1,4 +1,4 @@
-"""Requests as Label Studio sends them, from any number of clients at once, what came of them, and /health meanwhile."""
+"""Load generator: concurrent requests like Label Studio's, their replies, and the latency of /health meanwhile."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from bench.harness.frame import say
+from bench.harness.frame import log
 from bench.harness.serving import Fleet, Server
 from demo.project import label_config
 
@@ -22,40 +22,43 @@ _TIMEOUT_S = 900
 _CREATED = "2026-10-05T08:15:30.250001Z"
 _PROBE_INTERVAL_S = 0.05
 _FAILED_S = 10.0
-"""What a probe counts that got no answer; also how long one is waited for."""
+"""The timeout of a probe, and the least latency recorded for a failed one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What one request came to."""
+    """The outcome of one request."""
 
     started: float
-    """Seconds of `time.perf_counter`, as is `ended`."""
+    """In seconds of `time.perf_counter`, as is `ended`."""
     ended: float
     scores: tuple[float | None, ...] = ()
-    """One for each task; None where no score came back."""
+    """The score of each task; None if it has no prediction."""
     versions: frozenset[str] = frozenset()
-    """Those that the predictions say they are of."""
+    """The model versions named in the predictions."""
     status: int | None = None
-    """None where no answer came."""
+    """The HTTP status; None without an answer."""
     fault: str = ""
-    """What went wrong on the way, or the answer's own words where it holds no predictions."""
+    """The exception, or the body of an answer without predictions."""
 
     @property
     def seconds(self) -> float:
-        """From the first byte sent to the last one read."""
+        """Latency, from the first byte sent to the last byte read."""
         return self.ended - self.started
 
     @property
     def failed(self) -> int:
-        """How many tasks have no score; all of them where the request failed or was answered by two versions."""
+        """The number of tasks without a score; all of them if the predictions are of more than one version."""
         return len(self.scores) if len(self.versions) > 1 else self.scores.count(None)
 
 
 def exchange(
     url: str, body: bytes | Iterable[bytes], *, size: int, method: str = "POST", timeout_s: float = _TIMEOUT_S
 ) -> Reply:
-    """Send a body of so many bytes over a connection of its own, as Label Studio does; what fails is in the reply."""
+    """Send a request over a new connection, as Label Studio does; failures are recorded in the reply.
+
+    `size` is the length of the body in bytes.
+    """
     headers = {"Connection": "close", "Content-Type": "application/json", "Content-Length": str(size)}
     started, status = time.perf_counter(), None
     try:
@@ -74,74 +77,74 @@ def exchange(
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Asks one server for predictions. Used by many threads."""
+    """Requests predictions from one server. Thread-safe."""
 
     url: str
     labels: Sequence[str]
-    """The classes of the project that asks."""
+    """The labels of the project."""
 
-    def ask(self, references: Sequence[str]) -> Reply:
-        """Ask for predictions of one task per image; what fails is told on stderr and counted in the reply."""
+    def predict(self, references: Sequence[str]) -> Reply:
+        """Request predictions of one task per image; failures are logged and counted in the reply."""
         tasks = [make_task(number, reference) for number, reference in enumerate(references, start=1)]
         body = json.dumps(predict_body(tasks, label_config(self.labels))).encode()
         reply = exchange(f"{self.url}/predict", body, size=len(body))
         if len(reply.scores) == len(references):
             return reply
-        say(f"a request failed: {reply.fault or f'answered {len(reply.scores)} results to {len(references)} tasks'}")
+        log(f"a request failed: {reply.fault or f'answered {len(reply.scores)} results to {len(references)} tasks'}")
         return replace(reply, scores=(None,) * len(references), versions=frozenset())
 
 
 def send(client: Client, requests: Sequence[Sequence[str]], *, clients: int) -> list[Reply]:
-    """Send requests, each of some image references, `clients` of them at a time; return the replies in their order."""
+    """Send requests, each a list of image references, with `clients` threads; return the replies in order."""
     with ThreadPoolExecutor(clients) as pool:
-        return list(pool.map(client.ask, requests))
+        return list(pool.map(client.predict, requests))
 
 
 @contextmanager
 def sending(client: Client, requests: Sequence[Sequence[str]], *, clients: int) -> Iterator[list[Reply]]:
-    """Send the requests over and over for as long as the block lasts; the list grows as replies come in."""
+    """Context manager that sends the requests repeatedly in the background, and yields the growing list of replies."""
     replies: list[Reply] = []
-    over = threading.Event()
+    stopping = threading.Event()
 
-    def ask(first: int) -> None:
-        turn = cycle([*requests[first:], *requests[:first]])
-        while not over.is_set():
-            replies.append(client.ask(next(turn)))
+    def send_from(first: int) -> None:
+        bodies = cycle([*requests[first:], *requests[:first]])
+        while not stopping.is_set():
+            replies.append(client.predict(next(bodies)))
 
     with ThreadPoolExecutor(clients) as pool:
-        asking = [pool.submit(ask, index * len(requests) // clients) for index in range(clients)]
+        futures = [pool.submit(send_from, index * len(requests) // clients) for index in range(clients)]
         try:
             yield replies
         finally:
-            over.set()
-    for each in asking:
-        each.result()
+            stopping.set()
+    for future in futures:
+        future.result()
 
 
 def split(references: Sequence[str], size: int) -> list[Sequence[str]]:
-    """Return the references in requests of `size`; the last may be smaller."""
+    """Split references into requests of `size`; the last may be smaller."""
     return [references[start : start + size] for start in range(0, len(references), size)]
 
 
 def images_per_s(replies: Sequence[Reply]) -> float:
-    """Return scored images over the seconds from the first request's start to the last reply."""
+    """Return the throughput: scored images per second from the first request's start to the last reply."""
     images = sum(len(reply.scores) - reply.failed for reply in replies)
     return images / (max(reply.ended for reply in replies) - min(reply.started for reply in replies))
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least `share` of all values do not exceed, 0 < share <= 1."""
+    """Return the smallest value that at least a `share` of all values, in (0, 1], do not exceed."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def latencies(replies: Sequence[Reply]) -> dict[str, float]:
-    """Return how many requests there were, and the p50 and p99 of their seconds."""
+    """Return the number of requests, and the p50 and p99 of their latency in seconds."""
     seconds = [reply.seconds for reply in replies]
     return {"requests": len(replies), "p50_s": percentile(seconds, 0.5), "p99_s": percentile(seconds, 0.99)}
 
 
 def overlapping(replies: Sequence[Reply], windows: Sequence[tuple[float, float]]) -> list[Reply]:
-    """Return the replies to requests under way at any moment of the windows, each from a start to an end."""
+    """Return the replies to requests that were in flight during any of the windows (start, end)."""
     return [reply for reply in replies if any(reply.started < end and start < reply.ended for start, end in windows)]
 
 
@@ -156,7 +159,7 @@ def predict_body(tasks: Sequence[Mapping[str, object]], config: str, *, context:
 
 
 def make_task(number: int, reference: object, key: str = "image") -> dict[str, Any]:
-    """Return a task with what Label Studio 1.23 sends along, which has to be parsed and counts in the figures."""
+    """Return a task with all fields that Label Studio 1.23 sends, because parsing them is part of what is measured."""
     zeros = ("total_annotations", "cancelled_annotations", "total_predictions", "comment_count")
     empty = ("comment_authors", "annotations", "predictions")
     return {
@@ -177,28 +180,28 @@ def make_task(number: int, reference: object, key: str = "image") -> dict[str, A
 
 @contextmanager
 def probing(servers: Iterable[Server | Fleet]) -> Iterator[list[float]]:
-    """Ask each server that is meant to answer for its /health every 50 ms; the list of seconds grows meanwhile.
+    """Context manager that requests /health of each server that is up every 50 ms; yields the growing latencies.
 
-    What a server was being asked when it stopped being meant to answer does not count.
+    A probe does not count if its server stopped being up meanwhile.
     """
-    seconds: list[float] = []
-    over = threading.Event()
+    latencies_s: list[float] = []
+    stopping = threading.Event()
 
     def probe(server: Server | Fleet) -> None:
-        with urllib3.PoolManager(retries=1, timeout=_FAILED_S) as http:  # what was closed while idle is made anew
-            while not over.wait(_PROBE_INTERVAL_S):
+        with urllib3.PoolManager(retries=1, timeout=_FAILED_S) as http:  # one retry, if an idle connection was closed
+            while not stopping.wait(_PROBE_INTERVAL_S):
                 if up := server.up:
-                    taken = _time_health(http, server)
+                    latency_s = _time_health(http, server)
                     if server.up is up:
-                        seconds.append(taken)
+                        latencies_s.append(latency_s)
 
     threads = [threading.Thread(target=probe, args=(server,), name="probe") for server in servers]
     for thread in threads:
         thread.start()
     try:
-        yield seconds
+        yield latencies_s
     finally:
-        over.set()
+        stopping.set()
         for thread in threads:
             thread.join()
 

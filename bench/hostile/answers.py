@@ -164,7 +164,7 @@ def _many_names(site: Site, _made: None) -> None:
     site.images.serve("/name.png", hosts.silence())
     silent = [f"http://{address}:{site.images.port}/name.png?{number}" for number in range(3) for address in CROWD]
     good = [site.images.serve(f"/unhindered-{number}.png", send_picture()) for number in range(5)]
-    _score_beside(site, silent, good, lambda: len(site.images.asked("/name.png")) >= _PLACES)
+    _score_beside(site, silent, good, lambda: len(site.images.requests_to("/name.png")) >= _PLACES)
 
 
 def _many_silent(site: Site, _made: None) -> None:
@@ -172,7 +172,7 @@ def _many_silent(site: Site, _made: None) -> None:
     address = site.serve_slowly("/hanging.png", hosts.silence())
     silent = [f"{address}?{number}" for number in range(200)]
     good = ["/data/local-files/?d=sub/good.png"]
-    _score_beside(site, silent, good, lambda: bool(site.images.asked("/hanging.png")))
+    _score_beside(site, silent, good, lambda: bool(site.images.requests_to("/hanging.png")))
 
 
 def _score_beside(site: Site, silent: list[str], good: list[str], hangs: Callable[[], bool]) -> None:

@@ -166,8 +166,8 @@ class Site:
     @contextmanager
     def unharmed(self) -> Iterator[None]:
         """Raise Escaped behind the block unless the server is what it was, and has told nobody what it should not."""
-        self.server.forget_peak()
-        workers, resident_mb, contacts = self.server.workers, self.server.peak_rss_mb(), self.canary.contacts
+        self.server.reset_peak_rss()
+        workers, resident_mb, contacts = self.server.workers, self.server.peak_rss_mb(), self.canary.connections
         asked = [(each, len(each.requests)) for each in (self.images, self.canary, self.tls, self.studio)]
         log_bytes = self.server.process.log.stat().st_size
         yield
@@ -177,7 +177,7 @@ class Site:
             raise Escaped(f"/health/live took {seconds:.1f} s")
         if (grown := self.server.peak_rss_mb() - resident_mb) > GROWTH_MB:
             raise Escaped(f"the worker took {grown:.0f} MB more, at most {GROWTH_MB:.0f} may be")
-        if self.canary.contacts != contacts:
+        if self.canary.connections != contacts:
             raise Escaped(f"the server connected to an address of this machine: {self.canary.requests[-1:]}")
         for each, count in asked:
             for request in each.requests[count:]:
@@ -238,7 +238,7 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
         certificate, context = _make_certificate(folder) if can_make_certificates() else (None, None)
         tls = stack.enter_context(host(tls=context))
         _prepare(images, studio)
-        tls.otherwise = canary.otherwise = send_picture(content_type="image/png")
+        tls.default = canary.default = send_picture(content_type="image/png")
         allowed = [
             *(f"https://{name}:{tls.port}" for name in ("localhost", "127.0.0.1")),
             *(f"http://{address}:{images.port}" for address in ("127.0.0.1", *CROWD, *_SLOW)),
@@ -263,7 +263,7 @@ def _prepare(images: Host, studio: Host) -> None:
     images.serve("/data/upload/1/a.png", send_picture())
     studio.serve("/data/upload/1/away.png", redirect(images.serve("/away.png", send_picture())))
     studio.serve("/tasks/2/resolve/", send_picture())
-    studio.otherwise = send(status=403)
+    studio.default = send(status=403)
 
 
 def can_make_certificates() -> bool:

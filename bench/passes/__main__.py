@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.harness.frame import Row, print_table, read_options, report, say
+from bench.harness.frame import Row, log, print_table, read_options, report
 from bench.passes import contenders
 from bench.passes.agreement import compare, compute_bald, compute_features, independent_masks, rank, reference_bald
 from bench.passes.contenders import NAMES, open_session
@@ -90,7 +90,7 @@ def _open_engines(setting: _Setting) -> dict[Precision, Engine]:
     precision = Precision.FP16 if engine.provider == Device.CUDA else Precision.INT8
     other = Engine(setting.version, replace(setting.engine, precision=precision))
     if other.precision == engine.precision:
-        say("the version can only be served in fp32: other precisions are left out")
+        log("the version can only be served in fp32: other precisions are left out")
     return {engine.precision: engine, other.precision: other}
 
 
@@ -100,12 +100,12 @@ def _race(setting: _Setting, engines: Engines) -> tuple[Timings, Timings]:
     passes, device = engines[Precision.FP32].passes, Device(engines[Precision.FP32].provider)
     few = [batch for batch in options.batches if batch <= _SLOW_BATCH] or options.batches[:1]
     ours = {NAMES[precision]: engine.run for precision, engine in engines.items()}
-    say(f"baal and naive against ours, {options.slow_rounds} rounds")
+    log(f"baal and naive against ours, {options.slow_rounds} rounds")
     repeated = contenders.repeated(version, passes=passes, device=device, threads=threads)
     slow = () if device is Device.CUDA else tuple(repeated)
     slow_timings = time_in_turn(repeated | ours, setting.images, few, rounds=options.slow_rounds, slow=slow)
     repeated.clear()
-    say(f"single passes against ours, {options.rounds} rounds")
+    log(f"single passes against ours, {options.rounds} rounds")
     single = contenders.single(version, setting.images, device=device, threads=threads)
     return slow_timings, time_in_turn(single | ours, setting.images, options.batches, rounds=options.rounds)
 
@@ -113,7 +113,7 @@ def _race(setting: _Setting, engines: Engines) -> tuple[Timings, Timings]:
 def _rank(setting: _Setting, engines: dict[Precision, Engine]) -> tuple[Row, list[Row]]:
     """Rank the photos in every way: by precision and under masks that are not balanced, then by T."""
     options, engine = setting.options, engines[Precision.FP32]
-    say(f"{options.reference} passes of {len(setting.images)} photos, for reference")
+    log(f"{options.reference} passes of {len(setting.images)} photos, for reference")
     features = {precision: compute_features(each, setting.images) for precision, each in engines.items()}
     full = features.pop(Precision.FP32)
     bald = compute_bald(engine, full)
@@ -127,7 +127,7 @@ def _rank(setting: _Setting, engines: dict[Precision, Engine]) -> tuple[Row, lis
     engines.clear()  # each of the next has weights of its own
     rows: list[Row] = []
     for passes in options.passes:
-        say(f"T = {passes}")
+        log(f"T = {passes}")
         weighed = Engine(setting.version, replace(setting.engine, passes=passes))
         balanced = [draw_masks(f"bench/{i}", weighed.sites, passes) for i in range(options.sets)]
         agreement = rank(weighed, full, reference, balanced)

@@ -8,7 +8,7 @@ import pytest
 from bench.chaos.__main__ import Result
 from bench.chaos.faults import KILLS, KINDS, Faults
 from bench.chaos.judge import Judge
-from bench.chaos.traffic import Manner, Request, Sampler, draw_pictures
+from bench.chaos.traffic import Behaviour, Request, Sampler, draw_pictures
 from bench.harness.load import Reply
 from bench.harness.serving import Fleet
 from bench.subjects.tiny_model import publish
@@ -40,7 +40,7 @@ def judge(repository, pictures):
 
 @pytest.fixture
 def right(judge, repository, drawn):
-    """A request for several images of which some cannot be had, and the right answer to it."""
+    """A request with some images that are not available, and the right answer."""
     request = next(each for each in drawn if each.kind == "some images lost" and len(each.images) > 3)
     known = judge.scores_of(repository.current())
     scores = tuple(None if index is None else known[index] for index in request.images)
@@ -48,14 +48,14 @@ def right(judge, repository, drawn):
 
 
 def test_a_seed_draws_the_same_requests(drawn, pictures):
-    """Whatever broke can be asked for again; another seed asks for other things."""
+    """A failure can be reproduced by its seed; another seed draws other requests."""
     for seed, same in ((0, True), (1, False)):
         again = Sampler(pictures, good="http://good", bad="http://bad", seed=seed)
         assert ([again.draw(number) for number in range(50)] == drawn[:50]) is same
 
 
-def test_the_large_body_is_one_that_the_proxy_can_keep(drawn):
-    """About a megabyte, and less than the buffer of deploy/haproxy/haproxy.cfg."""
+def test_the_large_body_fits_the_buffer_of_the_proxy(drawn):
+    """It has about a megabyte, less than the buffer of deploy/haproxy/haproxy.cfg."""
     (size,) = {len(request.body) // 10**5 for request in drawn if request.kind == "1 MB"}
     assert 10 <= size < 13
 
@@ -70,7 +70,7 @@ class TestJudge:
             scores[position] += difference
             assert bool(judge.find_fault(request, replace(reply, scores=tuple(scores)))) is wrong
 
-    def test_another_answer_is_wrong(self, repository, pictures, judge, right):
+    def test_wrong_scores_and_versions_are_found(self, repository, pictures, judge, right):
         request, reply = right
         known = next(score for score in reply.scores if score is not None)
         other = "20260101T000000000Z-abcdef"
@@ -85,34 +85,36 @@ class TestJudge:
             assert judge.find_fault(request, replace(reply, **changes))
         assert Judge(repository, pictures, bad_versions=reply.versions).find_fault(*right)
 
-    def test_without_predictions_a_request_is_lost(self, judge, right):
+    def test_a_request_without_all_predictions_is_lost(self, judge, right):
         request, reply = right
         for changes in ({"status": None}, {"status": 503}, {"scores": ()}, {"scores": reply.scores[1:]}):
             assert judge.is_lost(request, replace(reply, **changes))
             assert judge.find_fault(request, replace(reply, **changes)) is None
 
-    def test_a_bad_request_is_to_be_refused(self, judge, drawn):
+    def test_a_bad_request_must_be_refused(self, judge, drawn):
         request = next(each for each in drawn if not each.valid)
         replies = {status: Reply(0, 0.1, status=status) for status in (200, 400, 413, 500, None)}
         assert {status for status, reply in replies.items() if judge.find_fault(request, reply)} == {200, 500, None}
         assert not any(judge.is_lost(request, reply) for reply in replies.values())
 
-    def test_who_left_is_not_judged(self, judge, drawn):
-        request = next(each for each in drawn if each.manner is Manner.LEFT)
+    def test_a_client_that_left_gets_no_verdict(self, judge, drawn):
+        request = next(each for each in drawn if each.client is Behaviour.LEAVES)
         assert not judge.is_lost(request, Reply(0, 0.1))
         assert judge.find_fault(request, Reply(0, 0.1)) is None
 
 
-@pytest.mark.parametrize(("manner", "begun"), [(Manner.LEFT, b"{}"), (Manner.BROKEN, b"{"), (Manner.SLOWLY, b"{}")])
-def test_a_client_that_leaves_has_sent_all_or_half_of_its_body(manner, begun):
+@pytest.mark.parametrize(
+    ("client", "body"), [(Behaviour.LEAVES, b"{}"), (Behaviour.ABORTS, b"{"), (Behaviour.SLOW, b"{}")]
+)
+def test_a_client_that_leaves_has_sent_all_or_half_of_its_body(client, body):
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
-        reply = pool.submit(Request("any", b"{}", manner=manner).send, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        reply = pool.submit(Request("any", b"{}", client=client).send, f"http://127.0.0.1:{listener.getsockname()[1]}")
         with listener.accept()[0] as connection:
             received = b""
-            while not received.endswith(begun) and (piece := connection.recv(4096)):
+            while not received.endswith(body) and (piece := connection.recv(4096)):
                 received += piece
-            rest = b"" if manner is Manner.SLOWLY else connection.recv(4096)
-        assert (received.partition(b"\r\n\r\n")[2], rest) == (begun, b"")
+            rest = b"" if client is Behaviour.SLOW else connection.recv(4096)
+        assert (received.partition(b"\r\n\r\n")[2], rest) == (body, b"")
     assert b"Content-Length: 2" in received
     assert reply.result().status is None
 
@@ -123,7 +125,7 @@ def faults(tmp_path):
 
 
 @pytest.mark.parametrize(("requests", "swaps", "kills"), [(10_000, 48, 5), (100, 2, 1)])
-def test_requests_meet_everything(faults, requests, swaps, kills):
+def test_a_plan_contains_every_kind_of_fault(faults, requests, swaps, kills):
     counts = Counter(faults.plan(requests))
     assert set(counts) == set(KINDS)
     assert counts["a version is published"] + counts["an earlier version is made current"] >= swaps
@@ -131,10 +133,10 @@ def test_requests_meet_everything(faults, requests, swaps, kills):
 
 
 def test_a_damaged_version_is_refused(faults, monkeypatch):
-    """What the servers are offered is such that no reader takes it."""
+    """Every reader refuses the versions that are offered to the servers."""
     repository = faults.repository
     publish(repository, seed=1)
-    monkeypatch.setattr(faults, "restore_once_noticed", lambda _: None)
+    monkeypatch.setattr(faults, "restore_once_detected", lambda _: None)
     for fault in ("a version is torn", "a version is corrupted", "a manifest is garbled"):
         faults.inject(fault)
     assert faults.unrecovered == []
@@ -149,8 +151,8 @@ GOOD = Result(10_000, 0, 0, swaps=50, kills=20, rss_growth_mb=49.9, health_p99_s
 FEW = replace(GOOD, requests=1000, swaps=5)
 
 
-def test_all_that_is_asked_for_must_hold():
-    """No single figure may miss its bar; fewer requests see fewer swaps, in proportion."""
+def test_every_figure_must_meet_its_limit():
+    """The required number of swaps is proportional to the number of requests."""
     assert GOOD.passed
     assert FEW.passed
     assert not replace(FEW, swaps=4).passed

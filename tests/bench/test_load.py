@@ -53,8 +53,8 @@ def test_what_has_no_score_of_one_version_has_failed(capsys):
         replies = send(Client(gone.url, LABELS), [["a"] * size for size in (3, 1)], clients=2)
         client = Client(gone.url, LABELS)
         gone.serve("/predict", b'{"results": [{"score": 0.5, "model_version": "v"}]}', status=500)
-        assert client.ask(["a"]).failed == 1
-    assert [reply.failed for reply in (*replies, client.ask(["a", "b"]))] == [3, 1, 2]
+        assert client.predict(["a"]).failed == 1
+    assert [reply.failed for reply in (*replies, client.predict(["a", "b"]))] == [3, 1, 2]
     assert "answered 0 results to 3 tasks" in capsys.readouterr().err
 
 

@@ -62,7 +62,7 @@ def test_a_personal_access_token_is_exchanged_once_and_again_when_it_is_no_longe
     ours = client(studio.url + prefix, PERSONAL)
     for _ in range(2):
         assert ours.get(WHOAMI) == {"id": 1}
-    exchanges = studio.asked(f"{prefix}/api/token/refresh/")
+    exchanges = studio.requests_to(f"{prefix}/api/token/refresh/")
     assert [json.loads(request.body) for request in exchanges] == [{"refresh": PERSONAL}] * 2
 
 

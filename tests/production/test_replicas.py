@@ -108,7 +108,7 @@ class Slow:
         return f"{self.host.url}/slow.png"
 
     def await_asked(self, times: int = 1) -> None:
-        wait_until(lambda: len(self.host.asked("/slow.png")) == times, "a server to ask for the image")
+        wait_until(lambda: len(self.host.requests_to("/slow.png")) == times, "a server to ask for the image")
 
 
 @pytest.fixture
@@ -133,11 +133,11 @@ def test_a_request_in_hand_goes_to_another_server_when_its_own_dies(slow: Slow, 
     first, second = slow.servers.replicas
     second.stop()
     client = Client(slow.servers.url, LABELS)
-    asked = slow.pool.submit(client.ask, [slow.url, pictures[-1].inline])
+    asked = slow.pool.submit(client.predict, [slow.url, pictures[-1].inline])
     slow.await_asked()
     second.start()
     second.wait_until_ready()
-    wait_until(lambda: client.ask([pictures[0].inline]).failed == 0 and _predicted(second) > 0, "the second's turn")
+    wait_until(lambda: client.predict([pictures[0].inline]).failed == 0 and _predicted(second) > 0, "the second's turn")
     first.kill()
     slow.await_asked(2)
     slow.release.set()
@@ -147,11 +147,11 @@ def test_a_request_in_hand_goes_to_another_server_when_its_own_dies(slow: Slow, 
 def test_nobody_waits_for_a_server_that_drains(slow: Slow, pictures: tuple[Picture, ...]):
     """It answers what it has in hand, and refuses connections, so that the proxy asks another one."""
     drained = slow.servers.replicas[1]
-    held = slow.pool.submit(Client(drained.url, LABELS).ask, [slow.url])
+    held = slow.pool.submit(Client(drained.url, LABELS).predict, [slow.url])
     slow.await_asked()
     drain = slow.pool.submit(drained.drain)
     client = Client(slow.servers.url, LABELS)
-    replies = [client.ask([pictures[0].inline]) for _ in range(100)]
+    replies = [client.predict([pictures[0].inline]) for _ in range(100)]
     assert sum(reply.failed for reply in replies) == 0
     assert max(reply.seconds for reply in replies) < 5
     with pytest.raises(ConnectionRefusedError):
@@ -182,7 +182,7 @@ def test_the_proxy_finds_as_many_servers_as_docker_names(tmp_path: Path):
         for address in [*addresses, "127.0.3.3"]:
             # On the port of the servers in compose.yaml, each path is answered with the address.
             named = reply(json.dumps({"address": address}).encode())
-            stack.enter_context(host(address=address, port=9090)).otherwise = named
+            stack.enter_context(host(address=address, port=9090)).default = named
         command: list[str | Path] = ["unshare", "--mount", "sh", "-c", _IN_A_CONTAINER, "haproxy"]
         command += [resolv_conf, PROXY_CONFIG, DOCKER_CONFIG]
         environment = {"LABELNEXT_PROXY_BIND": bind}

@@ -110,4 +110,4 @@ def make_tasks(count, seed=0):
     return [make_task(100 + i, to_data_uri(pixels)) for i, pixels in enumerate(draw_images(count, seed))]
 
 
-wait_until = partial(serving.wait_until, what="another thread", timeout_s=20)
+wait_until = partial(serving.wait_until, description="another thread", timeout_s=20)

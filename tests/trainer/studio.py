@@ -312,6 +312,6 @@ def studio(tasks=0):
     """Serve a project until the block ends; its address is `url`."""
     state = Studio(tasks)
     with host() as server:
-        server.otherwise = state.answer
+        server.default = state.answer
         state.url, state.requests = server.url, server.requests
         yield state

@@ -90,23 +90,23 @@ class TestLimits:
         with pytest.raises(TemporaryFetchError, match="took too long to answer"):
             make(label_studio_url=home.url, read_timeout_s=0.2, total_timeout_s=0.4).fetch(UPLOAD)
         assert len(home.requests) == 1
-        assert not home.over.is_set()
+        assert not home.stopping.is_set()
 
     @pytest.mark.parametrize(("left_s", "asked"), [(-1, 0), (0.2, 1)])
     def test_the_deadline_shortens_the_time_outs(self, home, make, left_s, asked):
         """A host may be silent no longer than the caller can wait, and none is asked when the time is over."""
-        home.answers[UPLOAD] = lambda *_: home.over.wait(20)
+        home.answers[UPLOAD] = lambda *_: home.stopping.wait(20)
         with pytest.raises(TemporaryFetchError, match=r"took too long|in time"):
             make(label_studio_url=home.url).fetch_if_changed(UPLOAD, deadline=time.monotonic() + left_s)
         assert len(home.requests) == asked
-        assert not home.over.is_set()
+        assert not home.stopping.is_set()
 
     def test_a_thread_waits_for_anothers_token_only_until_its_deadline(self, home, make):
         exchanging = threading.Event()
 
         def slow(handler, request):
             exchanging.set()
-            home.over.wait(20)
+            home.stopping.wait(20)
             handler.close_connection = True
 
         home.answers["/api/token/refresh/"] = slow
@@ -116,7 +116,7 @@ class TestLimits:
             assert exchanging.wait(10)
             with pytest.raises(FetchError, match="slow to give out an access token"):
                 fetcher.fetch_if_changed(UPLOAD, deadline=time.monotonic() + 0.1)
-            home.over.set()
+            home.stopping.set()
             assert isinstance(first.exception(10), FetchError)
 
     def test_compressed_bodies_are_not_unpacked(self, home, make):

@@ -167,14 +167,14 @@ def test_label_studio_is_asked_for_its_public_address_now_and_then(home, says, m
     for usual in (UPLOAD, home.url + UPLOAD, "http://images.example.org/a.png"):
         with suppress(FetchError):
             fetcher.fetch(usual)
-    assert not home.asked(DESCRIPTION)
+    assert not home.requests_to(DESCRIPTION)
     for seconds, said in ((0, ""), (59, STUDIO), (2, STUDIO), (598, new), (3, new)):
         clock.now += seconds
         says(said)
         with suppress(FetchError):
             outcomes.append(fetcher.fetch(STUDIO + UPLOAD) and seconds)
     assert outcomes == [2, 598]
-    asked = home.asked(DESCRIPTION)
+    asked = home.requests_to(DESCRIPTION)
     assert [request.headers.get("Authorization") for request in asked] == [None] * 3
     home.serve(DESCRIPTION, b"", status=503)
     clock.now += 700

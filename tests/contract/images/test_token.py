@@ -39,19 +39,19 @@ class TestToken:
         with ThreadPoolExecutor(8) as threads:
             bodies = list(threads.map(lambda _: fetcher.fetch(UPLOAD), range(40)))
         assert bodies == [IMAGE] * 40
-        assert len(home.asked("/api/token/refresh/")) == 1
+        assert len(home.requests_to("/api/token/refresh/")) == 1
 
     def test_a_refused_access_token_is_renewed_once(self, home, make):
         """After 401 the image is asked for again with a new access token; a second refusal is final."""
         renewing(home, honours=1)
         fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
         assert [fetcher.fetch(UPLOAD) for _ in range(3)] == [IMAGE] * 3
-        assert len(home.asked("/api/token/refresh/")) == 3
+        assert len(home.requests_to("/api/token/refresh/")) == 3
         renewing(home, honours=0)
         home.requests.clear()
         with pytest.raises(FetchError, match="answered 401"):
             fetcher.fetch(UPLOAD)
-        assert len(home.asked(UPLOAD)) == 2
+        assert len(home.requests_to(UPLOAD)) == 2
 
     def test_an_access_token_is_renewed_before_it_ends(self, home, make):
         """Label Studio honours one for 300 s; it is not used to the last second."""
@@ -61,7 +61,7 @@ class TestToken:
         fetcher.fetch(UPLOAD)
         clock.now += 299
         fetcher.fetch(UPLOAD)
-        assert len(home.asked("/api/token/refresh/")) == len(home.asked(UPLOAD)) == 2
+        assert len(home.requests_to("/api/token/refresh/")) == len(home.requests_to(UPLOAD)) == 2
 
     @pytest.mark.parametrize(("status", "later"), [(503, True), (401, False)])
     def test_a_personal_access_token_that_is_refused_is_named(self, home, make, status, later):
@@ -71,7 +71,7 @@ class TestToken:
             make(label_studio_url=home.url, api_token=jwt("refresh")).fetch(UPLOAD)
         assert jwt("refresh") not in str(caught.value)
         assert caught.value.later is later
-        assert not home.asked(UPLOAD)
+        assert not home.requests_to(UPLOAD)
 
     def test_an_access_token_is_sent_as_it_is(self, home, make):
         home.serve(UPLOAD, IMAGE)

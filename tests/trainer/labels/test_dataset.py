@@ -160,7 +160,7 @@ class TestDownloads:
         studio.answers[self.REFERENCES[2]] = conditional(png(200))
         for _ in range(2):
             assert shades(self.load(fetcher, tmp_path / "new" / "cache")) == [0, 1, 200, 3]
-        assert len(studio.asked(self.REFERENCES[2])) == 4
+        assert len(studio.requests_to(self.REFERENCES[2])) == 4
         with host() as other, Fetcher(FetchSettings(label_studio_url=other.url)) as others:
             for number, reference in enumerate(self.REFERENCES):  # another Label Studio's uploads of these names
                 other.answers[reference] = conditional(png(100 + number))

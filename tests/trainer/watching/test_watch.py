@@ -140,8 +140,8 @@ def studio(tmp_path, monkeypatch):
     monkeypatch.setattr(Supervisor, "prepare", lambda _, command: state.prepared.append((command, len(state.ran))))
     state.events[60] = stop
     with host() as server:
-        server.otherwise = state.answer
-        state.url, state.over, state.requests = server.url, server.over, server.requests
+        server.default = state.answer
+        state.url, state.over, state.requests = server.url, server.stopping, server.requests
         yield state
 
 
@@ -479,7 +479,7 @@ def both(tmp_path, monkeypatch):
             monkeypatch.setattr(Supervisor, "run", lambda _, command, options: state.do(command, options))
             for studio in state.projects.values():
                 studio.events[60] = stop
-            server.otherwise, state.url = state.answer, server.url
+            server.default, state.url = state.answer, server.url
             return state
 
         yield make
