@@ -1,7 +1,7 @@
-"""Objects in a bucket of S3, or of what speaks its protocol: read, listed, written under conditions.
+"""Objects in an S3-compatible bucket, with conditional writes.
 
-The library takes address and credentials from the AWS_ variables. Every request ends within bounded time. Messages
-quote what the bucket answered no further than its status and code: there may be credentials in the rest.
+Endpoint and credentials come from AWS_ variables. Every request has a timeout. Messages quote only status and code of a
+response, since the rest may contain credentials.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from contract.errors import ConfigError, PublishConflict, RepositoryUnreachable
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
-_ANSWER_S: Final = 5
-"""Of a small request, of which there is at most one more attempt."""
+_SMALL_REQUEST_S: Final = 5
+"""Timeout of a small request, which is retried once."""
 _PART_S: Final = 60
-"""Of a part of a file: 1.2 megabits a second are enough."""
+"""Timeout of a part of a file: 1.2 megabits per second are enough."""
 _PART_BYTES: Final = 8 * 2**20
-_PARTS_AT_ONCE: Final = 2
+_CONCURRENT_PARTS: Final = 2
 _CONNECT_S: Final = 3
-_REST_S: Final = 5
-"""How long a bucket that gave no answer is not asked again, so that a page which asks for much waits only once."""
+_PAUSE_S: Final = 5
+"""Pause after a request without response, so that a page that makes many requests waits only once."""
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
@@ -41,7 +41,7 @@ _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """An object's content, and the tag that names this content in a condition."""
+    """The content of an object, and its ETag for conditional writes."""
 
     content: bytes
     tag: str
@@ -50,17 +50,17 @@ class Object:
 class Bucket:
     """The objects below a prefix of a bucket; keys are relative to it.
 
-    Methods raise RepositoryUnreachable where the bucket gives no answer, or refuses.
+    Methods raise RepositoryUnreachable if the bucket does not respond, or refuses.
     """
 
     def __init__(self, name: str, prefix: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Ask nothing of the bucket yet; ConfigError if the AWS_ variables cannot be used."""
+        """Make no requests yet; ConfigError if an AWS_ variable is invalid."""
         _check_endpoint(os.environ)
         self.location = f"s3://{name}/{prefix}".rstrip("/")
         self._clock = clock
-        self._resting_until = -float("inf")
+        self._paused_until = -float("inf")
         try:
-            self._small = _connect(name, prefix, timeout_s=_ANSWER_S, retries=1)
+            self._small = _connect(name, prefix, timeout_s=_SMALL_REQUEST_S, retries=1)
             self._large = _connect(name, prefix, timeout_s=_PART_S, retries=2)
         except BaseError as err:
             raise ConfigError(
@@ -69,8 +69,8 @@ class Bucket:
             ) from err
 
     def read(self, key: str, *, most_bytes: int) -> Object:
-        """Return an object; FileNotFoundError if there is none, RepositoryUnreachable if it has too many bytes."""
-        with self._asking(f"read ({key})"):
+        """Return an object; FileNotFoundError if there is none, RepositoryUnreachable if it is too large."""
+        with self._explaining_errors(f"read ({key})"):
             found = obstore.get(self._small, key)
             size, tag = found.meta["size"], found.meta["e_tag"]
             if size <= most_bytes and tag:
@@ -82,27 +82,27 @@ class Bucket:
         )
 
     def times(self, prefix: str) -> dict[str, datetime]:
-        """Return when each object below a prefix was written, by its key and in no order."""
-        with self._asking(f"listed ({prefix})"):
+        """Return when each object below a prefix was written, by key, unordered."""
+        with self._explaining_errors(f"listed ({prefix})"):
             return {
                 found["path"]: found["last_modified"] for chunk in obstore.list(self._small, prefix) for found in chunk
             }
 
     def names(self, prefix: str) -> list[str]:
-        """Return what lies in a folder, sorted, without what lies below its folders."""
-        with self._asking(f"listed ({prefix})"):
+        """Return the sorted names of the objects and folders in a folder."""
+        with self._explaining_errors(f"listed ({prefix})"):
             found = obstore.list_with_delimiter(self._small, prefix or None)
         paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
         return sorted(path.rpartition("/")[2] for path in paths)
 
     def size(self, key: str) -> int | None:
-        """Return an object's length in bytes, if there is one."""
-        with self._asking(f"read ({key})"):
+        """Return the size of an object in bytes, if it exists."""
+        with self._explaining_errors(f"read ({key})"):
             found = self._head(key)
         return found and found["size"]
 
     def download(self, key: str, target: Path, *, size_bytes: int) -> str:
-        """Write the first bytes of an object to a file, fewer if it is shorter, and return their sha256.
+        """Write the first `size_bytes` of an object, or fewer if it is shorter, to a file, and return their sha256.
 
         FileNotFoundError if there is no such object.
         """
@@ -114,21 +114,21 @@ class Bucket:
         return digest.hexdigest()
 
     def _parts(self, key: str, size_bytes: int) -> Iterator[bytes]:
-        """Give the first bytes of an object, a part at a time, so that each is had within bounded time."""
+        """Yield the first bytes of an object in parts, each within the timeout."""
         for start in range(0, size_bytes, _PART_BYTES):
             length = min(_PART_BYTES, size_bytes - start)
-            with self._asking(f"read ({key})"):
+            with self._explaining_errors(f"read ({key})"):
                 part = bytes(obstore.get_range(self._large, key, start=start, length=length))
             yield part
             if len(part) < length:
                 return
 
     def upload(self, key: str, source: Path) -> None:
-        """Write a file to an object; PublishConflict if there is one of that key already, which stays."""
-        with self._asking(f"written ({key})"):
+        """Create an object from a file; PublishConflict if the key exists already, whose object stays."""
+        with self._explaining_errors(f"written ({key})"):
             if source.stat().st_size <= _PART_BYTES:
                 is_new = self._put_if(key, source.read_bytes(), None, self._large)
-            elif is_new := self._head(key) is None:  # large files go in parts, for which there are no conditions
+            elif is_new := self._head(key) is None:  # multipart uploads of large files cannot be conditional
                 self.overwrite(key, source)
         if not is_new:
             raise PublishConflict(
@@ -136,31 +136,31 @@ class Bucket:
             )
 
     def overwrite(self, key: str, source: Path) -> None:
-        """Write a file to an object, whatever was there; where that fails, what was there stays."""
-        with self._asking(f"written ({key})"):
-            obstore.put(self._large, key, source, chunk_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
+        """Create or replace an object from a file; if this fails, the old object stays."""
+        with self._explaining_errors(f"written ({key})"):
+            obstore.put(self._large, key, source, chunk_size=_PART_BYTES, max_concurrency=_CONCURRENT_PARTS)
 
     def write(self, key: str, content: bytes) -> None:
-        """Write an object, whatever was there."""
-        with self._asking(f"written ({key})"):
+        """Create or replace an object."""
+        with self._explaining_errors(f"written ({key})"):
             obstore.put(self._small, key, content, use_multipart=False)
 
     def replace(self, key: str, content: bytes, *, expected: str | None) -> None:
-        """Write an object if it is still the one with the expected tag; None expects that there is none.
+        """Replace an object that still has the expected tag; None creates one that must not exist yet.
 
-        PublishConflict if it is not, and stays. After RepositoryUnreachable it is not known whether it was written.
+        PublishConflict if the object has changed. After RepositoryUnreachable it may or may not have been written.
         """
-        with self._asking(f"written ({key})"):
+        with self._explaining_errors(f"written ({key})"):
             if self._put_if(key, content, expected, self._small):
                 return
-            # Ceph 16 knows a tag only without its quotes; where somebody else was first it is another one by now.
+            # Ceph 16 compares tags without quotes; after another writer, the tag has changed.
             found = self._head(key)
             tag = found["e_tag"] if found else None
             if tag is None or tag != expected or not self._put_if(key, content, tag.strip('"'), self._small):
                 raise PublishConflict(f"{self.location}/{key} was changed by somebody else meanwhile")
 
     def _put_if(self, key: str, content: bytes, expected: str | None, store: S3Store) -> bool:
-        """Say whether an object now is what was to be written, as also after an attempt whose answer was lost."""
+        """Write an object conditionally; return whether it now has this content, even if a response was lost."""
         try:
             obstore.put(store, key, content, mode="create" if expected is None else {"e_tag": expected})
             return True
@@ -177,25 +177,25 @@ class Bucket:
             return None
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Remove objects; those that are gone already do not matter."""
-        with self._asking("cleared"):
+        """Remove objects, as far as they exist."""
+        with self._explaining_errors("cleared"):
             obstore.delete(self._small, keys)
 
     @contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
-        if self._clock() < self._resting_until:
+    def _explaining_errors(self, what: str) -> Iterator[None]:
+        if self._clock() < self._paused_until:
             raise RepositoryUnreachable(f"{self.location} gave no answer a moment ago; it is asked again soon")
         try:
             yield
         except BaseException as err:
             is_gone = isinstance(err, FileNotFoundError) and "<Code>NoSuchBucket<" in str(err)
-            # A panic of the library is none of the exceptions that threads expect, and would end them without a word.
+            # A panic of the library is no Exception, and would terminate threads silently.
             if not is_gone and not isinstance(err, BaseError) and type(err).__name__ != "PanicException":
                 raise
             raise self._explain(err, what) from None
 
     def _explain(self, err: BaseException, what: str) -> RepositoryUnreachable:
-        """Say what happened and what to do, without the rest of what the library says."""
+        """Return an error with the cause and remedy, without the library's message."""
         text = str(err)
         if isinstance(err, InvalidPathError):
             return RepositoryUnreachable(
@@ -203,13 +203,13 @@ class Bucket:
             )
         status, code = _STATUS.search(text), _CODE.search(text)
         if status is None:
-            self._resting_until = self._clock() + _REST_S
-        said = f"answered {status[1]}{f' ({code[1]})' if code else ''}" if status else "gave no answer"
-        return RepositoryUnreachable(f"{self.location} could not be {what}: it {said}; {_advise(text, status)}")
+            self._paused_until = self._clock() + _PAUSE_S
+        reply = f"answered {status[1]}{f' ({code[1]})' if code else ''}" if status else "gave no answer"
+        return RepositoryUnreachable(f"{self.location} could not be {what}: it {reply}; {_advise(text, status)}")
 
 
 def _check_endpoint(environ: Mapping[str, str]) -> None:
-    """The library ends its thread on one that is no address."""
+    """Check the AWS_ENDPOINT variables: an invalid URL would terminate the library's thread."""
     for name in ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         value = environ.get(name, "http://localhost")
         try:
@@ -222,7 +222,7 @@ def _check_endpoint(environ: Mapping[str, str]) -> None:
 
 
 def _connect(name: str, prefix: str, *, timeout_s: int, retries: int) -> S3Store:
-    # Given as `client_options`, the timeouts would put out of force the AWS_ variables that the client knows.
+    # Timeouts in `client_options` would override the AWS_ variables for the client.
     config = cast("Any", {"timeout": f"{timeout_s}s", "connect_timeout": f"{_CONNECT_S}s"})
     return S3Store(
         name,

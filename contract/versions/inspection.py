@@ -1,8 +1,7 @@
-"""What a graph from elsewhere is looked over for before anything computes with it, or opens what it refers to.
+"""Safety checks of a graph, before anything computes with it or opens the files that it refers to.
 
-Digests say that a file is the one that was published, not who published it. A graph may name any file as one that holds
-its weights, claim tensors of any size, and hold functions that grow without bounds when they are written out; engines
-check some of it, each on its own terms.
+Digests prove that a file is the published one, not who published it. A graph may name any file as its weights, claim
+tensors of any size, and contain functions whose inlining grows without bounds; engines check only some of this.
 """
 
 import math
@@ -16,25 +15,25 @@ from contract.errors import UnsafeGraph
 
 REMEDY: Final = "publish again with the trainer, or roll back to an earlier version"
 MOST_NODES: Final = 100_000
-"""Of a graph whose functions are written out; a VGG-16 has about 60."""
+"""Nodes of a graph after inlining its functions; a VGG-16 has about 60."""
 MOST_FUNCTIONS: Final = 200
-"""Exporters write a few, one for each kind of operator that they break up."""
+"""Exporters write a few, one per kind of decomposed operator."""
 
 _STANDARD = ("", "ai.onnx")
 _ELEMENTS_A_BYTE = 4
-"""At most: the smallest type takes two bits."""
+"""Upper bound: the smallest type takes two bits."""
 _EXTERNAL_KEYS = {"location", "offset", "length", "checksum"}
 
 _Name = tuple[str, str, str]
-"""Of a function: domain, name and overload."""
+"""Domain, name and overload of a function."""
 
 
 def inspect_graph(model: ModelProto, *, weights_bytes: Mapping[str, int]) -> None:
-    """Raise UnsafeGraph of a graph that no trainer of ours writes and that would not be safe to open.
+    """Raise UnsafeGraph for a graph that our trainer would not write, and that would not be safe to open.
 
-    That has weights outside itself and these files beside it, of which the lengths are given; tensors larger than what
-    they hold; branches, loops or other nested graphs; operators that are not ONNX's own; or too many nodes. The model
-    is loaded without its external data.
+    These have weights outside the graph and the files in `weights_bytes`, whose lengths it gives; tensors larger than
+    their data; nested graphs such as branches and loops; non-standard operators; or too many nodes. The model is loaded
+    without external data.
     """
     graph = model.graph
     if graph.sparse_initializer or model.training_info:
@@ -53,13 +52,13 @@ def inspect_graph(model: ModelProto, *, weights_bytes: Mapping[str, int]) -> Non
 
 
 def _check_length(model: ModelProto, functions: Mapping[_Name, FunctionProto]) -> None:
-    """Count the nodes as they are when each call of a function is replaced by the function's own nodes."""
+    """Limit the number of nodes after inlining all functions."""
     lengths: dict[_Name, float] = {}
 
     def measure(node: NodeProto) -> float:
-        name = _called(node)
+        name = _function_name(node)
         if name in functions and name not in lengths:
-            lengths[name] = math.inf  # for a function that calls itself
+            lengths[name] = math.inf  # for recursive functions
             lengths[name] = sum(map(measure, functions[name].node))
         return 1 + lengths.get(name, 0)
 
@@ -70,13 +69,13 @@ def _check_length(model: ModelProto, functions: Mapping[_Name, FunctionProto]) -
         )
 
 
-def _called(node: NodeProto) -> _Name:
+def _function_name(node: NodeProto) -> _Name:
     return node.domain, node.op_type, node.overload
 
 
 def _check_node(node: NodeProto, functions: Mapping[_Name, FunctionProto]) -> None:
     name = (node.name or node.op_type)[:80]
-    if node.domain not in _STANDARD and _called(node) not in functions:
+    if node.domain not in _STANDARD and _function_name(node) not in functions:
         raise UnsafeGraph(
             f"node {name!r} is of the domain {node.domain!r}; only ONNX's own operators are expected; {REMEDY}"
         )
@@ -112,18 +111,18 @@ def _check_tensor(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> None
 
 
 def _external_bytes(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> int:
-    """Return how many bytes of its file a tensor takes, which must all be there."""
+    """Return the bytes that a tensor takes in an external file, and check that they exist."""
     keys = [entry.key for entry in tensor.external_data]
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    # Of two entries of one name one reader takes the first, another the last.
+    # Readers disagree about which of two entries of the same name counts.
     if len(keys) != len(entries) or not _EXTERNAL_KEYS.issuperset(keys):
         raise UnsafeGraph(f"tensor {tensor.name[:80]!r} says {keys[:8]} of where it lies; {REMEDY}")
     file = entries.get("location", "")
     if file not in weights_bytes:
         places = " or ".join(["the graph itself", *(f"{name} beside it" for name in sorted(weights_bytes))])
         raise UnsafeGraph(f"tensor {tensor.name[:80]!r} lies in {file[:80]!r}; weights must lie in {places}; {REMEDY}")
-    offset = _whole(entries.get("offset", "0"))
-    length = _whole(entries.get("length", str(max(0, weights_bytes[file] - offset))))
+    offset = _parse_integer(entries.get("offset", "0"))
+    length = _parse_integer(entries.get("length", str(max(0, weights_bytes[file] - offset))))
     if offset + length > weights_bytes[file]:
         raise UnsafeGraph(
             f"tensor {tensor.name[:80]!r} takes bytes {offset} to {offset + length} of {file}, which has "
@@ -132,7 +131,7 @@ def _external_bytes(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> in
     return length
 
 
-def _whole(text: str) -> int:
+def _parse_integer(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 18:
         raise UnsafeGraph(f"{text[:40]!r} is no place in a file of weights; {REMEDY}")
     return int(text)

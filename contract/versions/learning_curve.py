@@ -1,7 +1,7 @@
-"""The learning curve: how good versions are over the labels that they were made from; for pages and reports.
+"""The learning curve of a model, macro-F1 by labels, as SVG for pages and reports.
 
-Across, places are percentages of the width, so that the drawing fills any screen with text of one size; down, they are
-pixels.
+Horizontal positions are in per cent of the width, so that the drawing fits any screen at one text size; vertical ones
+are in pixels.
 """
 
 import math
@@ -14,7 +14,7 @@ from contract.versions.manifest import Manifest
 from contract.versions.results import Comparison
 
 HEIGHT: Final = 200
-"""Of the plot, in pixels."""
+"""Height of the plot in pixels."""
 
 STYLE: Final = """
 .learning-curve { padding: 1rem 0 .25rem 2.25rem; }
@@ -31,7 +31,7 @@ STYLE: Final = """
 .learning-curve .point.apart { stroke: var(--quiet); }
 .learning-curve .in-use.apart { fill: var(--quiet); }
 """
-"""What the drawing asks of the page's style sheet, which sets the colours."""
+"""Style sheet of the drawing; the page sets the colours."""
 
 _LEFT, _RIGHT = 3.0, 97.0
 _MOST_TICKS = 6
@@ -41,18 +41,18 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A version on the curve, made from so many labels and measured on so many images, where that is known."""
+    """A version on the learning curve."""
 
     manifest: Manifest
     labels: int
     macro_f1: float
     interval: tuple[float, float] | None
-    """In which macro-F1 lies."""
+    """95 % interval of macro-F1."""
     images: int | None
     is_random: bool
-    """Whether these are a random sample of the project."""
+    """Whether it was measured on a random sample of the project."""
     is_joined: bool = False
-    """Whether it was measured on the same images as all others of which this holds."""
+    """Whether it was measured on the same images as all other joined points."""
 
     @property
     def version(self) -> str:
@@ -61,9 +61,9 @@ class Point:
 
 
 def find_points(manifests: Sequence[Manifest]) -> list[Point]:
-    """Return the versions that say how good they are, in their order.
+    """Return a point for each version with metrics, in order.
 
-    The newest that was measured beside others says what all of them came to on the same images.
+    The newest version with a comparison provides the results of all compared versions, on the same images.
     """
     newest = next((each.training.curve for each in reversed(manifests) if each.training.curve), Comparison(0, ()))
     compared = {each.version: each for each in newest.versions}
@@ -80,19 +80,19 @@ def find_points(manifests: Sequence[Manifest]) -> list[Point]:
 
 
 def find_line(points: Sequence[Point]) -> list[Point]:
-    """Return those that a line joins, in order: nothing is said of what lies between others. Two at least, or none."""
+    """Return the points to join by a line, those measured on the same images: at least two, or none."""
     joined = [point for point in points if point.is_joined]
     return joined if len(joined) > 1 else []
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Where figures lie on the plot, from the least labels at the left to the most at the right."""
+    """Axes of the plot, from the fewest labels to the most."""
 
     least: int
     most: int
     tenths: range
-    """The ticks down, in tenths; the first and the last enclose what is drawn."""
+    """Ticks of the vertical axis in tenths; the first and last enclose all values."""
 
     @classmethod
     def of(cls, points: Sequence[Point]) -> "Scale":
@@ -102,22 +102,22 @@ class Scale:
         return cls(min(labels), max(labels), _tenths(min(bounds), max(bounds)))
 
     def across(self, labels: int) -> float:
-        """Return a place in per cent of the width."""
+        """Return the horizontal position in per cent of the width."""
         if self.most == self.least:
             return (_LEFT + _RIGHT) / 2
         return round(_LEFT + (_RIGHT - _LEFT) * (labels - self.least) / (self.most - self.least), 2)
 
     def down(self, macro_f1: float) -> float:
-        """Return a place in pixels."""
+        """Return the vertical position in pixels."""
         bottom, top = self.tenths[0] / 10, self.tenths[-1] / 10
         return round(HEIGHT * (top - macro_f1) / (top - bottom), 1)
 
     def place(self, point: Point) -> tuple[float, float]:
-        """Return where a point lies, across and down."""
+        """Return the horizontal and vertical position of a point."""
         return self.across(point.labels), self.down(point.macro_f1)
 
     def label_ticks(self) -> Sequence[int]:
-        """Return the ticks across: the fewest steps of 1, 2, 5, 10, 20... that leave room for their texts."""
+        """Return the ticks of the horizontal axis, in the smallest steps of 1, 2, 5, 10, 20, ... whose texts fit."""
         steps = (factor * 10**power for power in count() for factor in (1, 2, 5))
         ranges = (range(-(-self.least // step) * step, self.most + 1, step) for step in steps)
         return next(ticks for ticks in ranges if len(ticks) <= _MOST_TICKS) or [self.least]
@@ -132,7 +132,7 @@ def _tenths(low: float, high: float) -> range:
 
 
 def draw(points: Sequence[Point], *, in_use: str | None) -> str:
-    """Return at least one point as HTML that `STYLE` belongs to, whose text is numbers and names of versions."""
+    """Return HTML for at least one point, to be used with `STYLE`; its text is numbers and names of versions."""
     scale = Scale.of(points)
     elements = "\n".join((*_draw_axes(scale), *_draw_points(points, scale, in_use)))
     return (
@@ -161,5 +161,5 @@ def _draw_points(points: Sequence[Point], scale: Scale, in_use: str | None) -> I
         yield f'<line class="line" x1="{x1}%" y1="{y1}" x2="{x2}%" y2="{y2}"/>'
     for point, x, y, apart in marks:
         kind = "in-use" if point.version == in_use else "point"
-        told = f"{point.version}: {point.macro_f1:.2f} on {point.labels:,} labels"
-        yield f'<circle class="{kind}{apart}" cx="{x}%" cy="{y}" r="5"><title>{told}</title></circle>'
+        title = f"{point.version}: {point.macro_f1:.2f} on {point.labels:,} labels"
+        yield f'<circle class="{kind}{apart}" cx="{x}%" cy="{y}" r="5"><title>{title}</title></circle>'

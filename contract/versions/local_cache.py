@@ -1,25 +1,26 @@
-"""A model repository in a bucket, and the local cache through which this machine reads and writes it.
+"""A model repository in a bucket, accessed through a local cache.
 
     <prefix>/<model>/<version>/...    the files of a version, manifest.json last
-    <prefix>/<model>/shared/<sha256>  those of its backbone, an object for all versions that have it
+    <prefix>/<model>/shared/<sha256>  files of backbones, one object for all versions that have it
     <prefix>/<model>/CURRENT          one line, the version in use
-    <prefix>/<model>/<version>/RETIRED    of a version that was removed: only manifest and report are left beside it
+    <prefix>/<model>/<version>/RETIRED    of a removed version, of which only manifest and report are left
 
-Else the bucket holds what a folder would hold, under the same names. A version that is opened is copied to the local
-cache, and compared with its digests on the way; what reads files reads them there. A version is there when its manifest
-is, and CURRENT is replaced on condition that it is still what it was when the publisher began: of two publishers on two
-machines one is told that it lost.
+Other names are as in a folder. To open a version, it is copied to the local cache while it is compared with its
+digests. A version exists once its manifest does. CURRENT is replaced on condition that it has not changed since the
+publisher began: of two publishers on different machines, the later gets an error.
 
-A shared object that no version lists any more is removed, and at that moment a publisher may be about to list it. There
-is no lock; all that is asked of the bucket is that a listing shows what was written before it began:
+A shared object that no version lists any more is removed, while a publisher may be about to list it. There are no
+locks; the bucket only needs listings that show everything written before:
 
-- A publisher uploads its version's own files before it looks for shared objects, and the manifest at last. In between
-  there are files of a version without a manifest, and who finds such files in a listing removes no shared object.
-- It spares the upload only of what the version in use lists, which it looks for once its own files are there. To remove
-  that object somebody has to retire that version first, which is not done while it is in use; the listing that follows
-  shows the publisher's files, or its manifest.
-- What only earlier versions list is uploaded anew. When its manifest is there, the publisher looks again whether all
-  is: a removal that was decided on before it began may have ended meanwhile.
+- A publisher uploads the version's own files before it looks for shared objects, and the manifest last. While a listing
+  shows files of a version without manifest, no shared object is removed.
+- It skips uploading only what the version in use lists, looked up after its own files are uploaded. Removing that
+  object
+  requires retiring that version first, which is impossible while it is in use; the listing after it shows the
+  publisher's files or manifest.
+- It uploads again what only earlier versions list. After its manifest it checks once more that all shared objects
+  exist,
+  since a removal decided before it began may have finished meanwhile.
 """
 
 import fcntl
@@ -58,25 +59,25 @@ if TYPE_CHECKING:
     from contract.versions.bucket import Bucket
 
 _ABANDONED: Final = timedelta(days=1)
-"""How old the objects of a version without a manifest are when nobody can be uploading it any more."""
+"""Age after which objects of a version without manifest count as abandoned."""
 _KEPT: Final = 2
-"""Versions in the local cache: the one in use, and the one before, to which a rollback leads."""
+"""Versions kept in the local cache: the one in use, and the one before it for a rollback."""
 _IN_USE_S: Final = 600
-"""How long after it was opened somebody may still be reading a version."""
+"""Time after its opening for which a version counts as in use."""
 _FETCHING = ".fetching-"
 _MANIFESTS = ".manifests"
 _SHARED = "shared"
 _RETIRED = "RETIRED"
-"""No manifest lists it; releases that do not know it find a version without a graph."""
+"""Not listed in manifests; releases that do not know it see a version without a graph."""
 
 _log = logging.getLogger(__name__)
 
 
 class CachedRepository(Repository):
-    """One model's versions below a prefix of a bucket; `root` is the local cache, which has to exist.
+    """The versions of one model, below a prefix of a bucket; `root`, the local cache, must exist.
 
-    Methods raise what a folder's repository raises, RepositoryUnreachable where the bucket gives no answer, and OSError
-    where the local cache cannot be written.
+    Methods raise the errors of a folder's repository, RepositoryUnreachable if the bucket does not respond, and OSError
+    if the local cache cannot be written.
     """
 
     _remedy = "make room, or set LABELNEXT_VERSION_CACHE to a folder on another disk"
@@ -86,7 +87,7 @@ class CachedRepository(Repository):
         self.location = f"{bucket.location}/{model}"
         self._bucket = bucket
         self._before: str | None = None
-        """The tag that CURRENT had when the staging began."""
+        """ETag of CURRENT when the staging began."""
 
     def for_model(self, model: str) -> "CachedRepository":
         """Return the repository of another model in the same bucket."""
@@ -101,55 +102,55 @@ class CachedRepository(Repository):
         return [name for name in files if _RETIRED not in files[name]]
 
     def history(self) -> list[str]:
-        """Return the names of all versions, those that were removed included."""
+        """Return the names of all versions, including removed ones."""
         return list(self._list_files())
 
     def read_manifest(self, name: str) -> Manifest:
-        """Read what a version says of itself."""
+        """Return the manifest of a version."""
         self._find(name)
         return self._load_manifest(self._manifests(name))
 
     def open(self, name: str) -> Version:
-        """Read a version's manifest, and have its files in the local cache, as they were published."""
+        """Open a version: read its manifest, and fetch its files to the local cache unless they are there."""
         version = Version(self._find(name), self.read_manifest(name))
         if not _is_whole(version):
-            with self._fetching_alone():
+            with self._fetch_lock():
                 if not _is_whole(version):
                     self._fetch(version)
         os.utime(version.path)
         return version
 
     def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
-        """Return a file that versions do not share, from the local cache if the version is there."""
+        """Return a file that is not shared, from the local cache if the version is there."""
         if (path := self._find(name)).is_dir():
             return read_beginning(path, file, most_bytes)
         return self._bucket.read(self._key(name, file), most_bytes=most_bytes).content
 
     def documents(self, folder: str) -> Documents:
-        """Return the small objects that are kept beside the model's versions."""
+        """Return the documents in a folder beside the model's versions."""
         return BucketDocuments(self._bucket, self._key(folder))
 
     def shared_documents(self, folder: str) -> Documents:
-        """Return those of all models."""
+        """Return the documents in a folder beside the models."""
         return BucketDocuments(self._bucket, folder)
 
     def rollback(self, name: str) -> Version:
-        """Make an earlier version current again; PublishConflict if another one became current meanwhile, and stays."""
+        """Make an earlier version current again; PublishConflict if another one became current meanwhile."""
         if self._is_retired(name):
             raise self._explain_missing(name)
         former, before = self._current_name(), self._current_tag()
         version = self.open(name)
         self._replace_current(name, before)
-        if self._is_retired(name):  # meanwhile, on another machine
+        if self._is_retired(name):  # by another machine meanwhile
             if former is not None:
                 self.set_current(former)
             raise self._explain_missing(name)
         return version
 
     def retire(self, name: str) -> None:
-        """Remove a version but for its manifest and its report, from this cache too if nobody has it open.
+        """Remove a version except manifest and report, also from this cache unless it is open.
 
-        The local caches of other machines let go of it when they fetch others.
+        Other machines' caches remove it when they fetch other versions.
         """
         self._refuse_current(name)
         if name not in self.versions():
@@ -161,34 +162,34 @@ class CachedRepository(Repository):
         except VersionInUse:
             self._bucket.delete([marker])
             raise
-        self._strip_objects(name, self._list_files()[name])
+        self._remove_unkept(name, self._list_files()[name])
         self._clear_shared()
         with suppress(VersionInUse), exclusive_lock(self.folder / name):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def finish_retiring(self) -> None:
-        """Bring to an end what was interrupted."""
+        """Finish or undo interrupted removals."""
         current = self._current_name()
         for name, files in self._list_files().items():
             if {_RETIRED, MODEL_FILE} <= files and name == current:
                 self._delete(name, {_RETIRED})
             elif _RETIRED in files:
-                self._strip_objects(name, files)
+                self._remove_unkept(name, files)
         self._clear_shared()
 
-    def _strip_objects(self, name: str, files: Set[str]) -> None:
-        gone = {file for file in files if not is_kept(file) and file != _RETIRED}
-        self._delete(name, gone & {MODEL_FILE})  # while the graph is there, so is all the rest
-        self._delete(name, gone - {MODEL_FILE})
+    def _remove_unkept(self, name: str, files: Set[str]) -> None:
+        removed = {file for file in files if not is_kept(file) and file != _RETIRED}
+        self._delete(name, removed & {MODEL_FILE})  # first: a version with a graph is complete
+        self._delete(name, removed - {MODEL_FILE})
 
     def _clear_shared(self) -> None:
-        """Remove the shared objects that no version lists; none while one cannot be asked, as it is being uploaded."""
+        """Remove the shared objects that no version lists; none while any manifest is missing, as during an upload."""
         found = self._list_all()
         shared = found.pop(_SHARED, {})
-        # While the graph is there, what was interrupted may still be put back.
+        # A removal may still be undone while the graph exists.
         left = [name for name in found if _RETIRED not in found[name] or MODEL_FILE in found[name]]
         try:
-            listed = set[str]().union(*map(self._listed_by, filter(check_version, left)))
+            listed = set[str]().union(*map(self._shared_digests, filter(check_version, left)))
         except (ManifestError, SignatureError, VersionNotFound) as err:
             _log.info("what versions share in %s stays for now, for not all say what they need: %s", self.location, err)
             return
@@ -202,12 +203,12 @@ class CachedRepository(Repository):
         return check_version(name) and self._bucket.size(self._key(name, _RETIRED)) is not None
 
     def _list_files(self) -> dict[str, set[str]]:
-        """The files of each version that is there or was, by its name, oldest first."""
+        """Return the files of all versions by name, including removed ones, oldest first."""
         found = sorted(self._list_all().items())
         return {name: {*files} for name, files in found if check_version(name) and MANIFEST_FILE in files}
 
     def _list_all(self) -> dict[str, dict[str, datetime]]:
-        """When each object of the model was written, by the two parts of its name, as a version's and a file's."""
+        """Return when each object of the model was written, by version and file."""
         found = defaultdict[str, dict[str, datetime]](dict)
         for key, modified in self._bucket.times(self.model).items():
             name, _, file = key.removeprefix(f"{self.model}/").partition("/")
@@ -216,9 +217,9 @@ class CachedRepository(Repository):
 
     @contextmanager
     def stage(self, now: datetime) -> Iterator[StagedVersion]:
-        """Give a folder to write a new version into; without `StagedVersion.publish` it is removed at the end.
+        """Context manager for a staged version, which is deleted on exit unless `StagedVersion.publish` was called.
 
-        What publishers that died have uploaded is removed first, a day later.
+        Uploads that were abandoned over a day ago are removed first.
         """
         self._before = self._current_tag()
         self._clear_abandoned(now)
@@ -226,17 +227,17 @@ class CachedRepository(Repository):
             yield staged
 
     def _put(self, staged: Version) -> Version:
-        """Upload a version and make it current. An upload that breaks off leaves no version.
+        """Upload a version and make it current. An interrupted upload leaves no version.
 
-        If another version has become current since the staging began that one stays, and the new one is there to be
-        rolled back to.
+        If another version became current since the staging began, that one stays current, and a rollback can select the
+        new one.
         """
         shared = shared_files(staged.manifest)
         signature = [SIGNATURE_FILE] if (staged.path / SIGNATURE_FILE).exists() else []
         for file in (*(file for file in staged.manifest.files if file not in shared), *signature):
             self._bucket.upload(self._key(staged.name, file), staged.path / file)
         self._upload_shared(staged.path, shared, spared=self._listed_in_use())
-        # Into the cache before anybody is told of it, so that nobody on this machine fetches it at the same moment.
+        # Move it to the cache before it is visible, so that no other process fetches it.
         target = self.folder / staged.name
         staged.path.rename(target)
         sync(self.folder)
@@ -247,25 +248,25 @@ class CachedRepository(Repository):
         return Version(target, staged.manifest)
 
     def _upload_shared(self, folder: Path, files: Mapping[str, FileDigest], *, spared: Set[str]) -> None:
-        """Upload files, but for those of a digest to be spared that are there in full length."""
+        """Upload files, except those with a digest to be spared that exist with the expected size."""
         for file, digest in files.items():
             key = self._key(_SHARED, digest.sha256)
             if digest.sha256 not in spared or self._bucket.size(key) != digest.size_bytes:
                 self._bucket.overwrite(key, folder / file)
 
     def _listed_in_use(self) -> set[str]:
-        """The digests of the shared files of the version in use."""
+        """Return the digests of the shared files of the version in use."""
         name = self._current_name()
         with suppress(ManifestError, SignatureError, VersionNotFound):
             if name is not None and not self._is_retired(name):
-                return self._listed_by(name)
+                return self._shared_digests(name)
         return set()
 
-    def _listed_by(self, name: str) -> set[str]:
+    def _shared_digests(self, name: str) -> set[str]:
         return {digest.sha256 for digest in shared_files(self.read_manifest(name)).values()}
 
     def set_current(self, name: str) -> None:
-        """Replace CURRENT in one step, if nobody else does at the same moment."""
+        """Replace CURRENT atomically; PublishConflict if it changes at the same moment."""
         self._replace_current(name, self._current_tag())
 
     # ---- what the bucket holds
@@ -301,7 +302,7 @@ class CachedRepository(Repository):
     # ---- what the local cache holds
 
     def _manifests(self, name: str) -> Path:
-        """Where a version's manifest is, with its signature: many are read, few are opened."""
+        """Return the folder of a version's manifest and signature: many are read, few versions are fetched."""
         return self.folder / _MANIFESTS / name
 
     def _holds(self, name: str) -> bool:
@@ -313,7 +314,7 @@ class CachedRepository(Repository):
             manifest = self._bucket.read(self._key(name, MANIFEST_FILE), most_bytes=MOST_MANIFEST_BYTES)
         except FileNotFoundError:
             return False
-        with self._explaining_full():
+        with self._explaining_disk_full():
             with suppress(FileNotFoundError):
                 signature = self._bucket.read(self._key(name, SIGNATURE_FILE), most_bytes=MOST_SIGNATURE_BYTES)
                 kept.write(SIGNATURE_FILE, signature.content)
@@ -321,8 +322,8 @@ class CachedRepository(Repository):
         return True
 
     @contextmanager
-    def _fetching_alone(self) -> Iterator[None]:
-        """Let one process on this machine fetch at a time: the next finds in the cache what it wanted."""
+    def _fetch_lock(self) -> Iterator[None]:
+        """Context manager that lets one process fetch at a time; the next finds the version in the cache."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -335,8 +336,8 @@ class CachedRepository(Repository):
             shutil.rmtree(leftover, ignore_errors=True)
         staging = self.folder / f"{_FETCHING}{version.name}"
         try:
-            with self._explaining_full():
-                # Not what another process is writing there at this moment.
+            with self._explaining_disk_full():
+                # Skip the temporary files of other processes.
                 shutil.copytree(self._manifests(version.name), staging, ignore=shutil.ignore_patterns(".*"))
                 for file in version.manifest.files:
                     self._fetch_file(version, file, staging / file)
@@ -360,7 +361,7 @@ class CachedRepository(Repository):
             )
 
     def _download(self, name: str, file: str, expected: FileDigest, target: Path) -> tuple[str, str]:
-        """Return where a file was found, and its sha256; in what was copied from a folder nothing is shared."""
+        """Return the key of the downloaded object and its sha256; versions copied from a folder share no objects."""
         shared = [self._key(_SHARED, expected.sha256)] if file in SHARED_FILES else []
         for key in (*shared, self._key(name, file)):
             with suppress(FileNotFoundError):
@@ -370,10 +371,10 @@ class CachedRepository(Repository):
         )
 
     def _prune(self) -> None:
-        """Remove versions that were opened longest ago: a disk holds a few, a bucket a thousand."""
+        """Remove all but the last opened versions from the cache: a disk has less space than a bucket."""
         opened: dict[Path, float] = {}
         for path in self.folder.iterdir():
-            with suppress(FileNotFoundError):  # another process prunes, too
+            with suppress(FileNotFoundError):  # another process prunes as well
                 if check_version(path.name):
                     opened[path] = path.stat().st_mtime
         for path in sorted(opened, key=opened.__getitem__, reverse=True)[_KEPT:]:
@@ -383,7 +384,7 @@ class CachedRepository(Repository):
 
 
 def _is_whole(version: Version) -> bool:
-    """Say whether the cache has a version as it was published; a disk that was full or lost power may have less."""
+    """Return whether the cache has a complete version; a full disk or power failure may have truncated it."""
     if not version.path.is_dir():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Where a model repository is, and how it is opened there: in a folder, or in a bucket through a local cache."""
+"""Opens a model repository: a folder, or a bucket through a local cache."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ _LOCATION = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^?#\\]*))?
 
 
 def parse_location(text: str) -> str | Path:
-    """Return an `s3://bucket/prefix` as it stands, a folder as a path; ValueError says what is expected."""
+    """Return an `s3://bucket/prefix` unchanged, and a folder as a path; ValueError says what is expected."""
     if not re.match(r"\w+://", text):
         return Path(text)
     _split(text)
@@ -24,9 +24,9 @@ def parse_location(text: str) -> str | Path:
 def open_repository(
     location: str | Path, model: str = "default", cache: Path | None = None, *, keys: Keys = Keys()
 ) -> Repository:
-    """Return a model's repository, in a folder or at `s3://bucket/prefix`; ConfigError if it cannot be opened.
+    """Return a model's repository in a folder or at `s3://bucket/prefix`; ConfigError if it cannot be opened.
 
-    Local caches of buckets are kept in the folder `cache`, by default one below the user's cache.
+    `cache` is the folder for local caches of buckets, by default in the user's cache.
     """
     try:
         where = location if isinstance(location, Path) else parse_location(location)

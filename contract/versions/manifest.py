@@ -1,7 +1,6 @@
-"""The manifest of a version: what its graph takes, gives and was made from.
+"""The manifest of a version: inputs, outputs and training of its graph.
 
-A manifest that parses is complete and well typed; whether the files beside it are those that it describes is for
-`contract.versions.version` to say.
+A parsed manifest is complete and well typed; `contract.versions.version` compares it with the files beside it.
 """
 
 import json
@@ -25,34 +24,34 @@ from contract.errors import ManifestError
 from contract.versions.results import Metrics, TrainingRecord
 
 CONTRACT_VERSION = 4
-"""Raised when an older server could not serve a newer trainer's versions, or the reverse."""
+"""Incremented when an older server cannot serve a newer trainer's versions, or the reverse."""
 
 DEFAULT_PASSES = 20
 TEMPERATURES = (0.05, 20.0)
-"""The least and the greatest temperature that a version may have."""
+"""Minimum and maximum temperature of a version."""
 
 _MOST_PASSES = 10_000
-"""What T takes in memory would otherwise be somebody else's to choose."""
+"""Limit of T, which determines the memory that masks take."""
 _MOST_PIXELS_A_SIDE = 4096
 _REMEDY = "publish again with the trainer that belongs to this server, or roll back to an earlier version"
 _VERSION = re.compile(r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}")
 _MOST_NAME_BYTES = 255
-"""Of a file or folder, on every common file system."""
+"""Limit of the name of a file or folder on common file systems."""
 _OPTIONAL: Final = {"temperature"}
 """Fields that manifests of earlier releases do not have."""
 
 
 def check_version(name: str) -> bool:
-    """Say whether a name is a version's, and so safe to use as the name of a folder."""
+    """Return whether a name is a well-formed version name, and thus safe as the name of a folder."""
     return _VERSION.fullmatch(name) is not None
 
 
-def _checked(holds: Callable[[Any], bool], otherwise: str) -> Callable[[Any], Any]:
-    """Return a validator that lets through what something holds of."""
+def _checked(is_valid: Callable[[Any], bool], message: str) -> Callable[[Any], Any]:
+    """Return a validator that raises ValueError with a message unless the predicate holds."""
 
     def check(value: object) -> object:
-        if not holds(value):
-            raise ValueError(otherwise)
+        if not is_valid(value):
+            raise ValueError(message)
         return value
 
     return check
@@ -83,7 +82,7 @@ _OBJECT = BeforeValidator(_checked(lambda value: isinstance(value, dict), "must 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """The images a graph takes: uint8 (N, height, width, 3), RGB. Normalisation is part of the graph."""
+    """Input images of a graph: uint8 (N, height, width, 3), RGB. Normalisation is part of the graph."""
 
     height: _Side
     width: _Side
@@ -91,7 +90,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class DropoutSite:
-    """One active Dropout node: the shape of its input without the batch axis, and its probability of dropping."""
+    """An active Dropout node: its input shape without the batch axis, and its drop probability."""
 
     features: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
     probability: Annotated[float, Field(gt=0, lt=1)]
@@ -99,23 +98,23 @@ class DropoutSite:
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """What turns an image into the features that the head was trained on."""
+    """The backbone whose features the head was trained on."""
 
     name: Annotated[str, Field(min_length=1)]
-    """As in `--backbone`, for people."""
+    """As in `--backbone`."""
     fingerprint: _Sha256
-    """Of its graph in float32 (`contract.graph.fingerprint`): equal in versions that compute equal features."""
+    """Of its graph in float32 (`contract.graph.fingerprint`): equal if versions compute equal features."""
     tensor: Annotated[str, Field(min_length=1)]
-    """Where it ends in the literal graph: float32 (N, F), rounded to what float16 holds."""
+    """The tensor of the literal graph where it ends: float32 (N, F), rounded to float16 precision."""
     precision: Literal["fp32", "int8"]
-    """What it computed in when the head was trained, and the version was measured."""
+    """Its precision when the head was trained and the version was measured."""
     last_stage: Annotated[int, Field(ge=1)] | None = None
-    """How many of the features, the last ones, near-duplicates are told by; None for all."""
+    """Number of features, the last ones, that near-duplicates are found by; None for all."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """What a file of the version must be."""
+    """Digest and size of a file."""
 
     sha256: _Sha256
     size_bytes: Annotated[int, Field(ge=0)]
@@ -123,45 +122,45 @@ class FileDigest:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Everything a reader needs to know of a version before it opens the graph."""
+    """Everything a reader must know about a version before it opens the graph."""
 
     version: _Name
     created_at: str
     """UTC, ISO 8601."""
     labels: Annotated[tuple[str, ...], Field(min_length=1), _ALL_DIFFERENT]
-    """The class names in the order of the logits, as Label Studio stores them."""
+    """The class names in the order of the logits, as stored by Label Studio."""
     control: str | None
-    """The `name` of the Choices tag that was trained on; None where the labels came from folders."""
+    """The `name` of the Choices tag of the labels; None if they came from folders."""
     input: InputSpec
     passes: Annotated[int, Field(ge=1, le=_MOST_PASSES)]
-    """T, the number of stochastic passes that the trainer evaluated with; the server may be set to another."""
+    """T, the number of stochastic passes in the trainer's evaluation; servers may use another."""
     dropout_sites: tuple[DropoutSite, ...]
     """In the order of the graph."""
     backbone: Backbone
     multiple: bool = False
-    """Whether several labels may hold of an image, and none: its probabilities are then sigmoids, one a label."""
+    """Whether an image may have any number of labels: probabilities are then sigmoids, one per label."""
     temperature: Annotated[float, Field(ge=TEMPERATURES[0], le=TEMPERATURES[1], allow_inf_nan=False)] = 1.0
-    """What probabilities are tempered with (`contract.scores.calibration`) before people see them; scores are not."""
+    """Temperature for displayed probabilities (`contract.scores.calibration`); scores do not use it."""
     metrics: Annotated[Metrics, PlainValidator(_parse_metrics), _OBJECT] = field(default_factory=Metrics)
     training: Annotated[TrainingRecord, PlainValidator(_TRAINING.validate_python), _OBJECT] = field(
         default_factory=TrainingRecord
     )
     files: dict[_Path, FileDigest] = field(default_factory=dict)
-    """Path within the version's folder to digest; all files but manifest.json itself."""
+    """Path within the version's folder to digest, for all files but manifest.json."""
 
     @property
     def unlabelled(self) -> tuple[str, ...]:
-        """The classes that no image was labelled with when the version was trained, and of which nothing was learnt."""
+        """The classes without a labelled image in the training, about which nothing was learnt."""
         counts = self.training.images_by_class
         return tuple(label for label in self.labels if counts.get(label) == 0)
 
     def to_json(self) -> str:
-        """Return the manifest as JSON that `from_json` reads back to an equal value."""
+        """Return the manifest as JSON, which `from_json` parses to an equal value."""
         return json.dumps({"contract": CONTRACT_VERSION, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
-        """Parse a manifest; ManifestError names the field, what was expected and what was found."""
+        """Parse a manifest; ManifestError names the field, and what was expected and found."""
         try:
             document = from_json(text)
         except ValueError as err:
@@ -188,7 +187,7 @@ _MANIFEST: Final = TypeAdapter(Manifest)
 
 
 def _explain(err: ValidationError) -> str:
-    """Name the first field that is wrong, what was expected, and what was found."""
+    """Return a message with the first invalid field, and what was expected and found."""
     fault: Any = err.errors(include_url=False)[0]
     shown = json.dumps(fault["input"], ensure_ascii=False, default=str)[:80]
     expected = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")

@@ -1,21 +1,21 @@
-"""The model repository: a folder in which versions appear whole or not at all.
+"""The model repository: a folder in which versions appear complete or not at all.
 
     models/<model>/<version>/{model.onnx, backbone.onnx.data, head.onnx.data, portable.onnx, backbone.int8.onnx}
     models/<model>/<version>/{manifest.json, probe.npz, report/}
-    models/<model>/<version>/manifest.json.minisig    where versions are signed
+    models/<model>/<version>/manifest.json.minisig    if versions are signed
     models/<model>/CURRENT            one line, the version in use
-    models/<model>/.retired/<version>/{manifest.json, report/}    of versions that were removed
+    models/<model>/.retired/<version>/{manifest.json, report/}    of removed versions
 
-A version is written to a staging folder on the same file system, synced, and renamed into place; then CURRENT is
-replaced in one step. Versions never change afterwards, so readers poll CURRENT and never wait for a lock; and what
-two of them have of one backbone is one file under two names, linked as the last thing before the syncing.
+A version is written to a staging folder on the same file system, synced and renamed; then CURRENT is replaced
+atomically. Versions never change afterwards, so readers poll CURRENT without a lock. Files of a shared backbone are
+hard links, made just before the sync.
 
-A version is removed by being renamed out of the way, and only then loses its graph and weights. Who has one open holds
-a lock on its manifest. CURRENT is read once more after the renaming, and the version looked for once more after CURRENT
-was moved: so a removal and a rollback that meet do no harm where a file system knows no locks, either.
+To remove a version, its folder is renamed before graph and weights are deleted. Processes with an open version hold a
+lock on its manifest. CURRENT is read again after the rename, and a rollback looks for the version again after replacing
+CURRENT, so that both are safe at the same time even on file systems without locks.
 
-Where signatures are demanded, the folder may be anybody's to write: a version is then copied while it is compared with
-its digests, and the copy is what is opened; and a version is written in a private folder before it is put here.
+If signatures are required, others may write to the folder: a version is copied while it is compared with its digests,
+and the copy is opened; and a new version is written to a private folder first.
 """
 
 import hashlib
@@ -51,9 +51,9 @@ from contract.versions.version import (
     link,
     read_beginning,
     read_manifest,
+    remove_unkept,
     shared_files,
     shared_lock,
-    strip,
 )
 
 CURRENT_FILE = "CURRENT"
@@ -65,12 +65,12 @@ _STAMP = "%Y%m%dT%H%M%S"
 
 
 class Repository:
-    """One model's versions, as a folder below the repository's root.
+    """The versions of one model, in a folder below the repository's root.
 
-    What opens a version raises VersionNotFound if there is none of that name, SignatureError if signatures are demanded
-    and it has none by the key that is trusted, ManifestError if its manifest does not follow the contract, and
-    DigestError if a file is missing, is not what the manifest says, or not a file within the version's folder. All
-    methods raise OSError where the folder cannot be read or written.
+    Methods that open a version raise VersionNotFound if it does not exist, SignatureError if a signature is required
+    and missing or invalid, ManifestError if its manifest does not follow the contract, and DigestError if a file is
+    missing, differs from the manifest, or is not within the version's folder. All methods raise OSError if the folder
+    cannot be read or written.
     """
 
     _remedy = "make room there, as `python -m trainer prune` does, or set LABELNEXT_MODELS to a folder on another disk"
@@ -84,7 +84,7 @@ class Repository:
         self.location = str(self.folder)
         self.keys = keys
         self._known = set[FileState]()
-        """Backbones that were compared with their digests: a version that shares one need not read it again."""
+        """States of verified shared files, which other versions need not read again."""
 
     def current(self) -> str:
         """Return the name of the version in use; NothingPublished if there is none yet."""
@@ -99,26 +99,26 @@ class Repository:
         return _versions_in(self.folder)
 
     def history(self) -> list[str]:
-        """Return the names of all versions, oldest first, those that were removed included."""
+        """Return the names of all versions, including removed ones, oldest first."""
         return sorted({*self.versions(), *_versions_in(self.folder / _RETIRED)})
 
     def open(self, name: str) -> Version:
-        """Read a version's manifest, and check that its files are there in full length."""
+        """Open a version: read its manifest, and check the sizes of its files."""
         path = self._find(name)
         version = Version(path, self._load_manifest(path))
         version.check_sizes()
         return version
 
     def read_manifest(self, name: str) -> Manifest:
-        """Read what a version says of itself, also one that was removed; no other file is fetched for it."""
+        """Return the manifest of a version, which may be removed, without fetching other files."""
         return self._load_manifest(self._retired(name)) if self._is_retired(name) else self.open(name).manifest
 
     def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
-        """Return the beginning of a version's file as it lies there; of a version that was removed, of its report."""
+        """Return the first bytes of a version's file; of removed versions only the report exists."""
         return read_beginning(self._retired(name) if self._is_retired(name) else self._find(name), file, most_bytes)
 
     def read_published(self, manifest: Manifest, file: str, *, most_bytes: int) -> bytes:
-        """Return a file that a version's manifest lists, as it was published; DigestError also if it is too large."""
+        """Return a file verified with the manifest; DigestError also if it is too large."""
         expected = manifest.files[file]
         if expected.size_bytes > most_bytes:
             raise DigestError(f"{file} has {expected.size_bytes} bytes, at most {most_bytes} are read; publish again")
@@ -131,11 +131,11 @@ class Repository:
         return content
 
     def for_model(self, model: str) -> "Repository":
-        """Return the repository of another model, at the same place."""
+        """Return the repository of another model at the same place."""
         return Repository(self.root, model, keys=self.keys)
 
     def models(self, known: Collection[str] = ()) -> list[str]:
-        """Return the names of all models at this place, sorted; those `known` are not looked into again."""
+        """Return the sorted names of all models; those in `known` are not checked again."""
 
         def holds_a_model(folder: str) -> bool:
             return any(name in {CURRENT_FILE, RANKINGS_FOLDER} or check_version(name) for name in self._names(folder))
@@ -143,7 +143,7 @@ class Repository:
         return [name for name in self._names() if is_model_name(name) and (name in known or holds_a_model(name))]
 
     def _names(self, folder: str = "") -> list[str]:
-        """What lies in a folder below the root, sorted; nothing where it may not be looked into, as in lost+found."""
+        """Return the sorted names in a folder below the root; none if it is unreadable, like lost+found."""
         try:
             return sorted(path.name for path in (self.root / folder).iterdir())
         except (NotADirectoryError, PermissionError, FileNotFoundError):
@@ -152,19 +152,19 @@ class Repository:
             raise
 
     def documents(self, folder: str) -> Documents:
-        """Return the small files in a folder beside the model's versions."""
+        """Return the documents in a folder beside the model's versions."""
         return Documents(self.folder / folder)
 
     def shared_documents(self, folder: str) -> Documents:
-        """Return those in a folder beside the models'."""
+        """Return the documents in a folder beside the models."""
         return Documents(self.root / folder)
 
     @contextmanager
     def open_verified(self, name: str) -> Iterator[Version]:
-        """Open a version of which every file is what its manifest says, for as long as the block lasts.
+        """Context manager for a version whose files have all been compared with their digests.
 
-        Where signatures are demanded it is a private copy, in the system's folder for temporary files: what is in the
-        repository might be replaced between the comparison and its use.
+        If signatures are required it is a private copy in the system's temporary folder, since files in the repository
+        could be replaced between comparison and use.
         """
         version = self.open(name)
         if self.keys.verifying is None:
@@ -184,7 +184,7 @@ class Repository:
             yield Version(folder, version.manifest)
 
     def rollback(self, name: str) -> Version:
-        """Make an earlier version current again, after comparing every file with its digest."""
+        """Make an earlier version current again, after comparing all files with their digests."""
         with self.shared_lock(name) as is_held:
             if not is_held:
                 raise VersionNotFound(f"version {name} is being removed from {self.location}; roll back to another")
@@ -192,7 +192,7 @@ class Repository:
                 version = self.open(name)
                 version.verify()
             except (DigestError, ManifestError):
-                self._find(name)  # removed while it was compared
+                self._find(name)  # was it removed meanwhile?
                 raise
             before = self._current_name()
             self.set_current(name)
@@ -205,13 +205,13 @@ class Repository:
     # ---- removing versions
 
     def shared_lock(self, name: str) -> AbstractContextManager[bool]:
-        """Keep a version from being removed while the block lasts; gives False if it is being removed already."""
+        """Context manager that protects a version from removal; gives False if it is being removed already."""
         return shared_lock(self.folder / name)
 
     def retire(self, name: str) -> None:
-        """Remove a version but for its manifest and its report; VersionInUse if it is current, or somebody has it open.
+        """Remove a version except manifest and report; VersionInUse if it is current or open.
 
-        Each step may be the last.
+        An interruption at any step is safe.
         """
         path, retired = self._find(name), self._retired(name)
         with exclusive_lock(path):
@@ -224,23 +224,23 @@ class Repository:
                 retired.rename(path)
                 raise
             sync(self.folder)
-            strip(retired)
+            remove_unkept(retired)
 
     def finish_retiring(self) -> None:
-        """Bring to an end what was interrupted: a version is whole, or has nothing but its manifest and its report."""
+        """Finish or undo interrupted removals."""
         current = self._current_name()
         for name in _versions_in(self.folder / _RETIRED):
             if name == current and (self._retired(name) / MODEL_FILE).exists():
                 self._retired(name).rename(self.folder / name)
             else:
-                strip(self._retired(name))
+                remove_unkept(self._retired(name))
 
     def _refuse_current(self, name: str) -> None:
         if self._current_name() == name:
             raise VersionInUse(f"version {name} is current in {self.location}; make another one current before")
 
     def _current_name(self) -> str | None:
-        """What CURRENT says, whether or not there is such a version."""
+        """Return the content of CURRENT, whether or not the version exists."""
         try:
             return self._read_current().decode(errors="replace").strip()
         except FileNotFoundError:
@@ -256,29 +256,29 @@ class Repository:
 
     @contextmanager
     def stage(self, now: datetime) -> Iterator[StagedVersion]:
-        """Give a folder to write a new version into; without `StagedVersion.publish` it is removed at the end.
+        """Context manager for a staged version, which is deleted on exit unless `StagedVersion.publish` was called.
 
-        Leftovers of publishers that died are removed first, so there may be only one publisher at a time.
+        Leftovers of killed publishers are removed first, so there may be only one publisher at a time.
         """
-        with self._explaining_full():
+        with self._explaining_disk_full():
             self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(f"{_STAGING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         version = new_version(now, after=max(self.versions(), default=None))
         staging = self._staging_folder(version)
         try:
-            with self._explaining_full(), self._folder_to_write(staging) as path, self._explaining_full(path):
+            with self._explaining_disk_full(), self._writable_folder(staging) as path, self._explaining_disk_full(path):
                 yield StagedVersion(version, path, self._publish)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _explaining_full(self, *others: Path) -> AbstractContextManager[None]:
-        """Say what to do where there is no room for what the block writes here, or to other folders."""
+    def _explaining_disk_full(self, *others: Path) -> AbstractContextManager[None]:
+        """Context manager that raises DiskFull with advice if this or another folder has no space left."""
         return explaining_disk_full(self.folder, *others, remedy=self._remedy)
 
     @contextmanager
-    def _folder_to_write(self, staging: Path) -> Iterator[Path]:
-        """Where versions are signed, a private one: what is signed must be what this process wrote."""
+    def _writable_folder(self, staging: Path) -> Iterator[Path]:
+        """Context manager for the folder to write: if versions are signed, a private one that nobody else changes."""
         if self.keys.signing is None:
             staging.mkdir()
             yield staging
@@ -289,7 +289,7 @@ class Repository:
             yield path
 
     def _staging_folder(self, version: str) -> Path:
-        """Beside the other versions, so that renaming is one step."""
+        """Return the staging folder, beside the versions for an atomic rename."""
         return self.folder / f"{_STAGING}{version}"
 
     def _publish(self, described: Version) -> Version:
@@ -308,21 +308,21 @@ class Repository:
         return self._put(Version(staging, described.manifest))
 
     def _link_shared(self, file: str, digest: FileDigest, target: Path) -> bool:
-        """Make `target` a link to a file of this digest that a version here has.
+        """Hard-link `target` to the same file of a published version.
 
-        Returns False if there is none, or it cannot be linked: it is another user's, or there are no hard links.
+        Returns False if there is none, or it cannot be linked: it belongs to another user, or there are no hard links.
         """
         for name in reversed(_versions_in(self.folder)):
-            with suppress(RepositoryError, OSError):  # damaged, or being removed: of no use here
+            with suppress(RepositoryError, OSError):  # damaged or being removed
                 if self._load_manifest(self.folder / name).files.get(file) == digest:
                     link(self.folder / name / file, target, digest)
                     return True
         return False
 
     def _put(self, staged: Version) -> Version:
-        """Name the version that lies whole in its staging folder, and make it current."""
+        """Rename a complete staged version to its name, and make it current."""
         target = self.folder / staged.name
-        with self._pointer_to(staged.name) as pointer:  # from here on nothing needs room on the disk
+        with self._next_current(staged.name) as pointer:  # nothing below needs disk space
             staged.path.rename(target)
             sync(self.folder)
             pointer.replace(self.folder / CURRENT_FILE)
@@ -330,13 +330,13 @@ class Repository:
         return Version(target, staged.manifest)
 
     def set_current(self, name: str) -> None:
-        """Replace CURRENT in one step."""
-        with self._explaining_full(), self._pointer_to(name) as pointer:
+        """Replace CURRENT atomically."""
+        with self._explaining_disk_full(), self._next_current(name) as pointer:
             pointer.replace(self.folder / CURRENT_FILE)
         sync(self.folder)
 
-    def _pointer_to(self, name: str) -> AbstractContextManager[Path]:
-        """Write what is to become CURRENT."""
+    def _next_current(self, name: str) -> AbstractContextManager[Path]:
+        """Write the next content of CURRENT to a temporary file."""
         return temporary_file(self.folder / CURRENT_FILE, f"{name}\n".encode())
 
     def _read_current(self) -> bytes:
@@ -364,14 +364,14 @@ class Repository:
 
 
 def is_model_name(name: str) -> bool:
-    """Say whether a model may be called so: it is a folder."""
+    """Return whether a name is valid for a model, and thus for a folder."""
     return bool(name) and not name.startswith(".") and "/" not in name and "\\" not in name
 
 
 def new_version(now: datetime, *, after: str | None = None) -> str:
-    """Return a new version name that sorts after `after`, even if the clock went back since.
+    """Return a new version name that sorts after `after`, even if the clock was set back.
 
-    Milliseconds order versions; six random digits keep two that start in the same one apart.
+    Milliseconds order versions; six random digits separate two of the same millisecond.
     """
     moment = now.astimezone(UTC)
     if after is not None:

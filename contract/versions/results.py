@@ -1,7 +1,7 @@
-"""How good a version is, and what it was trained on, as its manifest says.
+"""Metrics and training record of a version, as parts of its manifest.
 
-Perhaps an older trainer wrote it, and somebody may have edited it since. Each value is taken if it can be one, and is
-None or empty otherwise: nothing fails for it.
+An older trainer may have written them, or somebody edited them: invalid values become None or empty, and never an
+error.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticUseDefault
 
 _MOST: Final = 10**12
-"""A count beyond it counts nothing."""
+"""Larger counts are invalid."""
 
 _T = TypeVar("_T")
 
@@ -51,7 +51,7 @@ def _check_upper_end(high: float, info: ValidationInfo) -> float:
 
 
 _Lenient = Annotated[_T, WrapValidator(_or_default)]
-"""Of a field with a default."""
+"""Type of a field whose invalid values are replaced by its default."""
 _Flag = _Lenient[Annotated[bool, Field(strict=True)]]
 _Text = _Lenient[str | None]
 _Count = Annotated[int, Field(strict=True, ge=0, le=_MOST)]
@@ -65,99 +65,99 @@ _Object = _Lenient[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Figures on the validation part; None where it is empty, or where the manifest does not say."""
+    """Metrics on the validation images; None without images, or if unknown."""
 
     images: _MaybeCount = None
     accuracy: _MaybeShare = None
-    """Share of the images whose label is right; of several labels, all of them."""
+    """Share of images with the right label; with multiple labels, with all labels right."""
     macro_f1: _MaybeShare = None
-    """Mean over the classes that have a true or a predicted image."""
+    """Mean over the classes with a true or predicted image."""
     f1: _Lenient[tuple[Annotated[_Share | None, WrapValidator(_or_none)], ...]] = ()
-    """Of each class, in the order of the labels, None where it has neither; empty where nothing is known of any."""
+    """F1 of each class, in the order of the labels; None without true and predicted images; empty if unknown."""
     nll: _MaybeNumber = None
-    """Negative log likelihood of an image, in nats; of several labels, the sum over them."""
+    """Negative log likelihood per image, in nats; with multiple labels the sum over labels."""
     ece: _MaybeShare = None
-    """Expected calibration error over 15 bins of confidence; of several labels, over the decisions on each of them."""
+    """Expected calibration error over 15 bins of confidence; with multiple labels over all binary decisions."""
     macro_f1_interval: _Lenient[Annotated[tuple[_Share, _Share], AfterValidator(_check_encloses)] | None] = None
-    """In which macro-F1 lies at 95 %."""
+    """95 % interval of macro-F1."""
     mean_bald: _MaybeNumber = None
     """In nats."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """Whether to go on labelling, and what for."""
+    """Advice whether to go on labelling, and the expected gain."""
 
     sentence: Annotated[str, Field(pattern=r"\S")]
     stop: _Flag = False
     gain: _MaybeNumber = None
-    """Macro-F1 that `labels` more labels are expected to gain."""
+    """Expected gain in macro-F1 from `labels` more labels."""
     labels: _MaybeCount = None
     kappa: _Lenient[Annotated[float, Field(strict=True, ge=-1, le=1)] | None] = None
-    """Cohen's, between the version's predictions and those of the one before; None where they were not compared."""
+    """Cohen's kappa between predictions of this and the previous version; None if not compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedVersion:
-    """What a version, made from so many labelled images, came to on images that others were measured on too."""
+    """Macro-F1 of a version on images that other versions were measured on too."""
 
     version: str
     labels: _Count
     macro_f1: _Share
     low: _Share
-    """Of the 95 % interval."""
+    """Lower bound of the 95 % interval."""
     high: Annotated[_Share, AfterValidator(_check_upper_end)]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Versions that were measured on the same random images when the last of them was made."""
+    """Versions measured on the same random images when the last of them was trained."""
 
     images: _Count
     versions: tuple[OnErrorOmit[ComparedVersion], ...]
-    """The oldest first, the new one last."""
+    """Oldest first; the last is the new one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProjectState:
-    """How a Label Studio project stood before its labels were read: of what came in since, some may be among them."""
+    """State of a Label Studio project just before its labels were read; some later ones may be included."""
 
     id: _Count
     annotations: _Count
     updated_at: str
-    """When a task with annotations had last changed, as Label Studio wrote it; empty if there was none."""
+    """When a task with annotations last changed, as Label Studio writes it; empty without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecord:
-    """What a version was made from and how."""
+    """How a version was trained."""
 
     images: _MaybeCount = None
-    """Labelled ones that were used, those held out included."""
+    """Labelled images used, including those held out."""
     images_by_class: _Counts = field(default_factory=dict)
     confirmed: _MaybeCount = None
-    """Further ones whose labels somebody confirmed in bulk, which were neither trained nor measured on."""
+    """Further images whose labels were confirmed in bulk: neither trained nor measured on."""
     validation: _Text = None
-    """What was held out: `audit`, the random holdout of its project, or `split`."""
+    """What was held out: `audit`, the project's random holdout, or `split`."""
     validation_images: _MaybeCount = None
     refitted: _Flag = False
-    """Whether the network was trained on them too, after another one, trained without, was measured on them."""
+    """Whether the network was trained on them too, after one trained without them was measured on them."""
     audit_images: _MaybeCount = None
-    """Labelled ones of the random holdout."""
+    """Labelled images of the random holdout."""
     audit_share: _Lenient[Annotated[float, Field(strict=True, ge=0, lt=1)] | None] = None
-    """Of the project's tasks."""
+    """Share of the project's tasks in the random holdout."""
     project: _Lenient[ProjectState | None] = None
-    """None where the labels came from files."""
+    """None if the labels came from files."""
     unreadable: _MaybeCount = None
-    """Images."""
+    """Images that could not be read."""
     left_out: _Counts = field(default_factory=dict)
-    """Tasks or files, by the reason."""
+    """Skipped tasks or files by reason."""
     lost_labels: _Counts = field(default_factory=dict)
-    """Tasks by a label that the labelling config no longer has."""
+    """Tasks by a label that was removed from the labelling config."""
     weights: _Object = field(default_factory=dict)
-    """Where the first weights came from: origin, sha256, loaded and fresh layers."""
+    """Initial weights: origin, sha256, loaded and fresh layers."""
     part: _Text = None
-    """Of the network, that was trained."""
+    """The part of the network that was trained."""
     seed: _MaybeCount = None
     recipe: _Object = field(default_factory=dict)
     attempts: _MaybeCount = None
@@ -165,9 +165,9 @@ class TrainingRecord:
     advice: _Lenient[Advice | None] = None
     curve: _Lenient[Comparison | None] = None
     report_s: _MaybeNumber = None
-    """How long writing the report took."""
+    """Seconds spent writing the report."""
 
     @property
     def is_on_random_sample(self) -> bool:
-        """Whether what was held out is a random sample of the project, and not only of what was labelled."""
+        """Whether the validation images are a random sample of the project, not only of its labels."""
         return self.validation == "audit"

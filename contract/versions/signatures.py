@@ -1,8 +1,8 @@
-"""Signatures of versions: minisign's, over manifest.json, which holds the digest of every other file.
+"""Signatures of versions: minisign's, over manifest.json, which has the digests of all other files.
 
-Its trusted comment names the version, so that a signature holds for no other. Files and keys are those of minisign
-(https://jedisct1.github.io/minisign/), whose program makes and verifies them as well. The library that reads them is
-needed only where a key is set. What takes keys raises ConfigError if they are none, or the library is not installed.
+The trusted comment names the version, so that a signature is valid for one version only. Files and keys have minisign's
+format (https://jedisct1.github.io/minisign/), and its program can make and verify them. The library is needed only if a
+key is set. Functions that take keys raise ConfigError if a key is invalid or the library is missing.
 """
 
 import binascii
@@ -16,7 +16,7 @@ from contract.errors import ConfigError, SignatureError
 
 SIGNATURE_SUFFIX: Final = ".minisig"
 MOST_SIGNATURE_BYTES: Final = 10_000
-"""Of a file with a signature; minisign's own comments end at 8,192."""
+"""Size of a signature file; minisign's comments are limited to 8,192 bytes."""
 
 _PUBLIC_KEY_BYTES = 42
 _REMEDY = "roll back to a version that is signed, or publish again with LABELNEXT_SIGNING_KEY"
@@ -26,7 +26,7 @@ class VerifyKey:
     """A minisign public key."""
 
     def __init__(self, line: str) -> None:
-        """Take the key as the one line of base64 that `minisign -G` shows."""
+        """Read the key from the line of base64 that `minisign -G` prints."""
         minisign = _library()
         try:
             self._key: Any = minisign.PublicKey.from_base64(line)
@@ -35,7 +35,7 @@ class VerifyKey:
         self.line: Final = line
 
     def verify(self, manifest: bytes, signature: bytes, *, version: str) -> None:
-        """Check that a manifest was signed with this key as that of this version; else SignatureError says why."""
+        """Verify the signature of this version's manifest; SignatureError says what is wrong."""
         minisign = _library()
         try:
             parsed = minisign.Signature.from_bytes(signature)
@@ -73,29 +73,29 @@ class SigningKey:
                 f"`minisign -C -W -s {path}`, or make another with `python -m trainer keygen FOLDER`"
             )
         self.public: Final = VerifyKey(self._key.get_public_key().to_base64().decode())
-        """What its signatures are verified with."""
+        """The public key of its signatures."""
 
     def sign(self, manifest: bytes, *, version: str) -> bytes:
-        """Return a manifest's signature as that of this version: the content of a .minisig file."""
+        """Return the signature of this version's manifest: the content of a .minisig file."""
         comment = _comment(version)
         signature = bytes(self._key.sign(manifest, trusted_comment=comment, untrusted_comment=comment)) + b"\n"
-        self.public.verify(manifest, signature, version=version)  # halves of two keys, as in a file that was edited
+        self.public.verify(manifest, signature, version=version)  # fails if the secret key's file was edited
         return signature
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """What versions are signed and verified with."""
+    """The keys that sign and verify versions."""
 
     signing: SigningKey | None = None
     verifying: VerifyKey | None = None
 
     @classmethod
     def read(cls, *, signing: Path | None = None, verifying: str | None = None) -> "Keys":
-        """Read a secret key's file, and a public key as `read_public_key` returns it.
+        """Read a secret key's file, and a public key as returned by `read_public_key`.
 
-        Who signs also verifies, with the other half of the pair: somebody else's version is not opened where the
-        secret key is.
+        With a secret key, versions are verified too, by default with its public key: where the secret key is, no other
+        publisher's version is opened.
         """
         signer = SigningKey(signing) if signing else None
         key = VerifyKey(verifying) if verifying else signer.public if signer else None
@@ -107,7 +107,7 @@ class Keys:
         return cls(signer, key)
 
     def check_publishing(self) -> None:
-        """Raise ConfigError before anything is trained, rather than publish what every reader refuses."""
+        """Raise ConfigError, before training, if published versions would be refused by every reader."""
         if self.verifying and not self.signing:
             raise ConfigError(
                 "LABELNEXT_VERIFY_KEY is set, so that versions without a signature are refused, and "
@@ -116,7 +116,7 @@ class Keys:
 
 
 def read_public_key(value: str) -> str:
-    """Return a public key's line from that line, or from the path of a .pub file; ValueError says what is expected."""
+    """Return a public key's line, given as that line or as a .pub file's path; ValueError says what is expected."""
     expected = "a minisign public key (56 characters that begin with RW) or the path of its .pub file"
     if _is_public_key(value):
         return value
@@ -130,7 +130,7 @@ def read_public_key(value: str) -> str:
 
 
 def generate_keys(folder: Path) -> tuple[Path, Path]:
-    """Write a new pair of keys into a folder that has none; return the paths of the secret key and the public one."""
+    """Create a key pair in a folder that has none, and return the paths of secret and public key."""
     pair = _library().KeyPair.generate()
     secret, public = folder / "labelnext.key", folder / "labelnext.pub"
     try:

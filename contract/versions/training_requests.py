@@ -1,10 +1,10 @@
-"""Requests to train: left by servers that were told of one, found by the trainer that watches.
+"""Requests to train: submitted by servers, and read by the trainer's `watch`.
 
-A request is a file beside the models, so that a server may be given it to write and the versions only to read:
-`requests/<model>.<project>-<token>.json`, or `requests/<project>-<token>.json` where the server does not know whose
-project it is. Asking twice is asking once. A file is never written again, so whoever removes the files that were read
-removes nothing that came since: in a folder and in a bucket alike, and without a lock. All functions raise OSError
-where the folder cannot be read or written.
+A request is a file in a folder beside the models, so that a server may write requests but only read versions:
+`requests/<model>.<project>-<token>.json`, or `requests/<project>-<token>.json` if the server does not know the model.
+Requests for the same project count as one. A file is never rewritten, so that removing the files that were read cannot
+remove a later request, in folders and buckets alike and without a lock. All functions raise OSError if the folder
+cannot be read or written.
 """
 
 import errno
@@ -24,7 +24,7 @@ from contract.versions.repository import Repository
 REQUESTS_FOLDER: Final = "requests"
 
 MOST_REQUESTS: Final = 100
-"""More are not left: whoever can reach a webhook could fill the disk with requests for projects that do not exist."""
+"""Limit of files: anyone who can reach the webhook could fill the disk with requests for made-up projects."""
 
 _SUFFIX: Final = ".json"
 _logger = logging.getLogger(__name__)
@@ -32,53 +32,53 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainingRequest:
-    """Somebody's wish that a model be trained on a project now."""
+    """A request to train a model on a project."""
 
     project: int | None
     at: str
-    """UTC, ISO 8601; of the last time that it was asked for."""
+    """Time of the last request; UTC, ISO 8601."""
     files: tuple[str, ...] = ()
-    """One, unless servers were told at the same moment."""
+    """One file, or several from servers that were called at the same moment."""
 
 
 _REQUEST: Final = TypeAdapter(TrainingRequest)
 
 
 def submit_request(repository: Repository, project: int | None, *, any_model: bool = False) -> None:
-    """Ask for a training of the repository's model on a project, in place of an earlier request for the same.
+    """Request a training of the repository's model on a project, replacing earlier equal requests.
 
-    With `any_model`, of whichever model the project is watched for. OSError also if too many requests wait already.
+    With `any_model`, of whichever model is watched for the project. OSError also if too many requests are waiting.
     """
     requests = repository.shared_documents(REQUESTS_FOLDER)
     waiting = _files(requests)
     model, name = "" if any_model else repository.model, "any" if project is None else str(project)
-    former = [file for file in waiting if _asks_for(file) == (model, name)]
-    if max(len(former), len(waiting) - len(former)) >= MOST_REQUESTS:
+    equal = [file for file in waiting if _parse_name(file) == (model, name)]
+    if max(len(equal), len(waiting) - len(equal)) >= MOST_REQUESTS:
         raise OSError(
             errno.EDQUOT, f"{MOST_REQUESTS} requests wait already; remove those that nobody answers", requests.location
         )
     request = {"project": project, "at": datetime.now(UTC).isoformat(timespec="microseconds")}
     file = f"{model}{model and '.'}{name}-{secrets.token_hex(8)}{_SUFFIX}"
     requests.write(file, json.dumps(request).encode())
-    with suppress(OSError):  # they are the same request, and go with it
-        for each in former:
+    with suppress(OSError):  # otherwise they are removed with the new one
+        for each in equal:
             requests.remove(each)
 
 
 def find_requests(repository: Repository) -> list[TrainingRequest]:
-    """Return what is asked of the repository's model or of any, oldest first, one for each project."""
+    """Return the requests for the repository's model or any model, oldest first, one per project."""
     requests = repository.shared_documents(REQUESTS_FOLDER)
-    found: dict[int | None, TrainingRequest] = {}
+    by_project: dict[int | None, TrainingRequest] = {}
     for file in _files(requests):
-        if _asks_for(file)[0] in {repository.model, ""} and (request := _read(requests, file)):
-            same = found.get(request.project, request)
+        if _parse_name(file)[0] in {repository.model, ""} and (request := _read(requests, file)):
+            same = by_project.get(request.project, request)
             files = tuple(sorted({*same.files, file}))
-            found[request.project] = replace(max(same, request, key=lambda each: each.at), files=files)
-    return sorted(found.values(), key=lambda request: request.at)
+            by_project[request.project] = replace(max(same, request, key=lambda each: each.at), files=files)
+    return sorted(by_project.values(), key=lambda request: request.at)
 
 
 def remove(repository: Repository, request: TrainingRequest) -> None:
-    """Forget a request; one for the same that was made since it was found stays."""
+    """Remove a request; equal ones that were submitted later stay."""
     for file in request.files:
         repository.shared_documents(REQUESTS_FOLDER).remove(file)
 
@@ -87,8 +87,8 @@ def _files(requests: Documents) -> list[str]:
     return [file for file in requests.names() if file.endswith(_SUFFIX)]
 
 
-def _asks_for(file: str) -> tuple[str, str]:
-    """Return the model's name, which may hold dots or be empty, and the project's, which does not."""
+def _parse_name(file: str) -> tuple[str, str]:
+    """Return the names of model, which may be empty or contain dots, and project."""
     model, _, project = file.removesuffix(_SUFFIX).rpartition(".")
     return model, project.partition("-")[0]
 

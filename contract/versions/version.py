@@ -1,8 +1,8 @@
-"""A version's files, and whether they are what its manifest says.
+"""A version's files, and their comparison with its manifest.
 
-Every file but the manifest has its digest there; the manifest has a signature beside it where versions are signed. It
-is also what locks hold: a shared one who has the version open, an exclusive one who removes it. The system lets go of
-one however its holder ends, and where a file system knows none, nobody is kept out.
+The manifest has the digests of all other files, and a signature beside it if versions are signed. It is also the file
+that is locked: shared by processes that have the version open, exclusively by one that removes it. The system releases
+the locks of a killed process; on file systems without locks nobody is excluded.
 """
 
 import errno
@@ -26,38 +26,38 @@ MODEL_FILE = "model.onnx"
 BACKBONE_WEIGHTS_FILE = "backbone.onnx.data"
 HEAD_WEIGHTS_FILE = "head.onnx.data"
 WEIGHTS_FILES = frozenset({BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE})
-"""Beside the literal graph, which keeps its weights there."""
+"""External data of the literal graph."""
 PORTABLE_FILE = "portable.onnx"
-"""Optional, for engines elsewhere: nothing here reads it."""
+"""Optional, for other engines; not read here."""
 INT8_BACKBONE_FILE = "backbone.int8.onnx"
 """Optional: the lowered graph's backbone in 8-bit integers, weights included."""
 SHARED_FILES = frozenset({BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE})
-"""The backbone's: equal in all versions that have the same one, which therefore lie on the disk once."""
+"""Files of the backbone: equal in all versions with the same backbone, and stored only once."""
 PROBE_FILE = "probe.npz"
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = MANIFEST_FILE + SIGNATURE_SUFFIX
 REPORT_FOLDER = "report"
 MOST_MANIFEST_BYTES = 16 * 2**20
-"""A few thousand labels with all their figures take one."""
+"""A few thousand labels with all metrics take one MiB."""
 _CHUNK_BYTES = 2**20
 _SETTLED_NS = 2 * 10**9
-"""How long ago a file must have been written for its time to tell whether it is written again: file systems keep time
-in steps of up to two seconds."""
+"""Minimum age of a file for its timestamp to reveal a later write, since file systems have a resolution of up to two
+seconds."""
 _REMEDY = "publish again or roll back to an earlier version"
 
 _log = logging.getLogger(__name__)
 
 
 FileState = tuple[int, int, int, int, str]
-"""Device, inode, length, time of the last write, and the sha256 that was found: equal while nobody writes to a file."""
+"""Device, inode, size, mtime and verified sha256: equal as long as nobody writes to a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version's folder, and the manifest found there.
+    """A version's folder and its manifest.
 
-    What reads its files raises DigestError if one is missing, is not what the manifest says, or not a file within the
-    folder.
+    Methods that read its files raise DigestError if one is missing, differs from the manifest, or is not a file within
+    the folder.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Version:
 
     @property
     def name(self) -> str:
-        """Also of its folder."""
+        """The version's name, and the name of its folder."""
         return self.manifest.version
 
     @property
@@ -75,30 +75,30 @@ class Version:
 
     @property
     def int8_backbone_path(self) -> Path | None:
-        """None if the version has none."""
+        """The int8 backbone; None if the version has none."""
         return self.path / INT8_BACKBONE_FILE if INT8_BACKBONE_FILE in self.manifest.files else None
 
     @property
     def weights_bytes(self) -> dict[str, int]:
-        """The length of each file that the literal graph may keep weights in."""
+        """Sizes of the files of external data by name."""
         files = self.manifest.files
         return {name: files[name].size_bytes for name in files.keys() & WEIGHTS_FILES}
 
     @property
     def probe_path(self) -> Path:
-        """The reference passes that the version must reproduce."""
+        """The probe, which the version must reproduce."""
         return self.path / PROBE_FILE
 
     def check_sizes(self) -> None:
-        """Check that every file is there in full length."""
+        """Check that every file exists with the expected size."""
         for name in self.manifest.files:
             self._open(name).close()
 
     def verify(self, known: set[FileState] | None = None) -> None:
         """Compare every file with its digest in the manifest.
 
-        A file that versions share is not read again while its state is among those `known` from earlier comparisons, to
-        which the states of this version's are added, but for files written in the last two seconds.
+        Shared files whose state is among those `known` from earlier comparisons are not read again; the states of this
+        version's files are added, except for those written in the last two seconds.
         """
         known = set() if known is None else known
         for name in self.manifest.files:
@@ -109,13 +109,13 @@ class Version:
                 known.add(state)
 
     def copy(self, name: str, target: Path) -> None:
-        """Copy one of the version's files, comparing what is read with its digest: the copy is what was published."""
+        """Copy a file while comparing it with its digest, so that the copy is the published file."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as sink:
             self._compare(name, sink)
 
     def _state(self, name: str) -> FileState | None:
-        """None of a file that was written a moment ago."""
+        """Return the state of a file; None if it was written a moment ago."""
         with self._open(name) as file:
             stat = os.fstat(file.fileno())
         if time.time_ns() - stat.st_mtime_ns <= _SETTLED_NS:
@@ -127,32 +127,32 @@ class Version:
         try:
             file = _open_inside(self.path, name)
         except FileNotFoundError as err:
-            raise self._differs(name, f"is missing, manifest.json says {length} bytes") from err
+            raise self._digest_error(name, f"is missing, manifest.json says {length} bytes") from err
         except OSError as err:
-            raise self._differs(name, f"is not a file that can be read ({err})") from err
+            raise self._digest_error(name, f"is not a file that can be read ({err})") from err
         if (size := os.fstat(file.fileno()).st_size) != length:
             file.close()
-            raise self._differs(name, f"has {size} bytes, manifest.json says {length}: it was cut short or edited")
+            raise self._digest_error(name, f"has {size} bytes, manifest.json says {length}: it was cut short or edited")
         return file
 
-    def _differs(self, name: str, how: str) -> DigestError:
+    def _digest_error(self, name: str, how: str) -> DigestError:
         return DigestError(f"{name} of version {self.name} {how}; {_REMEDY}")
 
     def _compare(self, name: str, sink: BinaryIO | None = None) -> None:
         expected, digest = self.manifest.files[name], hashlib.sha256()
         with self._open(name) as file:
-            for start in range(0, expected.size_bytes, _CHUNK_BYTES):  # no more, of a file that grows
+            for start in range(0, expected.size_bytes, _CHUNK_BYTES):  # not more if the file grows
                 chunk = file.read(min(_CHUNK_BYTES, expected.size_bytes - start))
                 digest.update(chunk)
                 if sink is not None:
                     sink.write(chunk)
         if (sha256 := digest.hexdigest()) != expected.sha256:
             found = f"has sha256 {sha256}, manifest.json says {expected.sha256}"
-            raise self._differs(name, f"{found}: the file was changed after it was published")
+            raise self._digest_error(name, f"{found}: the file was changed after it was published")
 
 
 class StagedVersion:
-    """A version being written. What is put into `path` becomes the version when `publish` is called."""
+    """A version being written to the folder `path`, until `publish` is called."""
 
     def __init__(self, version: str, path: Path, publish: Callable[[Version], Version]) -> None:
         self.version = version
@@ -160,7 +160,7 @@ class StagedVersion:
         self._publish = publish
 
     def describe(self, manifest: Manifest) -> Version:
-        """Write manifest.json with the digests of all files so far, and return the version as a reader sees it.
+        """Write manifest.json with the digests of all files, and return the version as a reader sees it.
 
         Raises:
             ManifestError: if `manifest` names another version.
@@ -172,26 +172,26 @@ class StagedVersion:
         return Version(self.path, complete)
 
     def publish(self, manifest: Manifest) -> Version:
-        """Make the version visible and current, signed if there is a key.
+        """Publish the version and make it current, signed if there is a key.
 
-        Files that it shares with a version that is there become links to that one's. Every step leaves the repository
-        usable if the process dies in it.
+        Shared files become hard links to those of a published version. If the process dies, the repository stays
+        usable.
         """
         return self._publish(self.describe(manifest))
 
 
 def shared_files(manifest: Manifest) -> dict[str, FileDigest]:
-    """Return the digests of the files that other versions may have, too."""
+    """Return the digests of the files that versions share."""
     return {file: digest for file, digest in manifest.files.items() if file in SHARED_FILES}
 
 
 def is_kept(file: str) -> bool:
-    """Say whether a file of a version stays when the version is removed."""
+    """Return whether a file is kept when its version is removed."""
     return file in {MANIFEST_FILE, SIGNATURE_FILE} or file.startswith(f"{REPORT_FOLDER}/")
 
 
 def _open_inside(folder: Path, name: str) -> BinaryIO:
-    """Open a regular file in a version's folder; OSError if there is none, or a folder within it leads out of it."""
+    """Open a regular file in a version's folder; OSError if there is none, or a symbolic link on its path."""
     for parent in Path(name).parents[:-1]:
         if (folder / parent).is_symlink():
             raise OSError(errno.ELOOP, "a folder within the version is a symbolic link", str(folder / parent))
@@ -199,13 +199,13 @@ def _open_inside(folder: Path, name: str) -> BinaryIO:
 
 
 def read_beginning(folder: Path, name: str, most_bytes: int) -> bytes:
-    """Return the beginning of a regular file in a version's folder; OSError if there is none."""
+    """Return the first bytes of a regular file in a version's folder; OSError if there is none."""
     with _open_inside(folder, name) as file:
         return file.read(most_bytes)
 
 
 def digest_folder(folder: Path) -> dict[str, FileDigest]:
-    """Return the digest of every file in a folder but the manifest, by its path there."""
+    """Return the digests of all files in a folder but the manifest, by relative path."""
     return {name: digest_file(folder / name) for name in _files_in(folder) if name != MANIFEST_FILE}
 
 
@@ -214,14 +214,14 @@ def _files_in(folder: Path) -> list[str]:
 
 
 def digest_file(path: Path) -> FileDigest:
-    """Return a file's sha256 and length."""
+    """Return the sha256 and size of a file."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileDigest(sha256, file.tell())
 
 
 def link(source: Path, target: Path, expected: FileDigest) -> None:
-    """Make `target` another name of a file, whatever was there; DigestError if the file is not what is expected."""
+    """Create or replace `target` as a hard link; DigestError if the file does not match `expected`."""
     draft = target.with_name(f".{target.name}")
     try:
         os.link(source, draft, follow_symlinks=False)
@@ -231,18 +231,18 @@ def link(source: Path, target: Path, expected: FileDigest) -> None:
                 raise DigestError(f"{source} is not the file that its version's manifest lists; {_REMEDY}")
         draft.replace(target)
     finally:
-        draft.unlink(missing_ok=True)  # of two names of one file none goes when the one replaces the other
+        draft.unlink(missing_ok=True)  # `replace` keeps both names if they are links to one file
 
 
-def strip(folder: Path) -> None:
-    """Remove a version's files but for those that are kept."""
-    for name in _files_in(folder):  # the graph first: while it is there, so is all the rest
+def remove_unkept(folder: Path) -> None:
+    """Remove the files of a version that are not kept."""
+    for name in _files_in(folder):  # the graph first: a version with a graph is complete
         if not is_kept(name):
             (folder / name).unlink()
 
 
 def read_manifest(folder: Path, key: VerifyKey | None) -> Manifest:
-    """Read the manifest in a version's folder, once it is known to be signed where a key is given.
+    """Read the manifest in a version's folder, and verify its signature if a key is given.
 
     Raises:
         SignatureError: if it is not signed with the key.
@@ -280,14 +280,14 @@ def _read_signature(folder: Path) -> bytes:
 
 
 def shared_lock(path: Path) -> AbstractContextManager[bool]:
-    """Hold the version in a folder while the block lasts; gives False if somebody else holds it alone."""
+    """Context manager for a shared lock of the version in a folder; gives False if another holds an exclusive one."""
     return _locked(path, "rb", fcntl.LOCK_SH)
 
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Let nobody else hold a version while the block lasts; VersionInUse if somebody does."""
-    with _locked(path, "r+b", fcntl.LOCK_EX) as is_held:  # on NFS only what may be written is locked
+    """Context manager for an exclusive lock of a version; VersionInUse if anybody holds a lock."""
+    with _locked(path, "r+b", fcntl.LOCK_EX) as is_held:  # NFS requires write access for exclusive locks
         if not is_held:
             raise VersionInUse(f"a server or trainer has version {path.name} open")
         yield
@@ -302,6 +302,6 @@ def _locked(path: Path, mode: str, kind: int) -> Iterator[bool]:
             fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             is_held = False
-        except OSError as err:  # there is no such version, or no locks
+        except OSError as err:  # no such version, or a file system without locks
             _log.debug("version %s cannot be locked: %s", path.name, err)
         yield is_held

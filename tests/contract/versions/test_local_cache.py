@@ -167,7 +167,7 @@ class TestLocalCache:
     def test_the_version_in_use_needs_no_bucket(self, machine, monkeypatch):
         published, server = publish(machine("trainer"), b"content"), machine("server")
         server.open(published.name)
-        monkeypatch.setattr(server._bucket, "_resting_until", float("inf"))
+        monkeypatch.setattr(server._bucket, "_paused_until", float("inf"))
         server.open(published.name).verify()
         with pytest.raises(RepositoryUnreachable):
             server.current()
