@@ -59,12 +59,12 @@ def digest(name):
 
 
 def put(store, name, number=1, features=4):
-    """Keep features that are all the same number."""
+    """Store features that all have the same value."""
     store.put(BACKBONE, digest(name), np.full(features, number, np.float32))
 
 
 def get(store, name):
-    """Return the number, None where there is none."""
+    """Return the value, None if there is none."""
     (found,) = store.get_many(BACKBONE, [digest(name)])
     return None if found is None else found[0]
 
@@ -107,7 +107,7 @@ def damage(file):
 
 
 def test_rows_come_back_rounded_to_float16(open_store):
-    """Before they are written as after another start of the server, which closing has written them for."""
+    """Both from the queue and after a restart; `close` writes the queue."""
     rows = np.random.default_rng(0).normal(0, 10, (40, LONG)).astype(np.float32)
     for store in (open_store(), open_store()):
         for number, row in enumerate(rows):
@@ -142,9 +142,9 @@ def test_a_row_is_that_of_its_backbone_and_its_file(store):
 
 
 def test_what_is_no_number_or_too_large_is_not_kept(open_store):
-    """A device that failed once must not fail for that image ever after; nor is what float16 cannot hold.
+    """Otherwise a device that failed once would fail for that image forever.
 
-    Up to 256 KiB an image, and an eighth of the whole: one of them would push everything else out.
+    Overflow in float16 counts as not finite. The limits are 256 KiB per image and an eighth of the store.
     """
     large, small = open_store(max_bytes=2**22), open_store(None, max_bytes=2**20)
     for number in (np.nan, np.inf, -np.inf, 65520):
@@ -160,7 +160,7 @@ def test_what_is_no_number_or_too_large_is_not_kept(open_store):
 @pytest.mark.parametrize("modified", [None, "Mon, 01 Jan 2024 00:00:00 GMT"])
 @pytest.mark.parametrize("end", ["", "\ud800"], ids=["usual", "half a character"])
 def test_downloads_come_back_and_the_file_holds_no_address(store, folder, etag, modified, end):
-    """With the digest of the bytes. Addresses may hold anything, may be signed, and what is signed may be private."""
+    """With the digest of the bytes. Addresses may be signed, and thus secret."""
     address, validators = f"http://host/private.png?signature=s3cret{end}", Validators("http://a:80", etag, modified)
     store.put_download(address, validators, digest("file"), at=1_800_000_000.5)
     assert store.get_download(address) == Download(validators, digest("file"), 1_800_000_000)
@@ -172,7 +172,7 @@ def test_downloads_come_back_and_the_file_holds_no_address(store, folder, etag, 
 
 
 def test_who_waits_to_be_written_is_found_and_nobody_waits_for_it(open_store, file, faults):
-    """While another process holds the file: values are kept up to a bound, found, dropped beyond, and written after."""
+    """While another process locks the file, values are queued up to a limit, found, and written later."""
     store, large, is_writing = open_store(max_bytes=64 * MAX_BYTES), 2**15, threading.Event()
     write, store._table.write = store._table.write, lambda *values: is_writing.set() or write(*values)
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
@@ -194,7 +194,7 @@ def test_who_waits_to_be_written_is_found_and_nobody_waits_for_it(open_store, fi
 
 class TestFaults:
     def test_a_damaged_file_is_left_and_the_next_begun(self, open_store, file, faults, caplog):
-        """The server starts, says so once, and keeps features again; of several damaged ones the last is left."""
+        """The server starts, warns once and stores features again; only the last damaged file is kept."""
         file.parent.mkdir()
         for number in range(2):
             file.with_name(f"features-2-{number}.sqlite3").write_bytes(b"no database" * 1000)
@@ -208,7 +208,7 @@ class TestFaults:
         assert [record.levelname for record in caplog.records] == ["WARNING"]
 
     def test_replicas_whose_file_is_damaged_meet_again_in_the_next(self, open_store, file, faults):
-        """Whoever notices first begins it, the others follow, and nobody touches a file that others have open."""
+        """The first that notices creates it, the others follow, and nobody deletes a file that others have open."""
         stores = [open_store() for _ in range(3)]
         for number in range(60):
             put(stores[0], number, features=LONG)
@@ -260,7 +260,7 @@ class TestFaults:
         assert file.read_bytes() == before
 
     def test_a_disk_that_is_full_costs_what_was_to_be_written(self, store, faults, caplog):
-        """What is there is still found, and writing is tried again after a rest only."""
+        """Stored features are still found, and writing is retried after a pause."""
         put(store, "old")
         wait_until(lambda: not store._pending)
         store._table._writer.execute("PRAGMA max_page_count = 1")
@@ -316,7 +316,7 @@ def spawn(folder, name, last):
 
 @pytest.mark.slow
 def test_processes_that_are_killed_cost_the_others_nothing(folder, open_store):
-    """Two write and read on while others die; the file is whole and within its bound, and has who wrote last."""
+    """Two keep working while others are killed; the file is valid, within its limit, and has the last rows."""
     survivors = [spawn(folder, name, 1500) for name in ("first", "second")]
     victims = [spawn(folder, f"victim {number}", -1) for number in range(3)]
     for process in (*survivors, *victims):

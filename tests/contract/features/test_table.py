@@ -72,7 +72,7 @@ def test_a_bound_that_was_lowered_shrinks_the_file(path):
 
 
 def test_a_value_that_was_damaged_is_none(table, path):
-    """SQLite does not look into values; the checksum does, and it holds the key."""
+    """SQLite does not check values; our checksum of key and value does."""
     table.write({b"a": b"one", b"b": b"two"})
     with closing(sqlite3.connect(path)) as other:
         other.execute(

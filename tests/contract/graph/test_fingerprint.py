@@ -19,7 +19,7 @@ def constant(*values):
 
 
 def make_backbone():
-    """A backbone of the kinds of nodes that exporters write: weights, a Constant, attributes, two different inputs."""
+    """A backbone with the kinds of nodes that exporters write."""
     rng = np.random.default_rng(0)
     nodes = [
         constant(255, 128),
@@ -42,12 +42,12 @@ EXPECTED = fingerprint(make_backbone(), NOWHERE, SPEC)
 
 
 def test_every_process_computes_the_same():
-    """A pinned value: a change of it would make all features that were kept worthless."""
+    """A pinned value: changing it would invalidate all stored features."""
     assert EXPECTED == "cfbade286169ab3240116ecee4cef615b0bfec2734a565bffbd296f3823bcae3"
 
 
 def rename(backbone):
-    """Give every tensor another name, that of a Constant's value included."""
+    """Rename all tensors, including the value of a Constant."""
     for node in backbone.graph.node:
         node.input[:] = [f"new_{name}" for name in node.input]
         node.output[:] = [f"new_{name}" for name in node.output]
@@ -70,7 +70,7 @@ def annotate(backbone):
 
 
 def write_values_out(backbone):
-    """Store weights number by number instead of as bytes."""
+    """Store weights as numbers instead of bytes."""
     for tensor in [*backbone.graph.initializer, backbone.graph.node[0].attribute[0].t]:
         values = numpy_helper.to_array(tensor)
         tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT, values.shape, values.ravel().tolist()))
@@ -78,14 +78,14 @@ def write_values_out(backbone):
 
 @pytest.mark.parametrize("change", [rename, reorder_weights, annotate, write_values_out])
 def test_what_computes_the_same_has_the_same_fingerprint(change):
-    """Names, notes, and the form in which weights are stored are an export's own business."""
+    """Names, doc strings and the encoding of weights do not matter."""
     backbone = make_backbone()
     change(backbone)
     assert fingerprint(backbone, NOWHERE, SPEC) == EXPECTED
 
 
 def test_it_does_not_matter_where_weights_are_stored(tmp_path):
-    """In the graph, in a file, or in a file at other places: the values count."""
+    """In the graph, in a file, or at other offsets: only the values count."""
     for number, reverse in enumerate((False, True)):
         backbone = make_backbone()
         if reverse:
@@ -143,7 +143,7 @@ def test_weights_in_each_others_place_and_another_opset_are_another_fingerprint(
 
 
 def test_pixels_of_another_making_are_another_fingerprint(monkeypatch):
-    """Of another size, or decoded in another way: the graph takes what it gets, and its features are others."""
+    """With another size or preprocessing the features differ."""
     for spec in (InputSpec(8, 9), InputSpec(9, 8)):
         assert fingerprint(make_backbone(), NOWHERE, spec) != EXPECTED
     monkeypatch.setattr(module, "RECIPE", "cropped-bicubic-2")

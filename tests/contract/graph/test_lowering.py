@@ -1,4 +1,4 @@
-"""The lowering against plain loops of torch passes."""
+"""The lowering compared with plain loops of torch passes."""
 
 import copy
 from functools import lru_cache
@@ -33,7 +33,7 @@ VERSION = "20260102T030405678Z-0a1b2c"
 
 
 class EarlySkip(torch.nn.Module):
-    """Dropout on the first feature map, and a connection from before it to after it."""
+    """Dropout on the first feature map, with a skip connection around it."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ class EarlySkip(torch.nn.Module):
 
 
 class TwoPaths(torch.nn.Module):
-    """Dropout on one map, and a connection past it from another, of another shape."""
+    """Dropout on one feature map, and a path around it from another one with another shape."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ class TwoPaths(torch.nn.Module):
 
 
 def last_only():
-    """Dropout straight before the last layer."""
+    """Dropout before the last layer only."""
     return torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(192, 16), torch.nn.Tanh(), torch.nn.Dropout(0.5), torch.nn.Linear(16, 6)
     )
@@ -77,7 +77,7 @@ def cut_before(op_type):
 
 @lru_cache
 def exported(build):
-    """Return a network and its literal graph; an export takes most of a test's time."""
+    """Return a network and its literal graph; cached, since exports are slow."""
     torch.manual_seed(0)
     network = build()
     return network, export(network, torch.rand(2, 3, 8, 8))
@@ -95,7 +95,7 @@ def exported(build):
     ],
 )
 def test_lowered_graph_equals_plain_loop_of_masked_torch_passes(build, cut, sites, multiple):
-    """T passes at once give the probabilities of T passes one by one, to 1e-4; BALD and entropy are torch's of them."""
+    """T passes at once give the probabilities of T single passes to 1e-4, and their BALD and entropy."""
     network, graph = exported(build)
     images = np.random.default_rng(0).random((3, 3, 8, 8), dtype=np.float32)
     lowered = lower(cut(graph), cut=FEATURES, multiple=multiple)
@@ -125,7 +125,7 @@ def entropy(probabilities, multiple):
     [(last_only, {"Gemm": [3, 15]}), (EarlySkip, {"Conv": [3, 15], "Gemm": [15]}), (build_small, {"Gemm": [15, 15]})],
 )
 def test_deterministic_layers_of_the_head_run_once_an_image(build, expected):
-    """What lies before the Dropout sees N rows, of 3 images; what lies behind it N x T, of 5 passes."""
+    """Layers before the Dropout get N rows for 3 images, those after it N x T for 5 passes."""
     _, graph = exported(build)
     lowered = lower(flatten_first(graph), cut=FEATURES)
     rows = rows_by_operator(lowered, np.random.default_rng(0).random((3, 192), dtype=np.float32), passes=5)
@@ -133,7 +133,7 @@ def test_deterministic_layers_of_the_head_run_once_an_image(build, expected):
 
 
 def rows_by_operator(lowered, features, *, passes):
-    """Run a head, and return the first axis of what its nodes give, in the order of the graph."""
+    """Run a head, and return the first axis of the output of each node, in the order of the graph."""
     head = copy.deepcopy(lowered.head)
     feeds = {FEATURES: features, **draw_masks(VERSION, lowered.sites, passes)}
     names = {kind: [node.output[0] for node in head.graph.node if node.op_type == kind] for kind in ("Conv", "Gemm")}
@@ -151,7 +151,7 @@ def test_features_are_the_tensor_at_the_cut(small, small_graph):
 
 @pytest.mark.slow
 def test_each_part_takes_and_gives_what_is_documented(small_graph):
-    """Images to features, float32 (N, F); features and masks to the outputs; the literal graph is not changed."""
+    """Images to features, float32 (N, F); features and masks to the outputs; the literal graph is unchanged."""
     before = small_graph.SerializeToString(deterministic=True)
     lowered = lower(small_graph, cut=FEATURES)
     assert small_graph.SerializeToString(deterministic=True) == before
@@ -184,7 +184,7 @@ def shape_of(info):
     )
 )
 def test_any_finite_logits_of_several_labels_reduce_to_what_float64_gives(logits):
-    """However far from 0: BALD and entropy are right to 1e-5 a label, BALD is not negative, and nothing overflows."""
+    """BALD and entropy are right to 1e-5 per label for any logits, BALD is not negative, and nothing overflows."""
     found = dict(zip(OUTPUTS, _REDUCE_MULTIPLE.run(list(OUTPUTS), {"logits": logits}), strict=True))
     exact = logits.astype(np.float64)
     passes, absence = expit(exact), expit(-exact)  # (N, T, C)
@@ -200,7 +200,7 @@ def test_any_finite_logits_of_several_labels_reduce_to_what_float64_gives(logits
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_unlikelier_of_a_label_and_its_absence_keeps_its_digits(sign):
-    """Where a label is all but certain, entropy is a small number and not a rounded 0, on either side."""
+    """If a label is nearly certain, present or absent, entropy is small and not rounded to 0."""
     logits = np.full((1, 4, 1), sign * 17, np.float32)
     (entropy,) = _REDUCE_MULTIPLE.run(["entropy"], {"logits": logits})
     exact = entr(expit(17.0)) + entr(expit(-17.0))
@@ -208,7 +208,7 @@ def test_the_unlikelier_of_a_label_and_its_absence_keeps_its_digits(sign):
 
 
 def reduction():
-    """Open the reduction to outputs alone, on logits (N, T, C)."""
+    """Run only the final reduction, on logits (N, T, C)."""
     builder = GraphBuilder()
     builder.reduce("logits", multiple=True)
     info = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", "T", "C"])
@@ -242,7 +242,7 @@ MEASURES = {
 @pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 @pytest.mark.parametrize("cut", ["images", "hidden"])
 def test_shapes_of_the_batch_are_measured_again_from_the_features(measure, cut):
-    """A graph that measures its images gets N before its Dropout and N x T behind it, wherever it is cut."""
+    """Shape operators return N before the Dropout and N x T after it, wherever the graph is cut."""
     rng = np.random.default_rng(0)
     first, last = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 2), (2, 3)))
     nodes = [
@@ -273,7 +273,7 @@ def test_shapes_of_the_batch_are_measured_again_from_the_features(measure, cut):
 
 
 def test_want_of_memory_is_no_fault_of_the_graph(small_graph, monkeypatch):
-    """It may pass: what may be tried again is not refused for ever."""
+    """A retry may succeed, so the version must not be refused for good."""
 
     def fail(_):
         raise MemoryError
@@ -294,7 +294,7 @@ DROPOUT = helper.make_node("Dropout", ["images", "ratio", "training"], ["logits"
 
 
 def graph_of(nodes, constants, *, classes=4, batch="N", opset=20):
-    """Return a literal graph on images (N, 4)."""
+    """Return a literal graph for images (N, 4)."""
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 4])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes])
     initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
@@ -338,13 +338,13 @@ WHOLE_PAST_THE_DROPOUT = [
     ids=["inactive", "lost", "other-randomness", "fixed-batch", "old", "halves", "integers"],
 )
 def test_a_graph_whose_passes_would_not_be_what_they_should_is_refused(nodes, form, error, message):
-    """All equal, irreproducible, or rounded without a word; AlphaDropout and others vanish when they are exported."""
+    """Passes that are equal, irreproducible or silently rounded; exports lose AlphaDropout and others."""
     with pytest.raises(error, match=message):
         lower(graph_of(nodes, DROPPING, **form), cut="images")
 
 
 def make_cuttable(past):
-    """A graph whose last layer may take another tensor in, past the Dropout and past `hidden`."""
+    """A graph whose last layer may use another tensor that bypasses the Dropout and `hidden`."""
     return graph_of(
         [
             helper.make_node("Relu", ["images"], ["first"]),
@@ -381,6 +381,6 @@ def make_cuttable(past):
     ],
 )
 def test_a_cut_that_does_not_part_backbone_and_head_is_refused(past, cut, message):
-    """At no features, behind a Dropout, or where a tensor bypasses it."""
+    """Not at features, after a Dropout, or bypassed by a tensor."""
     with pytest.raises(LoweringError, match=message):
         lower(make_cuttable(past), cut=cut)

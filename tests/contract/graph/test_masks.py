@@ -1,4 +1,4 @@
-"""The masks' promises: the same everywhere, balanced over the passes, and in each pass what dropout draws."""
+"""Masks are reproducible, balanced over the passes, and within each pass those of dropout."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_masks_are_of_the_version_the_site_and_the_pass():
 
 
 def test_masks_are_the_same_on_every_machine():
-    """A pinned value: a change of it would change every score of every published version."""
+    """A pinned value: changing it would change all scores of published versions."""
     masks = draw((12,), 0.5, 3)
     assert ["".join("1" if kept else "0" for kept in mask) for mask in masks] == [
         "011001101111",
@@ -42,7 +42,7 @@ def test_masks_are_the_same_on_every_machine():
 
 @given(probability=probabilities, passes=st.integers(1, 40), features=shapes)
 def test_each_unit_is_on_in_its_share_of_the_passes(probability, passes, features):
-    """(1 - p) T passes keep it, rounded down or up; no mask holds anything but 0 and 1 / (1 - p)."""
+    """(1 - p) T passes keep it, rounded up or down; masks contain only 0 and 1 / (1 - p)."""
     masks = draw(features, probability, passes)
     assert (masks.shape, masks.dtype) == ((passes, *features), np.float32)
     on = (masks > 0).sum(axis=0)
@@ -53,7 +53,7 @@ def test_each_unit_is_on_in_its_share_of_the_passes(probability, passes, feature
 
 @pytest.mark.parametrize("probability", [0.5, 0.1, 0.37, 0.9])
 def test_a_pass_by_itself_drops_units_as_dropout_does(probability):
-    """Each unit with probability p, and one unit whatever its neighbour does, in every pass."""
+    """Independently with probability p in every pass."""
     on = draw((200_000,), probability, 5) > 0  # (T, units)
     keep = 1 - probability
     error = math.sqrt(keep * probability / on.shape[1])
@@ -64,7 +64,7 @@ def test_a_pass_by_itself_drops_units_as_dropout_does(probability):
 
 
 def test_two_passes_are_drawn_as_without_replacement():
-    """Of 6 passes that keep a unit 3 times, two both keep it with probability 3/6 times 2/5."""
+    """If 3 of 6 passes keep a unit, two given ones both do with probability 3/6 times 2/5."""
     on = draw((200_000,), 0.5, 6) > 0
     both = np.array([(on[i] & on[j]).mean() for i in range(6) for j in range(i)])
     assert (np.abs(both - 0.2) < 5 * math.sqrt(0.2 * 0.8 / on.shape[1])).all()
@@ -72,7 +72,7 @@ def test_two_passes_are_drawn_as_without_replacement():
 
 @pytest.mark.parametrize(("probability", "passes"), [(0.3, 3), (0.5, 1), (0.5, 7), (0.95, 3), (0.05, 3)])
 def test_rounding_is_unbiased(probability, passes):
-    """As many units are rounded up as the part behind the decimal point says, one pass and shares below 1 included."""
+    """The share of units rounded up is the fractional part, also for a single pass and shares below 1."""
     on = (draw((200_000,), probability, passes) > 0).sum(axis=0)
     share = (1 - probability) * passes
     rest = share - math.floor(share)
@@ -80,6 +80,6 @@ def test_rounding_is_unbiased(probability, passes):
 
 
 def test_masks_that_would_fill_the_memory_are_refused():
-    """Passes and features are somebody else's numbers; a version of many passes over a VGG-16 is far below."""
+    """Passes and features are untrusted; many passes of a VGG-16 are far below the limit."""
     with pytest.raises(LoweringError, match="take 1073741840 bytes of masks, at most 1073741824"):
         draw_masks("version", [DropoutSite((2**14, 2**14), 0.5), DropoutSite((4,), 0.5)], 1)

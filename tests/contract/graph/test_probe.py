@@ -1,4 +1,4 @@
-"""Validation: what it lets through, and that it notices each way in which dropout goes wrong."""
+"""Validation accepts sound versions, and detects each way in which dropout can be wrong."""
 
 import copy
 import dataclasses
@@ -23,61 +23,63 @@ PASSES = 400
 
 
 @pytest.fixture(scope="module")
-def described(small_graph):
-    """The manifest of a version that holds the small network."""
+def small_manifest(small_graph):
+    """The manifest of a version of the small network."""
     return dataclasses.replace(manifest(VERSION), dropout_sites=lower(small_graph, cut=FEATURES).sites)
 
 
-def compute_probe(small, described, *, count=6):
+def compute_probe(small, small_manifest, *, count=6):
     """Return the small network's probe, from free-running passes with baal and passes under the version's masks."""
     torch.manual_seed(2)
     images = torch.rand(count, 3, 8, 8)
     with torch.no_grad():
         active = patch_module(copy.deepcopy(small).eval(), inplace=False)
         logits = torch.stack([active(images) for _ in range(PASSES)])  # (R, N, C)
-    passes = logits.sigmoid() if described.multiple else logits.softmax(dim=2)
-    masks = draw_masks(VERSION, described.dropout_sites, 20)
+    passes = logits.sigmoid() if small_manifest.multiple else logits.softmax(dim=2)
+    masks = draw_masks(VERSION, small_manifest.dropout_sites, 20)
     return Probe(
         images=images.numpy(),
         features=small.backbone(images).detach().numpy(),
         passes=PASSES,
         mean=passes.mean(dim=0).numpy(),
         variance=passes.var(dim=0).numpy(),
-        masked_probabilities=masked_passes(small, images.numpy(), masks, multiple=described.multiple),
+        masked_probabilities=masked_passes(small, images.numpy(), masks, multiple=small_manifest.multiple),
     )
 
 
 @pytest.fixture(scope="module")
-def probe(small, described):
-    return compute_probe(small, described)
+def probe(small, small_manifest):
+    return compute_probe(small, small_manifest)
 
 
 @pytest.fixture(scope="module")
 def engine(small_graph):
-    """The lowered graph as it should run."""
+    """The lowered graph in a correct engine."""
     return Engine(lower(small_graph, cut=FEATURES))
 
 
 @pytest.fixture(scope="module")
-def several(small, small_graph, described):
-    """The small network as one of several labels: manifest, probe and engine."""
-    manifest = dataclasses.replace(described, multiple=True)
+def several(small, small_graph, small_manifest):
+    """The small network with multiple labels: manifest, probe and engine."""
+    manifest = dataclasses.replace(small_manifest, multiple=True)
     return manifest, compute_probe(small, manifest, count=24), Engine(lower(small_graph, cut=FEATURES, multiple=True))
 
 
 @pytest.fixture(params=["one label", "several labels"])
-def honest(request, described, probe, engine, several):
+def honest(request, small_manifest, probe, engine, several):
     """Manifest, probe and engine of a sound version."""
-    return (described, probe, engine) if request.param == "one label" else several
+    return (small_manifest, probe, engine) if request.param == "one label" else several
 
 
-def validate_with(engine, probe, described, *, backbone=None, head=None, reduced=False):
-    """Validate an engine of which backbone or head may be another."""
-    return validate(probe, described, backbone=backbone or engine.backbone, head=head or engine.head, reduced=reduced)
+def validate_with(engine, probe, small_manifest, *, backbone=None, head=None, reduced=False):
+    """Validate an engine with the given backbone or head."""
+    return validate(
+        probe, small_manifest, backbone=backbone or engine.backbone, head=head or engine.head, reduced=reduced
+    )
 
 
 def test_honest_version_is_valid(honest):
-    """The lowered graph agrees with torch, and the validation carries its mean BALD and how far it is from torch."""
+    """The lowered graph agrees with torch, and the result has its mean BALD and the largest difference."""
     manifest, probe, engine = honest
     validation = validate_with(engine, probe, manifest)
     assert 0 < validation.largest_difference < 1e-4
@@ -92,7 +94,7 @@ def test_honest_version_is_valid(honest):
 
 @pytest.mark.parametrize("site", [0, 1])
 def test_one_dead_dropout_of_two_is_refused(honest, site):
-    """The passes still differ and BALD looks plausible, as when an optimiser deletes one node of two."""
+    """The passes still differ and BALD looks plausible, as if an optimiser had deleted one of two nodes."""
     manifest, probe, engine = honest
 
     def half_dead(features, masks):
@@ -103,7 +105,7 @@ def test_one_dead_dropout_of_two_is_refused(honest, site):
 
 
 def test_reference_with_other_dropout_is_refused(honest, small):
-    """If masks and graph share an error, such as a wrong probability, baal's free-running passes expose it."""
+    """An error that masks and graph share, such as a wrong probability, differs from baal's free-running passes."""
     manifest, probe, engine = honest
     sites = tuple(DropoutSite(site.features, 0.05) for site in manifest.dropout_sites)
     masked = masked_passes(small, probe.images, draw_masks(VERSION, sites, 20), multiple=manifest.multiple)
@@ -113,29 +115,29 @@ def test_reference_with_other_dropout_is_refused(honest, small):
 
 
 def dead(head, features, masks):
-    """An engine that drops nothing gives equal passes."""
+    """Without dropout all passes are equal."""
     return head(features, {name: np.ones_like(mask) for name, mask in masks.items()})
 
 
 def rolled(head, features, masks):
-    """Masks that reach other rows keep mean and variance; the exact comparison notices."""
+    """Masks on other rows keep mean and variance, but fail the exact comparison."""
     return head(features, {name: np.roll(mask, 1, axis=0) for name, mask in masks.items()})
 
 
 def diverged(head, features, masks):
-    """A diverged model gives NaN, which no comparison would notice by itself."""
+    """A diverged model returns NaN, which comparisons alone would accept."""
     outputs = head(features, masks)
     return dataclasses.replace(outputs, bald=np.full_like(outputs.bald, np.nan))
 
 
 def narrower(head, features, masks):
-    """Another number of classes is named as such."""
+    """Another number of classes."""
     outputs = head(features, masks)
     return PassOutputs(*(getattr(outputs, name)[..., :3] for name in PassOutputs.__slots__))
 
 
 def imprecise(head, features, masks):
-    """Only the backbone may be in reduced precision: a head off by as little as the backbone may be is refused."""
+    """Only the backbone may have reduced precision: the same error in the head is refused."""
     return head(features + (np.random.default_rng(0).normal(size=features.shape) * 0.02).astype(np.float32), masks)
 
 
@@ -150,10 +152,10 @@ def imprecise(head, features, masks):
         (imprecise, ProbeMismatch, "differs from torch's under the same masks"),
     ],
 )
-def test_a_wrong_head_is_refused(probe, described, engine, fault, error, message, reduced):
-    """Also behind a backbone in reduced precision, which excuses none of it."""
+def test_a_wrong_head_is_refused(probe, small_manifest, engine, fault, error, message, reduced):
+    """Also after a backbone in reduced precision."""
     with pytest.raises(error, match=message):
-        validate_with(engine, probe, described, head=partial(fault, engine.head), reduced=reduced)
+        validate_with(engine, probe, small_manifest, head=partial(fault, engine.head), reduced=reduced)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +167,8 @@ def test_a_wrong_head_is_refused(probe, described, engine, fault, error, message
     ],
     ids=["backbone", "head-makes-up", "shape"],
 )
-def test_other_features_than_torchs_are_refused(probe, described, engine, change, made_up, message):
-    """Also where a head that was scaled makes up for a backbone that was."""
+def test_other_features_than_torchs_are_refused(probe, small_manifest, engine, change, made_up, message):
+    """Even if a scaled head compensates a scaled backbone."""
 
     def backbone(images):
         return change(engine.backbone(images))
@@ -175,11 +177,11 @@ def test_other_features_than_torchs_are_refused(probe, described, engine, change
         return engine.head(features * np.float32(made_up), masks)
 
     with pytest.raises(ProbeMismatch, match=message):
-        validate_with(engine, probe, described, backbone=backbone, head=head)
+        validate_with(engine, probe, small_manifest, backbone=backbone, head=head)
 
 
 def noisy(engine, scale):
-    """Return a backbone whose features are off by a share of their size, as integers of few bits are."""
+    """Return a backbone with relative noise, like one in few-bit integers."""
     rng = np.random.default_rng(0)
 
     def run(images):
@@ -189,29 +191,29 @@ def noisy(engine, scale):
     return run
 
 
-def test_reduced_backbone_that_ranks_as_torch_does_is_valid(probe, described, engine):
-    validation = validate_with(engine, probe, described, backbone=noisy(engine, 0.02), reduced=True)
+def test_reduced_backbone_that_ranks_as_torch_does_is_valid(probe, small_manifest, engine):
+    validation = validate_with(engine, probe, small_manifest, backbone=noisy(engine, 0.02), reduced=True)
     assert validation.largest_difference > TOLERANCE
     assert LEAST_RANK_CORRELATION <= validation.rank_correlation <= 1
     with pytest.raises(ProbeMismatch):
-        validate_with(engine, probe, described, backbone=noisy(engine, 0.02))
+        validate_with(engine, probe, small_manifest, backbone=noisy(engine, 0.02))
 
 
-def test_reduced_backbone_that_shuffles_the_ranks_is_refused_as_such(probe, described, engine, monkeypatch):
-    """In fp32 the version may be sound; where BALD is the same to within the bound, ranks do not matter."""
+def test_reduced_backbone_that_shuffles_the_ranks_is_refused_as_such(probe, small_manifest, engine, monkeypatch):
+    """The version may be sound in fp32; if BALD is nearly the same, ranks do not matter."""
 
     def shuffle(images):
         return engine.backbone(images[::-1])
 
     with pytest.raises(PrecisionRefused, match=r"correlation of -?0\.\d+ .*LABELNEXT_PRECISION=fp32"):
-        validate_with(engine, probe, described, backbone=shuffle, reduced=True)
+        validate_with(engine, probe, small_manifest, backbone=shuffle, reduced=True)
     monkeypatch.setattr("contract.graph.probe.BALD_NOISE", 2.0)
-    validation = validate_with(engine, probe, described, backbone=shuffle, reduced=True)
+    validation = validate_with(engine, probe, small_manifest, backbone=shuffle, reduced=True)
     assert validation.rank_correlation < LEAST_RANK_CORRELATION
 
 
-def test_reduced_backbone_that_overflows_is_refused_as_such(probe, described, engine):
-    """float16 ends at 65504; what overflows there may be sound in fp32."""
+def test_reduced_backbone_that_overflows_is_refused_as_such(probe, small_manifest, engine):
+    """float16 overflows beyond 65504; the version may be sound in fp32."""
 
     def overflow(images):
         features = engine.backbone(images)
@@ -219,13 +221,13 @@ def test_reduced_backbone_that_overflows_is_refused_as_such(probe, described, en
         return features
 
     with pytest.raises(PrecisionRefused, match=r"not finite.*LABELNEXT_PRECISION=fp32"):
-        validate_with(engine, probe, described, backbone=overflow, reduced=True)
+        validate_with(engine, probe, small_manifest, backbone=overflow, reduced=True)
     with pytest.raises(ProbeMismatch, match="not finite"):
-        validate_with(engine, probe, described, backbone=overflow)
+        validate_with(engine, probe, small_manifest, backbone=overflow)
 
 
 def all_but_certain(probe, *, share, multiple=False):
-    """Return the probe of a network of which so large a share of the passes flips the labels, and a head that may."""
+    """Return the probe of a network whose labels flip in a given share of passes, and a head that may."""
     certain, flipped = np.zeros((2, len(probe.images), 12), np.float32)
     if multiple:
         flipped[:] = 1
@@ -250,20 +252,20 @@ def all_but_certain(probe, *, share, multiple=False):
 
 @pytest.mark.parametrize("flips_in_torch", [True, False])
 def test_all_but_certain_model_is_not_refused(honest, flips_in_torch):
-    """Where one pass in hundreds flips an image's labels, in torch or in the engine, it is chance."""
+    """Flips in one of hundreds of passes, in torch or the engine, are chance."""
     manifest, probe, _ = honest
     rare, run = all_but_certain(probe, share=flips_in_torch / PASSES, multiple=manifest.multiple)
     head = partial(run, flips=lambda _: [] if flips_in_torch else [1])
     assert validate_with(None, rare, manifest, backbone=lambda _: probe.features, head=head).mean_bald == 0
 
 
-def test_rare_flips_that_all_images_share_are_no_dead_dropout(described, probe):
-    """One mask of 200 flips all of them: as many passes as the reference has may hold none, many more do hold some."""
+def test_rare_flips_that_all_images_share_are_no_dead_dropout(small_manifest, probe):
+    """One mask of 200 flips all of them: the first comparison may miss it, the longer one does not."""
     share = 1 / 200
     rare, run = all_but_certain(probe, share=share)
 
     def check(flips):
-        validate_with(None, rare, described, backbone=lambda _: probe.features, head=partial(run, flips=flips))
+        validate_with(None, rare, small_manifest, backbone=lambda _: probe.features, head=partial(run, flips=flips))
 
     for seed in range(60):
         rng = np.random.default_rng(seed)

@@ -17,14 +17,14 @@ LONG_AGO = "Mon, 01 Jan 2024 00:00:00 GMT"
 
 
 def jwt(kind, serial=0):
-    """A JSON web token that says it is of this kind."""
+    """A JSON web token of this type."""
     parts = ({"alg": "HS256"}, {"token_type": kind, "jti": serial})
     head, claims = (base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
     return f"{head}.{claims}.c2lnbmF0dXJl"
 
 
 def tokens(host):
-    """Which token each request brought."""
+    """The Authorization header of each request."""
     return [request.headers.get("Authorization") for request in host.requests]
 
 
@@ -33,7 +33,7 @@ def unknown(name, port):
 
 
 class Clock:
-    """A clock that moves when it is told to."""
+    """A clock that is moved by hand."""
 
     def __init__(self):
         self.now = 1000.0
@@ -56,7 +56,7 @@ def elsewhere():
 
 @pytest.fixture
 def make():
-    """Makes fetchers that are closed when the test ends."""
+    """Factory of fetchers, which are closed after the test."""
     made = []
 
     def fetcher(*, resolve=resolve_addresses, clock=time.monotonic, **settings):

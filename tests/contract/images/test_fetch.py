@@ -38,7 +38,7 @@ class TestLimits:
         ids=["announced", "endless"],
     )
     def test_what_is_over_the_limit_is_not_read(self, home, make, answer):
-        """Content-Length decides before the first byte; the limit itself is allowed."""
+        """Content-Length is checked before reading the body; the limit itself is allowed."""
         home.serve("/data/upload/1/b.png", bytes(1000))
         home.answers[UPLOAD] = answer
         fetcher = make(label_studio_url=home.url, max_bytes=1000)
@@ -55,9 +55,9 @@ class TestLimits:
         ],
     )
     def test_a_body_cut_short_is_asked_for_again_later(self, home, make, sent):
-        """Fewer bytes than announced, or none before the connection ends: so does a host that is being stopped.
+        """Fewer bytes than announced, or none before the connection closes, as from a host that is shutting down.
 
-        None, where none are announced, are an image of no bytes.
+        An announced length of 0 is an empty image.
         """
         home.answers[UPLOAD] = raw(sent)
         fetcher = make(label_studio_url=home.url)
@@ -85,7 +85,7 @@ class TestLimits:
         ids=["silent", "silent-in-body", "head", "body", "body-of-unknown-length", "chunk-size"],
     )
     def test_a_silent_or_trickling_host_is_given_up(self, home, make, answer):
-        """A byte now and then resets a socket's time-out, but neither the head's nor the image's."""
+        """A byte now and then resets a socket's timeout, but not that of the headers or the image."""
         home.answers[UPLOAD] = answer
         with pytest.raises(TemporaryFetchError, match="took too long to answer"):
             make(label_studio_url=home.url, read_timeout_s=0.2, total_timeout_s=0.4).fetch(UPLOAD)
@@ -94,7 +94,7 @@ class TestLimits:
 
     @pytest.mark.parametrize(("left_s", "asked"), [(-1, 0), (0.2, 1)])
     def test_the_deadline_shortens_the_time_outs(self, home, make, left_s, asked):
-        """A host may be silent no longer than the caller can wait, and none is asked when the time is over."""
+        """A host may not be silent longer than the caller can wait, and no request is sent after the deadline."""
         home.answers[UPLOAD] = lambda *_: home.stopping.wait(20)
         with pytest.raises(TemporaryFetchError, match=r"took too long|in time"):
             make(label_studio_url=home.url).fetch_if_changed(UPLOAD, deadline=time.monotonic() + left_s)
@@ -125,7 +125,7 @@ class TestLimits:
         assert home.requests[0].headers["Accept-Encoding"] == "identity"
 
     def test_proxies_of_the_environment_are_not_used(self, home, elsewhere, make, monkeypatch):
-        """A proxy would look names up itself, past the check of the address."""
+        """A proxy would resolve names itself, and bypass the check of the address."""
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, elsewhere.url)
         home.serve(UPLOAD, IMAGE)
@@ -136,7 +136,7 @@ class TestLimits:
 class TestAddresses:
     @pytest.mark.parametrize("name", [each for each in (*THIS_MACHINE, *ELSEWHERE) if each != "localhost."])
     def test_addresses_off_the_public_internet_are_not_asked(self, make, monkeypatch, name):
-        """However an address is written, no connection to a private, local or multicast one is opened, now or later."""
+        """In any notation, connections to private, local or multicast addresses are never opened."""
         monkeypatch.setattr(contract.images.connections, "create_connection", lambda *_, **__: pytest.fail("connected"))
         with pytest.raises(FetchError, match="LABELNEXT_ALLOWED_ORIGINS") as caught:
             make(label_studio_url="http://10.0.0.9:8080").fetch(f"http://{name}/a.png")
@@ -163,7 +163,7 @@ class TestAddresses:
 
     @pytest.fixture
     def internet(self, elsewhere, monkeypatch):
-        """Public addresses that all lead to one loopback server; yields the addresses that were connected to."""
+        """Public addresses that lead to one loopback server; yields the addresses connected to."""
         connected = []
 
         def connect(address, timeout, **_):
@@ -174,7 +174,7 @@ class TestAddresses:
         return connected
 
     def test_the_connection_goes_to_the_address_that_was_checked(self, elsewhere, internet, make):
-        """A name that resolves to something else at its second look-up gets no second look-up."""
+        """The name is resolved once, so that another result of a second look-up has no effect."""
         elsewhere.serve("/a.png", IMAGE)
         answers = iter([[PUBLIC], ["127.0.0.1"]])
         assert make(resolve=lambda host, port: next(answers)).fetch("http://rebinding.test:81/a.png") == IMAGE
@@ -182,7 +182,7 @@ class TestAddresses:
         assert elsewhere.requests[0].headers["Host"] == "rebinding.test:81"
 
     def test_a_redirect_into_the_private_network_is_refused(self, home, elsewhere, internet, make):
-        """And a name of which one address is private."""
+        """Also by a name with one private address."""
         elsewhere.serve("/a.png", status=302, location="http://169.254.169.254/latest/meta-data/")
         names = {"images.test": [PUBLIC], "both.test": [PUBLIC, "10.0.0.1"]}
         fetcher = make(resolve=lambda host, port: names.get(host, [host]), label_studio_url=home.url)
@@ -202,7 +202,7 @@ class TestAddresses:
         ids=["file", "data", "bad", "gopher", "long"],
     )
     def test_a_redirect_to_anything_but_http_is_refused(self, home, make, location, message):
-        """A host cannot turn a request into a look at our disk; its address is bound as the reference itself is."""
+        """A host cannot redirect to our disk; limits of references apply to the new address."""
         home.serve(UPLOAD, status=302, location=location)
         with pytest.raises(FetchError, match=f"redirects to what is {message}"):
             make(label_studio_url=home.url).fetch(UPLOAD)
@@ -218,7 +218,7 @@ class TestAddresses:
 
 
 class TestLater:
-    """Which failures pass by themselves, so that it is worth asking again."""
+    """Failures that may be temporary."""
 
     @pytest.mark.parametrize(
         ("status", "later"),
@@ -231,7 +231,7 @@ class TestLater:
         assert (caught.value.later, caught.value.code) == (bool(later), "fetch")
 
     def test_a_host_that_is_down_may_answer_later(self, make):
-        """A closed port, or a name that is unknown while a container is restarted; the message names the host."""
+        """A closed port, or an unknown name while a container restarts; the message names the host."""
         with socket.create_server(("127.0.0.1", 0)) as server:
             closed = f"http://127.0.0.1:{server.getsockname()[1]}"
         fetcher = make(allowed_origins=(closed,), resolve=unknown)
@@ -242,7 +242,7 @@ class TestLater:
 
 class TestMessages:
     def test_messages_are_one_line_of_bounded_length(self, make):
-        """A reference is a stranger's text; it must not forge lines of a log."""
+        """References are untrusted, and must not forge log lines."""
         with pytest.raises(FetchError) as caught:
             make().fetch("nonsense\n2026-11-22 ERROR forged" + "x" * 10_000)
         assert "\n" not in str(caught.value)
