@@ -1,7 +1,7 @@
-"""Each parser of bytes from elsewhere, with what must hold of any bytes.
+"""Parsers of untrusted bytes, with properties that hold for any bytes.
 
-A target takes bytes and returns; only the errors that a parser documents are caught, so that any other fails the test.
-What is accepted must survive being written and read again.
+A target parses bytes; only the parser's documented errors are caught, so that any other fails the test. Accepted input
+must survive a round trip.
 """
 
 import tempfile
@@ -72,7 +72,7 @@ def label_config(data):
 
 
 def manifest(data):
-    """A manifest.json: what is accepted is written and read again as the same, and names files within a folder."""
+    """A manifest.json: accepted ones survive a round trip, and name files within a folder."""
     with suppress(ManifestError, UnicodeDecodeError):
         read = Manifest.from_json(data.decode())
         text = read.to_json()
@@ -86,20 +86,20 @@ def manifest(data):
 
 
 def signature(data):
-    """A .minisig file: none but the one by the key is taken."""
+    """A .minisig file: only the one by the key is accepted."""
     with suppress(SignatureError):
         VerifyKey(PUBLIC_KEY).verify(b"manifest", data, version=VERSION)
         raise AssertionError("a signature was forged")
 
 
 def public_key(data):
-    """A public key, as it is set."""
+    """A public key setting."""
     with suppress(ValueError, ConfigError):
         VerifyKey(read_public_key(data.decode(errors="replace")))
 
 
 def target(data):
-    """A URL of an image: what is accepted reads as itself again, in the same origin."""
+    """The URL of an image: accepted ones parse to themselves again, with the same origin."""
     with suppress(ValueError):
         url, _, location = data.decode(errors="replace").partition("\n")
         parsed = HttpUrl.parse(url)
@@ -151,7 +151,7 @@ TARGETS = {
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_beginnings_of_good_files_are_parsed_or_refused(name):
-    """Files that end too early are what interrupted writers leave."""
+    """Interrupted writers leave truncated files."""
     run, seeds = TARGETS[name]
     for seed in seeds():
         for length in {0, 1, len(seed) // 2, len(seed) - 1, len(seed)}:

@@ -90,7 +90,7 @@ def test_an_error_is_told_with_the_usage(capsys, arguments, message):
 
 
 def test_help_is_what_is_declared(capsys):
-    """Under the heading of each class, with its default; docstrings that are inherited are shown, too."""
+    """Below the heading of each class, with defaults and inherited docstrings."""
     with pytest.raises(SystemExit, match="0"):
         read("both", "--help")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

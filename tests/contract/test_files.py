@@ -1,4 +1,4 @@
-"""Opening regular files and nothing that only looks like one; disks without room, real ones of a few kilobytes."""
+"""Opening regular files only, and full disks, which are real ones of a few kilobytes."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(60)  # a pipe or a device that is opened would 
 
 
 def test_a_link_among_the_folders_is_followed_and_no_more_read_than_may_be(tmp_path):
-    """Where the repository is mounted is the operator's choice."""
+    """The operator chooses where the repository is mounted."""
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "file").write_bytes(b"content")
     assert read_regular(tmp_path / "link" / "file", most_bytes=7) == b"content"
@@ -52,9 +52,9 @@ def contents(repository):
 
 
 def test_a_disk_without_room_is_named_with_what_is_free_and_what_to_do(repository):
-    """One sentence for people, an OSError for those who try again; nothing is left, and later it is published.
+    """One sentence for users, and an OSError for retries; no files are left, and publishing works later.
 
-    Nor is a draft of CURRENT left by a rollback, which would take the rest of the room.
+    Neither does a rollback leave a temporary CURRENT, which would take the rest of the space.
     """
     with small_disk(repository.root, "2m"):
         first, second = publish(repository, b"first").name, publish(repository, b"second").name
@@ -76,7 +76,7 @@ def test_a_disk_without_room_is_named_with_what_is_free_and_what_to_do(repositor
 
 
 def test_whichever_file_finds_no_room_nothing_is_published_by_halves(repository):
-    """The pointer's included: a version that is there and not in use would be taken for one that was rolled back."""
+    """Including CURRENT: a version that exists but is not in use would look like one that was rolled back."""
     with small_disk(repository.root, "2m"):
         first = publish(repository, b"first").name
         used = 1 + sum(1 for _ in repository.root.rglob("*"))
@@ -95,7 +95,7 @@ def test_whichever_file_finds_no_room_nothing_is_published_by_halves(repository)
 
 
 def test_a_library_that_only_counts_what_it_wrote_is_understood(repository):
-    """Files that numpy writes end in an error without the system's number."""
+    """Errors of numpy have no errno."""
     with (
         small_disk(repository.root, "2m"),
         pytest.raises(DiskFull, match="of 2 MiB are free"),

@@ -13,19 +13,19 @@ from tests.trainer.studio import jwt
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 PERSONAL = jwt(token_type="refresh")
-HASTY = RetryPolicy(total_s=0.0)
+NO_RETRIES = RetryPolicy(total_s=0.0)
 
 
 @pytest.fixture
 def studio():
-    """A web server that has no page yet."""
+    """A web server without pages."""
     with host() as each:
         yield each
 
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """Waiting takes no time; how long it was is returned."""
+    """The pauses so far; they take no time."""
     waited = []
     clock = SimpleNamespace(monotonic=lambda: float(sum(waited)), sleep=waited.append)
     monkeypatch.setattr(label_studio, "time", clock)
@@ -36,18 +36,18 @@ def serve_json(studio, path, content, status=200):
     studio.serve(path, json.dumps(content).encode(), status=status, content_type="application/json")
 
 
-def nobodys_address():
+def closed_address():
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def client(url, token=LEGACY, retries=HASTY):
+def client(url, token=LEGACY, retries=NO_RETRIES):
     return LabelStudioClient(url, token, retries=retries)
 
 
 @pytest.mark.parametrize("prefix", ["", "/studio"])
 def test_a_personal_access_token_is_exchanged_once_and_again_when_it_is_no_longer_honoured(studio, prefix):
-    """Behind a path the exchange is behind it too; Label Studio may have been restarted with another secret."""
+    """Below a path the exchange has the same prefix; Label Studio may have restarted with another secret."""
     honoured = []
 
     def exchange(handler, request):
@@ -120,7 +120,7 @@ def test_a_label_studio_that_is_restarted_is_waited_for(studio, pauses, status):
 
 def test_one_that_refuses_connections_is_waited_for(pauses):
     with pytest.raises(Unreachable, match=r"cannot be reached.*LABELNEXT_LABEL_STUDIO_URL"):
-        client(nobodys_address(), retries=RetryPolicy(total_s=180.0, pause_s=1.0)).get(WHOAMI)
+        client(closed_address(), retries=RetryPolicy(total_s=180.0, pause_s=1.0)).get(WHOAMI)
     assert 160 < sum(pauses) <= 180
     assert max(pauses) == 15
 
@@ -133,7 +133,7 @@ def test_a_refusal_is_not_waited_for(studio, pauses):
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_what_is_to_be_sent_once_is(studio, pauses, status):
-    """Label Studio may have stored it, and would store it again."""
+    """Label Studio may have stored it already."""
     studio.serve("/api/tasks", status=status)
     with pytest.raises(Unreachable):
         client(studio.url, retries=RetryPolicy()).post("/api/tasks", {})
@@ -149,7 +149,7 @@ def test_files_are_sent_as_one_form(studio):
 
 
 def test_what_time_it_is_at_label_studio_is_what_it_last_said(studio):
-    """To the second, in UTC; none before the first answer, or where the answer does not say."""
+    """To the second, in UTC; None before the first response, or without a date."""
     ours = client(studio.url)
     assert ours.date is None
     for date, expected in (("Sun, 29 Nov 2026 16:00:01 GMT", datetime(2026, 11, 29, 16, 0, 1, tzinfo=UTC)), ("", None)):

@@ -11,7 +11,7 @@ from contract.labelconfig import Choice, ChoicesControl, parse_label_config
 
 
 def config(*tags):
-    """A labelling config of these tags."""
+    """A labelling config with these tags."""
     return f"<View>{''.join(tags)}</View>"
 
 
@@ -27,7 +27,7 @@ def image(name="image", value="$image"):
 
 
 def only_control(*tags):
-    """The one that is found beside an image."""
+    """The only control of a config with an image."""
     (control,) = parse_label_config(config(image(), *tags))
     return control
 
@@ -68,11 +68,11 @@ class TestParsing:
         ],
     )
     def test_a_label_is_what_label_studio_stores(self, inner, labels):
-        """In the document's order; a $ that begins no key is only that, and white space no text."""
+        """In document order; a $ without a key is literal, and white space is no text."""
         assert only_control(choices(inner=inner)).labels == labels
 
     def test_each_control_is_bound_to_its_own_image(self):
-        """The first of several targets."""
+        """To the first of several targets."""
         tags = [choices("a", name="x", to_name="t, right"), choices("b", name="y", to_name="left, right")]
         controls = parse_label_config(config(TEXT, image("left", "$l"), image("right", "$r"), *tags))
         found = [(each.from_name, each.to_name, each.value_key) for each in controls]
@@ -83,12 +83,12 @@ class TestParsing:
         assert only_control(choices("a", more=f'choice="{mode}"')).multiple is multiple
 
     def test_case_of_tags_and_attributes_does_not_matter(self):
-        """Label Studio's frontend reads them in lower case."""
+        """Label Studio's frontend ignores it."""
         xml = '<View><image name="i" value="$u"/><choices name="c" toname="i"><choice value="A"/></choices></View>'
         assert parse_label_config(xml)[0].labels == ("A",)
 
     def test_nested_choices_are_paths(self):
-        """Those without choices in them are labels; without allowNested the editor shows no choice in a choice."""
+        """The leaves are labels; without allowNested the editor shows no choice inside another."""
         inner = (
             '<Choice value="Colour" alias="c"><Choice value="Red" alias="r"/><Choice value="blue"/></Choice>'
             '<View><Choice value="plain"/></View>'
@@ -113,19 +113,19 @@ class TestParsing:
         assert parse_label_config(xml)[0].labels == ("cat", "dog")
 
     def test_spaces_around_the_images_key_do_not_matter(self):
-        """Browsers strip what the editor makes of them."""
+        """Browsers strip URLs."""
         assert parse_label_config(config(image(value=" $image "), choices("a")))[0].value_key == "image"
 
     @given(st.lists(st.text(string.printable + "äß猫", min_size=1), min_size=1, unique=True))
     def test_any_text_is_a_label(self, labels):
-        """Spaces, quotes and scripts of all kinds come through as Label Studio stores them; it reads $ itself."""
+        """Spaces, quotes and all scripts are kept as Label Studio stores them; it interprets $ itself."""
         printable = [label for label in labels if label.isprintable() and "$" not in label]
         if printable:
             assert only_control(choices(*printable)).labels == tuple(printable)
 
     @pytest.mark.slow
     def test_choices_belong_to_the_innermost_control(self):
-        """Thousands of controls, one in the other, are read in the time that they take one after the other."""
+        """Thousands of nested controls are parsed in linear time."""
         depth = 20_000
         opened = "".join(f'<Choices name="c{i}" toName="image"><Choice value="{i}"/>' for i in range(depth))
         started = time.process_time()
@@ -143,7 +143,7 @@ class TestParsing:
         ids=["deep", "long", "ambiguous"],
     )
     def test_paths_that_grow_a_small_config_into_a_large_one_are_refused(self, inner, reason):
-        """As are two that nothing would tell apart."""
+        """As are two identical ones."""
         with pytest.raises(ConfigError, match=reason):
             only_control(choices(inner=inner, more='allowNested="true"'))
 
@@ -170,7 +170,7 @@ class TestRefusal:
         ],
     )
     def test_document_types_are_refused(self, xml):
-        """Entities grow a small text into a large one, or read files; a labelling config has none."""
+        """Entities expand to large texts or read files; labelling configs have none."""
         with pytest.raises(ConfigError, match="DOCTYPE"):
             parse_label_config(xml)
 
@@ -221,7 +221,7 @@ class TestRefusal:
         ],
     )
     def test_each_control_that_is_refused_has_its_reason(self, tag, around, reason):
-        """What is in the config is not what is wrong with it; beside one that classifies an image it does no harm."""
+        """It does no harm beside one that classifies an image."""
         with pytest.raises(ConfigError, match=reason):
             only_control(around, tag)
         assert only_control(around, tag, choices("a", name="good")).from_name == "good"

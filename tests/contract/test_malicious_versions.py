@@ -1,4 +1,4 @@
-"""Versions made to do harm are refused by what every reader opens them with, before any engine sees them."""
+"""Malicious versions are refused when they are opened, before an engine reads them."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(30)  # a pipe or a device that is opened would 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A version with all that one may have, in a repository of its own."""
+    """A version with all optional files, in its own repository."""
     repository = Repository(tmp_path_factory.mktemp("sound"))
     name = publish(repository, int8_of=TinyModel.draw(), report={"index.html": b"<p>"})
     assert len(open_whole(repository, name).sites) == 2  # otherwise the refusals below would show nothing
@@ -31,14 +31,14 @@ def sound(tmp_path_factory):
 
 @pytest.fixture
 def version(sound, tmp_path):
-    """A copy of it, to be spoiled."""
+    """A copy of it, to be modified."""
     root, name = sound
     shutil.copytree(root, tmp_path / "models")
     return Repository(tmp_path / "models"), name
 
 
 def open_whole(repository, name):
-    """Open all that trainer and server open of a version, short of running it."""
+    """Open everything of a version that trainer and server open, without running it."""
     with repository.open_verified(name) as version:
         Probe.load(version.probe_path)
         graph = load_graph(version.model_path, weights_bytes=version.weights_bytes)
@@ -48,7 +48,7 @@ def open_whole(repository, name):
 
 @pytest.mark.parametrize("case", [each for each in MALICIOUS if each.seen_by == "contract"], ids=lambda case: case.name)
 def test_it_is_refused(version, case):
-    """With the error that says which step refused it, and at once."""
+    """Quickly, with the error of the step that refused it."""
     repository, name = version
     case.apply(repository.folder / name)
     with pytest.raises(LabelnextError) as caught:
@@ -58,7 +58,7 @@ def test_it_is_refused(version, case):
 
 @pytest.mark.parametrize("case", EDITED, ids=lambda case: case.name)
 def test_where_signatures_are_demanded_its_manifest_is_not_parsed(tmp_path, case):
-    """Whatever was edited: either the manifest is not the signed one, or a digest in it is not that of the file."""
+    """After any edit either the manifest is not the signed one, or a digest does not match."""
     secret, _ = generate_keys(tmp_path / "keys")
     repository = Repository(tmp_path / "models", keys=Keys.read(signing=secret))
     name = publish(repository, int8_of=TinyModel.draw(), report={"index.html": b"<p>"})
@@ -82,7 +82,7 @@ def as_pipe(path):
     ids=["a-pipe", "long", "a-path"],
 )
 def test_a_pointer_that_is_none_is_refused(version, spoil):
-    """CURRENT is read on every poll, and must not stop the thread that does so."""
+    """CURRENT is read on every poll, and must not stop the polling thread."""
     repository, _ = version
     spoil(repository.folder / "CURRENT")
     with pytest.raises((OSError, VersionNotFound, ManifestError)):

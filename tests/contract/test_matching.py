@@ -53,7 +53,7 @@ def test_labels_of_another_subject_are_a_mismatch(labels, choices):
 
 
 def test_of_the_controls_that_are_known_the_named_one_is_taken_and_else_the_one_sharing_most():
-    """A name that is there by chance, over other labels, does not count."""
+    """A control of the same name with other labels does not count."""
     blurred, few, many = control("yes", "no", name="blurred"), control("cat", "no", name="few"), control("cat", "dog")
     assert match(("cat", "dog"), blurred, few, many, name="few") == "few"
     assert match(("cat", "dog"), blurred, few, many, name="blurred") == "kind"
@@ -80,7 +80,7 @@ def test_long_lists_and_labels_are_named_in_part():
     ids=["named", "stored", "displayed", "nothing shared"],
 )
 def test_a_control_is_chosen_by_its_name_or_else_by_its_labels(name, labels, chosen):
-    """A name beats labels; of equals the first is taken; without any there is an error, not an index out of range."""
+    """The name takes precedence; the first of equals is taken; without any, the error is not an IndexError."""
     controls = [control("yes", "no", name="blurred"), control("Cat=c", "Dog"), control("c", "Dog", name="again")]
     assert choose_control(controls, name=name, labels=labels).from_name == chosen
     with pytest.raises(ConfigError, match="at least one <Choices>"):

@@ -11,7 +11,7 @@ SECRETS = {
 
 
 def test_unset_and_empty_variables_give_the_defaults():
-    """Compose passes variables that are not set as empty strings; of others nothing is known."""
+    """Compose passes unset variables as empty strings; other variables are ignored."""
     empty = dict.fromkeys([*SECRETS, "LABELNEXT_MODELS", "LABELNEXT_MIRROR", "LABELNEXT_MASKS"], " ")
     assert SharedSettings.read({"LABELNEXT_COLOUR": "red"}) == SharedSettings.read(empty) == SharedSettings()
 
@@ -55,7 +55,7 @@ def test_secrets_are_not_shown():
     ],
 )
 def test_a_secret_that_cannot_be_one_is_refused_unseen(name, text):
-    """The message says what must be, and not what it was; nor does what led to it."""
+    """Neither the message nor its cause contains the value."""
     with pytest.raises(ConfigError, match=f"LABELNEXT_{name} must be ") as caught:
         SharedSettings.read({f"LABELNEXT_{name}": text})
     assert "s3c" not in str(caught.value)

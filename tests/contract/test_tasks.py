@@ -21,7 +21,7 @@ class TestResults:
         ],
     )
     def test_every_form_of_choices_is_read(self, choices, found):
-        """A list of texts, a text, and lists of texts; of these, the one around what was chosen is none itself."""
+        """A list of texts, a text, and lists of texts, of which parents of a choice are no labels."""
         assert labels_in({"choices": choices}) == found
 
     @pytest.mark.parametrize("value", [None, "red", [], {}])
@@ -53,5 +53,5 @@ class TestReferences:
         ],
     )
     def test_a_path_leads_where_it_does_in_label_studio(self, data, key, found):
-        """A key that is spelt like the path goes before it; where it shows several images, none is the task's."""
+        """An exact key takes precedence; if it leads to several images, the task has none."""
         assert find_reference(data, key) == found

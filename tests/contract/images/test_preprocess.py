@@ -38,7 +38,7 @@ def test_large_jpeg_gives_almost_the_pixels_of_a_full_decode():
 @pytest.mark.filterwarnings("ignore:.*orrupt EXIF data")  # Pillow says so, and goes on
 @pytest.mark.parametrize("file", [*bombs.small_files(), *images.cases()], ids=lambda file: file.name)
 def test_a_file_is_decoded_to_what_it_shows_or_refused_with_what_it_is(file):
-    """Of those that bench/hostile sends to a server, all that are made in a moment."""
+    """All files of bench/hostile that are made quickly."""
     if isinstance(file.outcome, Refused):
         with pytest.raises(DecodeError, match=file.outcome.reason):
             decode_image(file.make(None), WHOLE)
@@ -47,8 +47,8 @@ def test_a_file_is_decoded_to_what_it_shows_or_refused_with_what_it_is(file):
         assert np.abs(pixels - expected).mean() <= (0 if file.outcome.within == SAME else 2)
 
 
-def as_before(data, spec):
-    """What becomes of a file of 8 bits a channel, in Pillow's own words."""
+def expected_pixels(data, spec):
+    """The expected pixels of an 8-bit file, computed with Pillow."""
     with Image.open(io.BytesIO(data)) as file:
         file.draft("RGB", (2 * max(spec.width, spec.height),) * 2)
         image = file.convert("RGBA") if file.has_transparency_data else file.convert("RGB")
@@ -70,20 +70,20 @@ def as_before(data, spec):
     ],
 )
 def test_levels_of_8_bits_are_taken_as_they_are_stored(file_format, mode):
-    """Bit for bit: published versions were trained on them. No profile is applied, and nothing is stretched."""
+    """Exactly, since published versions were trained on them, without profiles or stretching."""
     levels = np.random.default_rng(1).integers(20, 90, (210, 300, 4), dtype=np.uint8)
     image = Image.fromarray(levels).convert(mode)
     data = encode(image, file_format, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes())
     pixels = decode_image(data, SPEC)
     assert (pixels.shape, pixels.dtype) == ((32, 48, 3), np.uint8)
-    np.testing.assert_array_equal(pixels, as_before(data, SPEC))
+    np.testing.assert_array_equal(pixels, expected_pixels(data, SPEC))
 
 
 SQUARE = InputSpec(height=16, width=16)
 RAMP = np.arange(256).reshape(16, 16)
 
 
-def shown(levels, file_format="TIFF", *, dtype=None, **options):
+def grey_levels(levels, file_format="TIFF", *, dtype=None, **options):
     """The grey levels that an array becomes, at its own size."""
     image = Image.fromarray(np.asarray(levels, dtype))
     pixels = decode_image(encode(image, file_format, **options), SQUARE)
@@ -111,19 +111,19 @@ def up_to(greatest):
     ],
 )
 def test_a_range_that_is_declared_holds(file_format, dtype, levels, tags, declared):
-    """A level is as bright as it is, whatever else is in the image: it is not stretched.
+    """Brightness does not depend on the rest of the image.
 
-    16 bits declare one by that, unless MaxSampleValue is the greatest level of a lesser depth, not only the image's;
-    floats by SMinSampleValue and SMaxSampleValue, or else by being shares of 1 or whole numbers up to 255.
+    16-bit files declare their range, unless MaxSampleValue is the maximum of a lower depth, not just of the image;
+    floats by SMinSampleValue and SMaxSampleValue, or else as shares of 1 or whole numbers up to 255.
     """
     (black, white), exact = declared, levels.astype(dtype).astype(float)
     options = {"tiffinfo": tags} if tags else {}
-    found = shown(levels, file_format, dtype=dtype, **options)
+    found = grey_levels(levels, file_format, dtype=dtype, **options)
     np.testing.assert_array_equal(found, np.round((exact - black) / (white - black) * 255))
 
 
 def big_endian():
-    """16 bits of the other byte order."""
+    """16 bits in the other byte order."""
     tags = {256: 16, 257: 16, 258: 16, 259: 1, 262: 1, 273: 200, 277: 1, 278: 16, 279: 512}
     entries = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in sorted(tags.items()))
     head = b"MM\0*" + struct.pack(">IH", 8, len(tags)) + entries
@@ -131,7 +131,7 @@ def big_endian():
 
 
 def packed():
-    """12 bits a sample, which are scaled by 4095."""
+    """12 bits per sample, scaled by 4095."""
     levels = np.linspace(0, 4095, 256).round().astype(np.uint16)
     pairs = levels.reshape(-1, 2)
     three = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], axis=1)
@@ -140,13 +140,13 @@ def packed():
 
 
 def negative():
-    """WhiteIsZero, as X-rays come; Pillow inverts only those of up to 8 bits."""
+    """WhiteIsZero, as in X-rays; Pillow inverts only up to 8 bits."""
     tags = {**pictures.tiff_tags(16, 16, bits=[16]), 262: [0], 279: [512]}
     return pictures.tiff(tags, (RAMP * 257).astype("<u2").tobytes()), 255 - RAMP[..., None]
 
 
 def compressed_planes():
-    """libtiff, which Pillow leaves them to, knows how many bits a level has."""
+    """Pillow leaves these to libtiff, which handles their bit depth."""
     planes = [np.full((64, 64), level * 257, "<u2") for level in (200, 100, 50)]
     squeezed = [zlib.compress(plane.tobytes()) for plane in planes]
     tags = {**pictures.tiff_tags(64, 64, bits=[16] * 3, compression=8), 284: [2], 279: [len(each) for each in squeezed]}
@@ -173,11 +173,11 @@ def test_a_tiff_is_read_in_whichever_form_it_is_stored(make):
 )
 @pytest.mark.parametrize("brightest", [200, 4095])
 def test_a_png_is_scaled_by_its_significant_bits(scale, brightest):
-    """Of which sBIT says how many there were: scaled to sixteen as PNG has it, or left as they are."""
+    """By sBIT, whether levels were scaled to 16 bits as PNG requires, or not."""
     levels = up_to(brightest).astype(np.int64)
     info = PngImagePlugin.PngInfo()
     info.add(b"sBIT", bytes([12]))
-    found = shown(scale(levels), "PNG", dtype=np.uint16, pnginfo=info)
+    found = grey_levels(scale(levels), "PNG", dtype=np.uint16, pnginfo=info)
     assert np.abs(found - levels / 4095 * 255).max() <= 1
 
 
@@ -190,9 +190,9 @@ def test_a_png_is_scaled_by_its_significant_bits(scale, brightest):
     ],
 )
 def test_levels_of_no_known_range_are_not_lost(dtype, least, greatest):
-    """From 0, or the least of them, to the greatest: neither black nor white all over."""
+    """From 0 or the least level to the greatest: neither all black nor all white."""
     levels = np.linspace(least, greatest, 256)
-    found = shown((levels.round() if dtype == np.int32 else levels).reshape(16, 16), dtype=dtype)
+    found = grey_levels((levels.round() if dtype == np.int32 else levels).reshape(16, 16), dtype=dtype)
     assert len(np.unique(found)) > 250
     assert (np.diff(found.ravel().astype(int)) >= 0).all()
     assert (found.min(), found.max()) == (0, 255)
@@ -200,10 +200,10 @@ def test_levels_of_no_known_range_are_not_lost(dtype, least, greatest):
 
 @pytest.mark.parametrize(("none", "grey"), [(np.finfo(np.float32).min, 0), (np.nan, 0), (np.inf, 255)])
 def test_what_is_no_number_is_no_level(none, grey):
-    """The least float stands where a map was not measured; neither it nor NaN takes any contrast from the rest."""
+    """The least float marks missing data; like NaN it must not reduce the contrast."""
     levels = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
     levels[0] = none
-    found = shown(levels)
+    found = grey_levels(levels)
     assert (found[0] == grey).all()
     np.testing.assert_array_equal(found[1:], np.round(levels[1:].astype(float) * 255))
 
@@ -216,22 +216,22 @@ def test_what_is_no_number_is_no_level(none, grey):
     ],
 )
 def test_a_tiff_that_pillow_takes_for_another_is_refused(bits, tags, reason):
-    """It would read bytes for levels, and a level below 0 as one above 127."""
+    """Pillow would read single bytes of levels, or negative levels as above 127."""
     levels = np.arange(64 * 64, dtype=np.uint16) * 16
     with pytest.raises(DecodeError, match=reason):
         decode_image(pictures.tiff_of(levels.tobytes(), bits=bits, extra=tags), SQUARE)
 
 
 def test_a_transparent_level_of_16_bits_is_white():
-    """TRNS of greyscale names one level."""
-    found = shown(RAMP * 257, "PNG", dtype=np.uint16, transparency=257 * 3)
+    """Declared by tRNS."""
+    found = grey_levels(RAMP * 257, "PNG", dtype=np.uint16, transparency=257 * 3)
     assert (found[RAMP == 3] == 255).all()
     np.testing.assert_array_equal(found[RAMP != 3], RAMP[RAMP != 3])
 
 
 @pytest.fixture(scope="module")
 def large():
-    """More than a megapixel, as JPEG by how it is written."""
+    """More than a megapixel, as JPEG with the given options."""
     image = Image.new("RGB", (1280, 960), (90, 120, 30))
     return {
         "plain": encode(image, "JPEG"),
@@ -241,14 +241,14 @@ def large():
 
 
 def _with_thumbnail():
-    """EXIF in which a small JPEG lies, with a scan of its own."""
+    """EXIF with a small JPEG, which has a scan of its own."""
     exif = Image.Exif()
     exif[0x010E] = "a camera"
     return exif.tobytes() + encode(Image.new("L", (16, 16)), "JPEG")
 
 
 def test_a_large_jpeg_counts_as_what_of_it_must_be_in_memory(large):
-    """An eighth of each side, unless the graph's input is larger, or it is progressive and put together whole."""
+    """An eighth of each side, unless the graph's input is larger or the JPEG is progressive."""
     pixels = decode_image(large["sequential"], SPEC, max_megapixels=1)
     assert np.abs(pixels.astype(int) - [90, 120, 30]).max() <= 2
     for name, spec in (("sequential", InputSpec(height=4096, width=4096)), ("progressive", SPEC)):
@@ -281,7 +281,7 @@ def test_strips_change_no_pixel(mode, monkeypatch):
 
 
 def test_a_file_of_nothing_but_parts_is_refused(monkeypatch):
-    """Pillow walks them one by one while it holds the interpreter's lock."""
+    """Pillow reads them one by one while it holds the GIL."""
     monkeypatch.setattr(preprocess, "_MAX_READS", 100)
     plain = encode(Image.new("RGB", (96, 64), "red"), "JPEG")
     with pytest.raises(DecodeError, match="more than 100 parts"):
@@ -289,7 +289,7 @@ def test_a_file_of_nothing_but_parts_is_refused(monkeypatch):
 
 
 def test_a_jpeg_of_too_many_scans_is_refused(monkeypatch):
-    """Each passes over all pixels, and a thousand fit into a few kilobytes."""
+    """Each scan visits all pixels, and a thousand of them take a few kilobytes."""
     plain = encode(Image.new("RGB", (96, 64), "red"), "JPEG", progressive=True)
     last = plain[plain.rindex(b"\xff\xda") : -2]
     many = plain[:-2] + last * 100 + plain[-2:]
@@ -301,7 +301,7 @@ def test_a_jpeg_of_too_many_scans_is_refused(monkeypatch):
 
 
 def test_large_images_wait_for_each_other(monkeypatch):
-    """However many threads decode, pixels in memory are bounded; a larger image is decoded alone."""
+    """Pixels in memory are bounded for any number of threads; a larger image is decoded alone."""
     limit = preprocess._PixelLimit(100)
     inside, most, lock = 0, 0, threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Label Studio's own images, by whichever of its names a reference calls it."""
+"""References to Label Studio's own images, by any of its addresses."""
 
 import json
 import socket
@@ -20,7 +20,7 @@ LOCAL = "/data/local-files/?d=sub/b%20c.png"
 
 @pytest.fixture
 def says(home):
-    """Has Label Studio say what LABEL_STUDIO_HOST is, as 1.23 does."""
+    """Make Label Studio report this LABEL_STUDIO_HOST, as version 1.23 does."""
 
     def serve(url):
         home.serve(DESCRIPTION, json.dumps({"openapi": "3.0.3", "servers": [{"url": url}], "paths": {}}).encode())
@@ -36,7 +36,7 @@ def fetcher(home, make):
 
 
 def images(home):
-    """What was asked of Label Studio's images, and with which token."""
+    """The image requests to Label Studio, with their tokens."""
     asked = [request for request in home.requests if request.path != DESCRIPTION]
     return [(request.path, request.headers.get("Authorization")) for request in asked]
 
@@ -79,11 +79,10 @@ def images(home):
 )
 @pytest.mark.parametrize("told_by", ["setting", "label studio"])
 def test_label_studio_is_asked_at_its_address_for_what_is_its_own(home, says, make, told_by, said, reference, own):
-    """With the token and without the prefix, whether the public address was set or learnt from Label Studio.
+    """With the token and without the prefix, whether the public address is set or reported by Label Studio.
 
-    Another host, port, scheme or prefix is somebody else, who may show people another image. One port of this machine
-    is one program, whichever of its names its pages were opened by; where Label Studio does not say, who wrote such a
-    reference saw Label Studio there, as in compose.yaml.
+    Another host, port, scheme or prefix is not Label Studio, and may show another image. All loopback names with one
+    port are the same program; if Label Studio reports no address, loopback references are its own, as in compose.yaml.
     """
     says("" if told_by == "setting" else said)
     public = {"label_studio_public_url": f"{said}/"} if told_by == "setting" and said else {}
@@ -99,7 +98,7 @@ def test_label_studio_is_asked_at_its_address_for_what_is_its_own(home, says, ma
 
 @pytest.mark.parametrize("path", [UPLOAD, "/data/local-files/?d=sub/b.png"])
 def test_a_foreign_host_is_asked_for_its_own_image(home, elsewhere, says, make, monkeypatch, tmp_path, path):
-    """Even if a file of that name lies below the root of local files, people see that of the host."""
+    """Even if a local file of that name exists, annotators see the host's image."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.png").write_bytes(b"the file that nobody sees")
     says("")
@@ -117,7 +116,7 @@ def test_a_foreign_host_is_asked_for_its_own_image(home, elsewhere, says, make, 
 
 @pytest.mark.parametrize("said", ["", "http://localhost:{}"])
 def test_an_allowed_origin_is_itself(home, elsewhere, says, make, said):
-    """Whoever allows an origin of this machine says that images lie there."""
+    """An allowed loopback origin has images of its own."""
     says(said.format(elsewhere.port))
     elsewhere.serve(UPLOAD, b"what people see")
     fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
@@ -135,7 +134,7 @@ def test_an_allowed_origin_is_itself(home, elsewhere, says, make, said):
     ids=["told", "not told"],
 )
 def test_local_files_at_the_public_address_are_read_from_disk(tmp_path, program, url, name, value):
-    """Both programs are told it by one variable."""
+    """One variable configures both programs."""
     (tmp_path / "b c.png").write_bytes(IMAGE)
     settings = program.read({name: value, "LABELNEXT_LOCAL_FILES_ROOT": str(tmp_path)}).fetch_settings()
     with Fetcher(settings) as fetcher:
@@ -146,7 +145,7 @@ def test_local_files_at_the_public_address_are_read_from_disk(tmp_path, program,
 
 
 def test_label_studio_may_lead_to_itself_by_its_public_name_and_a_stranger_may_not(home, elsewhere, says, make):
-    """A redirect is judged as if the task had named the address, and a stranger's has ended the token."""
+    """Redirects are checked like references, and one from another host has ended the token."""
     says(STUDIO)
     home.serve("/tasks/7/resolve/", status=302, location=STUDIO + UPLOAD)
     elsewhere.serve("/a.png", status=302, location=home.url + UPLOAD)
@@ -158,9 +157,9 @@ def test_label_studio_may_lead_to_itself_by_its_public_name_and_a_stranger_may_n
 
 
 def test_label_studio_is_asked_for_its_public_address_now_and_then(home, says, make):
-    """Every ten minutes if it says one, every minute if not, never with the token; what it last said holds.
+    """Every ten minutes if it reports one, else every minute, never with the token; the last report is kept.
 
-    Usual references do not ask for it.
+    Usual references do not need it.
     """
     clock, outcomes, new = Clock(), [], "https://new.example.org"
     fetcher = make(label_studio_url=home.url, api_token=LEGACY, clock=clock, resolve=unknown)
@@ -185,7 +184,7 @@ def test_label_studio_is_asked_for_its_public_address_now_and_then(home, says, m
     "answer", [b"", b"[]", b"{", b'{"servers": [{"url": 7}]}', b'{"servers": [{"url": "/studio"}]}']
 )
 def test_a_description_that_names_no_address_is_none(home, says, fetcher, answer):
-    """Label Studio may be older, or set up in another way."""
+    """Label Studio may be older, or configured differently."""
     home.serve(DESCRIPTION, answer)
     assert fetcher.fetch(f"/studio{UPLOAD}") == IMAGE
     with pytest.raises(FetchError, match="cannot be reached"):

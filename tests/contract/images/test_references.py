@@ -18,14 +18,14 @@ class TestReferences:
         ("prefix", "reference"), [("", UPLOAD), ("/studio", UPLOAD), ("/studio", f"/studio{UPLOAD}")]
     )
     def test_an_upload_is_fetched_from_label_studio(self, home, make, prefix, reference):
-        """With the legacy token as it is, and below its path prefix, whether or not the reference has that."""
+        """With the legacy token unchanged, and with its path prefix, whether or not the reference has it."""
         home.serve(f"{prefix}{UPLOAD}", IMAGE)
         assert make(label_studio_url=f"{home.url}{prefix}/", api_token=LEGACY).fetch(reference) == IMAGE
         assert tokens(home) == [f"Token {LEGACY}"]
 
     @pytest.mark.parametrize("uri", ["s3://bucket/a b.png", "gs://bucket/a.png", "azure-blob://box/ä.png"])
     def test_storage_objects_are_resolved_by_label_studio(self, home, elsewhere, make, uri):
-        """The resolve endpoint of the task gets the URI in URL-safe base64; its redirect is followed without token."""
+        """The task's resolve endpoint gets the URI in URL-safe base64; its redirect is followed without the token."""
         elsewhere.serve("/signed", IMAGE)
         home.serve("/tasks/7/resolve/", status=303, location=f"{elsewhere.url}/signed?signature=secret")
         fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
@@ -50,7 +50,7 @@ class TestReferences:
         ],
     )
     def test_data_uris_that_are_broken_or_too_large_are_refused(self, make, monkeypatch, uri, message):
-        """The limit holds inside a task, too; ten million escapes would take seconds and gigabytes to undo."""
+        """The size limit applies; ten million escapes would take seconds and gigabytes to decode."""
         monkeypatch.setattr(contract.images.local, "_MAX_ESCAPES", 3)
         assert make(max_bytes=4).fetch("data:,%41%42%43") == b"ABC"
         with pytest.raises(FetchError, match=rf"data:\.\.\. .*{message}"):
@@ -58,7 +58,7 @@ class TestReferences:
 
     @pytest.mark.parametrize("start", ["http://127.0.0.1:1/", "s3://bucket/", "/data/upload/", "/data/local-files/?d="])
     def test_long_references_are_refused_unread(self, make, tmp_path, start):
-        """Megabytes would be read character by character, and again for each message; none is shown."""
+        """Parsing megabytes would be slow; messages do not contain them."""
         fetcher = make(label_studio_url="http://127.0.0.1:1", local_files_root=tmp_path)
         for ask in (fetcher.fetch, fetcher.source):
             with pytest.raises(FetchError, match="at most 8192 characters, got a reference of") as caught:
@@ -86,7 +86,7 @@ class TestReferences:
         ],
     )
     def test_other_references_are_refused(self, home, make, reference, message):
-        """Only what Label Studio writes into tasks is fetched, and no task can make us call its API with our token."""
+        """Only references that Label Studio writes are fetched; no task can make us call its API with our token."""
         with pytest.raises(FetchError, match=message) as caught:
             make(label_studio_url=home.url, api_token=LEGACY).fetch(reference)
         assert not home.requests
@@ -107,7 +107,7 @@ class TestLocalFiles:
         return root
 
     def test_files_below_the_root_are_read(self, root, make):
-        """By the path in the query, in whichever spelling Label Studio takes, also in a full URL of Label Studio."""
+        """By the path in the query, in each form that Label Studio accepts, also in a full URL of Label Studio."""
         fetcher = make(local_files_root=root, label_studio_url="http://127.0.0.1:9/studio")
         for prefix in ("", "/studio", "http://127.0.0.1:9/studio"):
             for name in ("sub%2Fb%20c.png", "/sub/b c.png", "sub/../sub//b+c.png"):
@@ -117,7 +117,7 @@ class TestLocalFiles:
 
     @pytest.mark.parametrize("name", LOCAL_FILES)
     def test_nothing_else_is_read(self, tmp_path, make, name):
-        """No way out of the root, no folder, no pipe that would block its reader; a loop of links is its image's."""
+        """Nothing outside the root, no folder, and no pipe that would block; a loop of links fails only its image."""
         fetcher = make(local_files_root=write_files(tmp_path, "secret"))
         with pytest.raises(FetchError, match="local file"):
             fetcher.fetch(f"/data/local-files/?d={name}")
@@ -125,12 +125,12 @@ class TestLocalFiles:
 
     @pytest.fixture
     def later(self, monkeypatch):
-        """Ten seconds have gone by since files were written."""
+        """The files were written ten seconds ago."""
         monkeypatch.setattr("contract.images.local.time.time_ns", lambda: int((time.time() + 10) * 1e9))
 
     @pytest.mark.usefixtures("later")
     def test_an_unchanged_file_is_not_read_again(self, root, make):
-        """The file system says whether it is: also of one that was given its size and its date back."""
+        """The change time reveals a change even if size and date were restored."""
         reference, fetcher, file = "/data/local-files/?d=sub/b c.png", make(local_files_root=root), root / "sub/b c.png"
         first = fetcher.fetch_if_changed(reference, known=None)
         again = fetcher.fetch_if_changed(reference, known=first.validators)
@@ -147,7 +147,7 @@ class TestLocalFiles:
 
     @pytest.mark.parametrize("date", [0, None], ids=["given an old date", "new"])
     def test_a_file_that_may_change_within_its_date_is_read_each_time(self, root, make, date):
-        """Some file systems count seconds, and this one has just been written."""
+        """Some file systems count seconds, and the file was just written."""
         os.utime(root / "sub/b c.png", None if date is None else (date, date))
         fetcher = make(local_files_root=root)
         known = fetcher.fetch_if_changed("/data/local-files/?d=sub/b c.png", known=None).validators
@@ -156,7 +156,7 @@ class TestLocalFiles:
 
     @pytest.mark.usefixtures("later")
     def test_of_another_file_nobody_learns_whether_it_changed(self, root, make):
-        """What is known of a file inside the root does not open one outside, whatever a link now leads to."""
+        """Validators of a file inside the root are useless for one outside, wherever a link leads now."""
         fetcher, file = make(local_files_root=root), root / "sub/b c.png"
         known = fetcher.fetch_if_changed("/data/local-files/?d=sub/b c.png", known=None).validators
         file.rename(root.parent / "moved")

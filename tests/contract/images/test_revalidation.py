@@ -11,7 +11,7 @@ from tests.contract.images.conftest import IMAGE, LEGACY, LONG_AGO, UPLOAD, jwt
 
 
 def dated(modified, *, etag=None):
-    """An answer with the image and its validators, or 304 to who has them."""
+    """A response with the image and its validators, or 304 to requests that have them."""
 
     def answer(handler: Handler, request: Request) -> None:
         same = request.headers.get("If-None-Match" if etag else "If-Modified-Since") == (etag or modified)
@@ -45,7 +45,7 @@ class TestRevalidation:
         assert len({request.connection for request in home.requests}) == 1
 
     def test_only_who_gave_validators_is_asked_with_them(self, home, elsewhere, make):
-        """Behind a redirect, the host that has the file; what redirects to it might mean something else by 304."""
+        """After a redirect, only the host of the file; the redirecting one might mean something else by 304."""
         home.serve("/tasks/7/resolve/", status=303, location=f"{elsewhere.url}/signed?signature=1")
         elsewhere.answers["/signed"] = dated(None, etag='"tag"')
         fetcher = make(label_studio_url=home.url, allowed_origins=(elsewhere.url,))
@@ -58,7 +58,7 @@ class TestRevalidation:
     @pytest.mark.parametrize(("modified", "etag"), [(LONG_AGO, None), (None, '"tag"')], ids=["date", "tag"])
     @pytest.mark.parametrize("moved", ["to another host", "to another file"])
     def test_what_has_moved_is_not_asked_with_them(self, home, elsewhere, make, modified, etag, moved):
-        """A reference that now leads to another host, or to an older file, would be told that nothing changed."""
+        """A reference that now leads to another host, or an older file, must not get 304."""
         fetcher = make(label_studio_url=home.url, allowed_origins=(elsewhere.url,))
         same, known = "/data/upload/1/b.png", None
         for place, path in (
@@ -102,7 +102,7 @@ class TestRevalidation:
         ids=["none", "unquoted", "two", "long", "no-date", "control"],
     )
     def test_what_cannot_be_asked_with_is_not_kept(self, home, make, headers):
-        """Nor where it came from; that it came is all that can be remembered."""
+        """Nor its location: only that it was downloaded is stored."""
         home.serve(UPLOAD, IMAGE, **headers)
         fetcher = make(label_studio_url=home.url)
         fetched = fetcher.fetch_if_changed(UPLOAD, known=None)
@@ -111,7 +111,7 @@ class TestRevalidation:
         assert fetcher.fetch_if_changed(UPLOAD, known=fetched.validators).data == IMAGE
 
     def test_a_date_within_whose_second_the_file_may_change_is_not_kept(self, home, make):
-        """Dates count seconds, and the file that comes next may have the same one."""
+        """Dates have whole seconds, and the next file may have the same one."""
         fetcher = make(label_studio_url=home.url)
         kept = []
         for age_s in (0, 10):
@@ -120,7 +120,7 @@ class TestRevalidation:
         assert kept == [False, True]
 
     def test_sources_are_named_by_what_is_asked_first(self, make, tmp_path):
-        """Storage objects have one for each task, local files one each, and what lies in the reference has none."""
+        """Storage objects have one per task, local files one each, data URIs none."""
         fetcher = make(label_studio_url="http://studio.test/ls", local_files_root=tmp_path)
         assert fetcher.source("http://host/a.png?x=1") == "http://host/a.png?x=1"
         assert fetcher.source(UPLOAD) == "http://studio.test/ls/data/upload/1/a.png"

@@ -10,15 +10,15 @@ from contract.images.fetch import FetchSettings
 from tests.contract.images.conftest import IMAGE, LEGACY, UPLOAD, Clock, jwt, tokens
 
 
-def renewing(home: Host, *, honours: int = 1) -> None:
-    """Make the host give out access tokens, each honoured for so many images."""
+def issue_tokens(home: Host, *, accepted: int = 1) -> None:
+    """Make the host issue access tokens, each accepted for this many images."""
     left: dict[str, int] = {}
 
     def refresh(handler: Handler, request: Request) -> None:
         if json.loads(request.body) != {"refresh": jwt("refresh")}:
             return reply(b"{}", status=401)(handler, request)
         access = jwt("access", len(left))
-        left[access] = honours
+        left[access] = accepted
         return reply(json.dumps({"access": access}).encode())(handler, request)
 
     def image(handler: Handler, request: Request) -> None:
@@ -34,7 +34,7 @@ def renewing(home: Host, *, honours: int = 1) -> None:
 
 class TestToken:
     def test_a_personal_access_token_is_exchanged_once(self, home, make):
-        renewing(home, honours=100)
+        issue_tokens(home, accepted=100)
         fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
         with ThreadPoolExecutor(8) as threads:
             bodies = list(threads.map(lambda _: fetcher.fetch(UPLOAD), range(40)))
@@ -42,20 +42,20 @@ class TestToken:
         assert len(home.requests_to("/api/token/refresh/")) == 1
 
     def test_a_refused_access_token_is_renewed_once(self, home, make):
-        """After 401 the image is asked for again with a new access token; a second refusal is final."""
-        renewing(home, honours=1)
+        """After 401 the image is requested again with a new access token; a second 401 is final."""
+        issue_tokens(home, accepted=1)
         fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"))
         assert [fetcher.fetch(UPLOAD) for _ in range(3)] == [IMAGE] * 3
         assert len(home.requests_to("/api/token/refresh/")) == 3
-        renewing(home, honours=0)
+        issue_tokens(home, accepted=0)
         home.requests.clear()
         with pytest.raises(FetchError, match="answered 401"):
             fetcher.fetch(UPLOAD)
         assert len(home.requests_to(UPLOAD)) == 2
 
     def test_an_access_token_is_renewed_before_it_ends(self, home, make):
-        """Label Studio honours one for 300 s; it is not used to the last second."""
-        renewing(home, honours=100)
+        """Label Studio accepts one for 300 s."""
+        issue_tokens(home, accepted=100)
         clock = Clock()
         fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"), clock=clock)
         fetcher.fetch(UPLOAD)
@@ -65,7 +65,7 @@ class TestToken:
 
     @pytest.mark.parametrize(("status", "later"), [(503, True), (401, False)])
     def test_a_personal_access_token_that_is_refused_is_named(self, home, make, status, later):
-        """By its setting, without the token. Label Studio gives out none while it starts; one refused stays refused."""
+        """By its setting, without the token. While Label Studio starts this is temporary, later it is not."""
         home.serve("/api/token/refresh/", b'{"detail": "Token is blacklisted"}', status=status)
         with pytest.raises(FetchError, match=r"needs a token.*LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
             make(label_studio_url=home.url, api_token=jwt("refresh")).fetch(UPLOAD)
@@ -80,7 +80,7 @@ class TestToken:
 
     @pytest.mark.parametrize("path", ["/api/projects", "/data/upload/%2e%2e/%2e%2e/api/projects", "/static/a.png"])
     def test_other_paths_of_label_studio_get_no_token(self, home, make, path):
-        """A task that names Label Studio's API by a full URL asks it as a stranger."""
+        """A full URL of Label Studio's API is requested without the token."""
         home.serve(path, IMAGE)
         with suppress(FetchError):
             make(label_studio_url=home.url, api_token=LEGACY).fetch(home.url + path)
@@ -99,7 +99,7 @@ class TestToken:
 
     @pytest.mark.parametrize("token", ["two words", "line\nX-Injected: 1", "schlüssel"])
     def test_what_cannot_be_a_token_is_refused_at_once(self, make, token):
-        """A header is made of it, so it may not hold whatever a file or a shell put there."""
+        """It becomes part of a header."""
         with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
             make(api_token=token)
         assert token not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What a browser makes of an address, and we do; tests/system/test_browser.py compares the table with a real one."""
+"""Addresses as browsers read them; tests/system/test_browser.py compares the tables with a real browser."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from contract.images.urls import normalise_reference
 
 
 def _png() -> bytes:
-    """An image whose base64 is padded by two characters."""
+    """An image whose base64 ends in two padding characters."""
     file = io.BytesIO()
     Image.new("RGB", (1, 1), "red").save(file, "PNG")
     return file.getvalue().ljust(3 * (len(file.getvalue()) // 3) + 4, b"\0")
@@ -83,8 +83,8 @@ DATA_URIS = {
 """Data URIs, and whether a browser shows the image that is in them."""
 
 
-def _shown(url: str) -> str:
-    """A URL as browsers write it: without the port that its scheme has anyway."""
+def _as_written(url: str) -> str:
+    """A URL as browsers write it, without a default port."""
     target = HttpUrl.parse(url)
     port = {"http": ":80", "https": ":443"}[target.origin.scheme]
     return target.url.replace(port + "/", "/")
@@ -92,7 +92,7 @@ def _shown(url: str) -> str:
 
 @pytest.mark.parametrize(("address", "plain"), ADDRESSES.items(), ids=ascii)
 def test_an_address_means_what_it_means_in_a_browser(address: str, plain: str):
-    assert _shown(address) == plain
+    assert _as_written(address) == plain
 
 
 def test_a_zone_is_the_same_whether_its_percent_is_escaped_or_not():
@@ -119,13 +119,13 @@ def test_what_is_no_address_in_a_browser_is_refused(address: str):
     ],
 )
 def test_what_is_relative_is_read_as_on_label_studios_page(reference: str, plain: str):
-    """Backslashes are slashes in paths and before hosts, and stay what they are elsewhere."""
+    """Backslashes are slashes in paths and before hosts, and unchanged elsewhere."""
     assert normalise_reference(reference) == plain
 
 
 @pytest.mark.parametrize(("uri", "shown"), DATA_URIS.items(), ids=map(str, range(len(DATA_URIS))))
 def test_a_data_uri_is_decoded_if_a_browser_shows_it(uri: str, shown: bool):
-    """Line breaks, spaces and missing padding do not matter; other alphabets and wrong padding do."""
+    """Line breaks, spaces and missing padding are accepted; other alphabets and wrong padding are not."""
     got = b""
     with Fetcher(FetchSettings()) as fetcher, suppress(FetchError):
         assert not fetcher.is_remote(uri)

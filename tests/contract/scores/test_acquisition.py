@@ -14,7 +14,7 @@ from contract.scores import acquisition
 
 @pytest.fixture
 def passes():
-    """Logits (N, T, C) of 40 images that range from sure to torn between passes."""
+    """Logits (N, T, C) of 40 images, from certain ones to ones on which the passes disagree."""
     rng = np.random.default_rng(0)
     return rng.normal(size=(40, 20, 7)).astype(np.float32) * np.linspace(0, 8, 40, dtype=np.float32)[:, None, None]
 
@@ -44,7 +44,7 @@ def test_bald_lies_between_0_and_the_smaller_logarithm(values):
 
 
 def test_most_uncertain_image_has_the_lowest_score():
-    """Label Studio serves the lowest first, and drops those outside [0, 1]: from 1 it falls to 0 as BALD rises."""
+    """Label Studio serves the lowest first, and drops scores outside [0, 1]."""
     nats = np.array([0.0, 0.1, 0.5, math.log(4) + 1e-6])
     scores = acquisition.label_studio_score(nats, 4)
     assert (np.diff(scores) < 0).all()
@@ -60,7 +60,7 @@ def sigmoids(passes):
 
 
 def test_of_several_labels_bald_is_the_sum_over_binary_classifiers(sigmoids):
-    """Each label and its absence are a choice between two: baal's BALD and scipy's entropy of each, added up."""
+    """The sum of baal's BALD and scipy's entropy of each label as a binary classifier."""
     both = np.stack([sigmoids, 1 - sigmoids], axis=-1)  # (N, T, C, 2)
     expected = sum(
         BALD().get_uncertainties(both[:, :, label].transpose(0, 2, 1).copy()) for label in range(sigmoids.shape[2])
@@ -109,7 +109,7 @@ def test_rank_correlation_equals_scipys(data, count):
 
 
 def test_rank_correlation_of_constants_is_defined():
-    """Two vectors without an order agree; one that has lost its order does not."""
+    """Two constant vectors agree; a constant and another do not."""
     constant, rising = np.full(5, 0.3), np.arange(5.0)
     assert acquisition.rank_correlation(constant, 2 * constant) == 1
     assert acquisition.rank_correlation(constant, rising) == acquisition.rank_correlation(rising, constant) == 0

@@ -22,7 +22,7 @@ shares = st.one_of(
 
 @st.composite
 def distributions(draw):
-    """Probabilities (..., C) that sum to 1 but for rounding, zeros and nearly equal ones among them."""
+    """Probabilities (..., C) that sum to 1 up to rounding, with zeros and near ties."""
     weights = draw(arrays(np.float64, shapes, elements=shares | st.floats(0.25, 0.2500001)))
     weights[..., 0] += weights.sum(axis=-1) == 0
     return (weights / weights.sum(axis=-1, keepdims=True)).astype(draw(widths))
@@ -30,13 +30,13 @@ def distributions(draw):
 
 @st.composite
 def several(draw):
-    """Probabilities (..., C), each by itself."""
+    """Probabilities (..., C) of independent labels."""
     return draw(arrays(np.float32, shapes, elements=shares)).astype(draw(widths))
 
 
 @given(arrays(np.float64, shapes, elements=st.floats(-30, 30)), temperatures)
 def test_it_is_softmax_of_the_logits_over_the_temperature(logits, temperature):
-    """Whatever a class's logits share falls out, so the logarithms of probabilities do as well as the logits."""
+    """Softmax ignores a constant in all logits, so log probabilities give the same result."""
     found = temper(np.exp(log_softmax(logits, axis=-1)), temperature)
     np.testing.assert_allclose(found, softmax(logits / temperature, axis=-1), rtol=1e-9, atol=1e-12)
 
@@ -50,7 +50,7 @@ def test_of_multiple_labels_it_is_the_sigmoid_of_each_logit_over_the_temperature
 
 @given(distributions(), temperatures)
 def test_probabilities_stay_probabilities_of_the_same_class(probabilities, temperature):
-    """In the same shape and dtype, within [0, 1], in sum 1, with the likeliest ahead; what is impossible stays so."""
+    """Same shape and dtype, within [0, 1], sum 1, same most probable class; 0 stays 0."""
     found = temper(probabilities, temperature)
     assert (found.shape, found.dtype) == (probabilities.shape, probabilities.dtype)
     assert ((found >= 0) & (found <= 1)).all()
@@ -61,7 +61,7 @@ def test_probabilities_stay_probabilities_of_the_same_class(probabilities, tempe
 
 @given(several(), temperatures)
 def test_of_multiple_labels_those_that_hold_still_hold(probabilities, temperature):
-    """No probability crosses one half, and each that is certain stays certain."""
+    """No probability crosses one half, and 0 and 1 stay."""
     found = temper(probabilities, temperature, multiple=True)
     assert (found.shape, found.dtype) == (probabilities.shape, probabilities.dtype)
     assert ((found >= 0) & (found <= 1)).all()
@@ -73,7 +73,7 @@ def test_of_multiple_labels_those_that_hold_still_hold(probabilities, temperatur
 @pytest.mark.slow
 @given(distributions(), several())
 def test_a_temperature_of_one_changes_no_value(probabilities, labels):
-    """Not even the last bit, and the caller's array is never the one that is returned."""
+    """Exactly, in a copy."""
     for before, found in ((probabilities, temper(probabilities, 1)), (labels, temper(labels, 1.0, multiple=True))):
         np.testing.assert_array_equal(found, before)
         assert not np.shares_memory(found, before)
@@ -81,13 +81,13 @@ def test_a_temperature_of_one_changes_no_value(probabilities, labels):
 
 @given(arrays(np.float32, shapes, elements=st.floats(2**-20, 1, width=32)), temperatures, st.booleans())
 def test_float32_loses_nothing_but_the_last_digit(probabilities, temperature, multiple):
-    """Even at a temperature of 0.05, which raises every rounding to its twentieth power."""
+    """Even at a temperature of 0.05, the twentieth power of any rounding error."""
     exact = temper(probabilities.astype(np.float64), temperature, multiple=multiple)
     np.testing.assert_allclose(temper(probabilities, temperature, multiple=multiple), exact, rtol=2e-7, atol=1e-38)
 
 
 def test_a_lead_that_float32_cannot_hold_is_still_a_lead():
-    """Two neighbours among the floats would be equal at a temperature of 20, and another class the first of the two."""
+    """Adjacent floats would become ties at a temperature of 20, and another class the first of them."""
     half = np.float32(0.5)
     close = np.array([np.nextafter(half, np.float32(0)), half])
     assert temper(close, 20).argmax() == 1

@@ -27,20 +27,20 @@ def test_the_holdout_is_a_random_part_of_the_pool():
 
 @given(st.floats(0, 0.99), st.floats(0, 0.99))
 def test_a_larger_share_holds_a_smaller_one(one, other):
-    """Raising the share throws no label away."""
+    """Increasing the share wastes no label."""
     smaller, larger = (holdout.is_held_out(3, IDS[:300], share) for share in sorted((one, other)))
     assert larger[smaller].all()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
 def test_what_is_no_share_is_refused(share):
-    """With all tasks held out nothing would be left to a strategy."""
+    """With all tasks held out, a strategy would have none."""
     with pytest.raises(ConfigError, match="at least 0 and below 1"):
         holdout.is_held_out(3, IDS, share)
 
 
 @pytest.mark.parametrize(("said", "share"), [(0.25, 0.25), (0, 0), (None, 0.1)])
 def test_a_version_says_under_which_share_it_was_trained(said, share):
-    """One that does not has the default."""
+    """If it does not, the default."""
     version = dataclasses.replace(manifest("20260102T030405678Z-abcdef"), training=TrainingRecord(audit_share=said))
     assert holdout.holdout_share(version) == share

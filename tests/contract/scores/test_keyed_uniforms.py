@@ -10,7 +10,7 @@ KNOWN = [0.17766013014112825, 0.7052909192517163, 0.037047732371577435, 0.680642
 
 
 def test_draws_are_uniform():
-    """Numbers that follow one another draw numbers that do not."""
+    """Also for consecutive numbers."""
     assert kstest(keyed_uniforms("a", IDS), "uniform").pvalue > 0.01
     assert abs(np.corrcoef(keyed_uniforms("a", IDS)[1:], keyed_uniforms("a", IDS)[:-1])[0, 1]) < 0.05
 
@@ -25,5 +25,5 @@ def test_a_draw_belongs_to_its_task(ids):
 
 
 def test_every_process_draws_the_same():
-    """On every machine: a pinned value."""
+    """A pinned value, on every machine."""
     np.testing.assert_allclose(keyed_uniforms("audit/7", np.arange(4)), KNOWN, rtol=0, atol=0)

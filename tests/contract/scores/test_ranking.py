@@ -61,7 +61,7 @@ def test_which_projects_were_ranked_is_known_without_reading_a_record(repository
 
 
 def test_each_project_has_its_last_ranking(repository):
-    """A later one replaces the former; other projects keep theirs; the newest comes first; nothing else is left."""
+    """A later one replaces the earlier; other projects keep theirs; the newest comes first; no other files are left."""
     save_ranking(repository, dataclasses.replace(RANKING, project=4, created_at="2026-01-01T00:00:00+00:00"))
     save_ranking(repository, RANKING)
     later = dataclasses.replace(RANKING, name="again", created_at="2026-01-03T00:00:00+00:00", version=None)
@@ -73,7 +73,7 @@ def test_each_project_has_its_last_ranking(repository):
 
 
 def test_a_ranking_that_cannot_be_written_leaves_the_last(repository):
-    """A number that is none is an error, not a broken file."""
+    """NaN is an error, not a broken file."""
     save_ranking(repository, RANKING)
     with pytest.raises(ValueError, match="Out of range float"):
         save_ranking(repository, dataclasses.replace(RANKING, mean_bald=float("nan")))
@@ -89,7 +89,7 @@ def test_a_ranking_that_cannot_be_written_leaves_the_last(repository):
     ],
 )
 def test_rubbish_is_left_out(repository, content, caplog):
-    """It hides no other. Counts are whole and not negative, numbers finite."""
+    """Other records are still read. Counts are non-negative integers, and numbers finite."""
     save_ranking(repository, RANKING)
     folder = repository.folder / "rankings"
     if isinstance(content, dict):

@@ -14,7 +14,7 @@ class TestMarks:
 
     @given(st.integers(0, 300), st.integers(0, 300), st.booleans(), st.booleans())
     def test_no_mark_is_found_in_another_one(self, one, other, rest, others):
-        """They are searched for as text."""
+        """Marks are searched for as text."""
         if (one, rest) != (other, others):
             assert mark("20261129-1", one, other=rest) not in mark("20261129-1", other, other=others)
 
@@ -25,5 +25,5 @@ class TestMarks:
 
 @pytest.mark.parametrize(("share", "percent"), [(0.8199, 81), (0.29, 29), (0.98, 98), (0.0, 0), (1.0, 100)])
 def test_a_share_is_never_said_to_be_more_than_it_is(share, percent):
-    """Nor a whole per cent less, because 100 times 0.29 is a little below 29."""
+    """Nor one per cent less because 100 times 0.29 is slightly below 29."""
     assert percent_below(share) == percent

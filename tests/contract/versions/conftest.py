@@ -20,7 +20,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def location(store, monkeypatch, tmp_path):
-    """A prefix of its own in the bucket."""
+    """A new prefix in the bucket."""
     for name, value in environment(store.url).items():
         monkeypatch.setenv(name, value)
     return f"s3://models/{tmp_path.name}"
@@ -28,19 +28,19 @@ def location(store, monkeypatch, tmp_path):
 
 @pytest.fixture
 def machine(location, tmp_path):
-    """Gives the repository in the bucket as a machine of that name sees it."""
+    """Factory of repositories in the bucket, each with the local cache of the named machine."""
     return lambda name, **given: open_repository(location, "birds", tmp_path / name, **given)
 
 
 @pytest.fixture
 def bucket(location):
-    """The bucket as nobody's."""
+    """The bucket without a local cache."""
     return Bucket("models", location.removeprefix("s3://models/"))
 
 
 @pytest.fixture
 def pair(tmp_path):
-    """What signs, and what only verifies."""
+    """Keys that sign and verify, and keys that only verify."""
     pytest.importorskip("minisign", reason="needs requirements/signatures.txt")
     secret, public = generate_keys(tmp_path / "keys")
     return Keys.read(signing=secret), Keys.read(verifying=public.read_text().splitlines()[1])
@@ -48,7 +48,7 @@ def pair(tmp_path):
 
 @pytest.fixture(params=["folder", "bucket"])
 def anywhere(request, tmp_path):
-    """Gives a repository, in a folder or in a bucket, as a machine of that name sees it."""
+    """Factory of repositories in a folder or in a bucket, as seen by the named machine."""
     if request.param == "bucket":
         return request.getfixturevalue("machine")
     return lambda name: open_repository(tmp_path / "models", "birds")
@@ -56,5 +56,5 @@ def anywhere(request, tmp_path):
 
 @pytest.fixture
 def repository(tmp_path):
-    """An empty one, in a folder."""
+    """An empty repository in a folder."""
     return Repository(tmp_path / "models")

@@ -12,7 +12,7 @@ MANY = 64 * 2**20
 
 @pytest.fixture
 def stub(monkeypatch):
-    """A host that a test has answer."""
+    """A host whose responses tests define."""
     with host() as stub:
         point_at(stub.url, monkeypatch)
         yield stub
@@ -26,7 +26,7 @@ def point_at(url, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 8 * 2**20, 20 * 2**20 + 1])
 def test_a_file_comes_back_as_it_was(bucket, tmp_path, size):
-    """Whether it goes in one part, in several, or is empty; a second upload of the same key never replaces it."""
+    """In one part, several, or empty; a second upload of the same key never replaces it."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(bytes(range(256)) * (size // 256) + bytes(size % 256))
     bucket.upload("file", source)
@@ -40,7 +40,7 @@ def test_a_file_comes_back_as_it_was(bucket, tmp_path, size):
 
 
 def test_no_more_is_read_than_was_asked_for(bucket, tmp_path):
-    """What somebody put there fills neither disk nor memory; what is too short is as long as it is."""
+    """Large objects fill neither disk nor memory; short ones are returned as they are."""
     bucket.write("file", b"12345")
     for size, content in ((3, b"123"), (9, b"12345")):
         bucket.download("file", tmp_path / "file", size_bytes=size)
@@ -50,7 +50,7 @@ def test_no_more_is_read_than_was_asked_for(bucket, tmp_path):
 
 
 def test_a_condition_decides_who_writes(bucket):
-    """Of two who saw the same the second is refused; who finds its own content has written it, and lost the answer."""
+    """Of two writers with the same tag the second is refused; if the content is its own, a response was lost."""
     bucket.replace("CURRENT", b"first", expected=None)
     with pytest.raises(PublishConflict):
         bucket.replace("CURRENT", b"other", expected=None)
@@ -66,7 +66,7 @@ def test_a_condition_decides_who_writes(bucket):
 
 
 def test_a_tag_without_quotes_is_the_same_tag(stub):
-    """As Ceph 16 has it, which takes no other in a condition."""
+    """Ceph 16 accepts only these in conditions."""
     held = [b"first"]
 
     def answer(handler, request):
@@ -111,7 +111,7 @@ REFUSAL = b"""<?xml version="1.0"?><Error><Code>SignatureDoesNotMatch</Code><AWS
     ("status", "said"), [(403, "403 .SignatureDoesNotMatch.; check AWS_ACCESS_KEY_ID"), (500, "500 .*network")]
 )
 def test_a_refusal_is_told_without_what_is_in_it(stub, caplog, status, said):
-    """Status, code and what to do; no credentials, in the message or in the traceback."""
+    """Status, code and remedy; no credentials in message or traceback."""
     stub.serve("/bucket/x/CURRENT", REFUSAL, status=status)
     with pytest.raises(RepositoryUnreachable, match=f"s3://bucket/x could not be read .CURRENT.: .*{said}") as caught:
         Bucket("bucket", "x").read("CURRENT", most_bytes=MANY)
@@ -130,7 +130,7 @@ HEAD = b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\nETag: "1"\r\nLast-Modified: M
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", [silence(), silence(HEAD + b"beginning")], ids=["hangs", "stops"])
 def test_a_bucket_that_falls_silent_is_left_within_seconds(stub, answer):
-    """And not asked again at once, so that a page that asks for much waits only once."""
+    """And not asked again at once, so that a page with many requests waits only once."""
     stub.answers["/bucket/x/CURRENT"] = answer
     now = [0.0]
     bucket = Bucket("bucket", "x", clock=lambda: now[0])
@@ -157,7 +157,7 @@ def test_a_host_that_is_not_there_or_may_not_be_asked_is_told(monkeypatch):
 @pytest.mark.parametrize("value", ["", "not a url", "ftp://host", "http://", "http://user:secret@host", "http://[::1"])
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 def test_an_endpoint_that_is_no_address_is_refused(monkeypatch, name, value):
-    """Before the library panics over it, and without quoting what may be a password."""
+    """The library would panic; the message does not contain the value, which may have a password."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"{name} must be an http or https URL") as caught:
         Bucket("bucket", "x")
@@ -171,7 +171,7 @@ def test_a_variable_that_the_library_does_not_take_is_refused(monkeypatch):
 
 
 def test_an_object_whose_name_climbs_is_named_as_the_fault(store, bucket):
-    """The library lists nothing where there is one."""
+    """The library cannot list a folder with such an object."""
     store.request("PUT", f"{bucket.location.removeprefix('s3://')}/model/%2e%2e/x", body=b"1")
     with pytest.raises(RepositoryUnreachable, match=r"a name with empty parts, \. or \.\.; remove it"):
         bucket.times("model")

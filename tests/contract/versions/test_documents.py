@@ -26,7 +26,7 @@ def test_objects_below_a_folder_in_a_bucket_are_not_of_it(machine, bucket):
 
 
 def test_a_folder_that_cannot_be_written_keeps_the_last_and_no_draft(anywhere, monkeypatch, tmp_path):
-    """A disk may be full at any step."""
+    """The disk may become full at any step."""
     documents = anywhere("trainer").documents("notes")
     documents.write("a.json", b"last")
 

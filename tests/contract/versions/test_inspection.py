@@ -1,4 +1,4 @@
-"""Where a graph's weights may lie; what else is refused is in test_malicious_versions."""
+"""Where weights may be stored; other checks are in test_malicious_versions."""
 
 import pytest
 from onnx import TensorProto, helper
@@ -9,7 +9,7 @@ from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE
 
 
 def model_of(*places):
-    """A graph that does nothing, with a tensor of four floats at each place: a file and an offset."""
+    """An empty graph with a tensor of four floats at each (file, offset)."""
     graph = helper.make_graph([], "nothing", [], [])
     for number, (file, offset) in enumerate(places):
         tensor = graph.initializer.add(name=f"w{number}", data_type=TensorProto.FLOAT, dims=[4])

@@ -38,7 +38,7 @@ def test_versions_that_say_how_good_they_are_are_on_the_curve():
 
 
 def test_versions_that_were_measured_on_the_same_images_are_joined():
-    """By the newest comparison, with what they came to there; the others keep their own figures."""
+    """With the results of the newest comparison; other versions keep their own."""
     old, new = (
         Comparison(images, tuple(ComparedVersion(f"v{number}", 10 * number, macro_f1, 0.1, 0.9) for number in (2, 3)))
         for images, macro_f1 in ((20, 0.25), (41, 0.5))
@@ -83,7 +83,7 @@ def test_places_are_proportional():
 
 
 def test_a_drawing_tells_apart_what_cannot_be_compared():
-    """A line joins what was measured on the same images, other versions are grey, and the one in use is filled."""
+    """A line joins results on the same images, other versions are grey, and the one in use is filled."""
     apart = point(10, 0.5, (0.4, 0.6), "v1")
     joined = [replace(apart, manifest=manifest(name), is_joined=True) for name in ("v2", "v3", "v4")]
     drawing = draw([apart, *joined], in_use="v3")

@@ -1,4 +1,4 @@
-"""A repository in a bucket: what is published on one machine is read on another."""
+"""A repository in a bucket: versions published on one machine are read on another."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -24,17 +24,17 @@ FILES = {"model.onnx", "head.onnx.data", "probe.npz", "report/index.html", "mani
 
 
 def objects_of(bucket, version):
-    """What lies in the bucket under a version's name."""
+    """The objects of a version."""
     return {key.removeprefix(f"birds/{version}/") for key in bucket.times(f"birds/{version}")}
 
 
 def publish_two(repository, **more):
-    """Return the names."""
+    """Publish two versions, and return their names."""
     return [publish(repository, content, **more).name for content in (b"first", b"second")]
 
 
 def test_only_what_is_asked_for_is_fetched(machine):
-    """Many manifests are read, of which few versions are opened; the publisher has its own already."""
+    """Many manifests are read, few versions opened; the publisher already has its own."""
     trainer, server = machine("trainer"), machine("server")
     published = publish(trainer, b"content")
     assert published.path == trainer.folder / published.name
@@ -50,7 +50,7 @@ def test_only_what_is_asked_for_is_fetched(machine):
 class TestPublishers:
     @pytest.mark.parametrize("earlier", [True, False], ids=["one before", "first ones"])
     def test_of_two_one_wins(self, machine, earlier):
-        """The other is told, and its version is kept for a rollback."""
+        """The other gets an error, and its version is kept for a rollback."""
         winner, loser = machine("winner"), machine("loser")
         if earlier:
             publish(machine("earlier"), b"0")
@@ -65,7 +65,7 @@ class TestPublishers:
         assert machine("server").current() == staged.version
 
     def test_a_rollback_does_not_undo_what_it_has_not_seen(self, machine, monkeypatch):
-        """Fetching and comparing a version takes its time, in which another may be published."""
+        """While it fetches and compares, another version may be published."""
         first, _ = publish(machine("trainer"), b"1"), publish(machine("trainer"), b"2")
         desk, published = machine("desk"), []
         fetch = desk.open
@@ -95,7 +95,7 @@ class TestPublishers:
         assert publish(machine("trainer"), b"3").name == machine("server").current()
 
     def test_what_a_dead_publisher_uploaded_is_removed_a_day_later(self, machine, bucket):
-        """Not earlier, for it may be slow; and nothing else is."""
+        """Not earlier, since it may be slow, and nothing else."""
         first, name = publish(machine("trainer"), b"1"), new_version(NOW)
         for key in (f"birds/{name}/model.onnx", f"birds/{name}/report/index.html", "birds/notes/x", "birds/x"):
             bucket.write(key, b"1")
@@ -110,7 +110,7 @@ class TestPublishers:
 class TestLocalCache:
     @pytest.mark.slow
     def test_it_keeps_the_version_in_use_and_the_one_before(self, machine):
-        """A disk is not filled by a thousand versions; what was opened minutes ago may be read still."""
+        """And those opened minutes ago, which may still be read."""
         trainer, server = machine("trainer"), machine("server")
         names = [publish(trainer, str(number).encode()).name for number in range(4)]
         for name in names[:3]:
@@ -125,7 +125,7 @@ class TestLocalCache:
         assert server.versions() == names
 
     def test_what_was_cut_short_there_is_fetched_again(self, machine):
-        """And what a fetch that was killed left is removed."""
+        """And leftovers of a killed fetch are removed."""
         published, server = publish(machine("trainer"), b"content"), machine("server")
         leftover = server.folder / ".fetching-20260101T000000000Z-000000"
         leftover.mkdir(parents=True)
@@ -138,7 +138,7 @@ class TestLocalCache:
         server.open(published.name).verify()
 
     def test_what_was_changed_in_the_bucket_is_refused(self, machine, bucket):
-        """Of a file that grew only as much is taken as the manifest says, and that is what was published."""
+        """Of a file that grew, only the published bytes are read."""
         published, server = publish(machine("trainer"), b"content"), machine("server")
         bucket.write(f"birds/{published.name}/model.onnx", b"CONTENT")
         for use in (server.open, server.rollback):
@@ -176,7 +176,7 @@ class TestLocalCache:
 class TestRetiring:
     @pytest.mark.parametrize("is_open", [False, True])
     def test_what_this_machine_has_open_stays_in_its_cache(self, machine, bucket, is_open):
-        """In the bucket manifest and report stay, and what others have copied serves on."""
+        """In the bucket manifest and report stay, and copies on other machines keep working."""
         trainer, server = machine("trainer"), machine("server")
         first, second = publish_two(trainer)
         server.open(first)
@@ -192,7 +192,7 @@ class TestRetiring:
     @pytest.mark.slow
     @pytest.mark.parametrize("until", [0, 1, 2, 3])
     def test_one_that_breaks_off_is_brought_to_its_end(self, machine, bucket, monkeypatch, until):
-        """The marker comes first: a version is whole until it is there, and gone afterwards."""
+        """The marker is first: a version is complete without it, and removed with it."""
         trainer = machine("trainer")
         first, second = publish_two(trainer, int8=b"int8")
         requests = iter(range(until))
@@ -220,7 +220,7 @@ class TestRetiring:
     @pytest.mark.slow
     @pytest.mark.parametrize("moment", ["before the marker", "before the second look"])
     def test_a_rollback_on_another_machine_meanwhile_wins(self, machine, monkeypatch, moment):
-        """Without a lock between machines: each looks again after it has written."""
+        """Without a lock between machines, each checks again after writing."""
         trainer, other = machine("trainer"), machine("other")
         first, second = publish_two(trainer)
         other.open(first)
@@ -263,7 +263,7 @@ class TestRetiring:
 
 class TestSignatures:
     def test_a_signature_comes_along(self, machine, pair):
-        """And is verified before anything is fetched."""
+        """And is verified before files are fetched."""
         signing, verifying = pair
         published = publish(machine("trainer", keys=signing), b"content")
         opened = machine("server", keys=verifying).open(published.name)
@@ -272,7 +272,7 @@ class TestSignatures:
             assert (verified.path / "model.onnx").read_bytes() == b"content"
 
     def test_without_one_nothing_is_fetched_and_one_that_comes_later_is_found(self, machine, bucket, pair):
-        """Even if the manifest was read before by somebody who asked for none."""
+        """Even if the manifest was cached before by a reader without a key."""
         signing, verifying = pair
         published = publish(machine("trainer"), b"content")
         machine("server").read_manifest(published.name)

@@ -17,7 +17,7 @@ def test_a_folder_is_a_repository_as_ever(tmp_path):
 
 
 def test_each_repository_has_a_local_cache_of_its_own(location, monkeypatch, tmp_path):
-    """Below the user's cache unless it is said, where nobody else reads it; a slash at the end makes no other place."""
+    """By default in the user's cache, unreadable for others; a trailing slash makes no difference."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = open_repository(location).root
     assert root.parent == tmp_path / "cache" / "labelnext" / "versions"
@@ -36,7 +36,7 @@ def test_each_repository_has_a_local_cache_of_its_own(location, monkeypatch, tmp
     ["s3://bucket", "s3://bucket/", "s3://bucket/a/b/", "s3://b.c-1/ü x", "models", "../models", "s3:/bucket"],
 )
 def test_a_place_is_taken_as_it_stands(location):
-    """With and without a prefix or a slash at its end; anything without a scheme is a folder, also if misspelt."""
+    """With and without a prefix or trailing slash; anything without a scheme is a folder."""
     assert parse_location(location) == (location if "://" in location else Path(location))
 
 

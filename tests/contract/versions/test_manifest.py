@@ -54,13 +54,13 @@ REQUIRED = {"contract", *(field.name for field in dataclasses.fields(Manifest))}
 
 @pytest.mark.parametrize("name", sorted(REQUIRED))
 def test_missing_field_is_named(name):
-    """No field but the temperature is optional, and the message names the one that is missing and the remedy."""
+    """Only the temperature is optional; the message names the missing field and the remedy."""
     with pytest.raises(ManifestError, match=rf"no field '{name}'; publish again"):
         Manifest.from_json(without(name))
 
 
 def test_manifest_without_temperature_means_one():
-    """The probabilities of a version that was published uncalibrated are shown as they are."""
+    """Uncalibrated versions show their probabilities unchanged."""
     assert Manifest.from_json(without("temperature")) == dataclasses.replace(MANIFEST, temperature=1.0)
 
 
@@ -74,7 +74,7 @@ def test_temperature_is_any_number_within_its_bounds(found, temperature):
     "fields", [{"contract": 3, "architecture": "vgg16", "backbone": "a" * 64}, {"contract": 5}], ids=["older", "newer"]
 )
 def test_another_contract_names_expected_found_and_remedy(fields):
-    """Another trainer's manifest is refused rather than guessed at, and not called damaged for its other fields."""
+    """It is refused for its contract, not for its other fields."""
     message = f"follows contract {fields['contract']}, this program reads contract 4; publish again with the trainer"
     with pytest.raises(ManifestError, match=message):
         Manifest.from_json(changed(**fields))
@@ -118,7 +118,7 @@ def test_wrong_value_names_field_expected_and_found(fields, message):
 
 
 def test_figures_of_other_classes_are_not_mixed_up():
-    """F1 is a list in the order of the labels; one of another length says nothing of any of them."""
+    """F1 is in the order of the labels; a list of another length is ignored."""
     assert Manifest.from_json(changed(labels=["cat", "dog"])).metrics.f1 == ()
 
 

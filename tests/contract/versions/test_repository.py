@@ -25,7 +25,7 @@ def test_what_one_machine_publishes_another_reads(anywhere):
 
 
 def test_models_are_the_folders_that_hold_what_a_model_holds(anywhere):
-    """A version or a ranking; requests, what volumes bring along and a folder that others use are none."""
+    """A version or a ranking; requests, system folders and foreign folders are no models."""
     birds = anywhere("trainer")
     publish(birds, b"content")
     birds.for_model("cars").documents(RANKINGS_FOLDER).write("3.json", b"{}")
@@ -38,7 +38,7 @@ def test_models_are_the_folders_that_hold_what_a_model_holds(anywhere):
 
 
 def test_what_may_not_be_looked_into_is_no_model_and_a_place_that_is_away_is_an_error(repository, monkeypatch):
-    """One says nothing of the others; the other says nothing at all."""
+    """An unreadable folder must not hide other models."""
     with pytest.raises(FileNotFoundError):
         repository.models()
     publish(repository, b"content")
@@ -102,7 +102,7 @@ def without_digest(file):
 
 
 def rename(folder):
-    """Under another name it would draw other masks than its probe was computed with."""
+    """With another name it would draw other masks than those of its probe."""
     folder.rename(folder.with_name(new_version(NOW)))
 
 
@@ -118,7 +118,7 @@ def rename(folder):
     ],
 )
 def test_a_version_that_was_changed_is_refused(repository, spoil, error, message):
-    """And the one in use stays in use when the one asked for was edited."""
+    """The version in use stays in use if another was edited."""
     first, second = publish(repository, b"1"), publish(repository, b"2")
     spoil(first.path)
     [name] = {*repository.versions()} - {second.name}
@@ -129,7 +129,7 @@ def test_a_version_that_was_changed_is_refused(repository, spoil, error, message
 
 @pytest.mark.parametrize("name", ["", "../other", "20260102T030405678Z-ffffff", "latest", "birds/x", "x" * 500])
 def test_what_names_no_version_is_refused(anywhere, name):
-    """By CURRENT or by somebody: the error lists what there is, and no path or key is followed."""
+    """In CURRENT or as an argument: the error lists the versions, and paths are not followed."""
     version = publish(anywhere("trainer"), b"1")
     server = anywhere("server")
     with pytest.MonkeyPatch.context() as patch:

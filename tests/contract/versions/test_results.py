@@ -73,9 +73,9 @@ def test_what_an_older_trainer_did_not_write_is_unknown():
 
 @pytest.mark.parametrize("value", RUBBISH, ids=lambda value: f"{value!r:.12}")
 def test_rubbish_costs_its_own_field_alone(value):
-    """Nothing is raised, nothing is read that cannot be written, and the other fields stay.
+    """Nothing is raised, and the other fields stay.
 
-    JSON's true is no number, and a text that holds one is none either.
+    JSON's true is no number, and neither is a text with one.
     """
     for name in {*METRICS, *TRAINING}:
         found, expected = read({**METRICS, name: value}, {**TRAINING, name: value}), read()
@@ -98,7 +98,7 @@ def test_an_interval_without_its_middle_is_none():
 @settings(max_examples=30)
 @given(json_values)
 def test_of_a_strange_comparison_what_is_complete_is_read(value):
-    """It never fails, and names no version that is not there."""
+    """Incomplete entries are skipped."""
     for curve in (value, {"images": value, "versions": [COMPARED]}, {"images": 41, "versions": value}):
         found = read(training={"curve": curve})[1].curve
         assert found is None or {each.version for each in found.versions} <= {"v1"}

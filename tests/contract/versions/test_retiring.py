@@ -1,4 +1,4 @@
-"""Removing versions; what is a bucket's alone is in test_local_cache."""
+"""Removing versions; tests for buckets alone are in test_local_cache."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def versions(repository):
 
 
 def test_of_a_removed_version_manifest_and_report_stay(anywhere):
-    """The curve and the page of reports lose nothing, and who wants the version is told what became of it."""
+    """For the learning curve and the page of reports; opening the version raises an error that says why."""
     repository = anywhere("trainer")
     first, second, third = (publish(repository, content).name for content in (b"first", b"second", b"third"))
     manifest = repository.read_manifest(first)
@@ -42,7 +42,7 @@ def test_of_a_removed_version_manifest_and_report_stay(anywhere):
 
 
 def test_the_current_version_is_never_removed(anywhere, monkeypatch):
-    """Be it the newest, or one that somebody went back to on another machine; not even for a moment."""
+    """Whether it is the newest, or a rollback on another machine selected it; not even for a moment."""
     repository = anywhere("trainer")
     versions = [publish(repository, content).name for content in (b"first", b"second")]
     with monkeypatch.context() as patch:
@@ -57,7 +57,7 @@ def test_the_current_version_is_never_removed(anywhere, monkeypatch):
 
 
 def test_a_version_that_a_process_holds_is_not_removed_until_it_has_ended(repository, versions):
-    """However it ends: the system lets go for it. Holding what is not there is no error."""
+    """The system releases the lock of a killed process. Locking a missing version is no error."""
     with repository.shared_lock("20260102T030405678Z-0a1b2c"):
         pass
     holder = subprocess.Popen(
@@ -86,7 +86,7 @@ with Repository(Path(sys.argv[1])).shared_lock(sys.argv[2]):
 @pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, versions, monkeypatch, when, locks):
-    """Either the version is current, and then it is there, or it is gone, and then the rollback is told."""
+    """Either the version is current and complete, or it is removed and the rollback fails."""
     if not locks:
         monkeypatch.setattr("contract.versions.version.fcntl.flock", refuse_locks)
     rename, outcome = Path.rename, []
@@ -122,7 +122,7 @@ def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, ver
 
 @pytest.mark.parametrize("step", ["_load_manifest", "open", "point_to"])
 def test_a_removal_amid_a_rollback_without_locks_is_noticed(repository, versions, monkeypatch, step):
-    """Before its manifest is read, before its files are compared, or before CURRENT is moved, which is moved back."""
+    """Before its manifest is read, its files are compared, or CURRENT is replaced, which is undone."""
     monkeypatch.setattr("contract.versions.version.fcntl.flock", refuse_locks)
     real = getattr(Repository, step)
 
@@ -139,7 +139,7 @@ def test_a_removal_amid_a_rollback_without_locks_is_noticed(repository, versions
 
 
 def test_a_version_that_is_being_removed_is_not_rolled_back_to(repository, versions, monkeypatch):
-    """Else CURRENT would name it while it is away, until the removal is taken back."""
+    """CURRENT would name a missing version."""
     rename = Path.rename
 
     def rename_amid_a_rollback(path, target):
@@ -158,7 +158,7 @@ def refuse_locks(*_):
 
 
 def test_a_removal_that_is_killed_at_any_step_leaves_a_whole_version_or_none(tmp_path):
-    """And the next one brings it to its end, also when the version was made current meanwhile."""
+    """The next removal finishes it, also if the version was made current meanwhile."""
     step, done, torn = 0, False, 0
     while not done:
         step += 1
@@ -202,7 +202,7 @@ Repository(root).retire(name)
 
 @pytest.mark.parametrize("stripped", [False, True])
 def test_what_was_made_current_by_hand_is_put_back_unless_it_was_stripped(repository, versions, stripped):
-    """As when a removal was killed before that."""
+    """As after a removal that was killed earlier."""
     if stripped:
         repository.retire(versions[0])
     else:

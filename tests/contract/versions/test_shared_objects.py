@@ -1,4 +1,4 @@
-"""The backbone's files in a bucket: uploaded once, fetched once a machine, and there while a version lists them."""
+"""The backbone's files in a bucket: uploaded once, fetched once per machine, and kept while a version lists them."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ ONE, TWO, THREE = (bytes([number]) * 1000 for number in (1, 2, 3))
 
 
 def publish_least(repository, backbone):
-    """With no file more than a version has to have."""
+    """Publish a version with the required files only."""
     with repository.stage(datetime.now(UTC)) as staged:
         for file in (MODEL_FILE, PROBE_FILE, BACKBONE_WEIGHTS_FILE):
             (staged.path / file).write_bytes(backbone)
@@ -35,7 +35,7 @@ def key_of(content):
 
 @pytest.fixture
 def shared(bucket):
-    """Gives what is shared, by its name."""
+    """Factory of shared files by name."""
     return lambda: set(bucket.times("birds/shared"))
 
 
@@ -44,7 +44,7 @@ def keys_of(*backbones):
 
 
 def watch(monkeypatch, repository, *requests):
-    """The keys of what a machine asks of its bucket from now on."""
+    """The keys of all further requests of a machine."""
     seen = []
 
     def watched(real):
@@ -63,7 +63,7 @@ def assert_all_whole(machine):
 
 class TestPublishing:
     def test_versions_of_one_backbone_have_its_objects_in_common(self, machine, shared, bucket, monkeypatch):
-        """From whichever machine; named by what they hold, and under a version's own name lies nothing of it."""
+        """From any machine; named by their content, and not below the version's name."""
         trainer, desk = machine("trainer"), machine("desk")
         uploads = [watch(monkeypatch, each, "overwrite") for each in (trainer, desk)]
         first, second = publish(trainer, ONE), publish(desk, ONE, b"another")
@@ -78,14 +78,14 @@ class TestPublishing:
 
     @pytest.mark.parametrize("left", [None, b"short"], ids=["removed", "cut short"])
     def test_what_is_not_whole_is_uploaded_again(self, machine, bucket, left):
-        """Though the version in use lists it: somebody cleared up."""
+        """Even if the version in use lists it, as after a manual clean-up."""
         first = publish(machine("trainer"), ONE)
         bucket.delete([key_of(ONE)]) if left is None else bucket.write(key_of(ONE), left)
         publish(machine("trainer"), ONE)
         machine("server").open(first.name).verify()
 
     def test_what_only_an_earlier_version_lists_is_uploaded_again(self, machine, monkeypatch):
-        """It might be about to be removed with that one; what is in use is not."""
+        """It might be about to be removed with that version, which the one in use is not."""
         trainer = machine("trainer")
         for backbone in (ONE, TWO):
             publish(trainer, backbone)
@@ -96,7 +96,7 @@ class TestPublishing:
 
 class TestOpening:
     def test_a_machine_fetches_it_once(self, machine, monkeypatch):
-        """Of the next version it has all but the head: a link in the local cache is made of what is there."""
+        """Of the next version only the head is fetched; the rest are links in the local cache."""
         trainer, server = machine("trainer"), machine("server")
         first, second = publish(trainer, ONE), publish(trainer, ONE, b"another")
         fetched = watch(monkeypatch, server, "download")
@@ -107,7 +107,7 @@ class TestOpening:
         after.verify()
 
     def test_what_was_damaged_in_the_cache_is_fetched(self, machine):
-        """It is compared before it is linked; the version that was damaged heals from the other."""
+        """It is compared before it is linked; the damaged version is repaired too."""
         trainer, server = machine("trainer"), machine("server")
         names = [publish(trainer, ONE).name for _ in range(2)]
         (server.open(names[0]).path / BACKBONE_WEIGHTS_FILE).write_bytes(TWO)
@@ -118,7 +118,7 @@ class TestOpening:
         assert (before.path / BACKBONE_WEIGHTS_FILE).samefile(after.path / BACKBONE_WEIGHTS_FILE)
 
     def test_what_was_changed_in_the_bucket_is_refused_until_it_is_removed(self, machine, bucket):
-        """The message names the object; the next version that is published then brings it again."""
+        """The message names the object; the next published version uploads it again."""
         first = publish(machine("trainer"), ONE)
         bucket.write(key_of(ONE), TWO)
         with pytest.raises(DigestError, match=f"{key_of(ONE)} has sha256 .* remove that object and publish again"):
@@ -130,7 +130,7 @@ class TestOpening:
         machine("server").open(first.name).verify()
 
     def test_a_bucket_that_a_folder_was_copied_to_is_read(self, machine, bucket):
-        """There each version has its own."""
+        """There each version has its own files."""
         first = publish(machine("trainer"), ONE)
         for file in (BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE):
             bucket.upload(f"birds/{first.name}/{file}", first.path / file)
@@ -140,7 +140,7 @@ class TestOpening:
 
 class TestRetiring:
     def test_it_goes_with_the_last_version_that_has_it(self, machine, shared):
-        """Not earlier; what nobody has any more is gone from the bucket."""
+        """Not earlier."""
         trainer = machine("trainer")
         first, second, _ = (publish(trainer, backbone).name for backbone in (ONE, ONE, TWO))
         trainer.retire(first)
@@ -152,7 +152,7 @@ class TestRetiring:
 
     @pytest.mark.parametrize("there", [{"model.onnx": b"1"}, {"manifest.json": b"{"}], ids=["uploaded", "unreadable"])
     def test_nothing_is_removed_while_it_is_unknown_what_a_version_lists(self, machine, shared, bucket, there):
-        """It may be what no other does; the next removal makes up for it."""
+        """It may be the only one that lists an object; the next removal catches up."""
         trainer, name = machine("trainer"), new_version(datetime.now(UTC))
         first = publish(trainer, ONE).name
         publish(trainer, TWO)
@@ -165,7 +165,7 @@ class TestRetiring:
         assert shared() == keys_of(TWO)
 
     def test_what_may_be_put_back_keeps_what_it_lists(self, machine, shared, bucket):
-        """A removal broke off behind its marker, and somebody made the version current."""
+        """A removal was interrupted after its marker, and the version was made current."""
         trainer = machine("trainer")
         first, second, _ = (publish(trainer, backbone).name for backbone in (ONE, TWO, THREE))
         bucket.write(f"birds/{first}/RETIRED", b"1")
@@ -179,10 +179,10 @@ class TestRetiring:
 @pytest.mark.slow
 @pytest.mark.parametrize("in_use", [ONE, TWO], ids=["of the version in use", "of an earlier one"])
 def test_whenever_others_publish_and_prune_meanwhile_every_version_is_whole(machine, bucket, in_use):
-    """Before each request of a publisher somebody else publishes, and removes all versions but that.
+    """Before each request of a publisher, another publishes and removes all other versions.
 
-    The requests that remove what is shared are delayed until the publisher has ended; or until its manifest is about to
-    be there, if they were decided on before its first file was.
+    The removals of shared objects are delayed until the publisher has finished, or, if they were decided on before its
+    first upload, until just before its manifest.
     """
     step = 0
     while interrupt(machine, step, in_use):
@@ -193,7 +193,7 @@ def test_whenever_others_publish_and_prune_meanwhile_every_version_is_whole(mach
 
 
 def interrupt(machine, step, in_use):
-    """Publish, and have all that happen before the request of that number; False if there is none."""
+    """Publish with this happening before the request of that number; return False if there is no such request."""
     publisher, other = machine(f"publisher {step}"), machine(f"other {step}")
     for backbone in (ONE, in_use):
         publish_least(other, backbone)

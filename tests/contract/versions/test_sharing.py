@@ -1,4 +1,4 @@
-"""The backbone's files lie on a disk once, however many versions have them; of buckets is test_shared_objects."""
+"""The backbone's files are stored once on a disk; buckets are in test_shared_objects."""
 
 import os
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ def names_of(version):
 
 
 def test_versions_of_one_backbone_have_its_files_in_common(repository):
-    """Under two names each; what is the head's own is not, though it may be equal. Another backbone is another file."""
+    """As hard links; files of the head are never shared, even if equal, nor those of another backbone."""
     first, other, second = (publish(repository, content) for content in (b"one", b"two", b"one"))
     assert names_of(second) == {BACKBONE_WEIGHTS_FILE: 2, INT8_BACKBONE_FILE: 2, HEAD_WEIGHTS_FILE: 1, "model.onnx": 1}
     assert all(are_one(first, second, file) for file in SHARED_FILES)
@@ -39,7 +39,7 @@ def test_versions_of_one_backbone_have_its_files_in_common(repository):
 
 
 def test_a_file_is_linked_only_when_the_version_is_done(repository):
-    """Until then whoever writes the new version may write it, and changes no other."""
+    """Until then the publisher may write to it without changing other versions."""
     first = publish(repository, b"one")
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, b"head")
@@ -71,7 +71,7 @@ def replace_by_a_pipe(path):
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("spoil", [damage, shorten, replace_by_a_link, replace_by_a_pipe, os.unlink])
 def test_what_was_changed_is_not_shared(repository, spoil):
-    """Whatever the manifest beside it says: the new version is whole, and others heal from it."""
+    """Whatever its manifest says: the new version is complete, and later ones link to it."""
     first = publish(repository, b"right")
     spoil(first.path / BACKBONE_WEIGHTS_FILE)
     second, third = publish(repository, b"right"), publish(repository, b"right")
@@ -88,7 +88,7 @@ def test_a_version_that_cannot_be_read_is_passed_over(repository):
 
 
 def test_without_hard_links_each_version_has_its_own(repository, monkeypatch):
-    """Some file systems know none, and other users' files may not be linked."""
+    """Some file systems have none, and other users' files may be protected."""
 
     def refuse(*_, **__):
         raise PermissionError(1, "Operation not permitted")
@@ -108,7 +108,7 @@ def test_removing_one_of_them_takes_nothing_from_the_other(repository):
 
 
 def test_a_backbone_is_read_once_for_all_versions_that_have_it(repository, monkeypatch):
-    """For as long as nobody writes to it; not if its time might not yet show a write."""
+    """As long as nobody writes to it, which a recent timestamp might not show."""
     read, compare = [], Version._compare
     monkeypatch.setattr(Version, "_compare", lambda self, name: read.append(name) or compare(self, name))
 
@@ -131,14 +131,14 @@ def test_a_backbone_is_read_once_for_all_versions_that_have_it(repository, monke
 
 
 class TestSigned:
-    """Where a version is written in a private folder."""
+    """Versions written in a private folder."""
 
     @pytest.fixture
     def repository(self, tmp_path, pair):
         return Repository(tmp_path / "models", keys=pair[0])
 
     def test_files_are_linked_on_the_way_into_the_repository(self, repository):
-        """What is private is not: it would be anybody's to write. What is published is never written again."""
+        """Private files are not linked, since others could write to them. Published files are never written again."""
         first = publish(repository, b"one")
         os.utime(first.path / BACKBONE_WEIGHTS_FILE, (1_000_000_000, 1_000_000_000))
         with repository.stage(datetime.now(UTC)) as staged:
@@ -152,7 +152,7 @@ class TestSigned:
             assert (verified.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"one"
 
     def test_what_was_changed_or_is_somebody_elses_is_not_shared(self, repository):
-        """It is taken from the private folder; a manifest that is not signed is not read."""
+        """It is copied from the private folder; unsigned manifests are not read."""
         damage(publish(repository, b"right").path / BACKBONE_WEIGHTS_FILE)
         publish(repository, b"right").verify()
         forged = publish(Repository(repository.root), b"one")

@@ -20,7 +20,7 @@ OTHER_VERSION = "20260102T030405678Z-0a1b2d"
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """The paths of a secret key and of its public one."""
+    """The paths of a secret key and its public key."""
     return generate_keys(tmp_path_factory.mktemp("keys"))
 
 
@@ -36,7 +36,7 @@ def read_keys(pair):
 
 @pytest.fixture(scope="module")
 def keys(pair):
-    """Both of one pair."""
+    """Both keys of a pair."""
     return read_keys(pair)
 
 
@@ -45,7 +45,7 @@ def minisign(*arguments, cwd):
 
 
 def test_a_signature_with_another_byte_is_refused(keys):
-    """In whichever of its lines; only the untrusted comment, which is none of its content, may change."""
+    """In any line except the untrusted comment, which is not signed."""
     good = keys.signing.sign(b"manifest", version=VERSION)
     for place in range(good.index(b"\n") + 1, len(good) - 1, 3):
         signature = bytearray(good)
@@ -64,7 +64,7 @@ def test_a_signature_with_another_byte_is_refused(keys):
     ids=["another manifest", "another key", "another version"],
 )
 def test_a_good_signature_of_something_else_is_refused(request, keys, manifest, version, key, message):
-    """It is one of all bytes, by one key; and what it was signed as is part of what is signed."""
+    """Of other bytes, by another key, or for another version."""
     signature = keys.signing.sign(b"manifest", version=VERSION)
     with pytest.raises(SignatureError, match=message):
         request.getfixturevalue(key).verifying.verify(manifest, signature, version=version)
@@ -73,7 +73,7 @@ def test_a_good_signature_of_something_else_is_refused(request, keys, manifest, 
 @pytest.mark.skipif(shutil.which("minisign") is None, reason="the program minisign is not installed")
 @pytest.mark.parametrize("made_by", ["minisign", "keygen"])
 def test_minisign_and_we_take_each_others_keys_and_signatures(pair, tmp_path, made_by):
-    """So that a version which is not signed yet can be signed with the program alone; not its legacy signatures."""
+    """So that the program alone can sign a version; its legacy signatures are refused."""
     if made_by == "minisign":
         pair = tmp_path / "its.key", tmp_path / "its.pub"
         minisign("-G", "-W", "-p", pair[1], "-s", pair[0], cwd=tmp_path)
@@ -92,7 +92,7 @@ def test_minisign_and_we_take_each_others_keys_and_signatures(pair, tmp_path, ma
 
 
 def test_generated_keys_are_their_owners_and_not_overwritten(pair):
-    """Whatever the umask, only the public one may be read by all; all that was signed with a key would be lost."""
+    """Only the public key is readable by others, for any umask; overwriting would invalidate all signatures."""
     assert [stat.S_IMODE(path.stat().st_mode) for path in pair] == [0o600, 0o644]
     before = pair[0].read_bytes()
     with pytest.raises(ConfigError, match="File exists"):
@@ -101,7 +101,7 @@ def test_generated_keys_are_their_owners_and_not_overwritten(pair):
 
 
 def test_a_public_key_is_its_line_or_its_file(pair):
-    """Both are what people have at hand; a secret key by mistake is none, and is not shown."""
+    """A secret key by mistake is refused, and not shown."""
     line = pair[1].read_text().splitlines()[1]
     assert read_public_key(line) == read_public_key(str(pair[1])) == line
     with pytest.raises(ValueError, match="a minisign public key") as caught:
@@ -126,7 +126,7 @@ def test_what_is_no_secret_key_is_refused(tmp_path, content):
 
 
 def test_a_secret_key_with_a_password_is_refused(pair, tmp_path):
-    """With how to remove it: nobody is there to type it."""
+    """With the way to remove it, since nobody could enter it."""
     secret = library.SecretKey.from_file(pair[0])
     secret.encrypt("password", opslimit=32768, memlimit=2**24)
     (tmp_path / "its.key").write_bytes(bytes(secret))
@@ -135,7 +135,7 @@ def test_a_secret_key_with_a_password_is_refused(pair, tmp_path):
 
 
 def test_who_publishes_has_both_keys_of_one_pair(pair, keys, others):
-    """The public one comes of the secret one; with another, what the trainer publishes would be refused by all."""
+    """The public key is derived from the secret one; with another, readers would refuse every version."""
     signing = Keys.read(signing=pair[0])
     assert signing.verifying.line == signing.signing.public.line
     for able in (keys, Keys()):
@@ -153,7 +153,7 @@ def repository(tmp_path, keys):
 
 
 def test_a_signed_version_is_opened(repository):
-    """Its signature is no file of its manifest, and lies beside it; without a key it is readable, too."""
+    """The signature is not in the manifest; without a key the version is readable, too."""
     version = publish(repository, b"content")
     assert (version.path / SIGNATURE_FILE).is_file()
     assert SIGNATURE_FILE not in version.manifest.files
@@ -173,7 +173,7 @@ def test_a_signed_version_is_opened(repository):
     ids=["edited", "long", "removed", "renamed"],
 )
 def test_a_version_without_a_good_signature_is_refused(repository, spoil, message):
-    """Whoever can write to the folder can write a version, and not its signature; no parser sees what is not signed."""
+    """Anyone who can write to the folder can write a version, but not sign it; unsigned files are not parsed."""
     spoil(publish(repository, b"content").path)
     [name] = repository.versions()
     for use in (repository.open, repository.rollback):
@@ -182,7 +182,7 @@ def test_a_version_without_a_good_signature_is_refused(repository, spoil, messag
 
 
 def test_what_is_verified_is_what_is_opened(repository):
-    """A file that is replaced after the comparison is not the one that is read."""
+    """A file replaced after the comparison is not read."""
     version = publish(repository, b"content")
     with repository.open_verified(version.name) as opened:
         (version.path / "model.onnx").write_bytes(b"another")
@@ -193,7 +193,7 @@ def test_what_is_verified_is_what_is_opened(repository):
 
 
 def test_what_is_signed_is_what_was_written(repository):
-    """Whoever can write to the repository cannot have the trainer sign what they put there: it is written elsewhere."""
+    """Files that others put into the repository are not signed, since versions are written elsewhere."""
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, b"content")
         assert not staged.path.is_relative_to(repository.root)

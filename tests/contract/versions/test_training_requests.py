@@ -24,7 +24,7 @@ def projects_of(repository):
 
 
 def test_a_request_is_found_until_it_is_removed(repository, folder):
-    """Its project comes along, None where none was named; presses of a button do not pile up."""
+    """With its project, or None without one; repeated requests do not pile up."""
     assert find_requests(repository) == []
     assert not repository.root.exists()
     for project in (7, None, 7, 7):
@@ -45,7 +45,7 @@ def test_requests_are_of_one_model(tmp_path):
 
 
 def test_a_request_for_any_model_is_seen_by_all(tmp_path):
-    """Who watches the project answers it; asked for again, it is the same, and apart from that for one model."""
+    """Repeated ones count once, separately from those for one model."""
     birds, cars = Repository(tmp_path, "birds"), Repository(tmp_path, "cars")
     for project in (7, None, 7):
         submit_request(birds, project, any_model=True)
@@ -58,10 +58,10 @@ def test_a_request_for_any_model_is_seen_by_all(tmp_path):
 
 @pytest.mark.parametrize("while_removed", [False, True])
 def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, while_removed):
-    """Who answers an old request does not swallow the new one, whenever somebody asks again."""
+    """Answering an old request does not remove a new one, whenever it is made."""
     remove_file = Documents.remove
 
-    def ask_and_remove(documents, name):
+    def submit_and_remove(documents, name):
         monkeypatch.setattr(Documents, "remove", remove_file)
         submit_request(repository, 7)
         remove_file(documents, name)
@@ -69,7 +69,7 @@ def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, w
     submit_request(repository, 7)
     [old] = find_requests(repository)
     if while_removed:
-        monkeypatch.setattr(Documents, "remove", ask_and_remove)
+        monkeypatch.setattr(Documents, "remove", submit_and_remove)
     else:
         submit_request(repository, 7)
     remove(repository, old)
@@ -78,7 +78,7 @@ def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, w
 
 
 def test_requests_for_one_project_that_came_at_once_are_one(repository, folder):
-    """Two servers were told at the same moment: both files go with the one answer."""
+    """Two servers were called at the same moment: both files are removed."""
     submit_request(repository, 7)
     [first] = find_requests(repository)
     kept = (folder / first.files[0]).read_bytes()
