@@ -178,7 +178,7 @@ class UnknownModel(LabelnextError):
 
 
 class OtherVersion(LabelnextError):
-    """The version that was asked for is not in use."""
+    """The requested version is not in use."""
 
     status = 409
     code = "other_version"

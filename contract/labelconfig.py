@@ -98,7 +98,7 @@ class _Refused(Exception):
     """A tag cannot be used; the message is the rest of a sentence about it."""
 
 
-def parse_label_config(xml: str, wanted: str | None = None) -> tuple[ChoicesControl, ...]:
+def parse_label_config(xml: str, name: str | None = None) -> tuple[ChoicesControl, ...]:
     """Return every `<Choices>` that classifies an `<Image>`, in the order of the config.
 
     Skipped are `<Choices>` for other tags, for regions (`perRegion`) or for each image of a list (`perItem`), those
@@ -106,7 +106,7 @@ def parse_label_config(xml: str, wanted: str | None = None) -> tuple[ChoicesCont
     tags, and images other than `value="$key"`.
 
     Raises:
-        ConfigError: if there is none, or none of the wanted name, with the reasons.
+        ConfigError: if there is none, or none of that name, with the reasons.
     """
     tags = list(_tags(_parse(xml)))
     controls, refusals = _read(tags)
@@ -118,10 +118,10 @@ def parse_label_config(xml: str, wanted: str | None = None) -> tuple[ChoicesCont
             f"holding at least one <Choice>, got {_inventory(tags)}{f': {reasons}' if reasons else ''}; "
             "change it in the project's labelling setup"
         )
-    if wanted is not None and wanted not in names:
-        reason = refusals.get(wanted)
+    if name is not None and name not in names:
+        reason = refusals.get(name)
         raise ConfigError(
-            f"expected a <Choices> named {wanted}, the labelling config has {', '.join(names)}; "
+            f"expected a <Choices> named {name}, the labelling config has {', '.join(names)}; "
             + (f"{reason}; name another" if reason else "name one")
         )
     return tuple(controls)

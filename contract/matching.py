@@ -67,5 +67,5 @@ def _matches(control: ChoicesControl, labels: Sequence[str]) -> bool:
 
 
 def _count_shared(control: ChoicesControl, labels: Sequence[str]) -> int:
-    wanted = set(labels)
-    return sum(choice.stored in wanted or choice.displayed in wanted for choice in control.choices)
+    known = set(labels)
+    return sum(choice.stored in known or choice.displayed in known for choice in control.choices)

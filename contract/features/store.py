@@ -127,8 +127,8 @@ class FeatureStore:
         Only a digest of the source is stored, since URLs may contain signatures.
         """
         if source and validators:
-            said = [validators.place, validators.etag, validators.last_modified, int(at)]
-            self._put(_source_key(source), digest + json.dumps(said).encode())
+            fields = [validators.place, validators.etag, validators.last_modified, int(at)]
+            self._put(_source_key(source), digest + json.dumps(fields).encode())
 
     def close(self) -> None:
         """Write the queue and close the file."""
@@ -143,15 +143,15 @@ class FeatureStore:
     def _get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the last value of each key, from the queue or the table."""
         with self._changed:
-            found = {key: self._pending[key] for key in keys if key in self._pending}
+            values = {key: self._pending[key] for key in keys if key in self._pending}
             table = self._table
-        missing = [key for key in keys if key not in found]
+        missing = [key for key in keys if key not in values]
         if missing and table is not None and not self._is_paused("read"):
             try:
-                found |= table.get(missing)
+                values |= table.get(missing)
             except sqlite3.Error as err:
                 self._fail("read", table, err)
-        return [found.get(key) for key in keys]
+        return [values.get(key) for key in keys]
 
     def _put(self, key: bytes, value: bytes) -> None:
         with self._changed:

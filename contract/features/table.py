@@ -75,13 +75,13 @@ class Table:
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the values by key, without damaged ones."""
-        found: dict[bytes, bytes] = {}
+        values: dict[bytes, bytes] = {}
         for start in range(0, len(keys), _KEYS_PER_QUERY):
             part = keys[start : start + _KEYS_PER_QUERY]
             with self._reading:
                 rows = self._reader.execute(_GET.format(",".join("?" * len(part))), part).fetchall()
-            found |= {key: value for key, sealed in rows if (value := _without_checksum(key, sealed)) is not None}
-        return found
+            values |= {key: value for key, stored in rows if (value := _without_checksum(key, stored)) is not None}
+        return values
 
     def write(self, values: Mapping[bytes, bytes]) -> None:
         """Write rows in one transaction, after evicting the oldest to make room."""
@@ -169,11 +169,11 @@ def _with_checksum(key: bytes, value: bytes) -> bytes:
     return _checksum(key, value) + value
 
 
-def _without_checksum(key: bytes, sealed: object) -> bytes | None:
-    if not isinstance(sealed, bytes):  # other programs may have written it
+def _without_checksum(key: bytes, stored: object) -> bytes | None:
+    if not isinstance(stored, bytes):  # other programs may have written it
         return None
-    value = sealed[_CHECKSUM_BYTES:]
-    return value if sealed[:_CHECKSUM_BYTES] == _checksum(key, value) else None
+    value = stored[_CHECKSUM_BYTES:]
+    return value if stored[:_CHECKSUM_BYTES] == _checksum(key, value) else None
 
 
 def _checksum(key: bytes, value: bytes) -> bytes:

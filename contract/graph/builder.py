@@ -90,9 +90,9 @@ class GraphBuilder:
         surprise = self.add("Softplus", [self.add("Neg", [distance])])  # -log q
         likelier = self.add("Exp", [self.add("Neg", [surprise])])
         unlikelier = self.add("Exp", [self.add("Neg", [self.add("Add", [distance, surprise])])])
-        holds = self.add("Greater", [logits, self.constant(np.array(0, np.float32))])
-        passes = self.add("Where", [holds, likelier, unlikelier], "pass_probabilities")
-        absence = self.add("Where", [holds, unlikelier, likelier])
+        is_positive = self.add("Greater", [logits, self.constant(np.array(0, np.float32))])
+        passes = self.add("Where", [is_positive, likelier, unlikelier], "pass_probabilities")
+        absence = self.add("Where", [is_positive, unlikelier, likelier])
         mean = self.add("ReduceMean", [passes, self.integers(1)], "mean_probabilities", keepdims=0)  # (N, C)
         mean_absence = self.add("ReduceMean", [absence, self.integers(1)], keepdims=0)  # (N, C)
         total = self.add("Add", [self._multiply_by_log(mean), self._multiply_by_log(mean_absence)])  # (N, C), -H

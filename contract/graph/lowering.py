@@ -67,7 +67,7 @@ class Lowered:
 
 
 def load_graph(path: Path, *, weights_bytes: Mapping[str, int]) -> ModelProto:
-    """Read a graph without its weights, which must lie in it or within so many bytes of these files beside it.
+    """Read a graph without its weights, which must be in it or in files beside it with the given lengths.
 
     DigestError if the file is no graph, UnsafeGraph if it is not safe to open.
     """
@@ -204,9 +204,9 @@ class _Lowering:
             return shape[1]
         self._refuse_cut(f"{TensorProto.DataType.Name(kind)} of shape {shape}" if shape else "not there")
 
-    def _refuse_cut(self, found: str) -> NoReturn:
+    def _refuse_cut(self, actual: str) -> NoReturn:
         raise LoweringError(
-            f"the backbone is said to end in tensor {self.cut!r}, which is {found}; a tensor float32 (N, F) is "
+            f"the backbone is said to end in tensor {self.cut!r}, which is {actual}; a tensor float32 (N, F) is "
             "expected, computed from the images and upstream of every Dropout"
         )
 
@@ -346,9 +346,9 @@ def _check_nodes(model: ModelProto) -> None:
             "torch.nn.Dropout, with inplace=False, for noise, Dropout2d and other kinds"
         )
     if not dropout_nodes(model):
-        found = sum(node.op_type == "Dropout" for node in nodes)
+        count = sum(node.op_type == "Dropout" for node in nodes)
         raise DropoutDead(
-            f"none of the graph's {found} Dropout nodes is active, so all passes would be equal and BALD 0 for every "
+            f"none of the graph's {count} Dropout nodes is active, so all passes would be equal and BALD 0 for every "
             "image; use torch.nn.Dropout, and keep it in training mode as baal's patch_module does: AlphaDropout, "
             "Dropout1d, that of MultiheadAttention, and torch.nn.functional.dropout that goes by self.training, are "
             "gone from what is exported"

@@ -113,14 +113,14 @@ def _check_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
     if not 1 <= passes <= MOST_PROBE_PASSES:
         raise ValueError(f"it is of {passes} passes, 1 to {MOST_PROBE_PASSES} are expected")
     n, classes = shapes["images"][0], shapes["mean"][1]
-    wanted = {
+    expected_shapes = {
         "images": (n, *shapes["images"][1:3], 3),
         "features": (n, shapes["features"][1]),
         "mean": (n, classes),
         "variance": (n, classes),
         "masked_probabilities": (n, shapes["masked_probabilities"][1], classes),
     }
-    for name, shape in wanted.items():
+    for name, shape in expected_shapes.items():
         array, kind = arrays[name], np.uint8 if name == "images" else np.float32
         if array.dtype != kind or array.shape != shape or not array.size or not np.isfinite(array).all():
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, or holds numbers that are not finite")
@@ -182,10 +182,10 @@ def validate(
 def _check_head(probe: Probe, manifest: Manifest, head: RunPasses, masks: Masks) -> None:
     """Compare the passes on torch's features, so that errors of the backbone cannot hide errors of the dropout."""
     outputs = head(probe.features, masks)
-    found, expected = outputs.pass_probabilities.shape, probe.masked_probabilities.shape
-    if found != expected:
+    shape, expected = outputs.pass_probabilities.shape, probe.masked_probabilities.shape
+    if shape != expected:
         raise ProbeMismatch(
-            f"the graph gives passes of shape {found} on the probe, the trainer's have {expected}: graph and probe are "
+            f"the graph gives passes of shape {shape} on the probe, the trainer's have {expected}: graph and probe are "
             "of different models; publish again"
         )
     _check_finite(outputs)

@@ -99,7 +99,7 @@ class Response:
 class FetchContext:
     """Name of an image in messages, and its deadline."""
 
-    asked: str
+    name: str
     end: float
     clock: Callable[[], float]
 
@@ -108,16 +108,16 @@ class FetchContext:
         remaining = self.end - self.clock()
         if remaining <= 0:
             raise TemporaryFetchError(
-                f"{self.asked} was not fetched in time; ask for fewer images at once or a faster host"
+                f"{self.name} was not fetched in time; ask for fewer images at once or a faster host"
             )
         return remaining
 
     def at(self, target: HttpUrl) -> str:
         """Return the name of the image with the origin of the URL, if that differs, as after a redirect."""
         with suppress(ValueError):
-            if HttpUrl.parse(self.asked).origin == target.origin:
-                return self.asked
-        return f"{self.asked} (at {target.origin})"
+            if HttpUrl.parse(self.name).origin == target.origin:
+                return self.name
+        return f"{self.name} (at {target.origin})"
 
 
 def public_name(reference: str) -> str:
@@ -131,11 +131,9 @@ def public_name(reference: str) -> str:
     return printable if len(printable) <= _SHOWN else printable[:_SHOWN] + "..."
 
 
-def too_large(asked: str, limit: int) -> FetchError:
+def too_large(name: str, limit: int) -> FetchError:
     """Return the error for an image above the size limit."""
-    return FetchError(
-        f"{asked} holds more than {limit} bytes, the most that is fetched for one image; shrink the image"
-    )
+    return FetchError(f"{name} holds more than {limit} bytes, the most that is fetched for one image; shrink the image")
 
 
 class Downloader:
@@ -204,13 +202,13 @@ class Downloader:
     def _body(self, response: BaseHTTPResponse, context: FetchContext) -> bytes:
         most = self._limits.max_bytes
         if (response.length_remaining or 0) > most:
-            raise too_large(context.asked, most)
+            raise too_large(context.name, most)
         body = bytearray()
         with abort_after(context.remaining(), response.shutdown):
             while chunk := response.read1(_CHUNK_BYTES):
                 body += chunk
                 if len(body) > most:
-                    raise too_large(context.asked, most)
+                    raise too_large(context.name, most)
         headers = response.headers
         has_known_length = "Content-Length" in headers or "chunked" in headers.get("Transfer-Encoding", "").lower()
         if not body and response.status == HTTPStatus.OK and not has_known_length:

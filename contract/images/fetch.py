@@ -221,7 +221,7 @@ class Fetcher:
             target = _follow(target, answer.location, context)
             if token_may_go and (path := self._studio.image_path(target.url)):  # a redirect to its public address
                 target = _parse(self._base + path, context)
-        raise FetchError(f"{context.asked} redirects more than {MAX_REDIRECTS} times; import the address it ends at")
+        raise FetchError(f"{context.name} redirects more than {MAX_REDIRECTS} times; import the address it ends at")
 
     def _get(self, target: HttpUrl, context: FetchContext, *, with_token: bool, known: Validators | None) -> Response:
         """Send a request; after 401 once more with a new access token."""
@@ -241,12 +241,12 @@ class Fetcher:
             return self._token.header(post, timeout_s=context.remaining(), refused=refused)
         except TimeoutError as err:
             raise TemporaryFetchError(
-                f"{context.asked} was not fetched in time: {err}; look at Label Studio's load"
+                f"{context.name} was not fetched in time: {err}; look at Label Studio's load"
             ) from err
         except NoAccessToken as err:
             origin = _parse(self._base, context).origin
             raise _error_type(err.status)(
-                f"{context.asked} needs a token, and {origin} answered {err.status} without an access token for "
+                f"{context.name} needs a token, and {origin} answered {err.status} without an access token for "
                 "LABELNEXT_LABEL_STUDIO_TOKEN; create a new personal access token in the account settings"
             ) from err
 
@@ -291,7 +291,7 @@ def _parse(url: str, context: FetchContext) -> HttpUrl:
     try:
         return HttpUrl.parse(url)
     except ValueError as err:
-        raise FetchError(f"{context.asked} is {err}; correct the task's reference") from err
+        raise FetchError(f"{context.name} is {err}; correct the task's reference") from err
 
 
 def _follow(target: HttpUrl, location: str, context: FetchContext) -> HttpUrl:

@@ -85,8 +85,8 @@ class Studio:
             target = HttpUrl.parse(f"http://studio{reference}" if relative else reference)
         except ValueError:
             return None
-        found = _SERVES_IMAGES.search(target.path)
-        if found is None or _has_parent_segment(target.path):
+        match = _SERVES_IMAGES.search(target.path)
+        if match is None or _has_parent_segment(target.path):
             return None
         path = urlsplit(target.url)._replace(scheme="", netloc="", fragment="").geturl()
         at_home = relative or target.origin == self._home
@@ -96,12 +96,12 @@ class Studio:
             known = at_home or target.origin == public.origin or self._is_same_loopback(target.origin, public.origin)
             return _image_path(path, public.path.rstrip("/")) if known else None
         known = at_home or (is_loopback(target.origin.host) and target.origin not in self._others)
-        return path[found.start() :] if known else None
+        return path[match.start() :] if known else None
 
     def _is_same_loopback(self, origin: Origin, public: Origin) -> bool:
         """Return whether both are the same port of a loopback host, as with localhost and 127.0.0.1."""
-        alike = (origin.scheme, origin.port) == (public.scheme, public.port) and origin not in self._others
-        return alike and is_loopback(origin.host) and is_loopback(public.host)
+        is_same_port = (origin.scheme, origin.port) == (public.scheme, public.port) and origin not in self._others
+        return is_same_port and is_loopback(origin.host) and is_loopback(public.host)
 
 
 def _image_path(path: str, prefix: str) -> str | None:

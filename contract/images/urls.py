@@ -35,8 +35,8 @@ def normalise_reference(reference: str) -> str:
     segments.
     """
     text = reference.strip(C0_CONTROL_OR_SPACE).translate(TAB_OR_NEWLINE)
-    found = _SCHEME.match(text)
-    scheme = found[0].lower() if found else ""
+    match = _SCHEME.match(text)
+    scheme = match[0].lower() if match else ""
     rest = text[len(scheme) :]
     if scheme not in {"http:", "https:", ""}:
         return scheme + rest
@@ -52,12 +52,12 @@ def with_plain_host(url: str) -> str:
         ValueError: if browsers would reject the host.
     """
     start, _, rest = url.partition("//")
-    found = _AUTHORITY.match(rest)
-    if found is None:
+    match = _AUTHORITY.match(rest)
+    if match is None:
         raise ValueError("not a URL")
-    user, host, port = found.groups(default="")
+    user, host, port = match.groups(default="")
     plain = _normalise_ipv6(host) if host.startswith("[") else _normalise_name(host)
-    return f"{start}//{user}{plain}{port}{rest[found.end() :]}"
+    return f"{start}//{user}{plain}{port}{rest[match.end() :]}"
 
 
 def is_loopback(host: str) -> bool:

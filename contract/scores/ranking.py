@@ -101,8 +101,8 @@ def forget_ranking(repository: Repository, project: int) -> None:
 def load_rankings(repository: Repository) -> list[Ranking]:
     """Return the last ranking of each project, newest first; invalid files are skipped with a warning."""
     records = repository.documents(RANKINGS_FOLDER)
-    found = [ranking for file in records.names() if file.endswith(_SUFFIX) and (ranking := _load(records, file))]
-    return sorted(found, key=lambda ranking: ranking.created_at, reverse=True)
+    rankings = [ranking for file in records.names() if file.endswith(_SUFFIX) and (ranking := _load(records, file))]
+    return sorted(rankings, key=lambda ranking: ranking.created_at, reverse=True)
 
 
 def ranked_projects(repository: Repository) -> dict[int, float]:

@@ -71,10 +71,10 @@ class Bucket:
     def read(self, key: str, *, most_bytes: int) -> Object:
         """Return an object; FileNotFoundError if there is none, RepositoryUnreachable if it is too large."""
         with self._explaining_errors(f"read ({key})"):
-            found = obstore.get(self._small, key)
-            size, tag = found.meta["size"], found.meta["e_tag"]
+            result = obstore.get(self._small, key)
+            size, tag = result.meta["size"], result.meta["e_tag"]
             if size <= most_bytes and tag:
-                content = bytes(found.bytes()) if size <= _PART_BYTES else b"".join(self._parts(key, size))
+                content = bytes(result.bytes()) if size <= _PART_BYTES else b"".join(self._parts(key, size))
                 return Object(content, tag)
         raise RepositoryUnreachable(
             f"{self.location}/{key} must be an object of at most {most_bytes} bytes with an ETag, it has {size} bytes "
@@ -85,21 +85,21 @@ class Bucket:
         """Return when each object below a prefix was written, by key, unordered."""
         with self._explaining_errors(f"listed ({prefix})"):
             return {
-                found["path"]: found["last_modified"] for chunk in obstore.list(self._small, prefix) for found in chunk
+                each["path"]: each["last_modified"] for chunk in obstore.list(self._small, prefix) for each in chunk
             }
 
     def names(self, prefix: str) -> list[str]:
         """Return the sorted names of the objects and folders in a folder."""
         with self._explaining_errors(f"listed ({prefix})"):
-            found = obstore.list_with_delimiter(self._small, prefix or None)
-        paths = [*found["common_prefixes"], *(each["path"] for each in found["objects"])]
+            listing = obstore.list_with_delimiter(self._small, prefix or None)
+        paths = [*listing["common_prefixes"], *(each["path"] for each in listing["objects"])]
         return sorted(path.rpartition("/")[2] for path in paths)
 
     def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, if it exists."""
         with self._explaining_errors(f"read ({key})"):
-            found = self._head(key)
-        return found and found["size"]
+            meta = self._head(key)
+        return meta and meta["size"]
 
     def download(self, key: str, target: Path, *, size_bytes: int) -> str:
         """Write the first `size_bytes` of an object, or fewer if it is shorter, to a file, and return their sha256.
@@ -154,8 +154,8 @@ class Bucket:
             if self._put_if(key, content, expected, self._small):
                 return
             # Ceph 16 compares tags without quotes; after another writer, the tag has changed.
-            found = self._head(key)
-            tag = found["e_tag"] if found else None
+            meta = self._head(key)
+            tag = meta["e_tag"] if meta else None
             if tag is None or tag != expected or not self._put_if(key, content, tag.strip('"'), self._small):
                 raise PublishConflict(f"{self.location}/{key} was changed by somebody else meanwhile")
 
@@ -166,8 +166,8 @@ class Bucket:
             return True
         except (AlreadyExistsError, PreconditionError):
             with suppress(FileNotFoundError):
-                found = obstore.get(self._small, key)
-                return found.meta["size"] == len(content) and bytes(found.bytes()) == content
+                result = obstore.get(self._small, key)
+                return result.meta["size"] == len(content) and bytes(result.bytes()) == content
             return False
 
     def _head(self, key: str) -> "ObjectMeta | None":

@@ -184,10 +184,10 @@ class CachedRepository(Repository):
 
     def _clear_shared(self) -> None:
         """Remove the shared objects that no version lists; none while any manifest is missing, as during an upload."""
-        found = self._list_all()
-        shared = found.pop(_SHARED, {})
+        files = self._list_all()
+        shared = files.pop(_SHARED, {})
         # A removal may still be undone while the graph exists.
-        left = [name for name in found if _RETIRED not in found[name] or MODEL_FILE in found[name]]
+        left = [name for name in files if _RETIRED not in files[name] or MODEL_FILE in files[name]]
         try:
             listed = set[str]().union(*map(self._shared_digests, filter(check_version, left)))
         except (ManifestError, SignatureError, VersionNotFound) as err:
@@ -204,16 +204,16 @@ class CachedRepository(Repository):
 
     def _list_files(self) -> dict[str, set[str]]:
         """Return the files of all versions by name, including removed ones, oldest first."""
-        found = sorted(self._list_all().items())
-        return {name: {*files} for name, files in found if check_version(name) and MANIFEST_FILE in files}
+        versions = sorted(self._list_all().items())
+        return {name: {*files} for name, files in versions if check_version(name) and MANIFEST_FILE in files}
 
     def _list_all(self) -> dict[str, dict[str, datetime]]:
         """Return when each object of the model was written, by version and file."""
-        found = defaultdict[str, dict[str, datetime]](dict)
+        times = defaultdict[str, dict[str, datetime]](dict)
         for key, modified in self._bucket.times(self.model).items():
             name, _, file = key.removeprefix(f"{self.model}/").partition("/")
-            found[name][file] = modified
-        return found
+            times[name][file] = modified
+        return times
 
     @contextmanager
     def stage(self, now: datetime) -> Iterator[StagedVersion]:
@@ -269,7 +269,7 @@ class CachedRepository(Repository):
         """Replace CURRENT atomically; PublishConflict if it changes at the same moment."""
         self._replace_current(name, self._current_tag())
 
-    # ---- what the bucket holds
+    # ---- the bucket
 
     def _key(self, *parts: str) -> str:
         return "/".join((self.model, *parts))
@@ -299,7 +299,7 @@ class CachedRepository(Repository):
                 _log.info("removing version %s, whose upload broke off", name)
                 self._delete(name, files.keys() - {""})
 
-    # ---- what the local cache holds
+    # ---- the local cache
 
     def _manifests(self, name: str) -> Path:
         """Return the folder of a version's manifest and signature: many are read, few versions are fetched."""

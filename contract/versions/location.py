@@ -57,11 +57,11 @@ def open_repository(
 
 def _split(location: str) -> tuple[str, str]:
     """Return bucket and prefix."""
-    found = _LOCATION.fullmatch(location)
-    prefix = (found[2] or "").removesuffix("/") if found else ""
-    if not found or not prefix.isprintable() or any(part in {"", ".", ".."} for part in prefix.split("/") if prefix):
+    match = _LOCATION.fullmatch(location)
+    prefix = (match[2] or "").removesuffix("/") if match else ""
+    if not match or not prefix.isprintable() or any(part in {"", ".", ".."} for part in prefix.split("/") if prefix):
         raise ValueError("a folder or s3://bucket/prefix, with a prefix that has no empty parts, . or ..")
-    return found[1], prefix
+    return match[1], prefix
 
 
 def _default_cache() -> Path:

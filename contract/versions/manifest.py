@@ -170,9 +170,9 @@ class Manifest:
         required = {"contract", *(each.name for each in fields(cls))} - _OPTIONAL
         if missing := sorted(required - document.keys()):
             raise ManifestError(f"manifest.json has no field {missing[0]!r}; {_REMEDY}")
-        if (found := document["contract"]) != CONTRACT_VERSION:
+        if (contract := document["contract"]) != CONTRACT_VERSION:
             raise ManifestError(
-                f"manifest.json follows contract {found}, this program reads contract {CONTRACT_VERSION}; {_REMEDY}"
+                f"manifest.json follows contract {contract}, this program reads contract {CONTRACT_VERSION}; {_REMEDY}"
             )
         try:
             manifest = _MANIFEST.validate_json(text, strict=True)

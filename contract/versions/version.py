@@ -147,8 +147,8 @@ class Version:
                 if sink is not None:
                     sink.write(chunk)
         if (sha256 := digest.hexdigest()) != expected.sha256:
-            found = f"has sha256 {sha256}, manifest.json says {expected.sha256}"
-            raise self._digest_error(name, f"{found}: the file was changed after it was published")
+            difference = f"has sha256 {sha256}, manifest.json says {expected.sha256}"
+            raise self._digest_error(name, f"{difference}: the file was changed after it was published")
 
 
 class StagedVersion:
