@@ -1,8 +1,8 @@
 """The trainer's command line: `python -m trainer run | rank | watch | simulate | versions | rollback | prune | ...`.
 
 Progress, figures and errors go to stderr. `run`, `rank`, `simulate`, `release`, `prune` and `check` end with one line
-of JSON on stdout, and `versions` prints its table there. torch is imported by `run` and `simulate`, and by `rank` where
-no version is.
+of JSON on stdout, and `versions` prints its table there. Only `run`, `simulate` and, before the first version, `rank`
+import torch.
 """
 
 import errno
@@ -35,48 +35,57 @@ from trainer.study.options import StudyOptions
 from trainer.watching.processes import FROM_STDIN, LABELS_AT_FAULT
 from trainer.watching.rounds import WatchOptions
 
-_OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
-"""Errors of the system that are no bug of ours: where they are met says more than a traceback."""
+_OS_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+}
+"""Errors of the system, reported with the path that caused them and without a traceback."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command, and return the process's exit code: 0, 1 after an error, 3 where other labels are needed."""
+    """Run one command and return its exit code: 0, 1 after an error, 3 if the labels are at fault."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("trainer").setLevel(logging.INFO)
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        return _do(*(_read_stdin(given[0]) if given[1:] == [FROM_STDIN] else read(given)))
+        arguments = sys.argv[1:] if arguments is None else arguments
+        return _execute(*(_read_stdin(arguments[0]) if arguments[1:] == [FROM_STDIN] else parse_arguments(arguments)))
     except LabelnextError as err:
         print(f"error: {err}", file=sys.stderr)
         return LABELS_AT_FAULT if isinstance(err, (LabelError, LabelMismatch, TrainingError)) else 1
 
 
-def read(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
-    """Return the command that the arguments name, and the values that it takes, as `parse` does."""
+def parse_arguments(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
+    """Parse the command line into a command and its option values."""
     about = "Train, publish and look after versions."
     return parse("python -m trainer", COMMANDS, arguments, about=about, renamed=_RENAMED)
 
 
 def _read_stdin(name: str) -> tuple[Command, list[Any], Mapping[str, str]]:
-    """Return the command of that name, the values that stdin has for it, and the environment that it is to read."""
+    """Read a command's options as JSON from stdin; return the command, its option values and its environment."""
     command = COMMANDS[name]
     if module := _MODULES.get(name):
-        import_module(module)  # while nobody waits
+        import_module(module)  # before the options arrive: the imports take seconds
     if not (text := sys.stdin.read()):
-        sys.exit()  # who has started it has ended, or has no use for it
+        sys.exit()  # the parent process has ended, or does not need this one
     options = json.loads(text)
     model = {f"{PREFIX}MODEL": options.pop("model")} if "model" in options else {}
     return command, command.values(options), {**os.environ, **model}
 
 
-def _do(command: Command, values: Sequence[Any], environ: Mapping[str, str] = os.environ) -> int:
+def _execute(command: Command, values: Sequence[Any], environ: Mapping[str, str] = os.environ) -> int:
     try:
-        if os.environ.get("WORLD_SIZE", "1") != "1":  # as torchrun sets it: each process would do all of the work
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # set by torchrun, whose processes would all do the same work
             raise ConfigError("the trainer runs in one process: start it without torchrun, or unset WORLD_SIZE")
-        with _unwinding_on_sigterm():
+        with _exit_on_sigterm():
             return command.run(Environment.read(environ), *values) or 0
     except OSError as err:
-        if err.errno not in _OUTSIDE:
+        if err.errno not in _OS_ERRORS:
             raise
         where = f"{err.filename}: " if err.filename else ""
         why = explain(err, Path(err.filename or gettempdir()))
@@ -88,13 +97,13 @@ def _do(command: Command, values: Sequence[Any], environ: Mapping[str, str] = os
 
 
 @contextmanager
-def _unwinding_on_sigterm() -> Iterator[None]:
-    """Leave by an exception when asked to terminate, so that what was staged is removed."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Context manager that turns SIGTERM into SystemExit, so that staged files are removed."""
 
-    def leave(number: int, _: FrameType | None) -> None:
+    def exit_process(number: int, _: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, exit_process)
     try:
         yield
     finally:
@@ -126,7 +135,7 @@ def _rank(environment: Environment, options: RankOptions) -> None:
     check_weights(options.weights)
     from trainer.ranking.rank import rank
 
-    _conclude(rank(options, environment))
+    _print_summary(rank(options, environment))
 
 
 def _watch(environment: Environment, options: WatchOptions, training: Training, ranking: Ranking) -> int:
@@ -172,7 +181,7 @@ class _Release(OfProject):
 def _release(environment: Environment, options: _Release) -> None:
     from trainer.ranking.releasing import release
 
-    _conclude(release(options.project, environment, server=options.server))
+    _print_summary(release(options.project, environment, server=options.server))
 
 
 def _versions(environment: Environment) -> None:
@@ -183,9 +192,9 @@ def _versions(environment: Environment) -> None:
         current = None
         print(f"no version is in use: {err}", file=sys.stderr)
     print(f"  {'version':<26}  {'created':<25}  images  accuracy  macro-F1")
-    there = repository.versions()
+    available = repository.versions()
     for name in repository.history():
-        marker = "*" if name == current else " " if name in there else "-"
+        marker = "*" if name == current else " " if name in available else "-"
         try:
             manifest = repository.read_manifest(name)
         except RepositoryError as err:
@@ -217,7 +226,7 @@ class _Prune:
 def _prune(environment: Environment, options: _Prune) -> None:
     from trainer.pruning import prune
 
-    _conclude(prune(environment.repository(), newest=options.keep))
+    _print_summary(prune(environment.repository(), newest=options.keep))
 
 
 @dataclass(frozen=True, config=DECLARED)
@@ -240,12 +249,12 @@ def _check(environment: Environment) -> None:
     with repository.open_verified(repository.current()) as version:
         validation = validate_version(version)
     manifest = version.manifest
-    found = {"version": version.name, "passes": manifest.passes, "dropout_sites": len(manifest.dropout_sites)}
-    _print_json(found | {"mean_bald": validation.mean_bald, "largest_difference": validation.largest_difference})
+    summary = {"version": version.name, "passes": manifest.passes, "dropout_sites": len(manifest.dropout_sites)}
+    _print_json(summary | {"mean_bald": validation.mean_bald, "largest_difference": validation.largest_difference})
 
 
-def _conclude(summary: Any) -> None:
-    """Say what was done: to people by its `say`, to programs by its fields."""
+def _print_summary(summary: Any) -> None:
+    """Print a summary as a sentence on stderr and as JSON on stdout."""
     print(summary.describe(), file=sys.stderr)
     _print_json(asdict(summary))
 
@@ -255,7 +264,7 @@ def _print_json(document: Mapping[str, Any]) -> None:
 
 
 _MODULES: Final = {"run": "trainer.run", "rank": "trainer.ranking.rank"}
-"""What commands import that take a while to."""
+"""Modules that are slow to import, by command."""
 
 _RENAMED: Final = {
     "--first": "--batch-size",
@@ -264,7 +273,7 @@ _RENAMED: Final = {
     "--arch": "--backbone",
     "--int8": "--precision",
 }
-_GOES_ON: Final = "run it again, and it goes on where it was"
+_CONTINUES: Final = "run it again, and it goes on where it was"
 
 COMMANDS: Final = {
     "run": Command(
@@ -279,7 +288,7 @@ COMMANDS: Final = {
         "Sort a Label Studio project's unlabelled tasks by what teaches the model most.",
         {"ranking": RankOptions},
         epilog="If run again, it continues where it stopped, and places new tasks.",
-        interrupted=_GOES_ON,
+        interrupted=_CONTINUES,
     ),
     "watch": Command(
         _watch,
@@ -295,7 +304,7 @@ COMMANDS: Final = {
         excluded=("validation", "holdout_share", "seed"),
         epilog="--backbone A,B@PIXELS compares backbones; --weights is then one for all, or one for each in order. "
         "If run again, it continues where it stopped. Features are kept beside the folder LABELNEXT_CACHE.",
-        interrupted=_GOES_ON,
+        interrupted=_CONTINUES,
     ),
     "activate": Command(
         _activate,
@@ -308,7 +317,7 @@ COMMANDS: Final = {
         "Restore a Label Studio project: remove our predictions, reset sampling, model version and webhooks.",
         {"options": _Release},
         epilog="Labels and other models' predictions stay. Stop the watch first.",
-        interrupted=_GOES_ON,
+        interrupted=_CONTINUES,
     ),
     "versions": Command(_versions, "List the published versions; * marks the current one, - those that were pruned."),
     "rollback": Command(_rollback, "Make an earlier version current again.", {"options": _Rollback}),
@@ -317,7 +326,7 @@ COMMANDS: Final = {
         "Remove old versions, and keep their figures and reports.",
         {"options": _Prune},
         epilog="The current version, those that a project is ranked by and those that a server has open stay as well.",
-        interrupted=_GOES_ON,
+        interrupted=_CONTINUES,
     ),
     "keygen": Command(
         _keygen, "Create a pair of keys for signing versions, as two files in a folder.", {"options": _Keygen}

@@ -1,7 +1,7 @@
-"""One process at a time: locks beside what is written, which the system releases however their holder ends.
+"""File locks between processes; the operating system releases them even if the process is killed.
 
-Of a repository in a bucket it is the local cache that is locked, and so one machine; between machines the condition
-decides under which CURRENT is replaced (`contract.versions.local_cache`).
+For a repository in a bucket the lock lies in the local cache, so it excludes only processes of the same machine;
+between machines the conditional replacement of CURRENT decides (`contract.versions.local_cache`).
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from contract.versions.repository import Repository
 
 
 def lock_model(repository: Repository, *, work: str = "", refusal: str) -> AbstractContextManager[None]:
-    """Hold a model's lock for one kind of work, as `alone` does."""
+    """Return a context manager that holds the model's lock for one kind of work; see `lock_file`."""
     return lock_file(repository.root / f".{repository.model}{work}.lock", refusal=refusal)
 
 
 @contextmanager
 def lock_file(path: Path, *, refusal: str) -> Iterator[None]:
-    """Hold a lock file for as long as the block lasts; it is a ConfigError that says `refusal` if another one does."""
+    """Context manager that holds a lock file; raises ConfigError(refusal) if another process holds it."""
     lock = FileLock(path)
     try:
         with explaining_disk_full(path.parent, remedy="make room there, then start again"):

@@ -1,6 +1,6 @@
-"""How far a task is: a bar on a terminal; elsewhere, as in a container's log, a line every few seconds.
+"""Progress of a long operation: a bar on a terminal; elsewhere, as in a container's log, a line every few seconds.
 
-A bar draws itself anew ten times a second, which a log keeps: thousands of characters, and no end of the line.
+tqdm redraws its bar ten times a second without a line break, which would fill a log.
 """
 
 import sys
@@ -15,8 +15,8 @@ SECONDS_A_LINE: Final = 5.0
 _LINE: Final = "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f}%), {rate_fmt}, {remaining} left{postfix}"
 
 
-class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
-    """tqdm that writes lines where stderr is no terminal; within another one, which tells of the whole, nothing."""
+class Bar(tqdm):  # type: ignore[type-arg]  # generic in the items
+    """tqdm that writes lines if stderr is no terminal, and nothing while another bar is open."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         if Bar._open:
@@ -33,10 +33,10 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
 
     _open: ClassVar[WeakSet["Bar"]] = WeakSet()
     last_shown = -float("inf")
-    """When one of them last showed how far it is, by the monotonic clock."""
+    """When a bar was last displayed, in seconds of the monotonic clock."""
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Show how far the task is, or the message; a task that has not begun has nothing to show in a line."""
+        """Display the bar or the message; as a line only if there has been progress."""
         if not self._in_lines:
             Bar.last_shown = time.monotonic()
             super().display(msg, pos)
@@ -46,17 +46,14 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of whatever is iterated
             self.fp.flush()
 
     def close(self) -> None:
-        """End the bar, or say in a last line how far it came."""
+        """Close the bar; without a terminal, write a last line."""
         if self._in_lines and not self.disable:
-            self.leave = False  # else tqdm adds the end of the line that a bar has not got yet
+            self.leave = False  # otherwise tqdm would end the line again
             self.display()
         super().close()
         Bar._open.discard(self)
 
 
 def use_process_lock() -> None:
-    """Have bars of this process share a lock of its own.
-
-    tqdm's is a semaphore of the system, which a process that is ended would leave.
-    """
+    """Give bars a lock within the process: tqdm's default is a system semaphore, which a killed process leaves."""
     tqdm.set_lock(threading.RLock())

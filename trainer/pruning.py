@@ -1,6 +1,7 @@
-"""Removing versions that nobody needs any more. Of each its manifest and its report stay, for curve and advice.
+"""Removal of old versions; their manifests and reports stay, for the learning curve and the advice.
 
-Needed are the newest, the one in use, those that a project is ranked by, and what a server or a trainer has open.
+Kept are the newest versions, the current one, those that a project is ranked by, and those that a server or trainer has
+open.
 """
 
 import logging
@@ -20,14 +21,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was removed, oldest first, and what was not, newest first, with why it is needed."""
+    """Removed versions, oldest first, and kept versions, newest first, with the reasons."""
 
     removed: tuple[str, ...]
     freed_mb: float
     kept: Mapping[str, str]
 
     def describe(self) -> str:
-        """Return it as one line for people."""
+        """Return the summary as one line."""
         count, reasons = len(self.removed), Counter(self.kept.values())
         kept = ", ".join(f"{number} {reason}" for reason, number in reasons.items())
         removed = f"{count} version{'s' * (count != 1)} removed, {self.freed_mb:,.0f} MiB"
@@ -48,8 +49,8 @@ def prune(repository: Repository, *, newest: int) -> Pruned:
             except VersionInUse as err:
                 _log.info("%s", err)
                 kept[name] = "open"
-    left = [manifest for name, manifest in manifests.items() if name in kept]
-    freed_mb = round((_size(manifests.values()) - _size(left)) / 2**20, 1)
+    remaining = [manifest for name, manifest in manifests.items() if name in kept]
+    freed_mb = round((_size(manifests.values()) - _size(remaining)) / 2**20, 1)
     removed = tuple(name for name in names if name not in kept)
     return Pruned(removed, freed_mb, dict(sorted(kept.items(), reverse=True)))
 
@@ -61,7 +62,7 @@ def _needed(repository: Repository, names: list[str], newest: int) -> dict[str, 
 
 
 def _read_manifest(repository: Repository, name: str) -> Manifest | None:
-    """Return a version's manifest; None if it is damaged, which keeps no version there."""
+    """Return a version's manifest; None if it is damaged, which does not prevent its removal."""
     try:
         return repository.read_manifest(name)
     except RepositoryUnreachable:
@@ -71,7 +72,7 @@ def _read_manifest(repository: Repository, name: str) -> Manifest | None:
 
 
 def _size(manifests: Collection[Manifest]) -> int:
-    """What versions take, in bytes, but for what stays of them; what they share lies there once."""
+    """Return the bytes that removing these versions frees; shared files are counted once."""
     shared = {digest.sha256: digest.size_bytes for each in manifests for digest in shared_files(each).values()}
     own = (
         digest.size_bytes

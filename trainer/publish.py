@@ -1,7 +1,4 @@
-"""From a trained network to a published version: the graph, the probe that validates it, what was measured, the report.
-
-Owns what a version's folder and manifest hold, and what of it may fail without costing the version.
-"""
+"""Publishing a trained network: exports and validates it, and writes its manifest, advice and report."""
 
 import logging
 import shutil
@@ -43,39 +40,39 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """N readable images, and which of them train and validate."""
+    """N readable images, divided into a training and a validation part."""
 
     pool: LabelledPool
     pixels: Pixels
     parts: HeldOut
     project: ProjectState | None
     unlabelled: Unlabelled = field(default_factory=Unlabelled)
-    """Images without a label whose features may be known."""
+    """Unlabelled tasks whose images may be in the feature store."""
 
     @property
     def validation_targets(self) -> npt.NDArray[np.integer]:
-        """What the images held out are labelled as: (V,), or (V, C) where several labels may hold."""
+        """Targets of the held-out images: (V,), or (V, C) with several labels per image."""
         return self.pixels.targets[self.parts.validation]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What the V images held out say of a network that has not seen them."""
+    """Metrics and predictions of a network on V images that it was not trained on."""
 
     metrics: Metrics
     probabilities: npt.NDArray[np.float32]
     """Mean over the passes, (V, C)."""
     bald: npt.NDArray[np.floating]
     """In nats, (V,)."""
-    decided: LabelMatrix
-    """What they are said to be, (V, C), by so many passes that chance has no say."""
+    predicted: LabelMatrix
+    """Predicted labels, (V, C), from enough passes that they hardly vary."""
     temperature: float = 1.0
-    """What the probabilities are tempered with before people see them."""
+    """Temperature that calibrates the displayed probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedNetwork:
-    """A network, how it came about, and how good it is."""
+    """A trained network, its data, options and evaluation."""
 
     data: TrainingData
     training: Training
@@ -85,12 +82,12 @@ class TrainedNetwork:
     fitted: FitResult
     evaluation: Evaluation
     features: Features | None
-    """Of all images, (N, F), by a backbone that was not trained; None where it was. A head alone was trained on the
-    images held out as well, after another like it was measured on them."""
+    """Features of all images, (N, F), from a frozen backbone; None if the backbone was trained. With a frozen backbone
+    the head is refitted on all images, the held-out ones included."""
     probe: Indices
-    """Which images the version is validated on."""
+    """Rows of the images that validate the version."""
     probe_features: Features
-    """Of these, by the backbone in float32."""
+    """Features of the probe images, from the backbone in float32."""
 
 
 def publish(repository: Repository, trained: TrainedNetwork) -> Version:
@@ -122,18 +119,18 @@ def publish(repository: Repository, trained: TrainedNetwork) -> Version:
 @stage("validate")
 def _validate(described: Version, trained: TrainedNetwork) -> None:
     known = None if trained.features is None else trained.probe_features
-    found = validate_version(described, known=known)
-    told = "validated in onnxruntime: mean BALD %.4f nats, at most %.1e from torch"
-    _log.info(told, found.mean_bald, found.largest_difference)
+    validation = validate_version(described, known=known)
+    message = "validated in onnxruntime: mean BALD %.4f nats, at most %.1e from torch"
+    _log.info(message, validation.mean_bald, validation.largest_difference)
     if trained.backbone.precision == "int8":
         known = None if trained.features is None else trained.features[trained.probe]
-        found = validate_version(described, int8=True, known=known)
-        _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", found.rank_correlation)
+        validation = validate_version(described, int8=True, known=known)
+        _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", validation.rank_correlation)
 
 
 @stage("report")
 def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifest, trained: TrainedNetwork) -> Manifest:
-    """Write the version's report, or say why not: the version is whole without it."""
+    """Write the version's report; if that fails, log the error and publish without a report."""
     started, folder = time.monotonic(), staged.path / REPORT_FOLDER
     try:
         inputs = Inputs(
@@ -147,7 +144,7 @@ def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifes
             embeddings=None if trained.features is None else embed(trained.features),
         )
         write_report(inputs, folder)
-    except Exception as err:  # of libraries with many, and what was trained is not to be lost for it
+    except Exception as err:  # matplotlib, sklearn, ...; a failed report must not lose the training
         shutil.rmtree(folder, ignore_errors=True)
         _log.warning("published without a report: %s", err)
         return manifest
@@ -157,14 +154,14 @@ def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifes
 
 
 def choose_probe(data: TrainingData) -> Indices:
-    """Take images from each class in turn, of a class those of the least digests: mostly those of the round before."""
+    """Take images from each class in turn, by ascending digest, so that the probe changes little between rounds."""
     classes = strata(data.pixels.targets)
-    turn = np.empty(len(classes), np.int64)
+    rank = np.empty(len(classes), np.int64)
     seen = Counter[int]()
     for place in sorted(range(len(classes)), key=lambda place: data.pixels.digests[place]):
-        turn[place] = seen[classes[place]]
+        rank[place] = seen[classes[place]]
         seen[classes[place]] += 1
-    in_turn: Indices = np.lexsort((classes, turn))
+    in_turn: Indices = np.lexsort((classes, rank))
     return in_turn[:PROBE_IMAGES]
 
 
@@ -188,13 +185,13 @@ def _describe(staged: StagedVersion, lowered: Lowered, trained: TrainedNetwork) 
 
 @stage("advice")
 def _add_advice(repository: Repository, described: Version, trained: TrainedNetwork) -> Manifest:
-    """Measure earlier versions on what the new one was, where that is the random holdout, and say whether to go on."""
+    """Add the advice and the learning curve, for which earlier versions are measured on the same random holdout."""
     data, manifest = trained.data, described.manifest
     kappa, unseen, curve, before = None, list[str](), None, comparison.earlier_versions(repository, manifest)
     if data.parts.sample == "audit":
         tested = count_images(data.validation_targets, len(manifest.labels))
         unseen = [label for label, images in zip(manifest.labels, tested, strict=True) if not images]
-        curve, predictions = comparison.compare_versions(repository, manifest, before, _take_common_images(trained))
+        curve, predictions = comparison.compare_versions(repository, manifest, before, _common_images(trained))
         kappa = comparison.find_agreement(predictions, before, manifest)
         comparison.save_predictions(predictions, described.path)
     advice = comparison.describe_advice(before, manifest, curve, kappa=kappa, unseen=unseen)
@@ -202,9 +199,9 @@ def _add_advice(repository: Repository, described: Version, trained: TrainedNetw
     return replace(manifest, training=replace(manifest.training, advice=advice, curve=curve))
 
 
-def _take_common_images(trained: TrainedNetwork) -> comparison.CommonImages:
-    """Take the validation part, but for images that are labelled outside of it too: an earlier version learnt them."""
-    held_out, pixels, decided = trained.data.parts.validation, trained.data.pixels, trained.evaluation.decided
+def _common_images(trained: TrainedNetwork) -> comparison.CommonImages:
+    """Return the validation images, without copies of training images: earlier versions may have learnt those."""
+    held_out, pixels, predicted = trained.data.parts.validation, trained.data.pixels, trained.evaluation.predicted
     others = np.setdiff1d(np.arange(len(pixels.groups)), held_out)
     unseen = ~np.isin(pixels.groups[held_out], pixels.groups[others])
     rows = held_out[unseen]
@@ -212,8 +209,8 @@ def _take_common_images(trained: TrainedNetwork) -> comparison.CommonImages:
         tasks=pixels.task_ids[rows].tolist(),
         images=pixels.images[rows],
         known={} if trained.features is None else {trained.backbone.fingerprint: trained.features[rows]},
-        true=to_label_matrix(pixels.targets[rows], decided.shape[1]),
-        decided=decided[unseen],
+        true=to_label_matrix(pixels.targets[rows], predicted.shape[1]),
+        predicted=predicted[unseen],
     )
 
 
@@ -231,7 +228,7 @@ def _describe_training(trained: TrainedNetwork) -> TrainingRecord:
         audit_share=training.holdout_share,
         project=data.project,
         unreadable=len(data.pixels.unreadable),
-        left_out={reason: len(those) for reason, those in data.pool.left_out.items()},
+        left_out={reason: len(left_out) for reason, left_out in data.pool.left_out.items()},
         lost_labels={label: len(tasks) for label, tasks in data.pool.lost_labels.items()},
         weights=asdict(trained.provenance),
         part=training.trained_part,

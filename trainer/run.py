@@ -1,4 +1,4 @@
-"""One training run, from labels to a published version: the order of the steps, each of which is another module's."""
+"""One training run: reads labels and images, holds some out, trains and publishes."""
 
 import logging
 import time
@@ -31,22 +31,22 @@ _log = logging.getLogger(__name__)
 
 
 def run(source: Source, training: Training, environment: Environment) -> Version:
-    """Train on the labels of a source, and return the version that was published; none is if any step fails."""
+    """Train on the labels of a source and return the published version; if any step fails, none is published."""
     started = time.monotonic()
     repository = environment.repository()
-    busy = (
+    refusal = (
         f"another trainer is at work on model {repository.model!r} in {repository.root}; wait for it to end, or "
         "set LABELNEXT_MODEL to train another model beside it"
     )
     environment.keys().check_publishing()
-    with lock_model(repository, refusal=busy):
+    with lock_model(repository, refusal=refusal):
         torch.manual_seed(training.seed)
         with stage("backbone"):
             backbone = open_backbone_for(training, cache=environment.cache_dir)
         data = _read(source, training, environment, backbone.spec)
         version = train(data, training, environment, repository=repository, backbone=backbone)
-    told = "published %s as the current version of %s, %.0f s"
-    _log.info(told, version.name, repository.location, time.monotonic() - started)
+    message = "published %s as the current version of %s, %.0f s"
+    _log.info(message, version.name, repository.location, time.monotonic() - started)
     return version
 
 
@@ -54,7 +54,7 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
     unlabelled = Unlabelled()
     with Fetcher(environment.fetch_settings()) as fetcher:
         pool, project = _read_labels(source, environment)
-        if project is not None and training.takes_unlabelled and not pool.multiple:
+        if project is not None and training.uses_pseudo_labels and not pool.multiple:
             with stage("unlabelled"):
                 unlabelled = find_unlabelled(pool, project.id, kept_folder(environment, project.id), fetcher)
         _log.info("labels from %s", pool.origin)
@@ -88,7 +88,7 @@ def _read_labels(source: Source, environment: Environment) -> tuple[labels.Label
         return labels.from_folder(source.images), None
     if source.export is not None:
         return labels.from_export(source.export, _read_text(source.label_config), source.control), None
-    number = cast(int, source.project)  # for a source has one of the three
+    number = cast(int, source.project)  # a source has one of the three
     client = labelstudio.connect(*environment.label_studio(), number)
     state = labelstudio.project_state(client)
     project = ProjectState(number, state.total_annotations, state.newest_updated_at)

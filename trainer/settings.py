@@ -1,6 +1,6 @@
-"""What the trainer is told by its environment, and of labels and training by its command line.
+"""The trainer's environment variables, and the command-line options for labels and training.
 
-Imports no torch, so that `--help` and the commands that only act on the repository answer at once.
+Imports no torch, so that `--help` and the commands on the repository are fast.
 """
 
 import os
@@ -21,10 +21,10 @@ from contract.versions.repository import Repository
 from contract.versions.signatures import Keys
 
 Part = Literal["all", "classifier"]
-"""What is trained: everything, or the head alone."""
+"""The trained part of the network: backbone and head, or the head alone."""
 
 Head = Literal["small", "vgg"]
-"""What stands behind the backbone: two hidden layers of a few hundred units, or VGG's own classifier."""
+"""The head: two hidden layers of a few hundred units, or VGG's own classifier."""
 
 Precision = Literal["auto", "fp32"]
 
@@ -114,18 +114,18 @@ class Training:
 
     @property
     def trained_part(self) -> Part:
-        """What is trained, also where that was left open."""
+        """The part to train; by default it depends on the weights."""
         return self.part or ("all" if self.weights == "none" else "classifier")
 
     @property
-    def takes_unlabelled(self) -> bool:
-        """Whether there are pseudo-labels: for the small head alone, as the others take long to train twice."""
+    def uses_pseudo_labels(self) -> bool:
+        """Whether to use pseudo-labels: only with the small head, since the others take long to train twice."""
         return self.pseudo_labels and self.trained_part == "classifier" and self.head == "small"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=DECLARED)
 class Environment(SharedSettings):
-    """What the environment says, for all commands."""
+    """Settings from the environment, for all commands."""
 
     model: str = DEFAULT_MODEL
     """The model in the repository: the name of its folder. With several projects, `watch` uses one model for each
@@ -148,20 +148,20 @@ class Environment(SharedSettings):
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read the variables as the base class does; raises ConfigError also if one is called otherwise now."""
+        """Read and validate the variables; raises ConfigError for invalid and for renamed ones."""
         if environ.get("LABELNEXT_SERVERS", "").strip():
             raise ConfigError(
                 "LABELNEXT_SERVERS is now LABELNEXT_SERVER and takes one address; where there are several servers, put "
                 "a proxy before them and give its address (docs/operations.md, Sizing)"
             )
-        return super(Environment, cls).read(environ)  # noqa: UP008  # slots have the class made twice
+        return super(Environment, cls).read(environ)  # noqa: UP008  # with slots, super() without arguments fails
 
     def keys(self) -> Keys:
-        """Return what versions are signed and verified with; raises ConfigError if that cannot be used."""
+        """Return the keys that sign and verify versions; raises ConfigError if one cannot be used."""
         return Keys.read(signing=self.signing_key, verifying=self.verify_key)
 
     def repository(self) -> Repository:
-        """Return the model's repository; raises ConfigError if it cannot be opened, or a key cannot be used."""
+        """Open the model's repository; raises ConfigError if it cannot be opened or a key cannot be used."""
         return open_repository(self.models, self.model, self.version_cache, keys=self.keys())
 
     def label_studio(self) -> tuple[str, str]:
@@ -174,6 +174,6 @@ class Environment(SharedSettings):
 
 
 def check_weights(weights: str) -> None:
-    """Raise ConfigError unless there are the weights to start from."""
+    """Raise ConfigError if `--weights` is a file that does not exist."""
     if weights not in ("imagenet", "none") and not Path(weights).is_file():
         raise ConfigError(f"--weights must be imagenet, none or a file; there is no file {weights}")

@@ -1,4 +1,4 @@
-"""What the stages of a command take, in seconds: measured where they are, told at its end. Not for several threads."""
+"""Timing of the stages of a command. Not thread-safe."""
 
 import sys
 import time
@@ -12,18 +12,18 @@ from contract.heartbeat import heartbeat
 from trainer.progress_bar import SECONDS_A_LINE, Bar
 
 CLEAR: Final = "clear"
-"""The stage that comes after the new order stands."""
+"""The stage that follows the new order in Label Studio."""
 
 _COLLECTED: ContextVar[dict[str, float] | None] = ContextVar("stages", default=None)
-_at_work: list[str] = []
-"""The stages that are said to be at work, the innermost last."""
+_active: list[str] = []
+"""Running stages, the innermost last."""
 
 
 @contextmanager
 def collect_stages() -> Iterator[dict[str, float]]:
-    """Have `stage` count into what is given: seconds by stage, in the order in which they first began.
+    """Context manager that collects the seconds of each `stage`, in the order in which they first began.
 
-    They are rounded to what they are worth when the block ends.
+    They are rounded to hundredths when the block ends.
     """
     seconds = dict[str, float]()
     token = _COLLECTED.set(seconds)
@@ -36,10 +36,10 @@ def collect_stages() -> Iterator[dict[str, float]]:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Count what the block takes, whether it ends well or not, to a stage of whoever is collecting.
+    """Context manager or decorator that adds the seconds of its block to a stage, also if it raises.
 
-    A stage within counts for itself alone. Every few seconds while no bar tells more, the innermost says that it is at
-    work: `backbone: 15 s`. A decorator counts a function.
+    Nested stages are not counted twice. While no progress bar is displayed, the innermost stage writes a line every few
+    seconds: `backbone: 15 s`.
     """
     seconds = _COLLECTED.get()
     if seconds is None:
@@ -47,17 +47,17 @@ def stage(name: str) -> Iterator[None]:
         return
     seconds.setdefault(name, 0.0)
     started, before = time.monotonic(), sum(seconds.values())
-    _at_work.append(name)
+    _active.append(name)
     try:
-        with heartbeat(partial(_tell, name, len(_at_work)), every_s=SECONDS_A_LINE):
+        with heartbeat(partial(_show_progress, name, len(_active)), every_s=SECONDS_A_LINE):
             yield
     finally:
-        _at_work.pop()
-        within = sum(seconds.values()) - before
-        seconds[name] += time.monotonic() - started - within
+        _active.pop()
+        nested = sum(seconds.values()) - before
+        seconds[name] += time.monotonic() - started - nested
 
 
-def _tell(name: str, depth: int, seconds: float) -> None:
-    if len(_at_work) == depth and time.monotonic() - Bar.last_shown >= SECONDS_A_LINE:
+def _show_progress(name: str, depth: int, seconds: float) -> None:
+    if len(_active) == depth and time.monotonic() - Bar.last_shown >= SECONDS_A_LINE:
         sys.stderr.write(f"{name}: {seconds:.0f} s\n")
         sys.stderr.flush()

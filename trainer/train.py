@@ -1,7 +1,7 @@
-"""From labelled images to a version: a head on features of a backbone that stays, or the two together.
+"""Training: a head on the features of a frozen backbone, or head and backbone together.
 
-A head costs seconds, so two are trained: one without the images held out, which is measured on them, and one on all
-images, which is published. What trains the backbone as well is published as it was measured.
+A head trains in seconds, so there are two: the first is trained without the held-out images and measured on them, the
+second is trained on all images and published. If the backbone is trained too, the measured network is published.
 """
 
 import copy
@@ -52,11 +52,11 @@ def train(
     repository: Repository,
     backbone: FrozenBackbone | LoadedBackbone,
 ) -> Version:
-    """Train on data in the backbone's size and publish a version; an opened backbone is trained too.
+    """Train on images of the backbone's size and publish a version; a LoadedBackbone is trained too.
 
     Fresh layers and Dropout draw from torch's global generator.
     """
-    choose_device(training.device)  # may be refused, which is to be before any work
+    choose_device(training.device)  # fails early if there is no such device
     if isinstance(backbone, LoadedBackbone):
         return _train_all(data, training, repository, backbone)
     with open_store(environment) as store:
@@ -66,7 +66,7 @@ def train(
 def _train_head(
     data: TrainingData, training: Training, repository: Repository, *, exact: FrozenBackbone, store: FeatureStore
 ) -> Version:
-    """Train a head on features that were computed once, in the precision that is served."""
+    """Train a head on features of a frozen backbone, in the precision that is served."""
     backbone, fit_head_on = exact, partial(_fit_head, data, training, exact=exact, store=store)
     if training.precision == "auto":
         with stage("backbone"):
@@ -81,7 +81,7 @@ def _train_head(
 def _fit_head(
     data: TrainingData, training: Training, backbone: FrozenBackbone, *, exact: FrozenBackbone, store: FeatureStore
 ) -> TrainedNetwork:
-    """Fit a head on features of a backbone; `exact` is the same in float32."""
+    """Fit and measure a head on features of a backbone; `exact` is the same backbone in float32."""
     probe, pixels, device = choose_probe(data), data.pixels, choose_device(training.device)
     with stage("features"):
         features = backbone.compute_cached(pixels.images, pixels.digests, store)
@@ -95,11 +95,11 @@ def _fit_head(
             data.unlabelled.sources, store, backbone.key, backbone.features, excluding=pixels.digests
         )
     fit_to = stage("fit")(partial(fit_head, classes=len(data.pool.labels), device=device))
-    seen, held_out = data.parts.train, data.parts.validation
+    trained_on, held_out = data.parts.train, data.parts.validation
     if len(held_out):
         alike = held_out[draw_as_unlabelled(pixels.task_ids[held_out], data.unlabelled, len(unlabelled))]
         others = np.concatenate([unlabelled, features[alike]])
-        fit_to(head, features[seen], pixels.targets[seen], training, unlabelled=others)
+        fit_to(head, features[trained_on], pixels.targets[trained_on], training, unlabelled=others)
     evaluation = _evaluate(head, features[held_out], data, training)
     head.load_state_dict(start)
     _log.info("the head that is published is trained on all %d images", len(features))
@@ -109,22 +109,22 @@ def _fit_head(
     )
 
 
-def _train_all(data: TrainingData, training: Training, repository: Repository, opened: LoadedBackbone) -> Version:
-    """Train backbone and head together; the backbone is then the version's own."""
+def _train_all(data: TrainingData, training: Training, repository: Repository, loaded: LoadedBackbone) -> Version:
+    """Train backbone and head together; no other version has this backbone."""
     device = choose_device(training.device)
-    if opened.module is None:
-        raise ConfigError(f"--train all needs a backbone that torch can train, {opened.name} is an ONNX file")
-    head, provenance = build_head_for(training, opened, classes=len(data.pool.labels))
-    network = Network(opened.module, head).to(device)
+    if loaded.module is None:
+        raise ConfigError(f"--train all needs a backbone that torch can train, {loaded.name} is an ONNX file")
+    head, provenance = build_head_for(training, loaded, classes=len(data.pool.labels))
+    network = Network(loaded.module, head).to(device)
     images, targets = data.pixels.images[data.parts.train], data.pixels.targets[data.parts.train]
     fit_standardisation(head, sample_features(network.backbone, images, device=device))
     _log_network(training, provenance)
-    recipe = choose_recipe(training, "all", len(targets), pretrained=bool(opened.provenance.loaded))
+    recipe = choose_recipe(training, "all", len(targets), pretrained=bool(loaded.provenance.loaded))
     inputs = torch.from_numpy(images)
     with stage("fit"):
         fitted = fit(network, inputs, targets, classes=len(data.pool.labels), recipe=recipe, device=device)
     with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
-        backbone = freeze(opened, Path(folder))
+        backbone = freeze(loaded, Path(folder))
         features = backbone.compute(data.pixels.images[data.parts.validation], title="validation")
         evaluation, probe = _evaluate(head, features, data, training), choose_probe(data)
         exact = backbone.compute(data.pixels.images[probe], title="probe")
@@ -139,7 +139,7 @@ def _log_network(training: Training, provenance: Provenance) -> None:
 
 @stage("measure")
 def _evaluate(head: nn.Sequential, features: Features, data: TrainingData, training: Training) -> Evaluation:
-    """Measure on the features (V, F) of the images held out."""
+    """Measure a head on the features (V, F) of the held-out images."""
     device = choose_device(training.device)
     multiple, classes, targets = data.pool.multiple, len(data.pool.labels), data.validation_targets
     if not len(targets):
@@ -151,7 +151,7 @@ def _evaluate(head: nn.Sequential, features: Features, data: TrainingData, train
         mean, nats = passes.mean(axis=1), bald(passes, multiple=multiple)  # (V, C), (V,)
         interval = macro_f1_interval(predict_labels(mean, multiple=multiple), to_label_matrix(targets, classes))
         metrics = replace(compute_metrics(mean, targets), macro_f1_interval=interval, mean_bald=float(nats.mean()))
-        decided = predict_labels(sample(passes=COMPARED_PASSES, mean=True), multiple=multiple)
-        evaluation = Evaluation(metrics, mean, nats, decided, fit_temperature(mean, targets, multiple=multiple))
+        predicted = predict_labels(sample(passes=COMPARED_PASSES, mean=True), multiple=multiple)
+        evaluation = Evaluation(metrics, mean, nats, predicted, fit_temperature(mean, targets, multiple=multiple))
     _log.info("%s", format_table(evaluation.metrics, data.pool.labels, targets))
     return evaluation

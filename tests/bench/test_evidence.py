@@ -5,7 +5,7 @@ import pytest
 from bench import evidence
 from bench.evidence import plan_studies
 from bench.subjects import sets
-from trainer.__main__ import read
+from trainer.__main__ import parse_arguments
 from trainer.study.options import queries
 from trainer.study.records import read_reference
 
@@ -18,7 +18,7 @@ def test_there_is_a_study_without_the_shared_folder(monkeypatch, tmp_path, quick
     monkeypatch.setattr(evidence, "WEIGHTS", tmp_path / "shared" / "weights.pth")
     monkeypatch.setattr(sets, "_SETS", tmp_path / "cache")
     [(name, plan)] = plan_studies(quick=quick).items()
-    _, [options, training] = read(["simulate", *(f"--{option}={value}" for option, value in plan.items())])
+    _, [options, training] = parse_arguments(["simulate", *(f"--{option}={value}" for option, value in plan.items())])
     assert name == ("digits-quick" if quick else "digits")
     assert len(list(options.images.glob("*/*.png"))) == 1700
     assert options.initial + sum(queries(options)) == (80 if quick else 220)
@@ -44,7 +44,9 @@ def test_each_set_is_studied(all_shared):
     plans = plan_studies(quick=False)
     assert {name.removesuffix("-vgg16") for name in plans} == set(evidence._SETS)
     for name, plan in plans.items():
-        _, [options, training] = read(["simulate", *(f"--{option}={value}" for option, value in plan.items())])
+        _, [options, training] = parse_arguments(
+            ["simulate", *(f"--{option}={value}" for option, value in plan.items())]
+        )
         assert training.backbone == ("vgg16" if name.endswith("-vgg16") else "efficientnet_lite0")
         assert options.seeds >= 8
         assert {"random", "labelnext"} <= set(options.strategies)

@@ -4,7 +4,7 @@ import pytest
 
 from demo import weights
 from demo.weights import choose_network
-from trainer.__main__ import read
+from trainer.__main__ import parse_arguments
 
 
 def test_the_demo_is_pretrained_everywhere_unless_it_is_told_otherwise(tmp_path: Path):
@@ -26,4 +26,4 @@ def test_the_demo_is_pretrained_everywhere_unless_it_is_told_otherwise(tmp_path:
 
 def test_the_trainer_takes_what_the_demo_gives_it():
     for options in (weights._VGG, weights._LITE0, weights._FROM_SCRATCH):
-        read(["run", "--images", "folder", *options])
+        parse_arguments(["run", "--images", "folder", *options])

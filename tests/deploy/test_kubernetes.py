@@ -18,7 +18,7 @@ from contract.settings import PREFIX
 from demo.product import CHECKOUT
 from server.http.auth import OPEN
 from server.settings import Settings
-from trainer.__main__ import read
+from trainer.__main__ import parse_arguments
 from trainer.settings import Environment
 
 FOLDER = CHECKOUT / "deploy" / "kubernetes"
@@ -253,7 +253,7 @@ def test_the_trainer_s_arguments_are_ones_it_accepts():
     for workload in workloads():
         for each in containers(workload):
             if each["image"] == "labelnext-trainer":
-                read(each["args"])
+                parse_arguments(each["args"])
                 found.append(shlex.join(each["args"]))
     assert found == ["watch --project 1", "run --project 1", "rank --project 1"]
 

@@ -17,7 +17,7 @@ from tests.disks import fill, small_disk
 from tests.trainer.small import use_small_backbone, write_folders
 from tests.versions import publish
 from trainer import labelstudio
-from trainer.__main__ import COMMANDS, main, read
+from trainer.__main__ import COMMANDS, main, parse_arguments
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import rank as rank_module
 from trainer.ranking.options import Ranking, RankOptions
@@ -53,7 +53,7 @@ def train(tmp_path, models):
 
 
 def options_of(command):
-    return read(command.split())[1]
+    return parse_arguments(command.split())[1]
 
 
 def test_options_are_those_of_what_they_are_for():

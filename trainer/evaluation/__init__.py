@@ -1,1 +1,1 @@
-"""How good a version is, and whether more labels would help."""
+"""Evaluation of versions: held-out images, metrics, comparison, advice."""

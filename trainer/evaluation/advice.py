@@ -1,7 +1,7 @@
-"""Whether to go on labelling: what the figures of successive versions say, in a sentence.
+"""Advice on whether to continue labelling, from the learning curve of successive versions.
 
-Owns the learning curve and the rule by which labelling may stop. Nothing stops it alone: macro-F1 has to be flat, the
-last versions have to agree on their predictions, and the uncertainty has to be low or no longer falling.
+Stopping is advised if macro-F1 is flat, the last versions agree on their predictions, and the uncertainty is low or no
+longer falling.
 """
 
 import math
@@ -15,53 +15,56 @@ from contract.errors import name_some
 from contract.versions.results import Advice
 
 LEAST_IMAGES: Final = 30
-"""Random images below which macro-F1 says too little."""
+"""Labelled holdout images below which macro-F1 is too uncertain."""
 LEAST_VERSIONS: Final = 3
 LEAST_KAPPA: Final = 0.95
-"""Cohen's, between the predictions of successive versions, from which they count as agreeing."""
+"""Cohen's kappa from which successive versions count as agreeing."""
 FLAT: Final = 0.01
-"""Macro-F1 that is not worth its labels."""
+"""Gain in macro-F1 below which the curve counts as flat."""
 _WORTHWHILE = 0.02
-"""Macro-F1 for which people are told how many labels it takes."""
+"""Gain in macro-F1 for which the number of labels is estimated."""
 _LOW_BALD = 0.05
-"""Share of the greatest BALD below which the mean counts as low."""
+"""Share of the greatest possible BALD below which the mean counts as low."""
 _FALLING = 0.95
-"""Mean BALD over that of the first of the recent versions, below which it counts as falling."""
+"""Mean BALD counts as falling below this ratio to that of the first recent version."""
 _AHEAD = 0.25
-"""Share of the labels so far that the curve is asked about, and that recent versions cover, at least: a few labels
-change little wherever the model stands."""
+"""Least extrapolation, and least span of the recent versions, as a share of the labels so far: a few labels change
+little at any stage."""
 _CURVE = 0.5
-"""Share of the labels so far from which on versions tell where the curve goes; those before tell where it came from."""
+"""Versions with fewer than this share of the labels so far are left out of the fit."""
 _NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
 class CurvePoint:
-    """What a version came to on the random sample."""
+    """Metrics of one version on the random holdout."""
 
     labels: int
-    """Labelled images in all."""
+    """All labelled images."""
     images: int
-    """Those of them that are of the random sample."""
+    """Labelled images of the random holdout."""
     macro_f1: float
     low: float
-    """Of the 95 % interval of `macro_f1`."""
     high: float
+    """Ends of the 95 % interval of `macro_f1`."""
     mean_bald: float
     """In nats."""
     kappa: float | None
-    """Cohen's, of the predictions with those of the version before; None where they could not be compared."""
+    """Cohen's kappa with the predictions of the previous version; None if they could not be compared."""
 
     def __str__(self) -> str:
         return f"{self.macro_f1:.2f}, {self.low:.2f} to {self.high:.2f}, on {self.images} random images"
 
 
 def advise(versions: Sequence[CurvePoint], *, images: int, greatest_bald: float, unseen: Sequence[str] = ()) -> Advice:
-    """Say whether more labels are worth their while.
+    """Advise to stop labelling, or to continue and how many labels a gain takes.
 
-    Versions are of equal classes, oldest first, up to the one that was just trained; there are none where that was not
-    measured on the random sample. Of this so many images are labelled, and it holds none of the `unseen` labels.
-    `greatest_bald` is what BALD can reach, in nats.
+    Args:
+        versions: versions with the same classes, oldest first, the new one last; empty if it was not measured on the
+            random holdout.
+        images: labelled images of the random holdout.
+        greatest_bald: upper bound of BALD, in nats.
+        unseen: labels without an image in the random holdout.
     """
     if images < LEAST_IMAGES:
         return Advice(f"too early to say: {images} of {LEAST_IMAGES} random images are labelled")
@@ -74,17 +77,17 @@ def advise(versions: Sequence[CurvePoint], *, images: int, greatest_bald: float,
         return Advice(f"too early to say: {few}, {LEAST_VERSIONS} are needed (macro-F1 {now})")
     slope = fit_slope(_since(steps, _CURVE * now.labels))
     ahead = max(now.labels - steps[-2].labels, math.ceil(_AHEAD * now.labels))
-    gain, labels = _gain(slope, now, ahead), _rounded(ahead)
+    gain, labels = _expected_gain(slope, now, ahead), _round_to_two_digits(ahead)
     if gain >= FLAT:
-        return _go_on(slope, now, ahead)
+        return _advise_more(slope, now, ahead)
     recent = _since(steps, now.labels / (1 + _AHEAD))
-    if doubts := _doubts(recent, greatest_bald):
+    if reasons := _objections(recent, greatest_bald):
         promise = f"{labels} more labels promise less than {FLAT} macro-F1 (now {now})"
-        return Advice(f"go on: {promise}, but {' and '.join(doubts)}", gain=gain, labels=labels)
+        return Advice(f"go on: {promise}, but {' and '.join(reasons)}", gain=gain, labels=labels)
     sentence = (
         f"stop: macro-F1 is {now.macro_f1:.2f} ({now.low:.2f} to {now.high:.2f}) and has stood there for "
-        f"{_stood(steps)} versions, which agree on their predictions (kappa {_agreement(recent):.2f}); {labels} more "
-        f"labels would gain less than {FLAT}"
+        f"{_stable_versions(steps)} versions, which agree on their predictions (kappa {_agreement(recent):.2f}); "
+        f"{labels} more labels would gain less than {FLAT}"
     )
     if unseen:
         sentence += f"; untested, for want of a random image: {name_some(unseen, most=_NAMED)}"
@@ -94,11 +97,11 @@ def advise(versions: Sequence[CurvePoint], *, images: int, greatest_bald: float,
 def fit_slope(versions: Sequence[CurvePoint]) -> float:
     """Return the slope, from 0, of the learning curve `limit - slope / sqrt(labels)` of macro-F1.
 
-    Fitted by least squares, each version weighted by its random images. Of the curves that two coefficients give,
-    1/sqrt(n) foretold the next quarter of labels best on simulated rounds: log n goes on rising where nothing is left
-    to gain, 1/n stops too soon. No curve promises that labels do harm.
+    Fitted by least squares, each version weighted by its holdout images. Of the curves with two coefficients, 1/sqrt(n)
+    predicted the next quarter of labels best on simulated rounds: log n keeps rising after the plateau, 1/n flattens
+    too early. A negative slope is set to 0.
     """
-    weights = np.array([version.images for version in versions], np.float64)  # the variance falls with their number
+    weights = np.array([version.images for version in versions], np.float64)  # the variance is inverse to it
     regressor = -1 / np.sqrt(np.array([version.labels for version in versions], np.float64))
     macro_f1 = np.array([version.macro_f1 for version in versions])
     centred = regressor - np.average(regressor, weights=weights)
@@ -106,25 +109,24 @@ def fit_slope(versions: Sequence[CurvePoint]) -> float:
     return max(0.0, float(slope))
 
 
-def _gain(slope: float, now: CurvePoint, labels: int) -> float:
+def _expected_gain(slope: float, now: CurvePoint, labels: int) -> float:
     expected = slope * (1 / math.sqrt(now.labels) - 1 / math.sqrt(now.labels + labels))
     return min(expected, 1 - now.macro_f1)
 
 
-def _go_on(slope: float, now: CurvePoint, ahead: int) -> Advice:
-    """Name a gain that is worth while, but no more labels than there are already: no curve is good for longer."""
+def _advise_more(slope: float, now: CurvePoint, ahead: int) -> Advice:
+    """Advise a worthwhile gain, at most doubling the labels: extrapolating further is unreliable."""
     left = 1 / math.sqrt(now.labels) - _WORTHWHILE / slope
     worthwhile = left**-2 - now.labels if left > 0 else math.inf
-    labels = _rounded(round(min(max(ahead, worthwhile), max(ahead, now.labels))))
-    gain = _gain(slope, now, labels)
+    labels = _round_to_two_digits(round(min(max(ahead, worthwhile), max(ahead, now.labels))))
+    gain = _expected_gain(slope, now, labels)
     return Advice(f"label about {labels} more to gain about {gain:.2f} macro-F1 (now {now})", gain=gain, labels=labels)
 
 
 def _by_labels(versions: Sequence[CurvePoint]) -> list[CurvePoint]:
-    """One version for each number of labels in a row, the newest.
+    """Keep the newest of successive versions with the same number of labels, with the least kappa among them.
 
-    Trained again on the same images, a version agrees with the one before whatever the model has learnt, so of their
-    agreements the least counts.
+    A version retrained on the same images agrees with the previous one whatever the model has learnt.
     """
     steps: list[CurvePoint] = []
     for version in versions:
@@ -137,39 +139,39 @@ def _by_labels(versions: Sequence[CurvePoint]) -> list[CurvePoint]:
 
 
 def _since(steps: Sequence[CurvePoint], labels: float) -> Sequence[CurvePoint]:
-    """The last versions, down to that many labels; never fewer than any judgement needs."""
+    """Return the last versions with at least so many labels, and no fewer than LEAST_VERSIONS."""
     return [step for step in steps[:-LEAST_VERSIONS] if step.labels >= labels] + list(steps[-LEAST_VERSIONS:])
 
 
-def _doubts(recent: Sequence[CurvePoint], greatest_bald: float) -> list[str]:
-    """What speaks against stopping though the curve is flat."""
-    doubts = []
-    if _stood(recent) < len(recent):
-        found = [version.macro_f1 for version in recent]
-        doubts.append(f"it has moved between {min(found):.2f} and {max(found):.2f}")
+def _objections(recent: Sequence[CurvePoint], greatest_bald: float) -> list[str]:
+    """Return the reasons not to stop although the curve is flat."""
+    reasons = []
+    if _stable_versions(recent) < len(recent):
+        macro_f1 = [version.macro_f1 for version in recent]
+        reasons.append(f"it has moved between {min(macro_f1):.2f} and {max(macro_f1):.2f}")
     agreement = _agreement(recent)
     if math.isnan(agreement):
-        doubts.append("the last versions could not be compared")
+        reasons.append("the last versions could not be compared")
     elif agreement < LEAST_KAPPA:
-        doubts.append(f"the last versions disagree on their predictions (kappa {agreement:.2f}, not {LEAST_KAPPA})")
+        reasons.append(f"the last versions disagree on their predictions (kappa {agreement:.2f}, not {LEAST_KAPPA})")
     first, last = recent[0].mean_bald, recent[-1].mean_bald
     if last > _LOW_BALD * greatest_bald and last < _FALLING * first:
-        doubts.append(f"uncertainty is still falling (mean BALD from {first:.3f} to {last:.3f} nats)")
-    return doubts
+        reasons.append(f"uncertainty is still falling (mean BALD from {first:.3f} to {last:.3f} nats)")
+    return reasons
 
 
-def _stood(steps: Sequence[CurvePoint]) -> int:
-    """For how many versions macro-F1 has been where the last one's interval is."""
+def _stable_versions(steps: Sequence[CurvePoint]) -> int:
+    """Count the last versions whose macro-F1 lies in the interval of the newest."""
     now = steps[-1]
     inside = [now.low <= step.macro_f1 <= now.high for step in reversed(steps)]
     return [*inside, False].index(False)
 
 
 def _agreement(recent: Sequence[CurvePoint]) -> float:
-    """The least kappa between one recent version and the next; NaN if one is not known."""
+    """Return the least kappa between successive versions; NaN if one is not known."""
     return float(np.min([math.nan if version.kappa is None else version.kappa for version in recent[1:]]))
 
 
-def _rounded(labels: int) -> int:
-    """To two digits, as far as an estimate can be trusted, and never below 1."""
+def _round_to_two_digits(labels: int) -> int:
+    """Round to two significant digits, and at least 1."""
     return max(1, int(float(f"{labels:.1e}")))

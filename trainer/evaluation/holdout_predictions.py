@@ -1,6 +1,7 @@
-"""What is said of the random holdout's labelled images by a network that has not seen them, kept beside the version.
+"""Predictions for the labelled random holdout from the network trained without it, kept in the version's folder.
 
-A ranking tests on it which labels may be confirmed in bulk: the published network may have learnt these images since.
+A ranking tests on them which predictions may be confirmed in bulk; the published network has been trained on these
+images.
 """
 
 import json
@@ -22,13 +23,12 @@ from trainer.evaluation.holdout import predict_labels
 _log = logging.getLogger(__name__)
 
 HOLDOUT_PREDICTIONS_FILE: Final = "witnesses.json"
-"""Within a version's folder."""
 _MOST_BYTES: Final = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class HoldoutPrediction:
-    """What is predicted of one task's image, and by which margin of the mean prediction."""
+    """Predicted labels of one task, and the margin of the mean prediction."""
 
     task: int
     margin: float
@@ -38,12 +38,12 @@ class HoldoutPrediction:
 def save_holdout_predictions(
     folder: Path, tasks: Sequence[int], probabilities: npt.NDArray[np.float32], labels: Sequence[str], *, multiple: bool
 ) -> None:
-    """Keep in a version's folder what is said of N tasks: mean probabilities (N, C), of C labels."""
+    """Write the predictions for N tasks, from mean probabilities (N, C), into a version's folder."""
     margins = margin(probabilities.astype(np.float64), multiple=multiple)
-    decided = predict_labels(probabilities, multiple=multiple)
+    predicted = predict_labels(probabilities, multiple=multiple)
     rows = [
         [task, lead, [labels[label] for label in np.flatnonzero(row)]]
-        for task, lead, row in zip(tasks, margins.tolist(), decided, strict=True)
+        for task, lead, row in zip(tasks, margins.tolist(), predicted, strict=True)
     ]
     (folder / HOLDOUT_PREDICTIONS_FILE).write_text(
         json.dumps(rows, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
@@ -51,7 +51,7 @@ def save_holdout_predictions(
 
 
 def read_holdout_predictions(repository: Repository, manifest: Manifest) -> list[HoldoutPrediction]:
-    """Return what `save_holdout_predictions` kept with a version; nothing where that cannot be had."""
+    """Return the predictions that `save_holdout_predictions` wrote; empty if they cannot be read."""
     if HOLDOUT_PREDICTIONS_FILE not in manifest.files:
         return []
     try:

@@ -1,6 +1,6 @@
-"""How good the mean of T stochastic passes is on images that training did not see: figures, and a table of them.
+"""Metrics of mean probabilities on held-out images, and a table of them.
 
-Every value is JSON: what is not defined is None, never NaN.
+Undefined values are None, never NaN, so that all are valid JSON.
 """
 
 import math
@@ -18,12 +18,12 @@ from trainer.labels.dataset import Targets, count_images
 
 _LEAST = 1e-12
 _ROWS = 24
-"""Classes that the table names; of more, it shows the largest and the worst."""
+"""Most classes in the table; if there are more, it shows the largest and the worst."""
 _BINS = 15
 
 
 def compute_metrics(probabilities: npt.NDArray[np.float32], targets: Targets) -> Metrics:
-    """Compare mean probabilities (N, C) with what holds of each image."""
+    """Return the metrics of mean probabilities (N, C)."""
     images, classes = probabilities.shape
     if not images:
         return Metrics(images=0)
@@ -40,7 +40,7 @@ def compute_metrics(probabilities: npt.NDArray[np.float32], targets: Targets) ->
 
 
 def macro_f1(predicted: LabelMatrix, expected: LabelMatrix) -> float | None:
-    """Return the mean F1 of the classes that have a true or a predicted image, of (N, C) both; None without any."""
+    """Return the mean F1 of the classes with a true or predicted image; None if there is none. Both are (N, C)."""
     defined = [value for value in _f1(predicted, expected) if value is not None]
     return float(np.mean(defined)) if defined else None
 
@@ -61,28 +61,28 @@ def _log_loss(probabilities: npt.NDArray[np.float32], targets: Targets) -> float
 
 
 def _calibration_error(probabilities: npt.NDArray[np.float32], targets: Targets) -> float:
-    given = torch.from_numpy(np.clip(probabilities, 0, 1)), torch.from_numpy(targets.astype(np.int64))
+    arguments = torch.from_numpy(np.clip(probabilities, 0, 1)), torch.from_numpy(targets.astype(np.int64))
     if targets.ndim == 1:
         classes = probabilities.shape[1]
-        return float(multiclass_calibration_error(*given, num_classes=classes, n_bins=_BINS, norm="l1"))
-    return float(binary_calibration_error(*(each.flatten() for each in given), n_bins=_BINS, norm="l1"))
+        return float(multiclass_calibration_error(*arguments, num_classes=classes, n_bins=_BINS, norm="l1"))
+    return float(binary_calibration_error(*(each.flatten() for each in arguments), n_bins=_BINS, norm="l1"))
 
 
 def format_table(metrics: Metrics, labels: Sequence[str], targets: Targets) -> str:
-    """Return the figures as lines for people: one per class, of many for the largest and the worst, then the totals."""
+    """Return the metrics as a table: one line per class, of many only the largest and the worst, then the totals."""
     counts = count_images(targets, len(labels))
     f1 = metrics.f1 or (None,) * len(labels)
     shown = _choose_rows(counts, f1)
-    rows = [(str(counts[row]), _show(f1[row]), _printable(labels[row])) for row in shown]
+    rows = [(str(counts[row]), _format(f1[row]), _printable(labels[row])) for row in shown]
     if len(shown) < len(labels):
         rows.append(("", "", f"{len(labels) - len(shown)} more"))
     totals = {"accuracy": metrics.accuracy, "macro-F1": metrics.macro_f1, "NLL": metrics.nll, "ECE": metrics.ece}
-    rows += [("", _show(value), name) for name, value in totals.items()]
+    rows += [("", _format(value), name) for name, value in totals.items()]
     return "\n".join(f"{images:>6}  {figure:>5}  {name}" for images, figure, name in [("images", "F1", "class"), *rows])
 
 
 def _choose_rows(counts: npt.NDArray[np.int64], f1: Sequence[float | None]) -> list[int]:
-    """Return the classes to show, in their order: all, or half the rows for the largest and half for the worst."""
+    """Return the classes to show, ascending: all, or half the rows for the largest and half for the worst."""
     if len(counts) <= _ROWS:
         return list(range(len(counts)))
     largest = np.argsort(-counts, kind="stable")
@@ -91,10 +91,10 @@ def _choose_rows(counts: npt.NDArray[np.int64], f1: Sequence[float | None]) -> l
     return sorted([*in_turn][:_ROWS])
 
 
-def _show(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
 def _printable(label: str) -> str:
-    """Escape what would break the line or turn its direction."""
+    """Escape line breaks, control characters and marks of writing direction."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in label)

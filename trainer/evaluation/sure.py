@@ -1,13 +1,13 @@
-"""From which margin on labels may be confirmed in bulk: so that enough of them are right, which is tested, not hoped.
+"""The margin threshold for confirming predictions in bulk, by a test that controls their precision.
 
-Evidence are images of the random holdout that people labelled: none of them was trained on, and chance drew each from
-the pool. Margins are gone through from the surest down, in steps that were fixed before any label is looked at: those
-at which one more label may be wrong. The first step that fails ends it (fixed-sequence testing: Angelopoulos et al.
-2021, Learn then Test, arXiv 2110.01052), so that the whole search errs as rarely as one test does. Each test is exact:
-the lower end of the interval of Clopper and Pearson (1934) must reach the precision that is asked for.
+The test sample are labelled images of the random holdout: drawn at random from the pool and not trained on. Thresholds
+are tested from the largest margin down, in steps fixed before any label is seen: the sample sizes that allow one more
+wrong label. The first failure ends the search (fixed-sequence testing: Angelopoulos et al. 2021, Learn then Test, arXiv
+2110.01052), so its error rate is that of a single test. Each test is exact: the lower bound of the interval of Clopper
+and Pearson (1934) must reach the wanted precision.
 
-What was confirmed under earlier versions stays in the sample, with the label that it was confirmed with. The easy
-images are gone from the pool by then; measured on all of the holdout they would vouch for those that are left.
+Images confirmed under earlier versions stay in the sample, with their confirmed labels. They have left the pool and are
+easy: with today's predictions they would make the remaining images look easier than they are.
 """
 
 import math
@@ -24,56 +24,55 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 ERROR_RATE: Final = 0.025
-"""How often a margin may be accepted whose labels are right less often than is asked for: the lower half of what an
-interval of 95 % leaves out. Versions are tested one after the other, mostly on the same images: over ten of a project
-it comes to about 0.05."""
+"""Probability of accepting a margin whose precision is too low: one tail of a 95 % interval. Successive versions are
+tested on mostly the same images: over ten of a project the error rate is about 0.05."""
 _FIRST_STEP: Final = 1 / 3
-"""Share of the sample that the first step covers at most: the more images it is about, the more of them may be wrong,
-and the less does a single one end the search. By their number alone, so that no label has a say."""
+"""Most that the first step may cover, as a share of the sample: in a larger step more labels may be wrong, so a single
+one does not end the search. The steps depend only on the sample size, never on labels."""
 _MOST_GROWTH: Final = 1000.0
 _HALVINGS: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """N images of the random holdout that people labelled, none trained on, and what a version says of each."""
+    """N labelled images of the random holdout, none trained on, with the margins of their predictions."""
 
     margins: Floats
     """(N,)"""
     right: Bools
-    """(N,): whether what is predicted is what people said."""
+    """(N,): whether the prediction equals the label."""
     confirmed: int = 0
-    """Further images that would have been confirmed under earlier versions, were they not held out."""
+    """Further images that would have been confirmed under earlier versions if they were not held out."""
     confirmed_wrong: int = 0
     """How many of these with a wrong label."""
 
     @property
     def images(self) -> int:
-        """All images."""
+        """Number of images, with those confirmed before."""
         return len(self.margins) + self.confirmed
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A margin that was accepted, and what for: images from it on, and confirmed before, so many of them wrong."""
+    """An accepted threshold, with the number of images at or above it and confirmed before, and of wrong labels."""
 
     least_margin: float
     images: int
     wrong: int
     low: float
-    """The lower end of the interval of the share that is right."""
+    """Lower confidence bound of the precision."""
 
 
 def lower_bound(images: int, wrong: int, *, error_rate: float = ERROR_RATE) -> float:
-    """Return the lower end of the one-sided interval of Clopper and Pearson of the share of images that is right."""
+    """Return the one-sided lower bound of Clopper and Pearson for the share of right labels."""
     if not 0 <= wrong <= images:
         raise ValueError(f"expected at least 0 and at most {images} wrong of {images} images, got {wrong}")
-    # As scipy.stats.beta.ppf has it, which takes fifty times as long, and to import half the start of a ranking.
+    # scipy.stats.beta.ppf computes the same 50 times slower, and importing it takes half the start of a ranking.
     return float(special.betaincinv(images - wrong, wrong + 1, error_rate)) if wrong < images else 0.0
 
 
 def min_images(wrong: int, precision: float, *, error_rate: float = ERROR_RATE) -> int:
-    """Return the fewest images of which so many may be wrong for `lower_bound` to reach a precision in (0, 1)."""
+    """Return the fewest images with which `lower_bound` reaches a precision in (0, 1) despite `wrong` labels."""
     reach = partial(lower_bound, wrong=wrong, error_rate=error_rate)
     most = 2 * wrong + 2
     while reach(most) < precision:
@@ -82,43 +81,42 @@ def min_images(wrong: int, precision: float, *, error_rate: float = ERROR_RATE) 
 
 
 def find_margin(sample: Sample, precision: float, *, error_rate: float = ERROR_RATE) -> Evidence | None:
-    """Return the lowest margin from which on `precision` of the labels are right, but as often as `error_rate` says."""
-    falling = np.argsort(-sample.margins, kind="stable")
-    margins, wrong = sample.margins[falling], np.cumsum(~sample.right[falling])
-    found = None
+    """Return the lowest threshold with this precision; with probability `error_rate` its true precision is lower."""
+    order = np.argsort(-sample.margins, kind="stable")
+    margins, wrong = sample.margins[order], np.cumsum(~sample.right[order])
+    evidence = None
     for step in steps(sample.images, precision, error_rate=error_rate):
         if step <= sample.confirmed:
             continue
         least = float(margins[step - sample.confirmed - 1])
-        count = int(np.searchsorted(-margins, -least, side="right"))  # those of the same margin belong to it
+        count = int(np.searchsorted(-margins, -least, side="right"))  # ties included
         images, errors = sample.confirmed + count, sample.confirmed_wrong + int(wrong[count - 1])
         low = lower_bound(images, errors, error_rate=error_rate)
         if low < precision:
             break
-        found = Evidence(least, images, errors, low)
-    return found
+        evidence = Evidence(least, images, errors, low)
+    return evidence
 
 
 @lru_cache(maxsize=16)
 def steps(images: int, precision: float, *, error_rate: float = ERROR_RATE) -> tuple[int, ...]:
-    """Return how many of a sample's images each step is about, rising: at each one more wrong label may be."""
-    found = [min_images(0, precision, error_rate=error_rate)]
-    while found[-1] <= images:
-        found.append(min_images(len(found), precision, error_rate=error_rate))
-    small = [step for step in found if step <= _FIRST_STEP * images]
-    return tuple(step for step in found[max(0, len(small) - 1) :] if step <= images)
+    """Return the number of images of each step, ascending; each step allows one more wrong label."""
+    sizes = [min_images(0, precision, error_rate=error_rate)]
+    while sizes[-1] <= images:
+        sizes.append(min_images(len(sizes), precision, error_rate=error_rate))
+    small = [step for step in sizes if step <= _FIRST_STEP * images]
+    return tuple(step for step in sizes[max(0, len(small) - 1) :] if step <= images)
 
 
 def images_needed(sample: Sample, precision: float) -> int:
-    """Return how many more images would probably do, should further ones be right as often as those so far are.
+    """Estimate how many more images `find_margin` needs to succeed, at least 1.
 
-    That is the fewest with which some margin would pass if as large a share of them came to lie beyond it, and as large
-    a share of these was wrong. At least 1.
+    Assumes that further images have the same margins and errors as the sample.
     """
     least = min_images(0, precision)
-    falling = np.argsort(-sample.margins, kind="stable")
-    counts = sample.confirmed + np.arange(1.0, len(falling) + 1)
-    wrong = sample.confirmed_wrong + np.cumsum(~sample.right[falling])
+    order = np.argsort(-sample.margins, kind="stable")
+    counts = sample.confirmed + np.arange(1.0, len(order) + 1)
+    wrong = sample.confirmed_wrong + np.cumsum(~sample.right[order])
     growth = float(_growth(counts, wrong, precision).min(initial=least))
     return max(1, least - sample.images, math.ceil((growth - 1) * sample.images))
 
@@ -126,7 +124,7 @@ def images_needed(sample: Sample, precision: float) -> int:
 def _growth(
     images: npt.NDArray[np.floating], wrong: npt.NDArray[np.int64], precision: float
 ) -> npt.NDArray[np.floating]:
-    """Return by what samples (n,) must be multiplied for so large a share of wrong labels to pass: by bisection."""
+    """Return the factors by which samples (n,) must grow to pass with the same share of errors, by bisection."""
     below, above = np.ones_like(images), np.full_like(images, _MOST_GROWTH)
     for _ in range(_HALVINGS):
         middle = np.sqrt(below * above)

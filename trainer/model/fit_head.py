@@ -66,7 +66,7 @@ def fit_head(
             )
 
     fitted = fit_to(inputs, targets)
-    if unlabelled is None or not training.takes_unlabelled or targets.ndim == 2:
+    if unlabelled is None or not training.uses_pseudo_labels or targets.ndim == 2:
         return fitted
     rows, labels = choose_pseudo_labels(predict(head, unlabelled, device=device), count_images(targets, classes))
     if not len(rows):

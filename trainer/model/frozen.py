@@ -141,23 +141,23 @@ def open_frozen(
     if not _is_whole(folder):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of weights that start from nothing, so that they are the same in the next run
-            opened = load_backbone(name, image_size=image_size, weights=weights, grid=grid)
+            loaded = load_backbone(name, image_size=image_size, weights=weights, grid=grid)
         remedy = "set LABELNEXT_CACHE_DIR to a folder with room"
         with explaining("the backbone", folder, remedy=remedy), _folder_to_write(folder) as path:
-            freeze(opened, path)
+            freeze(loaded, path)
     return read(folder)
 
 
-def freeze(opened: LoadedBackbone, folder: Path) -> FrozenBackbone:
+def freeze(loaded: LoadedBackbone, folder: Path) -> FrozenBackbone:
     """Write a backbone into a folder."""
-    graph = opened.graph
+    graph = loaded.graph
     if graph is None:
-        backbone = torch.nn.Sequential(cast(torch.nn.Module, opened.module), Round())
-        graph = export_backbone(backbone, image_size=opened.spec.height)
+        backbone = torch.nn.Sequential(cast(torch.nn.Module, loaded.module), Round())
+        graph = export_backbone(backbone, image_size=loaded.spec.height)
     moved = move_weights(graph, folder / BACKBONE_WEIGHTS_FILE)
     (folder / _GRAPH_FILE).write_bytes(moved.SerializeToString(deterministic=True))
-    known = {field.name: getattr(opened, field.name) for field in fields(BackboneInfo)}
-    frozen = FrozenBackbone(**known, folder=folder, fingerprint=fingerprint(moved, folder, opened.spec))
+    known = {field.name: getattr(loaded, field.name) for field in fields(BackboneInfo)}
+    frozen = FrozenBackbone(**known, folder=folder, fingerprint=fingerprint(moved, folder, loaded.spec))
     described = _DESCRIPTION.dump_python(frozen, mode="json", exclude={"folder"})
     text = json.dumps({**described, "sizes": _sizes(folder)}, indent=2)
     (folder / _DESCRIPTION_FILE).write_text(text, encoding="utf-8")

@@ -74,8 +74,8 @@ def asked(monkeypatch):
 def compare(repository, before, *, count=40):
     """Compare a new version from 300 labels with those before it."""
     now = replace(before[-1], version=NEW, training=trained(300))
-    true, decided = (to_label_matrix(each[:count], 3) for each in (CLASSES, DECIDED))
-    return compare_versions(repository, now, before, CommonImages(TASKS[:count], IMAGES[:count], {}, true, decided))
+    true, predicted = (to_label_matrix(each[:count], 3) for each in (CLASSES, DECIDED))
+    return compare_versions(repository, now, before, CommonImages(TASKS[:count], IMAGES[:count], {}, true, predicted))
 
 
 def labels_of(curve):

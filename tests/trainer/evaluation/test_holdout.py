@@ -104,9 +104,9 @@ def test_the_interval_holds_the_truth_in_95_of_100_samples(images, pool, right):
     shares[np.diag_indices(classes)] = pool - shares.sum(axis=1)
     held = 0
     for _ in range(400):
-        true, decided = np.divmod(rng.choice(classes**2, images, p=shares.ravel()), classes)
-        low, high = macro_f1_interval(to_label_matrix(decided, classes), to_label_matrix(true, classes))
-        held += low <= true_f1(shares)[np.union1d(true, decided)].mean() <= high
+        true, predicted = np.divmod(rng.choice(classes**2, images, p=shares.ravel()), classes)
+        low, high = macro_f1_interval(to_label_matrix(predicted, classes), to_label_matrix(true, classes))
+        held += low <= true_f1(shares)[np.union1d(true, predicted)].mean() <= high
     assert held >= 369
 
 
@@ -114,18 +114,20 @@ def test_the_interval_holds_the_truth_in_95_of_100_samples(images, pool, right):
 def test_the_interval_is_wilsons_where_macro_f1_is_a_share(wrong):
     """Two classes of one size with as many errors in each have accuracy as macro-F1; scipy has the interval of that."""
     true = np.arange(400) % 2
-    decided = np.where(np.arange(400) < wrong, 1 - true, true)
+    predicted = np.where(np.arange(400) < wrong, 1 - true, true)
     expected = stats.binomtest(400 - wrong, 400).proportion_ci(method="wilson")
-    assert macro_f1_interval(to_label_matrix(decided, 2), to_label_matrix(true, 2)) == pytest.approx(expected, abs=1e-3)
+    assert macro_f1_interval(to_label_matrix(predicted, 2), to_label_matrix(true, 2)) == pytest.approx(
+        expected, abs=1e-3
+    )
 
 
 @given(images=st.integers(1, 60), classes=st.integers(2, 5), right=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
 def test_an_interval_lies_within_bounds_around_the_figure(images, classes, right, seed):
     rng = np.random.default_rng(seed)
     true = to_label_matrix(rng.integers(0, classes, images), classes)
-    decided = np.where(rng.random(images)[:, None] < right, true, np.roll(true, 1, axis=1))
-    low, high = macro_f1_interval(decided, true)
-    f1 = f1_score(true, decided, average=None, zero_division=np.nan)
+    predicted = np.where(rng.random(images)[:, None] < right, true, np.roll(true, 1, axis=1))
+    low, high = macro_f1_interval(predicted, true)
+    f1 = f1_score(true, predicted, average=None, zero_division=np.nan)
     assert 0 <= low <= np.nanmean(f1) <= high <= 1
     assert low < high
 

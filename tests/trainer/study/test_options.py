@@ -3,7 +3,7 @@ import re
 import pytest
 
 from contract.errors import ConfigError
-from trainer.__main__ import read
+from trainer.__main__ import parse_arguments
 from trainer.settings import Training
 from trainer.study.options import StudyOptions, check, queries, split_backbones
 
@@ -12,7 +12,9 @@ def test_queries_may_grow(tmp_path):
     """The last one is that of all further rounds; what rounds do not come to is left out."""
 
     def ask(query, rounds):
-        _, [options, _] = read(["simulate", f"--images={tmp_path}", f"--query={query}", f"--rounds={rounds}"])
+        _, [options, _] = parse_arguments(
+            ["simulate", f"--images={tmp_path}", f"--query={query}", f"--rounds={rounds}"]
+        )
         return queries(options)
 
     assert ask("7", 3) == (7, 7, 7)
@@ -24,7 +26,7 @@ def test_queries_may_grow(tmp_path):
 @pytest.mark.parametrize("query", ["", "0", "5,-1", "5,many", ","])
 def test_what_is_no_query_is_refused(tmp_path, capsys, query):
     with pytest.raises(SystemExit):
-        read(["simulate", f"--images={tmp_path}", f"--query={query}"])
+        parse_arguments(["simulate", f"--images={tmp_path}", f"--query={query}"])
     assert "--query" in capsys.readouterr().err
 
 
