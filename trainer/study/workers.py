@@ -9,11 +9,12 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import cast
 
 import torch
 
@@ -43,7 +44,7 @@ def complete_all(runs: Sequence[Run], open_dataset: Callable[[], Dataset], proto
     with (
         Bar(total=total, initial=count_rounds(runs), desc="rounds", unit="round", smoothing=0.05) as bar,
         _silent_workers(),
-        ProcessPoolExecutor(workers, context, _start_worker, (threads, os.getpid())) as executor,
+        ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as executor,
     ):
         waiting = {executor.submit(_work, run, open_dataset, protocol) for run in runs}
         try:
@@ -73,18 +74,17 @@ def _silent_workers() -> Iterator[None]:
         del os.environ["TQDM_DISABLE"]
 
 
-def _start_worker(threads: int, parent: int) -> None:
+def _start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one ends it
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     use_process_lock()  # this process may be ended
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     torch.set_num_threads(threads)
 
 
-def _leave_with(parent: int) -> None:
-    """Do not outlive a parent that was killed, be it before this process had started well."""
-    while os.getppid() == parent:
-        time.sleep(0.1)
+def _exit_with_parent() -> None:
+    """Exit as soon as the parent process ends, even if it is killed."""
+    cast(BaseProcess, multiprocessing.parent_process()).join()  # a pipe that the system closes: no polling
     os._exit(1)
 
 
