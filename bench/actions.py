@@ -45,9 +45,9 @@ from trainer.ranking.sureness import Asked, Labelled, find_sure, tasks_to_score
 from trainer.scoring.scores import Score
 from trainer.settings import Environment, Training
 from trainer.study.dataset import read_pool
-from trainer.study.features import compute, decode
+from trainer.study.features import compute_features, decode
 from trainer.study.model import Dataset, Floats, Model, Trainer, open_dataset
-from trainer.study.run import choose_initial
+from trainer.study.run import select_initial
 
 LITE0: Final = "efficientnet_lite0"
 _PAGE: Final = 30
@@ -131,7 +131,7 @@ class Play:
         """Label all, and return what it took."""
         started, plan, tally, images = time.perf_counter(), self.plan, self.tally, len(self.pool)
         share = plan.holdout_share
-        self._label(choose_initial(self.pool, self._trainer, count=plan.first, seed=self.seed, holdout_share=share))
+        self._label(select_initial(self.pool, self._trainer, count=plan.first, seed=self.seed, holdout_share=share))
         number = 0
         while len(self._left) and tally["labels"] < plan.until * images:
             self._round(f"actions/{self.seed}/{number}")
@@ -167,7 +167,7 @@ class Play:
             labels_by_class=np.bincount(self._given[by_people], minlength=len(self._classes)).tolist(),
             holdout_share=self.plan.holdout_share,
             batch_size=wanted,
-            labelled=LabelledImages(model.as_sent(self._features[by_people]), self._given[by_people]),
+            labelled=LabelledImages(model.embed_rounded(self._features[by_people]), self._given[by_people]),
         ).order
         self._sure = self._find_sure(model, scores, witnesses, name)
         self._confirm(self._sure)
@@ -261,7 +261,7 @@ def load_dataset(plan: Plan) -> tuple[Dataset, Indices]:
     assert isinstance(backbone, FrozenBackbone)
     decoded = decode(found, image_size=backbone.spec.height, cache=CACHE / "study")
     with open_store(environment) as store:
-        features = compute(found, decoded, backbone=backbone, store=store, cache=CACHE / "study")
+        features = compute_features(found, decoded, backbone=backbone, store=store, cache=CACHE / "study")
     files = {"images": decoded.path, "features": features, "cache": environment.cache_dir}
     return open_dataset(found.classes, found.targets, **files), np.flatnonzero(decoded.readable)
 

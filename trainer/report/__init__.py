@@ -1,1 +1,1 @@
-"""What a version is like: the report that is written when it is published."""
+"""The report of a version, written when it is published."""

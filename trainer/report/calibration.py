@@ -1,7 +1,7 @@
-"""How far probabilities can be believed, and the temperature that mends them.
+"""Calibration of probabilities: reliability, and temperature scaling.
 
-Temperature scaling after Guo et al. 2017 (arXiv 1706.04599), applied to the mean probabilities of the passes. A
-temperature that is fitted and judged on the same images flatters, so what is reported is cross-fitted.
+Temperature scaling after Guo et al. 2017 (arXiv 1706.04599), applied to the mean probabilities of the passes. Reported
+figures are cross-fitted, since a temperature evaluated on the images it was fitted on looks too good.
 """
 
 import math
@@ -17,55 +17,55 @@ from trainer.labels.dataset import Indices, Integers, Targets, strata
 
 FOLDS: Final = 5
 LEAST_IMAGES: Final = 30
-"""Below which a temperature would be fitted to chance."""
+"""With fewer images, a temperature would fit noise."""
 
 _BINS: Final = 15
 _EDGES: Final = np.linspace(0, 1, _BINS + 1)
-_LEAST = 1e-12
-"""Probability that stands for 0, as in the version's own figures."""
+_LEAST_PROBABILITY = 1e-12
+"""Replaces 0, as in the version's metrics."""
 
 Probabilities = npt.NDArray[np.float32]
 """(N, C)."""
 
 
 class Bin(TypedDict):
-    """The predictions whose confidence lies in one interval."""
+    """Predictions with a confidence in one interval."""
 
     low: float
     high: float
     confidence: float
     """Mean."""
     accuracy: float
-    """Share that is right; of several labels, that holds."""
+    """Share of correct predictions; with several labels per image, share of labels that hold."""
     count: int
 
 
 def fit_temperature(probabilities: Probabilities, targets: Targets, *, multiple: bool) -> float:
-    """Return the temperature in [0.05, 20] of probabilities (N, C) that makes targets likeliest, or 1 where none does.
+    """Return the temperature in [0.05, 20] that maximises the likelihood of targets under probabilities (N, C).
 
-    There is none for fewer than 30 images, where all predictions are right (the sharper the better, without end), and
-    where none is worth anything (the flatter the better).
+    Returns 1 for fewer than 30 images, and if there is no maximum: if all predictions are right, ever sharper
+    probabilities are better; if they are worthless, ever flatter ones.
     """
     true = to_label_matrix(targets, probabilities.shape[1])  # (N, C)
     if len(true) < LEAST_IMAGES or (predict_labels(probabilities, multiple=multiple) == true).all():
         return 1.0
-    exact = np.maximum(probabilities.astype(np.float64), _LEAST)
-    if multiple:  # of what is said of a label, be it that it holds or not: tempering treats both alike
-        exact = np.maximum(np.where(true, exact, 1 - exact), _LEAST)
+    exact = np.maximum(probabilities.astype(np.float64), _LEAST_PROBABILITY)
+    if multiple:  # the probability of the truth, label or no label: tempering treats both alike
+        exact = np.maximum(np.where(true, exact, 1 - exact), _LEAST_PROBABILITY)
 
     def loss(log_temperature: float) -> float:
         tempered = temper(exact, math.exp(log_temperature), multiple=multiple)
         return float(-np.log(tempered if multiple else tempered[true]).sum())
 
     lowest, highest = math.log(0.05), math.log(20)
-    found = float(minimize_scalar(loss, bounds=(lowest, highest), method="bounded").x)
-    return math.exp(found) if lowest + 1e-3 < found < highest - 1e-3 else 1.0
+    best = float(minimize_scalar(loss, bounds=(lowest, highest), method="bounded").x)
+    return math.exp(best) if lowest + 1e-3 < best < highest - 1e-3 else 1.0
 
 
-def deal(targets: Targets, groups: Integers) -> Indices:
-    """Return a fold in [0, 5) for each image, (N,): alike in size and in classes, images of equal groups, (N,), in one.
+def assign_folds(targets: Targets, groups: Integers) -> Indices:
+    """Return the fold of each image, int64 (N,) in [0, 5): stratified by class, with each group, (N,), in one fold.
 
-    The images of a class, as `strata` has it, are dealt out in turn, in an order drawn by a fixed seed.
+    Images of a stratum, as defined by `strata`, are assigned in turn, in an order shuffled with a fixed seed.
     """
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     shuffled = np.random.default_rng(0).permutation(len(first))
@@ -76,20 +76,20 @@ def deal(targets: Targets, groups: Integers) -> Indices:
 
 
 def cross_fit(probabilities: Probabilities, targets: Targets, folds: Indices, *, multiple: bool) -> Probabilities:
-    """Return the probabilities of each fold under the temperature that was fitted on the others: (N, C) to (N, C)."""
+    """Return probabilities with each fold tempered by a temperature fitted on the others: (N, C) to (N, C)."""
     tempered = probabilities.copy()
     for fold in range(FOLDS):
-        judged = folds == fold
-        temperature = fit_temperature(probabilities[~judged], targets[~judged], multiple=multiple)
-        tempered[judged] = temper(probabilities[judged], temperature, multiple=multiple)
+        held_out = folds == fold
+        temperature = fit_temperature(probabilities[~held_out], targets[~held_out], multiple=multiple)
+        tempered[held_out] = temper(probabilities[held_out], temperature, multiple=multiple)
     return tempered
 
 
-def error_by_chance(probabilities: Probabilities, *, multiple: bool) -> float:
-    """Return the expected calibration error below which 95 of 100 stay if the probabilities are right.
+def ece_by_chance(probabilities: Probabilities, *, multiple: bool) -> float:
+    """Return the 95 % quantile of the expected calibration error of perfectly calibrated probabilities.
 
-    What holds is drawn as the probabilities say, so that whatever error there is comes of there being few predictions.
-    With 15 bins that is 0.2 for 30 images of middling confidence: more than most versions are off by.
+    Outcomes are drawn from the probabilities, so that the error comes from the small number of predictions alone. With
+    15 bins it is 0.2 for 30 images of middling confidence, more than the error of most versions.
     """
     confidence = (probabilities.ravel() if multiple else probabilities.max(axis=1, initial=0)).astype(np.float64)
     if not len(confidence):
@@ -104,10 +104,11 @@ def error_by_chance(probabilities: Probabilities, *, multiple: bool) -> float:
 
 
 def reliability(probabilities: Probabilities, targets: Targets, *, multiple: bool) -> list[Bin]:
-    """Return those of 15 bins that hold a prediction, by rising confidence; their intervals divide [0, 1] evenly.
+    """Return the non-empty ones of 15 equal-width bins over [0, 1], by ascending confidence.
 
-    Of one label an image, its confidence is that of the likeliest; of several, each label of each image is a prediction
-    that it holds. The mean gap of confidence and accuracy, weighted by count, is the expected calibration error.
+    An image's confidence is the probability of its likeliest label; with several labels per image, each label of each
+    image counts as a prediction that it holds. The mean gap of confidence and accuracy, weighted by count, is the
+    expected calibration error.
     """
     true = to_label_matrix(targets, probabilities.shape[1])  # (N, C)
     predicted = np.ones_like(true) if multiple else predict_labels(probabilities, multiple=False)

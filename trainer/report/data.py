@@ -1,4 +1,4 @@
-"""What a report says, worked out once: the document that figures.json holds and the page shows."""
+"""Computes the figures of a report: the content of figures.json, which the page shows."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,56 +15,56 @@ from trainer.evaluation.holdout import HeldOut, predict_labels, to_label_matrix
 from trainer.evaluation.metrics import compute_metrics
 from trainer.labels.dataset import Pixels
 from trainer.report import label_errors, metrics
-from trainer.report.calibration import cross_fit, deal, error_by_chance, reliability
+from trainer.report.calibration import assign_folds, cross_fit, ece_by_chance, reliability
 
-LEAST_JUDGED: Final = 100
-"""Images below which a reliability diagram says nothing: even the share of all that are right is then only known to 0.1
-more or less (95 %), and a bin holds a few of them."""
+LEAST_DIAGRAM_IMAGES: Final = 100
+"""With fewer images a reliability diagram is meaningless: even the accuracy over all of them is only known to +-0.1
+(95 %), and a bin holds only a few."""
 
-_ERRORS_SHOWN: Final = 24
-_ERRORS_NAMED: Final = 1000
-"""The most that are named by their tasks, for people to look at them again there."""
+_MOST_ERRORS_SHOWN: Final = 24
+_MOST_ERROR_TASKS: Final = 1000
+"""Most label errors listed with their tasks, for annotators to review."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """A version, the N images it was trained and measured on, and what it says of the V it was measured on."""
+    """A version, the N images it was trained and validated on, and its predictions for the V validation images."""
 
     manifest: Manifest
-    """Complete but for the digests of the report's own files."""
+    """Complete except for the digests of the report's files."""
     earlier: Sequence[Manifest]
-    """Of versions of the same kind, oldest first."""
+    """Manifests of earlier versions of the same kind, oldest first."""
     origin: str
-    """Where the labels come from, for people."""
+    """Description of the labels' origin."""
     pixels: Pixels
     parts: HeldOut
     probabilities: npt.NDArray[np.float32]
-    """Mean over the passes, not tempered: shape (V, C)."""
+    """Untempered means over the passes, (V, C)."""
     bald: npt.NDArray[np.floating]
-    """In nats, shape (V,)."""
+    """In nats, (V,)."""
     embeddings: npt.NDArray[np.float32] | None
-    """Of what the frozen part of the network makes of each image, shape (N, E); rows of images that neither train nor
-    validate mean nothing. None where no part was frozen."""
+    """Embeddings of the frozen backbone's features, (N, E), undefined for images in neither the training nor the
+    validation part; None without a frozen backbone."""
 
     @property
     def curve(self) -> list[Point]:
-        """The learning curve; the version itself comes last, if it was measured."""
+        """The learning curve; the version itself is the last point, if it was measured."""
         return find_points([*self.earlier, self.manifest])
 
     def name(self, image: int) -> str:
-        """Return what an image is found by."""
+        """Return the name by which users find an image."""
         return self.pixels.name(image, is_file=self.manifest.control is None)
 
 
-def work_out(inputs: Inputs) -> dict[str, Any]:
-    """Return everything that is told of a version, as JSON."""
+def compute_figures(inputs: Inputs) -> dict[str, Any]:
+    """Return the content of figures.json."""
     manifest, parts, classes = inputs.manifest, inputs.parts, len(inputs.manifest.labels)
     targets = inputs.pixels.targets
     true = to_label_matrix(targets[parts.validation], classes)  # (V, C)
     predicted = predict_labels(inputs.probabilities, multiple=manifest.multiple)  # (V, C)
     right, certainty = (true == predicted).all(axis=1), _certainty(inputs)  # (V,)
 
-    def show(row: int) -> dict[str, Any]:
+    def describe(row: int) -> dict[str, Any]:
         image = int(parts.validation[row])
         return {
             "image": image,
@@ -76,7 +76,7 @@ def work_out(inputs: Inputs) -> dict[str, Any]:
             "name": inputs.name(image),
         }
 
-    uncertain, confident = (list(map(show, rows.tolist())) for rows in metrics.extremes(inputs.bald, certainty))
+    uncertain, confident = (list(map(describe, rows.tolist())) for rows in metrics.extremes(inputs.bald, certainty))
     return {
         "version": manifest.version,
         "metrics": asdict(manifest.metrics),
@@ -93,51 +93,52 @@ def work_out(inputs: Inputs) -> dict[str, Any]:
         "bald": metrics.histogram(inputs.bald, right),
         "most_uncertain": uncertain,
         "most_confident": confident,
-        "label_errors": _judge(inputs),
-        "curve": [_describe(each) for each in inputs.curve],
+        "label_errors": _find_label_errors(inputs),
+        "curve": [_describe_point(each) for each in inputs.curve],
         "training": asdict(manifest.training),
     }
 
 
 def _calibrate(inputs: Inputs) -> dict[str, Any]:
-    """How far the validation part bears the probabilities out, as they are and tempered; `after` is cross-fitted."""
+    """Return the calibration on the validation part before and after tempering, the latter cross-fitted."""
     validation, multiple = inputs.parts.validation, inputs.manifest.multiple
     targets, before = inputs.pixels.targets[validation], inputs.probabilities
-    after = cross_fit(before, targets, deal(targets, inputs.pixels.groups[validation]), multiple=multiple)
-    found = compute_metrics(after, targets)
+    folds = assign_folds(targets, inputs.pixels.groups[validation])
+    after = cross_fit(before, targets, folds, multiple=multiple)
+    tempered = compute_metrics(after, targets)
     return {
         "before": reliability(before, targets, multiple=multiple),
         "after": reliability(after, targets, multiple=multiple),
-        "nll": found.nll,
-        "ece": found.ece,
-        "by_chance": error_by_chance(before, multiple=multiple),
-        "tells": len(before) >= LEAST_JUDGED,
+        "nll": tempered.nll,
+        "ece": tempered.ece,
+        "by_chance": ece_by_chance(before, multiple=multiple),
+        "tells": len(before) >= LEAST_DIAGRAM_IMAGES,
     }
 
 
-def _judge(inputs: Inputs) -> dict[str, Any]:
-    """Judge the labels of all images that a model can be kept from."""
+def _find_label_errors(inputs: Inputs) -> dict[str, Any]:
+    """Return probable label errors among the images with predictions of a model that was not trained on them."""
     pixels, rows, labels = inputs.pixels, inputs.parts.validation, inputs.manifest.labels
     probabilities: npt.NDArray[np.floating] = inputs.probabilities
     if inputs.embeddings is not None:
         rows = np.sort(np.concatenate([inputs.parts.train, inputs.parts.validation]))
-        probabilities = label_errors.predict_unseen(
+        probabilities = label_errors.cross_predict(
             inputs.embeddings[rows], pixels.targets[rows], pixels.groups[rows], classes=len(labels)
         )
-    judgement = label_errors.judge(probabilities, pixels.targets, pixels.groups, labels=labels, among=rows)
-    named = [(each, int(pixels.task_ids[each.image])) for each in judgement.found[:_ERRORS_NAMED]]
+    found = label_errors.find_errors(probabilities, pixels.targets, pixels.groups, labels=labels, among=rows)
+    listed = [(each, int(pixels.task_ids[each.image])) for each in found.errors[:_MOST_ERROR_TASKS]]
     return {
         "judged_by": "validation" if inputs.embeddings is None else "cross-validation",
-        "judged": judgement.images,
-        "found": len(judgement.found),
-        "too_few": judgement.too_few,
-        "likeliest": [{**asdict(each), "name": inputs.name(each.image)} for each, _ in named[:_ERRORS_SHOWN]],
-        "tasks": [{**asdict(each), "task": task} for each, task in named if task >= 0],
+        "judged": found.images,
+        "found": len(found.errors),
+        "too_few": found.too_few,
+        "likeliest": [{**asdict(each), "name": inputs.name(each.image)} for each, _ in listed[:_MOST_ERRORS_SHOWN]],
+        "tasks": [{**asdict(each), "task": task} for each, task in listed if task >= 0],
     }
 
 
 def _certainty(inputs: Inputs) -> npt.NDArray[np.floating]:
-    """How probable it is that what is predicted holds, (V,), tempered; of several labels, what is said least surely."""
+    """Return the tempered probability of each prediction, (V,); with several labels, of the least certain decision."""
     multiple = inputs.manifest.multiple
     tempered = temper(inputs.probabilities, inputs.manifest.temperature, multiple=multiple)  # (V, C)
     if multiple:
@@ -145,8 +146,8 @@ def _certainty(inputs: Inputs) -> npt.NDArray[np.floating]:
     return np.asarray(tempered.max(axis=1))
 
 
-def _describe(point: Point) -> dict[str, Any]:
-    found, (low, high) = point.manifest.metrics, point.interval or (None, None)
+def _describe_point(point: Point) -> dict[str, Any]:
+    metrics, (low, high) = point.manifest.metrics, point.interval or (None, None)
     return {
         "version": point.version,
         "labels": point.labels,
@@ -156,6 +157,6 @@ def _describe(point: Point) -> dict[str, Any]:
         "macro_f1": point.macro_f1,
         "low": low,
         "high": high,
-        "accuracy": found.accuracy,
-        "mean_bald": found.mean_bald,
+        "accuracy": metrics.accuracy,
+        "mean_bald": metrics.mean_bald,
     }

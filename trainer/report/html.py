@@ -1,7 +1,4 @@
-"""Reports as one HTML file each: nothing is loaded from elsewhere, no script runs, and all text is escaped.
-
-The one module of the trainer that imports jinja2. Templates lie in `templates` beside it and extend `base.html`.
-"""
+"""Renders reports as self-contained HTML files, without scripts or external resources, from `templates`."""
 
 from functools import cache
 from pathlib import Path
@@ -16,12 +13,12 @@ _TEMPLATES: Final = Path(__file__).parent / "templates"
 
 
 def render(template: str, **context: Any) -> str:
-    """Return a template's page. SVG from `trainer.report.plots.to_svg` may be among what is shown."""
+    """Return the page of a template; all text is escaped except Markup, such as SVG plots."""
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8") + learning_curve.STYLE
     return _environment().get_template(template).render(style=Markup(style), **context).lstrip()  # noqa: S704  # our file
 
 
-@cache  # with the templates that it has compiled
+@cache  # keeps compiled templates
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),

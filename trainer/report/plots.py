@@ -1,7 +1,7 @@
-"""Plots as SVG that stands inside a page: one look for all of them, and the same file for the same figures.
+"""Plots as inline SVG, in one style and reproducible byte for byte.
 
-The one place that imports matplotlib. Text stays text, in the page's own font, and there is no background. Plots of a
-version's report hold no label: what people call their classes may be in any script.
+Text stays text in the page's font, and the background is transparent. Plots of a version's report contain no class
+names, which may be in any script.
 """
 
 import io
@@ -44,23 +44,21 @@ _STYLE: Final[dict[Any, Any]] = {
     "ytick.color": TEXT,
     "ytick.labelcolor": TEXT,
 }
-_DOTS_PER_INCH: Final = 160
-"""Of PNG files."""
-
+_PNG_DPI: Final = 160
 _LEAST_DOT, _DOT = 12, 160
-"""Areas of dots, in square points: of none and of all predictions."""
+"""Areas of dots, in square points: minimum, and addition for all predictions."""
 
-matplotlib.rcParams.update(_STYLE)  # for good, since titles and legends take their look when callers make them
+matplotlib.rcParams.update(_STYLE)  # globally, since titles and legends take their style when callers create them
 
 
 def new_plots(width: float, height: float, *, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return a figure of a size in inches and its plots, from left to right, in the house style."""
+    """Return a figure of a size in inches and its axes, from left to right."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, list(figure.subplots(1, columns, squeeze=False).flat)
 
 
 def to_svg(figure: Figure, *, title: str) -> Markup:
-    """Return a figure as an <svg> element, which `title` describes to those who cannot see it."""
+    """Return a figure as an <svg> element; `title` is its accessible name."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     element = buffer.getvalue().partition("<svg ")[2]
@@ -68,12 +66,12 @@ def to_svg(figure: Figure, *, title: str) -> Markup:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure on white, for pages that take no SVG."""
-    figure.savefig(path, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None}, transparent=False)
+    """Save a figure as PNG on white."""
+    figure.savefig(path, format="png", dpi=_PNG_DPI, metadata={"Software": None}, transparent=False)
 
 
 def draw_reliability(before: Sequence[Bin], after: Sequence[Bin], *, multiple: bool) -> Markup:
-    """Draw accuracy over confidence, as it is and tempered; a dot's area says how many predictions it stands for."""
+    """Plot accuracy over confidence, before and after tempering; a dot's area shows the number of predictions."""
     figure, (plot,) = new_plots(5.2, 4.2)
     plot.plot([0, 1], [0, 1], color=TEXT, linewidth=0.8, linestyle="--", label="as sure as right")
     for bins, colour, label in ((before, FAULT, "as it is"), (after, ACCENT, "tempered")):
@@ -89,7 +87,7 @@ def draw_reliability(before: Sequence[Bin], after: Sequence[Bin], *, multiple: b
 
 
 def draw_histogram(histogram: Histogram) -> Markup:
-    """Draw how BALD is spread over right predictions and over wrong ones."""
+    """Plot the histograms of BALD of right and wrong predictions, stacked."""
     figure, (plot,) = new_plots(5.2, 3.4)
     edges, right, wrong = histogram["edges"], histogram["right"], histogram["wrong"]
     width = edges[1] - edges[0]

@@ -1,4 +1,4 @@
-"""What a strategy would have labelled next: production's order, or that of a rival which production does not have."""
+"""Selects the images a strategy labels next, in production's order or in that of a competing strategy."""
 
 import time
 from collections.abc import Sequence
@@ -14,32 +14,32 @@ from trainer.ordering.strategies import DEFAULT_STRATEGY, LabelledImages
 from trainer.study.model import Floats, Model
 from trainer.study.options import BAAL_BALD, CORE_SET, ORACLE, PRODUCT, RANDOM
 
-_AT_ONCE = 1024
+_CHUNK_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What is labelled next."""
+    """The images to label next."""
 
     images: Indices
     score_s: float
-    """Seconds spent on what the model says of the images that are left; next to none where nothing of it is needed."""
+    """Seconds spent on predictions for the pool; close to 0 if the strategy needs none."""
     choose_s: float
 
 
-def choose(strategy: str, model: Model, left: Indices, labelled: Indices, *, project: int, query: int) -> Choice:
-    """Return which `query` of the images that are left, (n,), rising, a strategy has labelled next.
+def choose(strategy: str, model: Model, unlabelled: Indices, labelled: Indices, *, project: int, query: int) -> Choice:
+    """Return the `query` images that a strategy selects from the unlabelled pool, (n,), ascending.
 
-    The model was trained on the labelled ones, and its name decides what falls to chance; `project` decides which
-    images are of the random holdout.
+    The model was trained on the labelled images, and its name seeds all random choices; `project` seeds the random
+    holdout.
     """
     started = time.perf_counter()
     features: Floats = np.empty((0, 0), np.float32)
     candidates = None
     if strategy not in (RANDOM, ORACLE):
-        features = model.compute_features(left)  # (n, D)
+        features = model.compute_features(unlabelled)  # (n, D)
     if strategy not in (RANDOM, ORACLE, CORE_SET, BAAL_BALD):
-        candidates = model.score(left, features)
+        candidates = model.score(unlabelled, features)
     scored = time.perf_counter()
     if candidates is not None:
         product = strategy == PRODUCT
@@ -51,7 +51,9 @@ def choose(strategy: str, model: Model, left: Indices, labelled: Indices, *, pro
             labels_by_class=model.dataset.count(labelled),
             holdout_share=DEFAULT_SHARE if product else 0.0,
             batch_size=query,
-            labelled=LabelledImages(model.as_sent(model.compute_features(labelled)), model.dataset.targets[labelled]),
+            labelled=LabelledImages(
+                model.embed_rounded(model.compute_features(labelled)), model.dataset.targets[labelled]
+            ),
             duplicates=product,
             passes=lambda indices: model.passes(features[indices]),
         ).order
@@ -59,22 +61,23 @@ def choose(strategy: str, model: Model, left: Indices, labelled: Indices, *, pro
         order = model.rank_by_baal(features)
     elif strategy == CORE_SET:
         covered = model.embed(model.compute_features(labelled))
-        order = cover_greedily(model.embed(features), covered, count=query)
+        order = k_centre_greedy(model.embed(features), covered, count=query)
     elif strategy == ORACLE:
-        order = balance(model.dataset.targets[left], model.dataset.count(labelled), name=model.name, count=query)
+        counts = model.dataset.count(labelled)
+        order = balance_classes(model.dataset.targets[unlabelled], counts, name=model.name, count=query)
     else:
-        order = np.argsort(keyed_uniforms(f"random/{model.name}", left), kind="stable")
-    return Choice(left[order[:query]], round(scored - started, 3), round(time.perf_counter() - scored, 3))
+        order = np.argsort(keyed_uniforms(f"random/{model.name}", unlabelled), kind="stable")
+    return Choice(unlabelled[order[:query]], round(scored - started, 3), round(time.perf_counter() - scored, 3))
 
 
-def cover_greedily(vectors: Floats, covered: Floats, *, count: int) -> Indices:
-    """Return which `count` of n vectors, (n, E), are each the farthest from those covered, (m, E), or chosen before.
+def k_centre_greedy(vectors: Floats, covered: Floats, *, count: int) -> Indices:
+    """Return the indices of `count` of the vectors, (n, E), each the farthest from all covered, (m, E), or chosen ones.
 
-    All have length 1.
+    All vectors are unit vectors.
     """
-    nearest = np.full(len(vectors), -1.0, np.float32)  # the greatest cosine
-    for start in range(0, len(covered), _AT_ONCE):
-        nearest = np.maximum(nearest, (vectors @ covered[start : start + _AT_ONCE].T).max(axis=1))
+    nearest = np.full(len(vectors), -1.0, np.float32)  # cosine similarity to the nearest covered vector
+    for start in range(0, len(covered), _CHUNK_ROWS):
+        nearest = np.maximum(nearest, (vectors @ covered[start : start + _CHUNK_ROWS].T).max(axis=1))
     chosen = np.empty(count, np.int64)
     for place in range(count):
         chosen[place] = nearest.argmin()
@@ -83,17 +86,17 @@ def cover_greedily(vectors: Floats, covered: Floats, *, count: int) -> Indices:
     return chosen
 
 
-def balance(targets: Indices, labels_by_class: Sequence[int], *, name: str, count: int) -> Indices:
-    """Return which `count` of images of known classes (n,) are each of the class that has the fewest labels by then.
+def balance_classes(targets: Indices, labels_by_class: Sequence[int], *, name: str, count: int) -> Indices:
+    """Return the indices of `count` images, each of the class with the fewest labels so far, given their classes (n,).
 
-    Of equal classes the first one is taken, of a class the images by chance, which the model's name decides. Classes
-    begin with `labels_by_class`, (C,).
+    Classes begin with `labels_by_class`, (C,); ties go to the first class. Within a class the order is random, seeded
+    by the model's name.
     """
-    by_chance = np.argsort(keyed_uniforms(f"{ORACLE}/{name}", np.arange(len(targets))), kind="stable")
-    left = [by_chance[targets[by_chance] == label].tolist() for label in range(len(labels_by_class))]
+    shuffled = np.argsort(keyed_uniforms(f"{ORACLE}/{name}", np.arange(len(targets))), kind="stable")
+    queues = [shuffled[targets[shuffled] == label].tolist() for label in range(len(labels_by_class))]
     labels, chosen = list(labels_by_class), list[int]()
     for _ in range(count):
-        label = min((label for label, images in enumerate(left) if images), key=labels.__getitem__)
-        chosen.append(left[label].pop())
+        label = min((label for label, images in enumerate(queues) if images), key=labels.__getitem__)
+        chosen.append(queues[label].pop())
         labels[label] += 1
     return np.array(chosen, np.int64)

@@ -1,6 +1,6 @@
-"""The images of a study: labelled ones whose labels are hidden until they are asked for, and those it is tested on.
+"""The images of a study, in a folder or zip: the pool, whose labels are hidden until queried, and the test set.
 
-Which are for testing is the same whatever is then studied. A zip is read as it is. Decodes none.
+The test set does not depend on the study's options, apart from `--test`.
 """
 
 import csv
@@ -26,7 +26,7 @@ from trainer.labels.sources import from_folder
 
 Flags = npt.NDArray[np.bool_]
 Root = Path | zipfile.Path
-"""A folder, or one in a zip."""
+"""A folder, or a folder in a zip."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,28 +37,28 @@ class Pool:
     classes: tuple[str, ...]
     """(C,), sorted."""
     references: tuple[str, ...]
-    """(N,): paths below the root, parted by slashes."""
+    """(N,): paths relative to the root, with slashes."""
     targets: Indices
     """(N,), indices into `classes`."""
     test: Flags
-    """(N,): the images that are tested on; the others may be labelled."""
+    """(N,): whether an image belongs to the test set; the others may be labelled."""
     root: Root
 
     def take(self, kept: Flags) -> "Pool":
-        """Return the pool of some of the images, (N,)."""
+        """Return a pool of the images selected by the mask, (N,)."""
         references = tuple(each for each, keep in zip(self.references, kept.tolist(), strict=True) if keep)
         return replace(self, references=references, targets=self.targets[kept], test=self.test[kept])
 
     def count(self, images: Indices) -> tuple[int, ...]:
-        """Return how many of some images are of each class, (C,)."""
+        """Return the number of images of each class among the given images, (C,)."""
         return tuple(count_images(self.targets[images], len(self.classes)).tolist())
 
     def read(self, image: int) -> bytes:
-        """Return the bytes of an image, by its index, or raise FetchError; any number of threads may do so at once."""
+        """Return the content of an image's file, by the image's index; thread-safe. Raises FetchError."""
         return _read(self.root, self.references[image])
 
     def state(self) -> list[Any]:
-        """Return, as JSON, what differs as soon as one of the files is another: names, sizes, times of change."""
+        """Return the names, sizes and modification times of the files as JSON; any change of the files changes it."""
         if isinstance(self.root, Path):
             return [str(self.root.resolve()), [[each, *_size_and_time(self.root / each)] for each in self.references]]
         archive = Path(str(self.root.root.filename))
@@ -66,24 +66,24 @@ class Pool:
 
 
 def read_pool(images: Path, manifest: Path | None, *, test_share: float = 0.25) -> Pool:
-    """Find the images in a folder or zip, what each shows, and which are for testing.
+    """Return the labelled images of a folder or zip, split into pool and test set.
 
     Args:
-        images: without a manifest it holds class folders, whose names are the labels; in a zip these may lie together
-            in one folder.
-        manifest: a CSV file in UTF-8 with the columns `path`, from `images` on, `label` and, if it likes, `split`. The
-            rows whose split is `test` are for testing.
-        test_share: where none is marked, this share of each class is for testing, and always the same images. Files of
-            equal bytes stay together.
+        images: without a manifest, a folder or zip of class folders named after the labels; in a zip they may share
+            one parent folder.
+        manifest: a CSV file in UTF-8 with the columns `path`, relative to `images`, `label` and optionally `split`.
+            Rows whose split is `test` form the test set.
+        test_share: share of each class in the test set if the manifest marks none. The split is deterministic, and
+            files with equal content stay together.
 
     Raises:
         ConfigError: if `images` is neither a folder nor a zip.
-        LabelError: if the manifest does not name images and labels, there are fewer than two classes, or a class has no
-            image to label or none to test on.
+        LabelError: if the manifest lacks paths or labels, there are fewer than two classes, or a class lacks images in
+            the pool or the test set.
     """
     root = _open(images)
     if manifest is None:
-        root, rows = _class_folders(root)
+        root, rows = _read_class_folders(root)
     else:
         rows = _read_manifest(manifest)
         _check_paths([path for path, _, _ in rows], root, manifest=manifest, images=images)
@@ -94,7 +94,7 @@ def read_pool(images: Path, manifest: Path | None, *, test_share: float = 0.25) 
     index = {label: number for number, label in enumerate(classes)}
     targets, test = np.array([index[label] for label in labels], np.int64), np.array(marked)
     if not test.any():
-        _, held_out = split(targets, fraction=test_share, seed=0, groups=_groups(references, root))
+        _, held_out = split(targets, fraction=test_share, seed=0, groups=_group_by_content(references, root))
         test[held_out] = True
     _check_split(classes, targets, test)
     resolved = images.resolve()
@@ -103,36 +103,35 @@ def read_pool(images: Path, manifest: Path | None, *, test_share: float = 0.25) 
 
 
 def long_tail(targets: Indices, eligible: Flags, ratio: float) -> Flags:
-    """Return which of the eligible images stay, (N,), for few classes to be common and many to be rare.
+    """Return a mask, (N,), of the eligible images to keep for a long-tailed distribution of classes.
 
-    As in Cui et al. 2019 (arXiv 1901.05555): of the C classes with eligible images, in falling order of how many they
-    have, the k-th from 0 keeps n * ratio ** (-k / (C - 1)), where n is what the first has: rounded, at least 1 and at
-    most all that it has. Which images stay is always the same; what a larger ratio keeps is among what a smaller one
-    keeps.
+    As in Cui et al. 2019 (arXiv 1901.05555): of C classes in descending order of their number of eligible images, the
+    k-th from 0 keeps n * ratio ** (-k / (C - 1)), where n is the number of the first: rounded, at least 1 and at most
+    all. The selection is deterministic; a larger ratio keeps a subset of the images that a smaller one keeps.
     """
     classes, counts = np.unique(targets[eligible], return_counts=True)
-    stays = np.zeros(len(targets), bool)
+    kept = np.zeros(len(targets), bool)
     for place, position in enumerate(np.argsort(-counts, kind="stable")):
         share = ratio ** (-place / max(1, len(classes) - 1))
         wanted = max(1, round(counts.max() * share))
         label = int(classes[position])
         members = np.flatnonzero(eligible & (targets == label))
-        stays[np.random.default_rng([0, label]).permutation(members)[:wanted]] = True
-    return stays
+        kept[np.random.default_rng([0, label]).permutation(members)[:wanted]] = True
+    return kept
 
 
 _Row = tuple[str, str, bool]
-"""An image's path, its label, and whether it is for testing."""
+"""An image's path, its label, and whether it belongs to the test set."""
 
 
-def _class_folders(root: Root) -> tuple[Root, list[_Row]]:
-    """Return where the class folders lie, and what is in them."""
+def _read_class_folders(root: Root) -> tuple[Root, list[_Row]]:
+    """Return the parent of the class folders, and their images."""
     if isinstance(root, zipfile.Path):
         tops = [each for each in root.iterdir() if not is_ignored(each.name)]
         root = tops[0] if len(tops) == 1 and tops[0].is_dir() else root
-    found = from_folder(cast(Path, root))  # a zip's answers all that is asked of a folder
+    source = from_folder(cast(Path, root))  # zipfile.Path has the methods of Path that this needs
     start = f"{str(root).rstrip('/')}/"
-    return root, [(each.reference.removeprefix(start), found.labels[each.labels[0]], False) for each in found.images]
+    return root, [(each.reference.removeprefix(start), source.labels[each.labels[0]], False) for each in source.images]
 
 
 def _read_manifest(path: Path) -> list[_Row]:
@@ -156,7 +155,7 @@ def _read_manifest(path: Path) -> list[_Row]:
             f"{empty[0]} after the header; fill them in or leave them out"
         )
     return [
-        # A path without needless dots and slashes, so that one file has one name.
+        # Normalised, so that a file has one name.
         (str(PurePosixPath(row["path"])), row["label"], row.get("split", "").casefold() == "test")
         for row in cells
     ]
@@ -178,8 +177,8 @@ def _check_paths(paths: Sequence[str], root: Root, *, manifest: Path, images: Pa
             )
 
 
-def _groups(references: Sequence[str], root: Root) -> Indices:
-    """Return a number for each image, (N,), equal where files hold the same bytes; one that cannot be read is alone."""
+def _group_by_content(references: Sequence[str], root: Root) -> Indices:
+    """Return a group number for each image, (N,), equal for files with equal content; unreadable files are alone."""
 
     def digest(reference: str) -> bytes:
         try:
@@ -216,7 +215,7 @@ def _open(images: Path) -> Root:
 def _read(root: Root, reference: str) -> bytes:
     try:
         return (root / reference).read_bytes()
-    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as err:  # encrypted is a RuntimeError
+    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as err:  # RuntimeError: an encrypted zip
         reason = err.strerror if isinstance(err, OSError) and err.strerror else type(err).__name__
         remedy = "check that it is there and readable" if isinstance(root, Path) else "make the zip again"
         raise FetchError(f"the file cannot be read: {reason}; {remedy}") from err

@@ -1,8 +1,8 @@
-"""Pixels and features of a study's images, each computed once and then mapped from disk by whoever needs them.
+"""Pixels and features of a study's images: computed once, then memory-mapped by all worker processes.
 
-Files are named after all that they depend on: the images, how they become pixels, and the weights and layers that turn
-pixels into features. What changes one of these asks for another file. Of features that are interrupted, the store keeps
-those that are there. A cache that cannot be written is a ConfigError.
+File names contain a digest of everything that the content depends on: images, preprocessing and backbone. After an
+interruption, features are read from the feature store as far as they were computed. A cache that cannot be written
+raises ConfigError.
 """
 
 import hashlib
@@ -40,34 +40,34 @@ _IMAGES_A_BATCH: Final = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """The images of a pool as pixels, in its order."""
+    """The decoded images of a pool, in its order."""
 
     path: Path
-    """Of a .npy file: uint8 (N, H, W, 3), RGB; images that cannot be read are black."""
+    """A .npy file, uint8 (N, H, W, 3), RGB; unreadable images are black."""
     faults: Mapping[int, str]
-    """Why an image is not readable."""
+    """Reasons of unreadable images, by index."""
     key: str
-    """Names the pixels: others have another."""
+    """Digest of all that the pixels depend on."""
 
     @property
     def images(self) -> npt.NDArray[np.uint8]:
-        """The pixels, mapped."""
+        """The memory-mapped pixels."""
         return np.asarray(np.load(self.path, mmap_mode="r"))
 
     @property
     def readable(self) -> npt.NDArray[np.bool_]:
-        """Which images are, (N,)."""
+        """Mask of the readable images, (N,)."""
         return ~np.isin(np.arange(len(self.images)), [*self.faults])
 
 
 def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MAX_MEGAPIXELS) -> Decoded:
-    """Return a pool's images, `image_size` pixels a side, from the cache as far as they are in it.
+    """Return a pool's images, `image_size` pixels wide and high, from the cache if possible.
 
-    An image that once could not be read stays so until its file changes, or larger images are allowed.
+    Unreadable images are cached too, until their file or `max_megapixels` changes.
     """
     spec, count = InputSpec(image_size, image_size), len(pool.references)
     key = _digest([RECIPE, image_size, max_megapixels, pool.state()])
-    path, told = cache / f"pixels-{key}.npy", cache / f"pixels-{key}.json"
+    path, faults_path = cache / f"pixels-{key}.npy", cache / f"pixels-{key}.json"
 
     def decode_into(image: int, row: Array) -> tuple[int, str] | None:
         try:
@@ -82,23 +82,25 @@ def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MA
         def decode_all(images: range) -> Array:
             rows = np.zeros((len(images), spec.height, spec.width, 3), np.uint8)
             faults.update(filter(None, executor.map(decode_into, images, rows)))
-            if images.stop == count:  # before the array has its name
-                told.write_text(json.dumps(faults), encoding="utf-8")
+            if images.stop == count:  # before the array gets its final name
+                faults_path.write_text(json.dumps(faults), encoding="utf-8")
             return rows
 
         _write_once(path, decode_all, count=count, title="images")
-    known = json.loads(told.read_text(encoding="utf-8"))
-    return Decoded(path, {int(image): reason for image, reason in known.items()}, key)
+    reasons = json.loads(faults_path.read_text(encoding="utf-8"))
+    return Decoded(path, {int(image): reason for image, reason in reasons.items()}, key)
 
 
-def compute(pool: Pool, decoded: Decoded, *, backbone: FrozenBackbone, store: FeatureStore, cache: Path) -> Path:
-    """Return where there is, as .npy, what a backbone computes on each image, float32 (N, F).
+def compute_features(
+    pool: Pool, decoded: Decoded, *, backbone: FrozenBackbone, store: FeatureStore, cache: Path
+) -> Path:
+    """Return the path of a .npy file of the backbone's features, float32 (N, F).
 
-    It is computed as far as neither the file nor the store has it.
+    Features missing in both the file and the store are computed.
     """
     images = decoded.images
 
-    def sha256(image: int) -> bytes:  # of an image's file; if it cannot be read, of nothing: the digest of no image
+    def sha256(image: int) -> bytes:  # unreadable images: the digest of no file, since black pixels stand in
         return hashlib.sha256(b"" if image in decoded.faults else pool.read(image)).digest()
 
     def compute_all(rows: range) -> Array:
@@ -114,11 +116,11 @@ def _digest(parts: list[Any]) -> str:
 
 
 def _write_once(path: Path, make: Callable[[range], Array], *, count: int, title: str) -> None:
-    """Have N rows in a file, as numpy's own, unless it is there; who comes while it is written waits for it."""
+    """Write N rows to a .npy file unless it exists; wait if another process is writing it."""
     if path.exists():
         return
     remedy = "make room and run it again, or set LABELNEXT_CACHE to another folder"
-    with explaining(path.name, path.parent, remedy=remedy), _alone(path):
+    with explaining(path.name, path.parent, remedy=remedy), _locked(path):
         if not path.exists():
             draft = path.with_suffix(".partial")
             with draft.open("wb") as file, Bar(desc=title, total=count, unit="image") as bar:
@@ -127,14 +129,14 @@ def _write_once(path: Path, make: Callable[[range], Array], *, count: int, title
                     if not first:
                         header = {"descr": batch.dtype.str, "fortran_order": False, "shape": (count, *batch.shape[1:])}
                         npy.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
-                    # Through a map of the file, a full disk would end the process by a signal and not in an error.
+                    # With a memory map, a full disk would kill the process by a signal instead of raising OSError.
                     file.write(batch.data)
                     bar.update(len(batch))
             os.replace(draft, path)
 
 
-def _alone(path: Path) -> AbstractContextManager[object]:
-    """Hold a file's lock until the block ends, from when whoever has it lets go of it."""
+def _locked(path: Path) -> AbstractContextManager[object]:
+    """Context manager for a file's lock; waits until it is free."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_suffix(".lock"))
     try:

@@ -1,7 +1,7 @@
-"""One round's model: trained, exported, lowered and run as in production, on features that were computed once.
+"""Trains the model of each round, and exports, lowers and runs it as in production.
 
-A frozen backbone gives the same features whatever is labelled: these come from a file. With `--train all` it is trained
-anew in each round, and its features are computed by torch, on its device; the passes are onnxruntime's all the same.
+Features of a frozen backbone are read from a file. With `--train all` the backbone is trained again in each round and
+torch computes its features; the passes run in onnxruntime either way.
 """
 
 import copy
@@ -37,7 +37,7 @@ _IMAGES_AT_ONCE = 128
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What every model of a study is trained and tested on: N images."""
+    """The N images that the models of a study are trained and tested on."""
 
     classes: tuple[str, ...]
     targets: Indices
@@ -45,28 +45,28 @@ class Dataset:
     images: npt.NDArray[np.uint8]
     """(N, S, S, 3)"""
     features: Floats | None
-    """(N, F), of the backbone; None where it is trained."""
+    """(N, F), of a frozen backbone; None if the backbone is trained."""
     cache: Path
-    """The folder where frozen backbones are kept."""
+    """Folder for frozen backbones."""
 
     def count(self, images: Indices) -> tuple[int, ...]:
-        """Return how many of some images are of each class, (C,)."""
+        """Return the number of images of each class among the given images, (C,)."""
         return tuple(count_images(self.targets[images], len(self.classes)).tolist())
 
 
 def open_dataset(
     classes: tuple[str, ...], targets: Indices, *, images: Path, features: Path | None, cache: Path
 ) -> Dataset:
-    """Map a dataset's images and features from files of numpy's, to be shared by processes."""
+    """Memory-map a dataset's images and features from .npy files, so that processes share them."""
     mapped = None if features is None else np.load(features, mmap_mode="r")
     return Dataset(classes, targets, np.load(images, mmap_mode="r"), mapped, cache)
 
 
 class Trainer:
-    """Trains the models of one run, each from the same start."""
+    """Trains the models of one run, each from the same initial weights."""
 
     def __init__(self, dataset: Dataset, training: Training, *, device: torch.device) -> None:
-        """Build the network; `training.seed` decides what is fresh in it, and how it is trained."""
+        """Build the network; `training.seed` seeds its fresh weights and the training."""
         self.dataset = dataset
         self.training = training
         self.device = device
@@ -76,19 +76,20 @@ class Trainer:
         self.head, _ = build_head_for(training, self._backbone, classes=len(dataset.classes))
         trained = self._backbone.module if isinstance(self._backbone, LoadedBackbone) else None
         self._network = Network(trained, self.head) if trained is not None else None
-        self._start = copy.deepcopy(self._trained.state_dict())
+        self._initial_state = copy.deepcopy(self._trained.state_dict())
 
     @property
     def _trained(self) -> nn.Module:
         return self._network or self.head
 
     def train(self, labelled: Indices, name: str, *, unlabelled: Indices | None = None) -> "Model":
-        """Return a model trained on some of the images; its name decides its masks. There is none if training diverges.
+        """Return a model trained on the labelled images; its name seeds its masks.
 
-        A head on features that stay gets pseudo-labels of the unlabelled ones.
+        On a frozen backbone, the head is also trained on pseudo-labels of the unlabelled images. Raises TrainingError
+        if training diverges.
         """
         training, device = self.training, self.device
-        self._trained.load_state_dict(self._start)
+        self._trained.load_state_dict(self._initial_state)
         targets, classes = self.dataset.targets[labelled], len(self.dataset.classes)
         if self._network is None:
             others = None if unlabelled is None else self.compute_features(unlabelled)
@@ -105,7 +106,7 @@ class Trainer:
         return Model(self, name)
 
     def compute_features(self, indices: Indices) -> Floats:
-        """Return the features of n images by the backbone as it is by now: (n, F)."""
+        """Return the features of n images under the backbone's current weights: (n, F)."""
         if self._network is None:
             return cast(Floats, self.dataset.features)[indices]
         backbone = self._network.to(self.device).backbone.eval()
@@ -114,16 +115,16 @@ class Trainer:
             return np.concatenate([backbone(each.to(self.device)).cpu().numpy() for each in chunks])
 
     def embed(self, indices: Indices) -> Floats:
-        """Return embeddings of n images by the backbone before any training, as servers send them: (n, 256)."""
-        self._trained.load_state_dict(self._start)
-        return _as_sent(embed(self.compute_features(indices), last=self.last_stage))
+        """Return embeddings of n images under the initial weights, rounded to float16 as in the server: (n, 256)."""
+        self._trained.load_state_dict(self._initial_state)
+        return _round_to_float16(embed(self.compute_features(indices), last=self.last_stage))
 
 
 class Model:
-    """A trained model, whose passes onnxruntime computes from its lowered graph."""
+    """A trained model; onnxruntime runs the passes of its lowered graph."""
 
     def __init__(self, trainer: Trainer, name: str) -> None:
-        """Open what the trainer's head is lowered to."""
+        """Lower the trainer's current head and open a session for it."""
         self._trainer = trainer
         self.dataset = trainer.dataset
         self.name = name
@@ -144,19 +145,19 @@ class Model:
         """Return embeddings of features (n, F): (n, 256)."""
         return embed(features, last=self._trainer.last_stage)
 
-    def as_sent(self, features: Floats) -> Floats:
-        """Return embeddings of features (n, F) as servers send them: (n, 256)."""
-        return _as_sent(self.embed(features))
+    def embed_rounded(self, features: Floats) -> Floats:
+        """Return embeddings of features (n, F), rounded to float16 as in the server: (n, 256)."""
+        return _round_to_float16(self.embed(features))
 
     def score(self, images: Indices, features: Floats) -> Candidates:
-        """Run the passes on features (n, F) of images, each of which is a task of its own number."""
+        """Return candidates from the passes on features (n, F); the task id of an image is its index."""
         outputs = self._run(features, self._masks)
         names = ("mean_probabilities", "bald", "entropy")
         mean, bald, nats = (np.concatenate([getattr(each, name) for each in outputs]) for name in names)
-        return Candidates(images, mean, bald, nats, self.as_sent(features), multiple=False)
+        return Candidates(images, mean, bald, nats, self.embed_rounded(features), multiple=False)
 
     def bald(self, features: Floats, passes: int) -> Floats:
-        """Return BALD in nats from T passes of their own: (n, F) to (n,)."""
+        """Return BALD in nats from T passes, independent of the model's own: (n, F) to (n,)."""
         return np.concatenate([each.bald for each in self._run(features, self.draw_masks(passes))])
 
     def passes(self, features: Floats) -> Floats:
@@ -164,9 +165,9 @@ class Model:
         return np.concatenate([each.pass_probabilities for each in self._run(features, self._masks)])
 
     def rank_by_baal(self, features: Floats) -> Indices:
-        """Return the indices of features (n, F) by BALD, the highest first, as baal itself computes and ranks it.
+        """Return the indices of features (n, F) in descending order of BALD, as baal computes and ranks it.
 
-        Passes are torch's, with masks drawn anew for each batch, as in baal's tutorials.
+        torch computes the passes, with new masks for each batch, as in baal's tutorials.
         """
         wrapper = ModelWrapper(self._trainer.head, TrainingArgs(use_cuda=self._trainer.device.type == "cuda"))
         wrapper.eval()
@@ -179,7 +180,7 @@ class Model:
         return [self._head(chunk, masks) for chunk in _chunks(features)]
 
 
-def _as_sent(embeddings: Floats) -> Floats:
+def _round_to_float16(embeddings: Floats) -> Floats:
     return embeddings.astype(np.float16).astype(np.float32)
 
 

@@ -1,14 +1,14 @@
-"""What a study is told, and the strategies that it can compare. Imports no torch: the command line reads it.
+"""Options of a study, and the strategies it can compare. Imports no torch, since the command line reads them.
 
-    labelnext     production's default as it is: near-duplicates behind the image that stands for them, a random holdout
-    core-set      k-centre greedy: always the image farthest from all that is labelled (Sener & Savarese 2018,
+    labelnext     production's default, with near-duplicates moved back and a random holdout
+    core-set      k-centre greedy: always the image farthest from all labelled ones (Sener & Savarese 2018,
                   arXiv 1708.00489)
     baal-bald     the highest BALD as baal computes it
-    oracle        knows the labels: all classes alike, as far as the pool has them
+    oracle        knows the labels and balances the classes, as far as the pool allows
 
-The others are those of `trainer.ordering.strategies`, without near-duplicates pushed back and without a random holdout.
-`labelnext` chooses its first labels as production does; the others begin with labels at random, the same for all of a
-seed, but for those with `+start` behind their name, such as `margin+start`, which begin as `labelnext` does.
+The other strategies are those of `trainer.ordering.strategies`, without moving near-duplicates back and without a
+random holdout. `labelnext` selects its initial labels as production does; the others begin with random labels, equal
+for all strategies of a seed. With the suffix `+start`, as in `margin+start`, a strategy begins as `labelnext` does.
 """
 
 from collections.abc import Sequence
@@ -26,19 +26,19 @@ from trainer.ordering.strategies import STRATEGIES
 from trainer.settings import Share, Training, check_weights
 
 RANDOM: Final = "random"
-"""What the others are held against."""
+"""The baseline."""
 PRODUCT: Final = "labelnext"
 CORE_SET: Final = "core-set"
 BAAL_BALD: Final = "baal-bald"
 ORACLE: Final = "oracle"
 STUDIED: Final = (PRODUCT, *STRATEGIES, CORE_SET, BAAL_BALD, ORACLE)
 START: Final = "+start"
-"""Behind the name of a strategy that begins with what production would have labelled first."""
+"""Suffix of a strategy that selects its initial labels as production does."""
 
 
 @dataclass(frozen=True, slots=True, config=DECLARED)
 class StudyOptions:
-    """What to simulate."""
+    """Options of `simulate`."""
 
     images: Annotated[Path, Option(metavar="DIR|ZIP")]
     """A folder or archive of class folders, or what `--manifest` describes."""
@@ -70,18 +70,18 @@ class StudyOptions:
 
 
 def queries(options: StudyOptions) -> tuple[int, ...]:
-    """Return how many labels each round asks for, (R,)."""
+    """Return the number of labels queried in each round, (R,)."""
     given = options.query[: options.rounds]
     return (*given, *given[-1:] * (options.rounds - len(given)))
 
 
-def begins_chosen(strategy: str) -> bool:
-    """Whether a strategy chooses what it begins with."""
+def selects_initial(strategy: str) -> bool:
+    """Whether a strategy selects its initial labels instead of drawing them at random."""
     return strategy == PRODUCT or strategy.endswith(START)
 
 
-def check(strategies: Sequence[str]) -> None:
-    """Make sure that there are such strategies, each once, or raise a ConfigError."""
+def check_strategies(strategies: Sequence[str]) -> None:
+    """Raise ConfigError unless all strategies are known and distinct."""
     unknown = [name for name in strategies if name not in STUDIED and name.removesuffix(START) not in STUDIED[1:]]
     if unknown or not strategies or len(set(strategies)) < len(strategies):
         raise ConfigError(
@@ -91,9 +91,10 @@ def check(strategies: Sequence[str]) -> None:
 
 
 def split_backbones(training: Training) -> dict[str, Training]:
-    """Return how each of the backbones is trained on that are named, parted by commas: by name.
+    """Return the training settings of each backbone in the comma-separated `--backbone`, by name.
 
-    `NAME@PIXELS` gives one images of a size of its own. `--weights` is one for all, or one for each in the same order.
+    `NAME@PIXELS` sets the image size of a backbone. `--weights` has one value for all backbones, or one for each in
+    the same order.
     """
     backbones, weights = _split_paths(training.backbone), _split_paths(training.weights)
     if len(weights) == 1 < len(backbones) and weights[0] not in ("imagenet", "none"):
@@ -108,21 +109,21 @@ def split_backbones(training: Training) -> dict[str, Training]:
             f"{len(weights)}: {', '.join(weights)}"
         )
     weights = weights if len(weights) > 1 else weights * len(backbones)
-    found: dict[str, Training] = {}
+    trainings: dict[str, Training] = {}
     for backbone, its_weights in zip(backbones, weights, strict=True):
         check_weights(its_weights)
         source, at, pixels = backbone.rpartition("@")
         sized = bool(at) and pixels.isdecimal() and int(pixels) > 0
         source, size = (source, int(pixels)) if sized else (backbone, training.image_size)
         name = (Path(source).stem if source.endswith(".onnx") else source) + (f"@{size}" if sized else "")
-        if name in found:
+        if name in trainings:
             raise ConfigError(f"--backbone must name each once, got {name} twice; call files differently")
-        found[name] = replace(training, backbone=source, weights=its_weights, image_size=size)
-    if not found:
+        trainings[name] = replace(training, backbone=source, weights=its_weights, image_size=size)
+    if not trainings:
         raise ConfigError(f"--backbone must name a backbone, got {training.backbone!r}")
-    return found
+    return trainings
 
 
 def _split_paths(value: str) -> tuple[str, ...]:
-    """Part by commas what is not itself the path of a file."""
+    """Split at commas, unless the value is the path of a file."""
     return (value,) if Path(value).is_file() else split(value)

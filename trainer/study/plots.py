@@ -1,4 +1,4 @@
-"""Plots of a study: a few strategies in colour before the others in grey, as nobody tells a dozen colours apart."""
+"""Plots of a study: a few strategies in colour, the others in grey, since a dozen colours are indistinguishable."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,20 +24,20 @@ TITLES: Final[Mapping[Measure, str]] = {
     "ece": "ECE, lower is better",
 }
 
-_BEHIND: Final = "#bcc6ce"
-"""Of the strategies that are not named."""
-_RIVALS: Final = ("#c2570c", "#4053b4", "#a0306f", "#8a5200", "#3f7fb0", "#17703f", "#6d5ba8")
-_KNOWN: Final = ("baal-bald", "bald", "margin", "badge", "balanced-bald-margin", "balanced-cover", "batch-bald")
-"""Whom to show first where not all can be; of the first two, which both are plain BALD, only one."""
-_FEW: Final = 4
-"""Strategies that may all have a colour on one plot."""
-MOST: Final = 7
-"""Strategies in curves.png."""
+_GREY: Final = "#bcc6ce"
+"""Colour of strategies without a line of their own."""
+_COLOURS: Final = ("#c2570c", "#4053b4", "#a0306f", "#8a5200", "#3f7fb0", "#17703f", "#6d5ba8")
+_PREFERRED: Final = ("baal-bald", "bald", "margin", "badge", "balanced-bald-margin", "balanced-cover", "batch-bald")
+"""Strategies to colour first; only one of the first two, since both are plain BALD."""
+_FEW_LINES: Final = 4
+"""Up to this number of strategies, all are coloured."""
+MOST_LINES: Final = 7
+"""Most strategies coloured in curves.png."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """How a strategy is drawn."""
+    """Line style of a strategy."""
 
     strategy: str
     colour: str
@@ -46,22 +46,22 @@ class Line:
 
 
 def choose_lines(strategies: Sequence[str], default: str | None, *, most: int = 3) -> tuple[Line, ...]:
-    """Return the strategies that are drawn in colour: the default, random, plain BALD and, if more may be, others."""
-    plain = [name for name in _KNOWN[:2] if name in strategies][:1]
-    order = [default or RANDOM, RANDOM, *plain, *_KNOWN[2:], *strategies]
+    """Return the lines of the coloured strategies: the default, random, plain BALD, then others up to `most`."""
+    plain = [name for name in _PREFERRED[:2] if name in strategies][:1]
+    order = [default or RANDOM, RANDOM, *plain, *_PREFERRED[2:], *strategies]
     named = list(dict.fromkeys(name for name in order if name in strategies))
-    shown = named if len(named) <= _FEW else named[:most]
+    shown = named if len(named) <= _FEW_LINES else named[:most]
     colours = {RANDOM: TEXT, default: ACCENT}
-    rivals = dict(zip((name for name in shown if name not in colours), _RIVALS, strict=False))
+    others = dict(zip((name for name in shown if name not in colours), _COLOURS, strict=False))
     return tuple(
-        Line(name, (colours | rivals)[name], 2.4 if name == default else 1.6, dashed=name == RANDOM) for name in shown
+        Line(name, (colours | others)[name], 2.4 if name == default else 1.6, dashed=name == RANDOM) for name in shown
     )
 
 
 def draw_measures(
     study: Study, lines: Sequence[Line], *, measures: Sequence[Measure] = MEASURES, by: str = "strategy"
 ) -> list[Markup]:
-    """Return a plot of each measure over labels, by strategy or by what else the study's runs are told apart."""
+    """Return a plot of each measure over labels; `by` names what distinguishes the study's runs."""
     levels = {} if study.reference is None else study.reference.levels
     return [
         _draw_curves(
@@ -76,7 +76,7 @@ def draw_measures(
 
 
 def draw_minority_share(study: Study, lines: Sequence[Line]) -> Markup:
-    """Return a plot of how much of what is labelled is of minority classes, and how much of the pool is."""
+    """Return a plot of the share of minority classes among the labels, with their share of the pool."""
     curves = {name: minority_share(study, name) for name in study.runs}
     pool = sum(study.pool_by_class[index] for index in study.minority) / max(1, sum(study.pool_by_class))
     return _draw_curves(curves, lines, title="Share of minority images among the labels", level=("the pool", pool))
@@ -94,24 +94,24 @@ def _draw_curves(
     level: tuple[str, float] | None,
     by: str = "strategy",
 ) -> Markup:
-    """Draw curves over labels, those without a line in grey, and a level with its name."""
+    """Plot curves over labels, those without a line in grey, and optionally a named level."""
     figure, (axes,) = new_plots(4.4, 2.9)
     named = {line.strategy for line in lines}
     for name, curve in curves.items():
         if name not in named:
-            axes.plot(curve.labels, curve.mean, color=_BEHIND, linewidth=0.9, zorder=2)
+            axes.plot(curve.labels, curve.mean, color=_GREY, linewidth=0.9, zorder=2)
     _draw_lines(axes, curves, lines)
     if level is not None:
-        words, height = level
+        name, height = level
         axes.axhline(height, color=TEXT, linewidth=0.9, linestyle=":")
-        axes.annotate(words, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=TEXT)
+        axes.annotate(name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=TEXT)
     axes.set_title(title, loc="left")
     axes.set_xlabel("labels")
     return to_svg(figure, title=f"{title} over labels, by {by}")
 
 
 def _draw_lines(axes: "Axes", curves: Mapping[str, Curve], lines: Sequence[Line]) -> None:
-    """Draw mean and standard error, the first strategy on top."""
+    """Plot means with standard errors, the first line on top."""
     for depth, line in enumerate(reversed(lines)):
         curve = curves[line.strategy]
         band = (curve.mean - curve.error, curve.mean + curve.error)
@@ -129,8 +129,8 @@ def _draw_lines(axes: "Axes", curves: Mapping[str, Curve], lines: Sequence[Line]
         )
 
 
-def draw_each(study: Study, strategies: Sequence[str], measure: Measure, default: str | None) -> list[Markup]:
-    """Return one small plot a strategy, of one measure on equal axes, each with random behind it."""
+def draw_by_strategy(study: Study, strategies: Sequence[str], measure: Measure, default: str | None) -> list[Markup]:
+    """Return a small plot of a measure for each strategy, with equal axes and the curve of random."""
     curves = _curves(study, measure)
     heights = [height for curve in curves.values() for height in (curve.mean - curve.error, curve.mean + curve.error)]
     low, high = min(map(float, map(min, heights))), max(map(float, map(max, heights)))
@@ -138,7 +138,7 @@ def draw_each(study: Study, strategies: Sequence[str], measure: Measure, default
     plots = []
     for name in strategies:
         figure, (axes,) = new_plots(2.5, 1.9)
-        own = Line(name, ACCENT if name == default else _RIVALS[1], 2.0, dashed=False)
+        own = Line(name, ACCENT if name == default else _COLOURS[1], 2.0, dashed=False)
         random = [Line(RANDOM, TEXT, 1.2, dashed=True)] if RANDOM in curves and name != RANDOM else []
         _draw_lines(axes, curves, [own, *random])
         axes.set_ylim(low - margin, high + margin)
@@ -148,7 +148,7 @@ def draw_each(study: Study, strategies: Sequence[str], measure: Measure, default
 
 
 def draw_differences(differences: Mapping[str, Difference], *, title: str) -> Markup:
-    """Return a plot of a difference for each strategy, the first on top, with its interval around it."""
+    """Return a plot of each strategy's difference and interval, the first on top."""
     figure, (axes,) = new_plots(4.6, 0.6 + 0.22 * len(differences))
     for place, each in enumerate(differences.values()):
         colour = {1: ACCENT, -1: FAULT, 0: TEXT}[each.sign]
@@ -165,8 +165,8 @@ def draw_differences(differences: Mapping[str, Difference], *, title: str) -> Ma
 
 
 def save_curves(study: Study, path: Path, default: str | None) -> None:
-    """Write macro-F1 and minority F1 side by side, of the strategies that people ask about first."""
-    lines = choose_lines([*study.runs], default, most=MOST)
+    """Save plots of macro-F1 and minority F1 side by side, with the coloured strategies."""
+    lines = choose_lines([*study.runs], default, most=MOST_LINES)
     figure, plots = new_plots(9, 4.2, columns=2)
     measures: tuple[Measure, ...] = ("macro_f1", "minority_f1")
     for axes, measure in zip(plots, measures, strict=True):

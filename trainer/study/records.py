@@ -1,4 +1,4 @@
-"""What a study comes to: its rounds, and curves of another study that it is held against."""
+"""Results of a study: its rounds, and the reference curves of another study."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ _Curves = Annotated[tuple[tuple[_Height, ...], ...], Field(min_length=1)]
 
 @checked(frozen=True, slots=True)
 class Round:
-    """One round of one run: what was labelled by then, and how good a model trained on it is on the test images."""
+    """One round of a run: the labels so far, and test metrics of a model trained on them."""
 
     strategy: str
     seed: int
     round: int
-    """0 is the initial set."""
+    """0 for the initial labels."""
     labels: int
     labels_by_class: tuple[int, ...]
     accuracy: float
@@ -35,34 +35,34 @@ class Round:
     nll: float
     ece: float
     f1: tuple[float, ...]
-    """(C,): a class that is neither true nor predicted has 0."""
+    """(C,): 0 for a class that is neither true nor predicted."""
     train_s: float
     score_s: float
-    """Seconds spent on the passes over the pool; 0 where the strategy needs none."""
+    """Seconds spent on predictions for the pool; 0 if the strategy needs none."""
     choose_s: float
-    """Seconds spent on choosing what is labelled next; 0 in the last round."""
+    """Seconds spent on selecting the next images; 0 in the last round."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassAgreement:
-    """How alike BALD from T passes and BALD from 200 rank the images of the pool that are left; 1 is the same."""
+    """Agreement of BALD from T and from 200 passes on the ranking of the unlabelled pool; 1 for equal rankings."""
 
     seed: int
     passes: int
     images: int
     spearman: float
     top100: float
-    """Share of the first 100 in common."""
+    """Share of the top 100 in common."""
 
 
 @checked(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class Reference:
-    """Curves of another study, such as what random labels came to with an earlier learner."""
+    """Curves of another study, such as random labelling with an earlier learner."""
 
     source: str
-    """For people: what was studied, and where its rounds are."""
+    """Description of the study and the place of its rounds."""
     labels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
-    """(R,), rising."""
+    """(R,), ascending."""
     macro_f1: _Curves
     minority_f1: _Curves
     accuracy: _Curves
@@ -77,16 +77,16 @@ class Reference:
 
     @property
     def levels(self) -> Mapping[str, float]:
-        """The final level of each measure, as a mean over the seeds."""
+        """The mean over seeds of each measure's final value."""
         return {name: float(np.mean([each[-1] for each in getattr(self, name)])) for name in CURVES}
 
 
 CURVES: Final = ("macro_f1", "minority_f1", "accuracy")
-"""The measures that a reference has."""
+"""Measures of a reference."""
 
 
 def read_reference(path: Path) -> Reference:
-    """Read a reference from a file of JSON; one that is none is a ConfigError."""
+    """Read a reference from a JSON file; an invalid one raises ConfigError."""
     try:
         return TypeAdapter(Reference).validate_json(path.read_bytes())
     except OSError as err:
@@ -101,18 +101,18 @@ def read_reference(path: Path) -> Reference:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What was studied, and all rounds."""
+    """A study's data, settings and rounds."""
 
     name: str
     classes: tuple[str, ...]
     minority: tuple[int, ...]
-    """The rarest third of the classes in the pool, by index."""
+    """Indices of the rarest third of the classes in the pool."""
     pool_by_class: tuple[int, ...]
-    """(C,): images that could be labelled."""
+    """(C,): images in the pool."""
     test_by_class: tuple[int, ...]
     settings: Mapping[str, Any]
-    """Everything that the figures hang on, as JSON: the command's options and what they stood for."""
+    """All that the results depend on, as JSON: the command's options, resolved."""
     runs: Mapping[str, tuple[tuple[Round, ...], ...]]
-    """By strategy, in the order in which these were asked for, and seed: all alike in rounds and labels."""
+    """Rounds by strategy, in the order of `--strategies`, and seed; all runs have the same numbers of labels."""
     agreement: tuple[PassAgreement, ...] = ()
     reference: Reference | None = None

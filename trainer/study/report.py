@@ -1,8 +1,7 @@
-"""The report of a study: one page to read, the figures behind it as CSV and JSON, and a picture for READMEs.
+"""The report of a study: an HTML page, its figures as CSV and JSON, and a plot for READMEs.
 
-The same study gives the same files, byte for byte. Studies of several backbones on the same images, with the same
-strategies and seeds, have such a report together: a seed's random labels are the same whatever the backbone is, so that
-backbones, too, are compared by pairs.
+Equal studies give equal files, byte for byte. Studies of several backbones on the same images, strategies and seeds
+share a report: a seed's random labels do not depend on the backbone, so that backbones are compared in pairs.
 """
 
 import csv
@@ -20,21 +19,17 @@ from trainer.study.options import PRODUCT, RANDOM
 from trainer.study.records import Round, Study
 from trainer.study.statistics import Difference, Measure, compare, labels_of, summarise
 
-_SEQUENCES: Final = ("labels_by_class", "f1")
-"""Of a round: what has a value for each class, and a row of classes.csv instead of a column of rounds.csv."""
-
-_PLACED: Final = ("command", "date", "machine")
-"""Settings that have a place of their own on the page."""
-
-_CLASSES: Final = 20
-"""Rows of a table; of more classes it shows the rarest and the largest."""
-
-_COMPARED: Final[tuple[Measure, ...]] = ("macro_f1", "minority_f1", "accuracy")
-"""Measures in tables."""
+_CLASS_FIELDS: Final = ("labels_by_class", "f1")
+"""Fields of a round with a value for each class: columns of classes.csv instead of rounds.csv."""
+_SEPARATE_SETTINGS: Final = ("command", "date", "machine")
+"""Settings that the page does not show in the table of settings."""
+_MOST_CLASSES: Final = 20
+"""Most rows of a table; of more classes it shows the rarest and the largest."""
+_TABLE_MEASURES: Final[tuple[Measure, ...]] = ("macro_f1", "minority_f1", "accuracy")
 
 
 def write(study: Study, folder: Path) -> dict[str, Any]:
-    """Write report.html, rounds.csv, classes.csv, summary.json and curves.png; return what summary.json holds."""
+    """Write report.html, rounds.csv, classes.csv, curves.png and summary.json; return the content of summary.json."""
     figures, name = summarise(study), study.settings.get("default")
     default = name if name in study.runs else None
     _write_files({"": study}, folder, page=_render(study, figures, default), curves=study, default=default)
@@ -42,7 +37,7 @@ def write(study: Study, folder: Path) -> dict[str, Any]:
 
 
 def write_comparison(studies: Mapping[str, Study], folder: Path, *, title: str) -> dict[str, Any]:
-    """Do as `write` does, of studies by their backbones' names, which folders below with their own reports have too."""
+    """Write the same files for studies by backbone name; subfolders of these names hold the studies' own reports."""
     reference, first = next(iter(studies.items()))
     strategies = choose_strategies([*first.runs])
     page, curves = _render_comparison(studies, strategies, title=title), _by_backbone(studies, strategies[-1])
@@ -57,7 +52,7 @@ def _write_summary(figures: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _write_files(studies: Mapping[str, Study], folder: Path, *, page: str, curves: Study, default: str | None) -> None:
-    """Write all but the summary; the tables of several studies begin with the backbone."""
+    """Write all files but the summary; tables of several studies begin with a column for the backbone."""
     folder.mkdir(parents=True, exist_ok=True)
     rounds = [
         (backbone, study.classes, each)
@@ -66,18 +61,18 @@ def _write_files(studies: Mapping[str, Study], folder: Path, *, page: str, curve
         for run in runs
         for each in run
     ]
-    names = [field.name for field in fields(Round) if field.name not in _SEQUENCES]
+    names = [field.name for field in fields(Round) if field.name not in _CLASS_FIELDS]
     by_round = ([backbone, *(getattr(each, name) for name in names)] for backbone, _, each in rounds)
     by_class = (
         [backbone, each.strategy, each.seed, each.round, each.labels, name, labels, f1]
         for backbone, classes, each in rounds
         for name, labels, f1 in zip(classes, each.labels_by_class, each.f1, strict=True)
     )
-    of_class = ["strategy", "seed", "round", "labels", "class", "labels_of_class", "f1"]
-    left_out = 0 if len(studies) > 1 else 1
-    for file, header, rows in (("rounds.csv", names, by_round), ("classes.csv", of_class, by_class)):
+    class_columns = ["strategy", "seed", "round", "labels", "class", "labels_of_class", "f1"]
+    first = 0 if len(studies) > 1 else 1
+    for file, header, rows in (("rounds.csv", names, by_round), ("classes.csv", class_columns, by_class)):
         with (folder / file).open("w", encoding="utf-8", newline="") as opened:
-            csv.writer(opened, lineterminator="\n").writerows(row[left_out:] for row in [["backbone", *header], *rows])
+            csv.writer(opened, lineterminator="\n").writerows(row[first:] for row in [["backbone", *header], *rows])
     plots.save_curves(curves, folder / "curves.png", default)
     (folder / "report.html").write_text(page, encoding="utf-8")
 
@@ -94,7 +89,7 @@ def _render(study: Study, figures: Mapping[str, dict[str, Any]], default: str | 
         "study.html",
         study=study,
         random=RANDOM,
-        compared=_COMPARED,
+        compared=_TABLE_MEASURES,
         titles=plots.TITLES,
         default=default,
         labels=labels_of(study).astype(int).tolist(),
@@ -103,54 +98,53 @@ def _render(study: Study, figures: Mapping[str, dict[str, Any]], default: str | 
         rare=[study.classes[index] for index in study.minority],
         differences=against_random
         and plots.draw_differences(against_random, title="Minority-F1 area less that of random"),
-        duels=_duels(study, ranked, default) if default else {},
+        rivals=_compare_with_rivals(study, ranked, default) if default else {},
         lines=lines,
         unnamed=len(ranked) > len(lines),
         measures=plots.draw_measures(study, lines),
-        each=plots.draw_each(study, [*ranked], "minority_f1", default),
+        each=plots.draw_by_strategy(study, [*ranked], "minority_f1", default),
         minority_share=plots.draw_minority_share(study, lines),
         shown=_choose_classes(study),
-        labels_by_class=_by_class(study, ranked, "labels_by_class"),
-        f1_by_class=_by_class(study, ranked, "f1"),
-        classes_left=max(0, len(study.classes) - _CLASSES),
+        labels_by_class=_final_by_class(study, ranked, "labels_by_class"),
+        f1_by_class=_final_by_class(study, ranked, "f1"),
+        classes_left=max(0, len(study.classes) - _MOST_CLASSES),
         agreement=sorted(study.agreement, key=lambda each: (each.passes, each.seed)),
-        settings=_show_settings(study.settings),
+        settings=_format_settings(study.settings),
     )
 
 
-def _duels(study: Study, rivals: Iterable[str], default: str) -> dict[str, list[Difference | None]]:
-    """The default's areas less each rival's."""
+def _compare_with_rivals(study: Study, strategies: Iterable[str], default: str) -> dict[str, list[Difference | None]]:
+    """Return the default's area minus that of each other strategy, for each measure in tables."""
     return {
-        rival: [compare(study, default, rival, measure) for measure in _COMPARED]
-        for rival in rivals
+        rival: [compare(study, default, rival, measure) for measure in _TABLE_MEASURES]
+        for rival in strategies
         if rival != default
     }
 
 
 def _choose_classes(study: Study) -> list[int]:
-    """The classes that tables show, the rarest first; of many the rarest and the largest."""
+    """Return the classes shown in tables, the rarest first; of many classes the rarest and the largest."""
     order: list[int] = np.argsort(study.pool_by_class, kind="stable").tolist()
-    return order if len(order) <= _CLASSES else order[: _CLASSES // 2] + order[-_CLASSES // 2 :]
+    return order if len(order) <= _MOST_CLASSES else order[: _MOST_CLASSES // 2] + order[-_MOST_CLASSES // 2 :]
 
 
-def _by_class(study: Study, strategies: Iterable[str], name: str) -> list[list[float]]:
-    """What strategies come to after the last round, as means over seeds: a row for each class."""
+def _final_by_class(study: Study, strategies: Iterable[str], name: str) -> list[list[float]]:
+    """Return a field of the last round as means over seeds: a row for each class, a column for each strategy."""
     last = [[getattr(run[-1], name) for run in study.runs[strategy]] for strategy in strategies]  # (strategies, S, C)
     means: list[list[float]] = np.mean(last, axis=1).T.tolist()
     return means
 
 
-def _show_settings(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The settings that have no place of their own on the page."""
-    return {name: _show(value) for name, value in settings.items() if name not in _PLACED}
+def _format_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _format(value) for name, value in settings.items() if name not in _SEPARATE_SETTINGS}
 
 
-def _show(value: Any) -> str:
-    """A setting as people write it: a list by commas, all else but text as JSON."""
+def _format(value: Any) -> str:
+    """Return text unchanged, a sequence with commas, any other value as JSON."""
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence):
-        return ", ".join(map(_show, value))
+        return ", ".join(map(_format, value))
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -158,18 +152,18 @@ def _show(value: Any) -> str:
 
 
 def choose_strategies(studied: Sequence[str]) -> list[str]:
-    """Return those that backbones are compared under: random and the default, or what there is in their place."""
+    """Return the strategies to compare backbones with: random and the default, or else the first studied."""
     return [each for each in (RANDOM, PRODUCT) if each in studied] or [*studied[:1]]
 
 
 def _by_backbone(studies: Mapping[str, Study], strategy: str) -> Study:
-    """The runs of one strategy as a study in which backbones stand where strategies do."""
+    """Return the runs of one strategy as a study with backbones in place of strategies."""
     return replace(next(iter(studies.values())), runs={name: study.runs[strategy] for name, study in studies.items()})
 
 
 def _render_comparison(studies: Mapping[str, Study], strategies: Sequence[str], *, title: str) -> str:
     names, (first, *others) = [*studies], studies.values()
-    lines = plots.choose_lines(names, names[0], most=plots.MOST)
+    lines = plots.choose_lines(names, names[0], most=plots.MOST_LINES)
     common = {
         name: value
         for name, value in first.settings.items()
@@ -183,24 +177,24 @@ def _render_comparison(studies: Mapping[str, Study], strategies: Sequence[str], 
         labels=labels_of(first).astype(int).tolist(),
         seeds=len(next(iter(first.runs.values()))),
         reference=names[0],
-        comparisons=[_compare(studies, each, lines) for each in strategies],
+        comparisons=[_compare_backbones(studies, each, lines) for each in strategies],
         lines=lines,
         unnamed=len(names) > len(lines),
         titles=plots.TITLES,
-        compared=_COMPARED,
-        settings=_show_settings(common),
+        compared=_TABLE_MEASURES,
+        settings=_format_settings(common),
     )
 
 
-def _compare(studies: Mapping[str, Study], strategy: str, lines: Sequence[plots.Line]) -> dict[str, Any]:
-    """What the page shows of the backbones under one strategy, those with the largest area under macro-F1 first.
+def _compare_backbones(studies: Mapping[str, Study], strategy: str, lines: Sequence[plots.Line]) -> dict[str, Any]:
+    """Return the page's comparison of the backbones with one strategy, the largest area under macro-F1 first.
 
-    A row is what a backbone, in the place of a strategy, came to, and its macro-F1 area less the first named's.
+    A row has a backbone's name, its summary, and its macro-F1 area minus that of the reference, the first backbone.
     """
     study, reference = _by_backbone(studies, strategy), next(iter(studies))
     ranked = sorted(summarise(study).items(), key=lambda each: -each[1]["aulc_macro_f1"])
     return {
         "strategy": strategy,
-        "rows": [(name, found, compare(study, name, reference, "macro_f1")) for name, found in ranked],
-        "measures": plots.draw_measures(study, lines, measures=_COMPARED, by="backbone"),
+        "rows": [(name, summary, compare(study, name, reference, "macro_f1")) for name, summary in ranked],
+        "measures": plots.draw_measures(study, lines, measures=_TABLE_MEASURES, by="backbone"),
     }

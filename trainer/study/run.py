@@ -1,6 +1,6 @@
-"""One run of a study: a strategy and a seed, from the initial set to the last round.
+"""One run of a study: a strategy and a seed, from the initial labels to the last round.
 
-A run that was interrupted goes on after the last round that ended, and comes to the same end as one that was not.
+An interrupted run continues after its last finished round, with the same results as one without interruption.
 """
 
 import json
@@ -24,34 +24,33 @@ from trainer.ordering.strategies import descending
 from trainer.settings import Training
 from trainer.study.choosing import Choice, choose
 from trainer.study.model import Dataset, Model, Trainer
-from trainer.study.options import PRODUCT, START, begins_chosen
+from trainer.study.options import PRODUCT, START, selects_initial
 from trainer.study.records import PassAgreement, Round
 
-MANY_PASSES = 200
-"""What T passes are compared with."""
-_RANKED = 2000
-_FIRST = 100
+REFERENCE_PASSES = 200
+_MOST_RANKED = 2000
+_TOP = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """What is done in every run."""
+    """The settings shared by all runs."""
 
     pool: Indices
-    """Images that may be labelled, rising."""
+    """Images that may be labelled, ascending."""
     test: Indices
-    """Images that every model is measured on, and none is trained on."""
+    """Images that every model is tested on."""
     minority: tuple[int, ...]
     initial: int
     queries: tuple[int, ...]
-    """(R,): labels that each round asks for."""
+    """(R,): labels queried in each round."""
     training: Training
     """Its seed is replaced by the run's."""
     device: torch.device
 
     @property
     def rounds(self) -> int:
-        """R, after the initial set."""
+        """R, without the initial labels."""
         return len(self.queries)
 
 
@@ -62,22 +61,22 @@ class Run:
     strategy: str
     seed: int
     path: Path
-    """A line of JSON for each round that ended, so that what interrupts a study loses only the rounds under way."""
+    """A JSON line for each finished round, so that an interruption loses only the rounds in progress."""
 
-    def lines(self) -> list[dict[str, Any]]:
-        """Return the rounds that ended; a line that was cut short is taken out of the file, with all that follows."""
+    def read_rounds(self) -> list[dict[str, Any]]:
+        """Return the lines of finished rounds; truncates the file at the first incomplete line."""
         return recover_lines(self.path, json.loads)
 
 
 def draw_initial(pool: Indices, *, count: int, seed: int) -> Indices:
-    """Return the initial set of a seed, the same for all strategies that do not choose it: int64 (count,), rising."""
+    """Return random initial images, equal for all strategies of a seed: int64 (count,), ascending."""
     return np.sort(np.random.default_rng([seed, 0]).choice(pool, count, replace=False))
 
 
-def choose_initial(
+def select_initial(
     pool: Indices, trainer: Trainer, *, count: int, seed: int, holdout_share: float = DEFAULT_SHARE
 ) -> Indices:
-    """Return what production would have labelled first, while there is no version: int64 (count,), rising."""
+    """Return the images production labels first, before there is a version: int64 (count,), ascending."""
     order = coldstart.arrange(
         pool,
         trainer.embed(pool),
@@ -90,33 +89,33 @@ def choose_initial(
 
 
 def complete(run: Run, dataset: Dataset, protocol: Protocol) -> None:
-    """Do the rounds that are missing, and write each down when it has ended, until a training diverges."""
-    lines = run.lines()
+    """Run the missing rounds, and append each to the run's file; raises TrainingError if training diverges."""
+    lines = run.read_rounds()
     if len(lines) > protocol.rounds:
         return
     trainer = Trainer(dataset, replace(protocol.training, seed=run.seed), device=protocol.device)
-    if begins_chosen(run.strategy):
-        initial = choose_initial(protocol.pool, trainer, count=protocol.initial, seed=run.seed)
+    if selects_initial(run.strategy):
+        initial = select_initial(protocol.pool, trainer, count=protocol.initial, seed=run.seed)
     else:
         initial = draw_initial(protocol.pool, count=protocol.initial, seed=run.seed)
     labelled: Indices = np.concatenate([initial, *(np.array(line["chosen"], np.int64) for line in lines)])
     for number in range(len(lines), protocol.rounds + 1):
-        labelled = np.concatenate([labelled, _do_round(run, trainer, protocol, number=number, labelled=labelled)])
+        labelled = np.concatenate([labelled, _run_round(run, trainer, protocol, number=number, labelled=labelled)])
 
 
-def _do_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, labelled: Indices) -> Indices:
-    """Train, measure, choose, write down; return what was chosen."""
-    left: Indices = np.setdiff1d(protocol.pool, labelled)
+def _run_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, labelled: Indices) -> Indices:
+    """Train, test, select the next images and append the round to the file; return the selected images."""
+    unlabelled: Indices = np.setdiff1d(protocol.pool, labelled)
     started = time.perf_counter()
-    model = trainer.train(np.sort(labelled), f"study/{run.seed}/{number}", unlabelled=left)
+    model = trainer.train(np.sort(labelled), f"study/{run.seed}/{number}", unlabelled=unlabelled)
     train_s = round(time.perf_counter() - started, 3)
     choice, agreement = Choice(np.empty(0, np.int64), 0.0, 0.0), None
     if number < protocol.rounds:
         strategy, query = run.strategy.removesuffix(START), protocol.queries[number]
-        choice = choose(strategy, model, left, labelled, project=run.seed, query=query)
-    elif run.strategy == PRODUCT and len(left):
-        agreement = asdict(compare_passes(model, left, seed=run.seed, passes=protocol.training.passes))
-    found = Round(
+        choice = choose(strategy, model, unlabelled, labelled, project=run.seed, query=query)
+    elif run.strategy == PRODUCT and len(unlabelled):
+        agreement = asdict(compare_passes(model, unlabelled, seed=run.seed, passes=protocol.training.passes))
+    result = Round(
         strategy=run.strategy,
         seed=run.seed,
         round=number,
@@ -127,7 +126,7 @@ def _do_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, la
         score_s=choice.score_s,
         choose_s=choice.choose_s,
     )
-    line = {"round": asdict(found), "chosen": choice.images.tolist(), "agreement": agreement}
+    line = {"round": asdict(result), "chosen": choice.images.tolist(), "agreement": agreement}
     with run.path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     return choice.images
@@ -149,16 +148,16 @@ def _measure(model: Model, protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def compare_passes(model: Model, left: Indices, *, seed: int, passes: int) -> PassAgreement:
-    """Return how alike T and 200 passes rank images; of more than 2,000, so many by chance."""
-    left = np.sort(np.random.default_rng(seed).permutation(left)[:_RANKED])
-    features = model.compute_features(left)
-    few, many = (model.bald(features, each) for each in (passes, MANY_PASSES))
-    tops = [set(descending(each.astype(np.float64))[:_FIRST].tolist()) for each in (few, many)]
+def compare_passes(model: Model, images: Indices, *, seed: int, passes: int) -> PassAgreement:
+    """Return the agreement of T and 200 passes on the ranking of at most 2,000 images, drawn at random."""
+    images = np.sort(np.random.default_rng(seed).permutation(images)[:_MOST_RANKED])
+    features = model.compute_features(images)
+    few, many = (model.bald(features, each) for each in (passes, REFERENCE_PASSES))
+    tops = [set(descending(each.astype(np.float64))[:_TOP].tolist()) for each in (few, many)]
     return PassAgreement(
         seed=seed,
         passes=passes,
-        images=len(left),
+        images=len(images),
         spearman=rank_correlation(few, many),
-        top100=len(tops[0] & tops[1]) / min(_FIRST, len(left)),
+        top100=len(tops[0] & tops[1]) / min(_TOP, len(images)),
     )

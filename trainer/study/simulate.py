@@ -1,10 +1,10 @@
-"""A study from its options to its report: which runs there are, who runs them, and where they go on.
+"""A study from its options to its report: plans the runs, completes them in worker processes, writes the results.
 
-<out>/settings.json                   what the figures hang on; a folder holds one study
-<out>/chains/<strategy>-<seed>.jsonl  a line for each round that ended
-<out>/report.html, *.csv, *.json      from all runs, when they are through
+<out>/settings.json                   all that the results depend on; a folder holds one study
+<out>/chains/<strategy>-<seed>.jsonl  a line for each finished round
+<out>/report.html, *.csv, *.json      written when all runs are complete
 
-Of several backbones each has a folder of this kind in <out>, named after it, and <out> the report that compares them.
+With several backbones, each has such a subfolder of <out>, named after it, and <out> holds a report comparing them.
 """
 
 import json
@@ -37,9 +37,9 @@ from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.settings import Environment, Training
 from trainer.study import report
 from trainer.study.dataset import Flags, Pool, long_tail, read_pool
-from trainer.study.features import compute, decode
+from trainer.study.features import compute_features, decode
 from trainer.study.model import Dataset, open_dataset
-from trainer.study.options import PRODUCT, StudyOptions, check, queries, split_backbones
+from trainer.study.options import PRODUCT, StudyOptions, check_strategies, queries, split_backbones
 from trainer.study.records import PassAgreement, Round, Study, read_reference
 from trainer.study.run import Protocol, Run
 from trainer.study.workers import complete_all, count_processors
@@ -48,27 +48,26 @@ from trainer.subsampling import evenly_spaced
 _log = logging.getLogger(__name__)
 
 _SETTINGS: Final = "settings.json"
-_NOT_IDENTITY: Final = ("command", "date", "machine", "name", "reference", "seeds", "strategies", "versions", "workers")
-"""Settings in which a study may differ from what lies in its folder and still go on there."""
-_NAMED: Final = 5
-"""Unreadable images that are named."""
-_CALIBRATED: Final = 256
-"""Images that a backbone in 8-bit integers is made and judged on."""
-_FILES: Final = ("images", "manifest", "out", "reference")
-"""Options that are paths."""
+_MAY_DIFFER: Final = ("command", "date", "machine", "name", "reference", "seeds", "strategies", "versions", "workers")
+"""Settings that may change when a study is continued in its folder."""
+_MOST_NAMED: Final = 5
+"""Most unreadable images in the log."""
+_CALIBRATION_IMAGES: Final = 256
+"""Images to calibrate and validate an int8 backbone with."""
+_PATH_OPTIONS: Final = ("images", "manifest", "out", "reference")
 
 
 def simulate(options: StudyOptions, training: Training, environment: Environment) -> dict[str, Any]:
-    """Do all runs that are missing, write the report, and return the figures of each strategy as JSON.
+    """Complete all runs, write the report, and return its summary as JSON, by strategy.
 
-    Of several backbones they are those of each strategy of each backbone.
+    With several backbones the summary is by backbone and strategy.
 
     Raises:
-        LabelnextError: if the images cannot be used, the folder holds another study, or a training diverges.
+        LabelnextError: if the images are unusable, the folder holds another study, or training diverges.
     """
-    check(options.strategies)
+    check_strategies(options.strategies)
     trainings, out = split_backbones(training), options.out
-    if any(out.glob("chains/*" if len(trainings) > 1 else "*/chains/*")):  # files of the same names
+    if any(out.glob("chains/*" if len(trainings) > 1 else "*/chains/*")):  # the files have equal names
         holds, has = ("one backbone", "several") if len(trainings) > 1 else ("several backbones", "one")
         raise ConfigError(f"--out {out} holds a study of {holds}, this one has {has}; name another folder")
     pool = read_pool(options.images, options.manifest, test_share=options.test_share)
@@ -78,20 +77,20 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
     plans = {name: _Plan(pool, options, each, environment) for name, each in trainings.items()}
     if len(plans) == 1:
         (plan,) = plans.values()
-        _, found = plan.complete(out, title=title)
+        _, summary = plan.complete(out, title=title)
     else:
         studies: dict[str, Study] = {}
-        with _holding(out):
+        with _locked(out):
             for name, plan in plans.items():
                 _log.info("%s, %d of %d backbones", name, len(studies) + 1, len(plans))
                 studies[name], _ = plan.complete(out / name, title=f"{title}, {name}")
-            found = report.write_comparison(studies, out, title=title)
+            summary = report.write_comparison(studies, out, title=title)
     _log.info("the report is %s", out / "report.html")
-    return found
+    return summary
 
 
 class _Plan:
-    """A study of one backbone; what cannot be done is refused before anything but pixels is computed."""
+    """A study of one backbone; raises ConfigError before it computes anything but pixels."""
 
     def __init__(self, pool: Pool, options: StudyOptions, training: Training, environment: Environment) -> None:
         self.pool, self.options, self.environment = pool, options, environment
@@ -102,29 +101,29 @@ class _Plan:
         size, most = self.backbone.spec.height, environment.max_megapixels
         self.decoded = decode(pool, image_size=size, cache=self.cache, max_megapixels=most)
         faults = [with_subject(pool.references[image], reason) for image, reason in self.decoded.faults.items()]
-        for fault in faults[:_NAMED]:
+        for fault in faults[:_MOST_NAMED]:
             _log.warning("left out: %s", fault)
-        if len(faults) > _NAMED:
-            _log.warning("and %d more", len(faults) - _NAMED)
+        if len(faults) > _MOST_NAMED:
+            _log.warning("and %d more", len(faults) - _MOST_NAMED)
         self.protocol = _make_protocol(pool, self.decoded.readable, options, training)
         if isinstance(self.backbone, FrozenBackbone) and training.precision == "auto":
-            some = self.protocol.pool[evenly_spaced(len(self.protocol.pool), most=_CALIBRATED)]
+            some = self.protocol.pool[evenly_spaced(len(self.protocol.pool), most=_CALIBRATION_IMAGES)]
             self.backbone = choose_precision(self.backbone, self.decoded.images[some])
         self.settings = self._describe()
 
     def complete(self, out: Path, *, title: str) -> tuple[Study, dict[str, Any]]:
-        """Do what is missing in a folder, write the report there, and return the study and what its summary holds."""
-        with _holding(out):
+        """Complete the runs in a folder, write the report, and return the study and its summary."""
+        with _locked(out):
             runs = self._plan_runs(out)
             self._log()
-            if any(len(run.lines()) <= self.protocol.rounds for run in runs):
+            if any(len(run.read_rounds()) <= self.protocol.rounds for run in runs):
                 at_once = count_processors() if self.protocol.device.type == "cpu" else 1  # a GPU is not shared
-                complete_all(runs, self._dataset(), self.protocol, workers=self.options.workers or at_once)
+                complete_all(runs, self._compute_dataset(), self.protocol, workers=self.options.workers or at_once)
             study = self._collect(runs, title)
             return study, report.write(study, out)
 
     def _describe(self) -> dict[str, Any]:
-        """Return the settings as JSON; files go by their names, since where they lie changes no figure."""
+        """Return the settings as JSON; files by name, since their folder does not affect the results."""
         options, training, backbone = self.options, self.protocol.training, self.backbone
         recipe = choose_recipe(training, training.trained_part, options.initial, pretrained=training.weights != "none")
         settings = {
@@ -133,7 +132,7 @@ class _Plan:
             "default_strategy": DEFAULT_STRATEGY,
             "images": options.images.name,
             "pixels": self.decoded.key[:16],
-            **{name: value for name, value in asdict(options).items() if name not in _FILES},
+            **{name: value for name, value in asdict(options).items() if name not in _PATH_OPTIONS},
             "reference": options.reference and options.reference.name,
             **{name: value for name, value in asdict(training).items() if name not in ("seed", "validation")},
             "backbone": Path(training.backbone).name,
@@ -151,33 +150,33 @@ class _Plan:
         return dict(json.loads(json.dumps(settings)))
 
     def _plan_runs(self, out: Path) -> list[Run]:
-        """Make sure that the folder is this study's, and return its runs, all of the first seed first."""
-        begun, found = out / "chains", self.settings
-        begun.mkdir(parents=True, exist_ok=True)
-        if any(begun.iterdir()):
+        """Check that the folder is empty or holds this study, and return its runs, ordered by seed."""
+        chains, earlier = out / "chains", self.settings
+        chains.mkdir(parents=True, exist_ok=True)
+        if any(chains.iterdir()):
             try:
-                found = dict(json.loads((out / _SETTINGS).read_text(encoding="utf-8")))
+                earlier = dict(json.loads((out / _SETTINGS).read_text(encoding="utf-8")))
             except (OSError, ValueError) as err:
                 raise ConfigError(
                     f"--out {out} holds rounds of a study, but its {_SETTINGS} cannot be read; remove the folder, or "
                     "name another one"
                 ) from err
         for name, value in self.settings.items():
-            if name not in _NOT_IDENTITY and found.get(name) != value:
+            if name not in _MAY_DIFFER and earlier.get(name) != value:
                 raise ConfigError(
-                    f"--out {out} holds a study with {name} {found.get(name)}, this one has {value}; "
+                    f"--out {out} holds a study with {name} {earlier.get(name)}, this one has {value}; "
                     "name another folder, or remove that one"
                 )
         Documents(out).write(_SETTINGS, (json.dumps(self.settings, indent=2) + "\n").encode())
         return [
-            Run(strategy, seed, begun / f"{strategy}-{seed}.jsonl")
+            Run(strategy, seed, chains / f"{strategy}-{seed}.jsonl")
             for seed in range(self.options.seeds)
             for strategy in self.options.strategies
         ]
 
     def _log(self) -> None:
         options, protocol, counts = self.options, self.protocol, self.pool.count(self.protocol.pool)
-        rounds = (options.rounds, _join(protocol.queries), options.initial)
+        rounds = (options.rounds, _format_queries(protocol.queries), options.initial)
         images = (len(protocol.pool), len(counts), max(counts), min(counts), len(protocol.test))
         _log.info(
             "%d strategies, %d seeds, %d rounds of %s labels after %d, of %d images of %d classes (%d to %d each); "
@@ -185,18 +184,20 @@ class _Plan:
             *(len(options.strategies), options.seeds, *rounds, *images, protocol.device),
         )
 
-    def _dataset(self) -> Callable[[], Dataset]:
-        """Compute features that stay, and return what opens the dataset in a worker."""
+    def _compute_dataset(self) -> Callable[[], Dataset]:
+        """Compute the features of a frozen backbone, and return a function that opens the dataset in a worker."""
         features = None
         if isinstance(self.backbone, FrozenBackbone):
             with open_store(self.environment) as store:
-                features = compute(self.pool, self.decoded, backbone=self.backbone, store=store, cache=self.cache)
+                features = compute_features(
+                    self.pool, self.decoded, backbone=self.backbone, store=store, cache=self.cache
+                )
         images, cache = self.decoded.path, self.environment.cache_dir
-        opened = partial(open_dataset, self.pool.classes, self.pool.targets)
-        return partial(opened, images=images, features=features, cache=cache)
+        open_pool = partial(open_dataset, self.pool.classes, self.pool.targets)
+        return partial(open_pool, images=images, features=features, cache=cache)
 
     def _collect(self, runs: Sequence[Run], title: str) -> Study:
-        lines = [(run.strategy, run.lines()) for run in runs]
+        lines = [(run.strategy, run.read_rounds()) for run in runs]
         return Study(
             name=title,
             classes=self.pool.classes,
@@ -218,8 +219,8 @@ class _Plan:
 
 
 @contextmanager
-def _holding(out: Path) -> Iterator[None]:
-    """Keep other studies out of a folder, and say what is wrong where it cannot be written."""
+def _locked(out: Path) -> Iterator[None]:
+    """Context manager for the lock of a study's folder; raises ConfigError if it is locked or cannot be written."""
     busy = f"another study is at work in {out}; wait for it to end, or name another folder with --out"
     try:
         with lock_file(out / ".lock", refusal=busy):
@@ -229,36 +230,36 @@ def _holding(out: Path) -> Iterator[None]:
 
 
 def _make_protocol(pool: Pool, readable: Flags, options: StudyOptions, training: Training) -> Protocol:
-    eligible, asked = readable & ~pool.test, queries(options)
-    if (needed := options.initial + sum(asked)) > np.count_nonzero(eligible):
+    eligible, queried = readable & ~pool.test, queries(options)
+    if (needed := options.initial + sum(queried)) > np.count_nonzero(eligible):
         raise ConfigError(
             f"expected at least {needed} images for {options.initial} labels and {options.rounds} rounds of "
-            f"{_join(asked)}, there are {np.count_nonzero(eligible)}; lower --initial, --query or --rounds"
+            f"{_format_queries(queried)}, there are {np.count_nonzero(eligible)}; lower --initial, --query or --rounds"
         )
     return Protocol(
         pool=np.flatnonzero(eligible),
         test=np.flatnonzero(readable & pool.test),
         minority=find_minority(np.bincount(pool.targets[eligible], minlength=len(pool.classes))),
         initial=options.initial,
-        queries=asked,
+        queries=queried,
         training=training,
         device=choose_device(training.device),
     )
 
 
-def _join(asked: Sequence[int]) -> str:
-    """What rounds ask for, as the option has it: the number that all further rounds have once."""
-    most = next((place for place in range(len(asked)) if len(set(asked[place:])) == 1), 0)
-    return ",".join(map(str, asked[: most + 1]))
+def _format_queries(queried: Sequence[int]) -> str:
+    """Return the labels queried in each round as a value of `--query`, without repetitions of the last number."""
+    last = next((place for place in range(len(queried)) if len(set(queried[place:])) == 1), 0)
+    return ",".join(map(str, queried[: last + 1]))
 
 
 def find_minority(counts: Indices) -> tuple[int, ...]:
-    """Return the rarest third of the classes, at least one: their indices, the rarest first; counts are (C,)."""
+    """Return the indices of the rarest third of the classes, at least one, the rarest first; counts are (C,)."""
     return tuple(np.argsort(counts, kind="stable")[: max(1, round(len(counts) / 3))].tolist())
 
 
 def _command() -> str:
-    """The command as it was given, with the names of files in place of their paths."""
+    """Return the command line, with paths reduced to file names."""
     words = []
     for word in sys.argv[1:]:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)

@@ -1,6 +1,6 @@
-"""Worker processes, each of which completes one run of a study after the other.
+"""Worker processes, which complete the runs of a study.
 
-None outlives the process that started it. Ended at any moment, they leave whole rounds, from which the runs go on.
+A worker exits with its parent. It may be killed at any time: its runs continue after their last finished round.
 """
 
 import logging
@@ -25,28 +25,28 @@ from trainer.study.run import Protocol, Run, complete
 
 
 def count_processors() -> int:
-    """Return how many processors this process may use, where the system says."""
+    """Return the number of processors this process may use, or of all if the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_rounds(runs: Sequence[Run]) -> int:
-    """Return how many rounds have ended."""
+    """Return the number of finished rounds."""
     return sum(run.path.read_bytes().count(b"\n") for run in runs if run.path.exists())
 
 
 def complete_all(runs: Sequence[Run], open_dataset: Callable[[], Dataset], protocol: Protocol, *, workers: int) -> None:
-    """Do what is missing of each run in worker processes, or raise a LabelnextError if one dies or a training diverges.
+    """Complete all runs in worker processes; raises LabelnextError if a worker dies or a training diverges.
 
-    Each process opens the dataset for itself: it is too large to be sent.
+    Each worker opens the dataset itself, since it is too large to be sent.
     """
     context, threads = multiprocessing.get_context("spawn"), max(1, count_processors() // workers)
     total = len(runs) * (protocol.rounds + 1)
     with (
         Bar(total=total, initial=count_rounds(runs), desc="rounds", unit="round", smoothing=0.05) as bar,
-        _silent_workers(),
+        _without_bars_in_workers(),
         ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as executor,
     ):
-        waiting = {executor.submit(_work, run, open_dataset, protocol) for run in runs}
+        waiting = {executor.submit(_complete, run, open_dataset, protocol) for run in runs}
         try:
             while waiting:
                 ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
@@ -65,8 +65,8 @@ def complete_all(runs: Sequence[Run], open_dataset: Callable[[], Dataset], proto
 
 
 @contextmanager
-def _silent_workers() -> Iterator[None]:
-    """Have processes that are started meanwhile draw no bars of their own."""
+def _without_bars_in_workers() -> Iterator[None]:
+    """Context manager in which new processes show no progress bars."""
     os.environ["TQDM_DISABLE"] = "1"
     try:
         yield
@@ -75,9 +75,9 @@ def _silent_workers() -> Iterator[None]:
 
 
 def _start_worker(threads: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; who started this one ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent terminates workers
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    use_process_lock()  # this process may be ended
+    use_process_lock()  # no semaphore that a killed process would leak
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     torch.set_num_threads(threads)
 
@@ -88,5 +88,5 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _work(run: Run, open_dataset: Callable[[], Dataset], protocol: Protocol) -> None:
+def _complete(run: Run, open_dataset: Callable[[], Dataset], protocol: Protocol) -> None:
     complete(run, open_dataset(), protocol)

@@ -9,9 +9,9 @@ from trainer.evaluation.metrics import compute_metrics
 from trainer.report.calibration import (
     FOLDS,
     LEAST_IMAGES,
+    assign_folds,
     cross_fit,
-    deal,
-    error_by_chance,
+    ece_by_chance,
     fit_temperature,
     reliability,
 )
@@ -71,7 +71,7 @@ def test_certainty_that_is_wrong_has_a_temperature_too():
 def test_each_fold_is_tempered_by_the_others(multiple):
     """Which mends the calibration of images that the temperature was not fitted on, and changes no prediction."""
     probabilities, targets = draw(3, images=500, multiple=multiple)
-    folds = deal(targets, np.arange(500))
+    folds = assign_folds(targets, np.arange(500))
     tempered = cross_fit(probabilities, targets, folds, multiple=multiple)
     expected = fit_temperature(probabilities[folds != 2], targets[folds != 2], multiple=multiple)
     np.testing.assert_array_equal(tempered[folds == 2], temper(probabilities[folds == 2], expected, multiple=multiple))
@@ -105,15 +105,15 @@ def test_95_of_100_versions_that_are_right_stay_below_the_error_by_chance(images
         else:
             targets = (probabilities.cumsum(axis=1) < rng.random((images, 1))).sum(axis=1).clip(0, 3)
         errors.append(compute_metrics(probabilities, targets).ece)
-    below = np.mean(np.array(errors) <= error_by_chance(probabilities, multiple=multiple))
+    below = np.mean(np.array(errors) <= ece_by_chance(probabilities, multiple=multiple))
     assert 0.9 < below < 0.99
-    assert error_by_chance(probabilities[:0], multiple=multiple) == 1
+    assert ece_by_chance(probabilities[:0], multiple=multiple) == 1
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), max_size=60))
 def test_a_group_is_never_split(images):
     targets, groups = (np.array([image[place] for image in images], np.int64) for place in (0, 1))
-    folds = deal(targets, groups)
+    folds = assign_folds(targets, groups)
     assert folds.shape == targets.shape
     assert ((folds >= 0) & (folds < FOLDS)).all()
     assert all(len(set(folds[groups == group])) == 1 for group in set(groups.tolist()))
@@ -122,7 +122,7 @@ def test_a_group_is_never_split(images):
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=80))
 def test_folds_are_alike_in_classes(classes):
     targets = np.array(classes)
-    folds = deal(targets, np.arange(len(targets)))
+    folds = assign_folds(targets, np.arange(len(targets)))
     for chosen in (targets >= 0, *(targets == label for label in set(classes))):
         assert np.ptp(np.bincount(folds[chosen], minlength=FOLDS)) <= 1
 
@@ -130,4 +130,4 @@ def test_folds_are_alike_in_classes(classes):
 def test_images_of_several_labels_are_dealt_out_by_their_rarest():
     targets = np.ones((40, 2), np.uint8)
     targets[5:, 0] = 0
-    assert sorted(deal(targets, np.arange(40))[:5]) == list(range(FOLDS))
+    assert sorted(assign_folds(targets, np.arange(40))[:5]) == list(range(FOLDS))

@@ -6,12 +6,12 @@ import pytest
 
 from contract.scores.calibration import temper
 from tests.trainer.report.examples import make_inputs
-from trainer.report.data import work_out
+from trainer.report.data import compute_figures
 
 
 @pytest.mark.parametrize("inputs", [make_inputs(), make_inputs(multiple=True), make_inputs(images=2)])
 def test_the_figures_are_json_and_agree_with_the_manifest(inputs):
-    found, metrics = work_out(inputs), inputs.manifest.metrics
+    found, metrics = compute_figures(inputs), inputs.manifest.metrics
     assert json.loads(json.dumps(found, allow_nan=False)) == json.loads(json.dumps(found))
     assert found["metrics"] == asdict(metrics)
     assert [each["label"] for each in found["classes"]] == list(inputs.manifest.labels)
@@ -27,7 +27,7 @@ def test_images_are_shown_with_what_they_are_and_what_was_said_of_them():
     inputs = make_inputs()
     manifest = inputs.manifest
     assert manifest.temperature != 1
-    for shown in work_out(inputs)["most_uncertain"]:
+    for shown in compute_figures(inputs)["most_uncertain"]:
         row = inputs.parts.validation.tolist().index(shown["image"])
         assert shown["given"] == (manifest.labels[inputs.pixels.targets[shown["image"]]],)
         assert shown["predicted"] == (manifest.labels[inputs.probabilities[row].argmax()],)
@@ -39,7 +39,7 @@ def test_images_are_shown_with_what_they_are_and_what_was_said_of_them():
 def test_images_that_neither_train_nor_validate_are_not_judged():
     inputs = make_inputs()
     parts = replace(inputs.parts, train=inputs.parts.train[5:])
-    found = work_out(replace(inputs, parts=parts))["label_errors"]
+    found = compute_figures(replace(inputs, parts=parts))["label_errors"]
     assert found["judged"] == 85
     assert not {each["image"] for each in found["likeliest"]} & set(inputs.parts.train[:5].tolist())
 
@@ -47,11 +47,11 @@ def test_images_that_neither_train_nor_validate_are_not_judged():
 def test_all_labels_that_look_wrong_are_named_by_their_tasks():
     """For people to be led to them; images of no task are not."""
     inputs = make_inputs()
-    found = work_out(inputs)["label_errors"]
+    found = compute_figures(inputs)["label_errors"]
     assert (len(found["likeliest"]), found["tasks"]) == (24, [])
     tasks = np.arange(90) * 10
     tasks[found["likeliest"][1]["image"]] = -1
-    named = work_out(replace(inputs, pixels=replace(inputs.pixels, task_ids=tasks)))["label_errors"]["tasks"]
+    named = compute_figures(replace(inputs, pixels=replace(inputs.pixels, task_ids=tasks)))["label_errors"]["tasks"]
     assert len(named) == found["found"] - 1 > 24
     others = [each for rank, each in enumerate(found["likeliest"]) if rank != 1]
     assert [(each["task"], each["given"]) for each in named[:23]] == [(10 * e["image"], e["given"]) for e in others]
@@ -75,6 +75,6 @@ def test_of_several_labels_an_image_is_as_certain_as_the_least_sure_of_what_is_s
     manifest = replace(inputs.manifest, temperature=1.0)
     bald = np.zeros(rows)
     bald[0] = 1
-    found = work_out(replace(inputs, manifest=manifest, probabilities=probabilities, bald=bald))
+    found = compute_figures(replace(inputs, manifest=manifest, probabilities=probabilities, bald=bald))
     assert found["most_uncertain"][0]["probability"] == pytest.approx(0.6)
     assert {round(each["probability"], 6) for each in found["most_confident"]} == {0.97}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.report.label_errors import judge, predict_unseen
+from trainer.report.label_errors import cross_predict, find_errors
 
 NAMES = tuple("abcdefg")
 
@@ -25,8 +25,8 @@ def swap(targets, classes):
 
 def find(features, targets, *, groups=None, classes=4):
     groups = np.arange(len(targets)) if groups is None else groups
-    probabilities = predict_unseen(features, targets, groups, classes=classes)
-    return judge(probabilities, targets, groups, labels=NAMES[:classes], among=np.arange(len(targets)))
+    probabilities = cross_predict(features, targets, groups, classes=classes)
+    return find_errors(probabilities, targets, groups, labels=NAMES[:classes], among=np.arange(len(targets)))
 
 
 def names(labels):
@@ -42,8 +42,8 @@ def test_wrong_labels_are_found_with_their_true_ones(multiple, least, most):
         true = np.column_stack([np.eye(4, dtype=np.uint8)[true], true >= 2]).astype(np.uint8)
         targets = true.copy()
         targets[chosen, 4] ^= 1
-    judgement = find(features, targets, classes=4 + multiple)
-    found = {each.image: each for each in judgement.found}
+    result = find(features, targets, classes=4 + multiple)
+    found = {each.image: each for each in result.errors}
     right = found.keys() & set(chosen.tolist())
     assert len(right) >= least
     assert len(found) <= most
@@ -51,9 +51,9 @@ def test_wrong_labels_are_found_with_their_true_ones(multiple, least, most):
         given, suggested = (np.flatnonzero(each[image]) if multiple else each[image] for each in (targets, true))
         assert (found[image].given, found[image].suggested) == (names(given), names(suggested))
         assert found[image].given_probability < found[image].suggested_probability
-    doubts = [each.given_probability for each in judgement.found]
+    doubts = [each.given_probability for each in result.errors]
     assert doubts == sorted(doubts)
-    assert (judgement.images, judgement.too_few) == (400, ())
+    assert (result.images, result.too_few) == (400, ())
 
 
 def test_images_without_a_label_are_judged_among_several():
@@ -61,8 +61,8 @@ def test_images_without_a_label_are_judged_among_several():
     targets = np.zeros((400, 4), np.uint8)
     targets[np.arange(400), classes] = 1
     targets[:10] = 0
-    judgement = find(features, targets)
-    found = [each for each in judgement.found if each.given == ()]
+    result = find(features, targets)
+    found = [each for each in result.errors if each.given == ()]
     assert len(found) >= 8
     assert all(each.suggested == names(classes[each.image]) for each in found)
 
@@ -76,7 +76,7 @@ def test_no_image_is_predicted_by_a_model_that_saw_its_file(multiple):
     given = np.eye(2, dtype=np.uint8)[targets] if multiple else targets
     apart, together = np.arange(200), np.repeat(np.arange(100), 2)
     accuracies = [
-        (predict_unseen(features, given, groups, classes=2).argmax(axis=1) == targets).mean()
+        (cross_predict(features, given, groups, classes=2).argmax(axis=1) == targets).mean()
         for groups in (apart, together)
     ]
     assert accuracies[0] > 0.75
@@ -94,14 +94,14 @@ def test_classes_of_few_images_are_named_and_not_judged():
     targets = np.concatenate([judged[swapped], np.full(4, 0), np.full(5, 2)])
     features = np.concatenate([features, np.random.default_rng(1).normal(size=(9, 32)).astype(np.float32)])
     groups = np.concatenate([np.arange(204), np.full(5, 204)])
-    probabilities = predict_unseen(features, targets, groups, classes=7)
+    probabilities = cross_predict(features, targets, groups, classes=7)
     assert not probabilities[:, [0, 2, 6]].any()
     assert not probabilities[200:].any()
     np.testing.assert_allclose(probabilities[:200].sum(axis=1), 1, rtol=1e-6)
     among = 2 * np.arange(209)
-    judgement = judge(probabilities, targets.repeat(2), groups.repeat(2), labels=NAMES, among=among)
-    assert (judgement.images, judgement.too_few) == (200, ("a", "c"))
-    found = {each.image: each.suggested for each in judgement.found}
+    result = find_errors(probabilities, targets.repeat(2), groups.repeat(2), labels=NAMES, among=among)
+    assert (result.images, result.too_few) == (200, ("a", "c"))
+    found = {each.image: each.suggested for each in result.errors}
     wrong = {2 * int(row): names(judged[true[row]]) for row in chosen}
     assert max(found) < 400
     assert len(found.keys() & wrong.keys()) >= 9
@@ -110,5 +110,5 @@ def test_classes_of_few_images_are_named_and_not_judged():
 
 @pytest.mark.parametrize("targets", [np.array([0, 0, 1]), np.zeros(9, np.int64), np.zeros(0, np.int64)])
 def test_too_few_images_are_no_error(targets):
-    judgement = find(np.ones((len(targets), 8), np.float32), targets)
-    assert (judgement.found, judgement.images) == ((), 0)
+    result = find(np.ones((len(targets), 8), np.float32), targets)
+    assert (result.errors, result.images) == ((), 0)

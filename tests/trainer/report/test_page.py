@@ -11,7 +11,7 @@ from contract.versions.results import Advice, ComparedVersion, Comparison
 from tests.trainer.report.examples import make_inputs
 from tests.trainer.report.pages import Page
 from trainer.labels.dataset import Unreadable
-from trainer.report.calibration import error_by_chance
+from trainer.report.calibration import ece_by_chance
 from trainer.report.page import write_report
 
 HOSTILE = ('<script>alert("1")</script>', "$\\frac{", "{{ 7 * 7 }}", "猫 \u202e", "it's & <b>")
@@ -128,7 +128,7 @@ def test_a_reliability_diagram_of_few_images_says_that_it_says_nothing(tmp_path,
     few, many = (make_inputs(images=images, multiple=multiple) for images in (90, 300))
     for inputs, name in ((few, "few"), (many, "many")):
         page = write(inputs, tmp_path / name)
-        by_chance = error_by_chance(inputs.probabilities, multiple=multiple)
+        by_chance = ece_by_chance(inputs.probabilities, multiple=multiple)
         assert f"up to {by_chance:.2f} by chance alone" in page.text
         assert ("images are too few to say how far the probabilities can be believed" in page.text) == (name == "few")
         assert ("as sure as right" in page.html) == (name == "many")

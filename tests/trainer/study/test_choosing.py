@@ -12,7 +12,7 @@ from tests.trainer.study.small import make_dataset, make_trainer
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES, LabelledImages
 from trainer.settings import Training
-from trainer.study.choosing import balance, choose, cover_greedily
+from trainer.study.choosing import balance_classes, choose, k_centre_greedy
 
 TRAINING = Training(weights="none", part="classifier", epochs=20, passes=10, seed=1)
 LABELLED = np.arange(0, 400, 8)
@@ -59,7 +59,7 @@ def test_production_orders_by_the_same_code(model, chosen_by, strategy):
         holdout_share=0.1 if is_product else 0.0,
         duplicates=is_product,
         batch_size=QUERY,
-        labelled=LabelledImages(model.as_sent(model.compute_features(LABELLED)), model.dataset.targets[LABELLED]),
+        labelled=LabelledImages(model.embed_rounded(model.compute_features(LABELLED)), model.dataset.targets[LABELLED]),
         passes=lambda indices: model.passes(features[indices]),
     )
     np.testing.assert_array_equal(chosen_by(strategy), LEFT[expected.order[:QUERY]])
@@ -82,7 +82,7 @@ def test_each_of_a_core_set_is_the_farthest_of_those_left(seed, images, covered,
     rng = np.random.default_rng(seed)
     vectors, before = (unit(rng.normal(size=(count, 4))) for count in (images, covered))
     count = round(share * images)
-    chosen = cover_greedily(vectors, before, count=count)
+    chosen = k_centre_greedy(vectors, before, count=count)
     assert len(set(chosen.tolist())) == len(chosen) == count
     centres = before.astype(np.float64)
     for place, index in enumerate(chosen):
@@ -93,7 +93,7 @@ def test_each_of_a_core_set_is_the_farthest_of_those_left(seed, images, covered,
 
 def test_a_core_set_covers_by_the_embeddings_that_production_knows_images_by(chosen_by, model):
     ours, labelled = (embed(model.compute_features(each)) for each in (LEFT, LABELLED))
-    expected = LEFT[cover_greedily(ours, labelled, count=QUERY)]
+    expected = LEFT[k_centre_greedy(ours, labelled, count=QUERY)]
     np.testing.assert_array_equal(chosen_by("core-set"), expected)
 
 
@@ -102,7 +102,7 @@ def test_a_core_set_covers_by_the_embeddings_that_production_knows_images_by(cho
 @settings(max_examples=40)
 def test_of_the_oracle_no_class_has_fewer_labels_than_another_while_there_are_images_of_it(targets, labels, data):
     count = data.draw(st.integers(0, len(targets)))
-    chosen = balance(np.array(targets, np.int64), labels, name="study/0/1", count=count)
+    chosen = balance_classes(np.array(targets, np.int64), labels, name="study/0/1", count=count)
     assert len(set(chosen.tolist())) == len(chosen) == count
     left, now = np.bincount(np.array(targets, np.int64), minlength=4), np.array(labels)
     for each in chosen:

@@ -16,7 +16,7 @@ from tests.trainer.small import small_backbone, write_folders
 from trainer.model.frozen import FrozenBackbone, freeze
 from trainer.study import dataset, features
 from trainer.study.dataset import read_pool
-from trainer.study.features import compute, decode
+from trainer.study.features import compute_features, decode
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
@@ -113,15 +113,15 @@ class TestCompute:
         expected = backbone.compute(np.array(decoded.images))
         runs = count_runs(monkeypatch)
         for _ in range(2):
-            features = np.load(compute(pool, decoded, backbone=backbone, store=store, cache=cache))
+            features = np.load(compute_features(pool, decoded, backbone=backbone, store=store, cache=cache))
         assert runs == [32, 32, 32, 24]
         assert (features.shape, features.dtype) == ((120, 64), np.float32)
         np.testing.assert_array_equal(features, expected)
 
     def test_other_features_are_kept_apart(self, pool, decoded, backbone, store, cache):
         for each, pixels in ((backbone, decoded), (backbone, replace(decoded, key="other"))):
-            compute(pool, pixels, backbone=each, store=store, cache=cache)
-        compute(pool, decoded, backbone=replace(backbone, fingerprint="f" * 64), store=store, cache=cache)
+            compute_features(pool, pixels, backbone=each, store=store, cache=cache)
+        compute_features(pool, decoded, backbone=replace(backbone, fingerprint="f" * 64), store=store, cache=cache)
         assert len(files(cache, "features")) == 3
 
     def test_the_black_pixels_of_an_unreadable_image_are_not_taken_for_its_features(
@@ -131,7 +131,7 @@ class TestCompute:
         folder = write_folders(tmp_path / "colours", each=12)
         (folder / "blue" / "000.png").write_bytes(b"too large")
         pool = read_pool(folder, None)
-        compute(pool, decode(pool, image_size=SIZE, cache=cache), backbone=backbone, store=store, cache=cache)
+        compute_features(pool, decode(pool, image_size=SIZE, cache=cache), backbone=backbone, store=store, cache=cache)
         digests = [hashlib.sha256(pool.read(image)).digest() for image in (0, 1)]
         unreadable, readable = store.get_many(backbone.key, digests)
         assert unreadable is None
@@ -141,10 +141,10 @@ class TestCompute:
         with monkeypatch.context() as patch:
             count_runs(patch, at_most=2)
             with pytest.raises(KeyboardInterrupt):
-                compute(pool, decoded, backbone=backbone, store=store, cache=cache)
+                compute_features(pool, decoded, backbone=backbone, store=store, cache=cache)
         assert files(cache, "features") == []
         runs = count_runs(monkeypatch)
-        compute(pool, decoded, backbone=backbone, store=store, cache=cache)
+        compute_features(pool, decoded, backbone=backbone, store=store, cache=cache)
         assert runs == [32, 24]
 
 

@@ -5,7 +5,7 @@ import pytest
 from contract.errors import ConfigError
 from trainer.__main__ import parse_arguments
 from trainer.settings import Training
-from trainer.study.options import StudyOptions, check, queries, split_backbones
+from trainer.study.options import StudyOptions, check_strategies, queries, split_backbones
 
 
 def test_queries_may_grow(tmp_path):
@@ -32,10 +32,10 @@ def test_what_is_no_query_is_refused(tmp_path, capsys, query):
 
 @pytest.mark.parametrize("strategies", ["random, bold", "bald, bald", "", "labelnext+start", "bold+start"])
 def test_others_none_and_one_twice_are_refused(strategies):
-    check(["random", "margin+start", "core-set+start"])
+    check_strategies(["random", "margin+start", "core-set+start"])
     got = re.escape(strategies or "none")
     with pytest.raises(ConfigError, match=f"labelnext, balanced-cover.*core-set.*each once, got {got}; "):
-        check(strategies.split(", "))
+        check_strategies(strategies.split(", "))
 
 
 def test_several_backbones_have_sizes_and_weights_of_their_own(tmp_path):

@@ -78,9 +78,9 @@ def test_the_labels_for_a_references_level_are_told(study, tmp_path):
 
 
 def test_the_default_is_held_against_each_rival(page):
-    duels, results = page.table("duels"), page.table("results")
-    assert duels.keys() == {"against", "random", "baal-bald", "margin", "core-set"}
-    assert duels["random"] == results["labelnext"][3:9]
+    rivals, results = page.table("rivals"), page.table("results")
+    assert rivals.keys() == {"against", "random", "baal-bald", "margin", "core-set"}
+    assert rivals["random"] == results["labelnext"][3:9]
     assert "labelnextdefault" in (row[0] for row in page.tables["results"])
 
 

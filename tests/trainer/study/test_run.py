@@ -15,8 +15,8 @@ from tests.trainer.study.small import CPU, make_dataset, make_trainer
 from trainer.ordering import coldstart
 from trainer.settings import Training
 from trainer.study import run as run_module
-from trainer.study.options import BAAL_BALD, CORE_SET, ORACLE, PRODUCT, RANDOM, begins_chosen
-from trainer.study.run import Protocol, Run, choose_initial, compare_passes, complete, draw_initial
+from trainer.study.options import BAAL_BALD, CORE_SET, ORACLE, PRODUCT, RANDOM, selects_initial
+from trainer.study.run import Protocol, Run, compare_passes, complete, draw_initial, select_initial
 
 pytestmark = pytest.mark.slow  # trains or exports networks
 
@@ -84,9 +84,9 @@ def without_seconds(path):
 
 def labelled_by_round(strategy, lines):
     """What is labelled in each round, the initial set first."""
-    if begins_chosen(strategy):
+    if selects_initial(strategy):
         trainer = make_trainer(DATASET, PROTOCOL.training)
-        labelled = [choose_initial(PROTOCOL.pool, trainer, count=PROTOCOL.initial, seed=0)]
+        labelled = [select_initial(PROTOCOL.pool, trainer, count=PROTOCOL.initial, seed=0)]
     else:
         labelled = [draw_initial(PROTOCOL.pool, count=PROTOCOL.initial, seed=0)]
     for line in lines[:-1]:
@@ -100,7 +100,7 @@ def test_the_products_start_is_productions():
     embeddings = embed(DATASET.features[PROTOCOL.pool]).astype(np.float16).astype(np.float32)
     options = {"project": 3, "holdout_share": 0.1, "before_holdout": 15, "batch_size": 50}
     order = coldstart.arrange(PROTOCOL.pool, embeddings, **options).order
-    found = choose_initial(PROTOCOL.pool, trainer, count=50, seed=3)
+    found = select_initial(PROTOCOL.pool, trainer, count=50, seed=3)
     np.testing.assert_array_equal(found, np.sort(PROTOCOL.pool[order[:50]]))
     assert is_held_out(3, found, 0.1).sum() == 3
 

@@ -192,13 +192,13 @@ def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path,
         assert simulate(tmp_path / "study", *more) == LABELS_AT_FAULT
         assert "set a lower --learning-rate" in capsys.readouterr().err
     assert json.loads((tmp_path / "study" / "settings.json").read_text())["learning_rate"] == 0.01
-    assert not Run("random", 0, tmp_path / "study" / "chains" / "random-0.jsonl").lines()
+    assert not Run("random", 0, tmp_path / "study" / "chains" / "random-0.jsonl").read_rounds()
 
 
 @pytest.mark.slow
 def test_features_are_in_the_precision_that_is_served(diverging, simulate, tmp_path, monkeypatch):
     judged = []
-    monkeypatch.setattr(simulate_module, "compute", lambda *args, **options: tmp_path)
+    monkeypatch.setattr(simulate_module, "compute_features", lambda *args, **options: tmp_path)
     monkeypatch.setattr(
         simulate_module,
         "choose_precision",

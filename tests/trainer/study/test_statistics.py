@@ -20,7 +20,7 @@ from trainer.study.statistics import (
     mean_curve,
     minority_share,
     reference_ratio,
-    share_to_reach,
+    share_to_reach_zero,
     summarise,
     values_of,
 )
@@ -50,7 +50,7 @@ def test_a_target_is_reached_where_a_fine_grid_first_is_there(points, target):
     """Interpolated at many points, the curve is below the target before and not below it at that number of labels."""
     steps, values = zip(*points, strict=True)
     labels = np.cumsum(steps).astype(float)
-    found = share_to_reach(labels, np.array(values) - target, of=1.0)
+    found = share_to_reach_zero(labels, np.array(values) - target, of=1.0)
     grid = np.linspace(labels[0], labels[-1], num=2001)
     if found is None:
         assert max(values) < target
@@ -82,7 +82,7 @@ def test_random_needs_no_more_than_randoms_labels(seed, seeds, rounds, measure):
     found = label_ratio(study_of({"random": values}, measure), "random", measure)
     mean = values.mean(axis=0) * (-1 if measure in LOWER_IS_BETTER else 1)
     fitted = isotonic_regression(mean).x
-    assert found.ratio == pytest.approx(share_to_reach(LABELS[:rounds], fitted - mean[-1], of=LABELS[rounds - 1]))
+    assert found.ratio == pytest.approx(share_to_reach_zero(LABELS[:rounds], fitted - mean[-1], of=LABELS[rounds - 1]))
     assert found.ratio <= 1
     assert (found.low, found.high) == (None, None)
 
