@@ -19,7 +19,7 @@ from trainer.labels import sources as labels
 from trainer.labels.dataset import count_images, load_pixels
 from trainer.labels.image_cache import open_cache
 from trainer.labels.unlabelled import Unlabelled, find_unlabelled
-from trainer.labelstudio.task_lists import kept_folder
+from trainer.labelstudio.task_lists import cache_folder
 from trainer.locks import lock_model
 from trainer.model.build import open_backbone_for
 from trainer.publish import TrainingData
@@ -56,7 +56,7 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
         pool, project = _read_labels(source, environment)
         if project is not None and training.uses_pseudo_labels and not pool.multiple:
             with stage("unlabelled"):
-                unlabelled = find_unlabelled(pool, project.id, kept_folder(environment, project.id), fetcher)
+                unlabelled = find_unlabelled(pool, project.id, cache_folder(environment, project.id), fetcher)
         _log.info("labels from %s", pool.origin)
         for sentence in labels.describe_left_out(pool):
             _log.info("left out: %s", sentence)
@@ -90,9 +90,9 @@ def _read_labels(source: Source, environment: Environment) -> tuple[labels.Label
         return labels.from_export(source.export, _read_text(source.label_config), source.control), None
     number = cast(int, source.project)  # a source has one of the three
     client = labelstudio.connect(*environment.label_studio(), number)
-    state = labelstudio.project_state(client)
+    state = labelstudio.read_status(client)
     project = ProjectState(number, state.total_annotations, state.newest_updated_at)
-    kept = kept_folder(environment, number)
+    kept = cache_folder(environment, number)
     return labels.from_project(client, source.control, kept=kept), project
 
 

@@ -1,4 +1,4 @@
-"""As much of Label Studio as rankings meet, in memory and over HTTP; the real one is in tests/system."""
+"""A fake Label Studio in memory, over HTTP; tests/system uses the real one."""
 
 import base64
 import itertools
@@ -25,14 +25,14 @@ CONFIG = label_config("cat", "dog")
 
 
 def jwt(**claims):
-    """A JSON web token with these claims, valid for an hour."""
+    """Return a JSON web token with the given claims, valid for an hour."""
     parts = ({"alg": "HS256"}, {"exp": int(time.time()) + 3600, **claims})
     head, body = (base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
     return f"{head}.{body}.c2lnbmF0dXJl"
 
 
-class Gone(Exception):
-    """Answers with a status and nothing more."""
+class Aborted(Exception):
+    """Answers the request with a status only."""
 
     def __init__(self, status):
         self.status = status
@@ -51,19 +51,19 @@ class Studio:
         self.numbers = itertools.count(1)
         self.ticks = itertools.count()
         self.before = lambda request: None
-        """Called with each request before it is answered; may raise Gone."""
+        """Called with each request before it is answered; may raise Aborted."""
         self.drops = lambda prediction: False
-        """Whether an imported prediction is dropped without a word."""
+        """Whether an imported prediction is silently dropped."""
         for _ in range(tasks):
             self.add_task()
 
     def refuse(self, method, status, *, after=lambda request: None):
-        """Answer requests by a method with a status, whatever is done with them first."""
+        """Answer requests of a method with a status, after calling `after`."""
 
         def before(request):
             if request.method == method:
                 after(request)
-                raise Gone(status)
+                raise Aborted(status)
 
         self.before = before
 
@@ -79,27 +79,27 @@ class Studio:
 
     def annotate(self, task, label, *, cancelled=False, control="label"):
         region = {"from_name": control, "to_name": "image", "type": "choices", "value": {"choices": [label]}}
-        self.keep(task, [region], was_cancelled=cancelled)
+        self.add_annotation(task, [region], was_cancelled=cancelled)
 
     def confirm(self, task):
-        """Make the prediction of the project's model version an annotation, as is done in bulk."""
+        """Create an annotation from the prediction of the project's model version, as bulk confirmation does."""
         version = self.project["model_version"]
         [parent] = [
             each for each in self.predictions.values() if (each["task"], each["model_version"]) == (task, version)
         ]
-        self.keep(task, parent["result"], parent_prediction=parent["id"], lead_time=None, was_cancelled=False)
+        self.add_annotation(task, parent["result"], parent_prediction=parent["id"], lead_time=None, was_cancelled=False)
 
-    def keep(self, task, result, **more):
-        by = {"result": result, "completed_by": 1, "id": next(self.numbers), **more}
-        by["created_at"] = by["updated_at"] = self.tasks[task]["updated_at"] = self.moment()
-        self.tasks[task]["annotations"].append(by)
+    def add_annotation(self, task, result, **more):
+        annotation = {"result": result, "completed_by": 1, "id": next(self.numbers), **more}
+        annotation["created_at"] = annotation["updated_at"] = self.tasks[task]["updated_at"] = self.moment()
+        self.tasks[task]["annotations"].append(annotation)
 
     def edit(self, task):
-        """Have a task's first annotation saved again."""
+        """Update the time of a task's first annotation."""
         self.tasks[task]["annotations"][0]["updated_at"] = self.tasks[task]["updated_at"] = self.moment()
 
     def moment(self):
-        """The time, later than any before it."""
+        """Return the time, later than on any call before."""
         return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}.{next(self.ticks):06}Z"
 
     def delete_task(self, task):
@@ -112,7 +112,7 @@ class Studio:
         return number
 
     def scores(self, version):
-        """Task to the scores that its predictions of a version have."""
+        """Return the scores of a version's predictions by task."""
         found = {}
         for each in self.predictions.values():
             if each["model_version"] == version:
@@ -120,7 +120,7 @@ class Studio:
         return found
 
     def order(self):
-        """Unlabelled tasks as uncertainty sampling serves them."""
+        """Return the unlabelled tasks in the order of uncertainty sampling."""
         scores = self.scores(self.project["model_version"])
         return sorted((task for task in scores if not self.counts(task)[0]), key=lambda task: scores[task])
 
@@ -134,8 +134,8 @@ class Studio:
         try:
             self.before(request)
             status, content = self.route(request)
-        except Gone as gone:
-            status, content = gone.status, {"detail": "as told"}
+        except Aborted as aborted:
+            status, content = aborted.status, {"detail": "aborted"}
         body = b"" if content is None else json.dumps(content).encode()
         reply(body, status=status, content_type="application/json")(handler, request)
 
@@ -203,7 +203,7 @@ class Studio:
         return {"id": number, "project": 5, "order": 0, "user": 1, "data": self.views[number]}
 
     def tabs(self):
-        """The tasks that each tab holds, in its order, by its title."""
+        """Return the tasks of each tab, in its order, by title."""
         found = {}
         for data in self.views.values():
             query = {"filters": data.get("filters") or {"items": []}, "ordering": data["ordering"] or ["tasks:id"]}
@@ -304,12 +304,12 @@ COLUMNS = [
     {"id": "annotations_results", "type": "String", "target": "tasks", "visibility_defaults": {"labeling": False}},
     {"id": "data", "type": "List", "target": "tasks", "children": ["image", "source"]},
 ]
-"""Of the Data Manager, some of them."""
+"""Some columns of the Data Manager."""
 
 
 @contextmanager
 def studio(tasks=0):
-    """Serve a project until the block ends; its address is `url`."""
+    """Context manager for a project served at `url`."""
     state = Studio(tasks)
     with host() as server:
         server.default = state.answer

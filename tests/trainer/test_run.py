@@ -34,7 +34,7 @@ from tests.versions import fix_names, publish
 from trainer import run as run_module
 from trainer.features import open_store
 from trainer.labelstudio import connect
-from trainer.labelstudio.task_lists import kept_folder, list_unlabelled
+from trainer.labelstudio.task_lists import cache_folder, list_unlabelled
 from trainer.model import build
 from trainer.model.bayes import PROBE_IMAGES
 from trainer.model.fit import fit
@@ -379,7 +379,7 @@ def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, env
     """The head that is measured learns from the random sample as from them: what it says of one holds for others."""
     caplog.set_level("INFO", "trainer")
     connected = replace(environment, label_studio_url=project.url, label_studio_token=TOKEN)
-    tasks = list_unlabelled(connect(project.url, TOKEN, 5), kept_folder(connected, 5))
+    tasks = list_unlabelled(connect(project.url, TOKEN, 5), cache_folder(connected, 5))
     images, _ = coloured_images(np.random.default_rng(8), len(tasks))
     shown = []
 

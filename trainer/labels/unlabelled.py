@@ -20,7 +20,7 @@ from contract.scores.keyed_uniforms import keyed_uniforms
 from contract.tasks import find_reference
 from trainer.labels.dataset import Indices
 from trainer.labels.sources import LabelledPool
-from trainer.labelstudio.task_lists import recall_unlabelled
+from trainer.labelstudio.task_lists import cached_unlabelled
 
 MOST_IMAGES: Final = 10_000
 """Images that are looked up; of more, a random sample, which is always the same."""
@@ -45,7 +45,7 @@ def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetch
     in a folder, and the fetcher is as the server has it that shares the store.
     """
     annotated = {image.task_id for image in pool.images}.union(*pool.left_out.values())
-    listed = {task.id: task for task in recall_unlabelled(kept) if task.id not in annotated}
+    listed = {task.id: task for task in cached_unlabelled(kept) if task.id not in annotated}
     numbers = np.array([*listed, *pool.confirmed], np.int64)
     chosen = numbers[np.argsort(keyed_uniforms(_DRAW, numbers), kind="stable")[:MOST_IMAGES]]
     sources = []

@@ -1,7 +1,7 @@
-"""What the trainer asks of Label Studio, in values of its own: projects and predictions here, tasks in `tasks`.
+"""Label Studio's API for the trainer: projects and predictions here, tasks in `tasks`.
 
-All functions raise ConfigError if Label Studio does not answer, or has no such project; the kinds of it are
-`contract.label_studio`'s.
+All functions raise ConfigError, or its subclasses in `contract.label_studio`, if Label Studio does not answer or the
+project does not exist.
 """
 
 import hashlib
@@ -12,117 +12,117 @@ from typing import Any, Final, TypeVar
 
 from contract.label_studio import WHOAMI, Refused, RetryPolicy
 from trainer.labelstudio.client import ProjectClient
-from trainer.labelstudio.tasks import ANNOTATED, look
+from trainer.labelstudio.tasks import ANNOTATED, read_page
 
 _WRITE_TIMEOUT_S: Final = 3600.0
 """Label Studio stores 10,000 predictions in 12 s on SQLite, and takes 75 s to delete them."""
 
 UNCERTAINTY_SAMPLING: Final = "Uncertainty sampling"
-"""Serves the task with the lowest score of the project's model version first."""
+"""Task sampling by the score of the project's model version, lowest first."""
 
-_KINDS: Final = ("useful_annotation_number", "skipped_annotations_number", "ground_truth_number")
-_RULES: Final = ("maximum_annotations", "overlap_cohort_percentage", "show_overlap_first", "skip_queue")
-"""Settings of a project by which Label Studio reckons which tasks are done with."""
+_COUNTERS: Final = ("useful_annotation_number", "skipped_annotations_number", "ground_truth_number")
+_LABELLED_RULES: Final = ("maximum_annotations", "overlap_cohort_percentage", "show_overlap_first", "skip_queue")
+"""Project settings that determine which tasks Label Studio considers labelled."""
 
-_Made = TypeVar("_Made")
+_Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """What the trainer needs to know of a project."""
+    """A project and the settings that the trainer uses."""
 
     project_id: int
     title: str
     label_config: str
     model_version: str
-    """Whose predictions are shown and sorted by; empty if nobody has chosen."""
+    """The model version whose predictions are shown and sorted by; empty if none is chosen."""
     sampling: str = ""
     skip_queue: str = ""
-    """What becomes of a task that somebody skips."""
+    """What happens to skipped tasks."""
     created_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How many tasks a project has, and by what it can be told which have changed since."""
+    """The extent of a project's tasks, from which later changes are found."""
 
     tasks: int
     last: int
-    """The highest number of a task, 0 where there is none: numbers are not given twice."""
+    """The highest task number, or 0; numbers are never reused."""
     at: str
-    """What time it was at Label Studio: UTC, ISO 8601; empty where it does not say."""
+    """Label Studio's time: UTC, ISO 8601; empty if unknown."""
     rules: str
-    """Stands for what decides when a task is done with, whose change is no change of the tasks."""
+    """The settings that determine which tasks are labelled; changing them does not update tasks."""
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """How a project stands; equal to an earlier one if nothing has happened that a trainer cares for."""
+class ProjectStatus:
+    """The status of a project's labels; equal to an earlier one if nothing relevant to training has changed."""
 
     tasks: int
     total_annotations: int
-    """Annotations that were not skipped, those of ground truth included."""
-    kinds: tuple[int, ...]
-    """How many annotations are useful, which those of ground truth are not, skipped, and ground truth."""
+    """Annotations that are not skipped, including ground truth."""
+    counters: tuple[int, ...]
+    """Numbers of useful annotations, which excludes ground truth, of skipped ones, and of ground truth."""
     newest_updated_at: str
-    """When a task with annotations last changed, as Label Studio writes it; empty where there is none."""
+    """Time of the last change of an annotated task, in Label Studio's format; empty if there is none."""
     label_config: str
     """The sha256 of the labelling config."""
 
 
 def connect(url: str, token: str, project: int, retries: RetryPolicy | None = None) -> ProjectClient:
-    """Return a client that Label Studio has accepted; the token is a personal access token or a legacy one."""
+    """Return an authenticated client; the token is a personal access token or a legacy token."""
     client = ProjectClient(url, token, project, retries)
     client.read(WHOAMI, lambda user: user["id"], what="the user")
     return client
 
 
 def read_project(client: ProjectClient) -> Project:
-    """Return the project's title, labelling config, model version and sampling, and what else tabs need."""
+    """Return the project and its settings."""
 
-    def make(project: Mapping[str, Any]) -> Project:
+    def parse(project: Mapping[str, Any]) -> Project:
         needed = [project[name] for name in ("title", "label_config", "model_version", "sampling")]
         more = [project.get(name) for name in ("skip_queue", "created_at")]
         return Project(client.project, *(value or "" for value in (*needed, *more)))
 
-    return _read(client, make)
+    return _read(client, parse)
 
 
-def project_state(client: ProjectClient) -> State:
-    """Look at a project in two small requests; annotations that were edited show in `newest_updated_at` alone."""
-    page = look(client, [ANNOTATED], ordering="-tasks:updated_at")
+def read_status(client: ProjectClient) -> ProjectStatus:
+    """Return the status of a project, by two small requests; edited annotations change only `newest_updated_at`."""
+    page = read_page(client, [ANNOTATED], ordering="-tasks:updated_at")
 
-    def make(project: Mapping[str, Any]) -> State:
-        return State(
+    def parse(project: Mapping[str, Any]) -> ProjectStatus:
+        return ProjectStatus(
             tasks=int(project["task_number"]),
             total_annotations=int(project["total_annotations_number"]),
-            kinds=tuple(int(project[name]) for name in _KINDS),
+            counters=tuple(int(project[name]) for name in _COUNTERS),
             newest_updated_at=page.tasks[0]["updated_at"] if page.tasks else "",
             label_config=hashlib.sha256((project["label_config"] or "").encode()).hexdigest(),
         )
 
-    return _read(client, make)
+    return _read(client, parse)
 
 
 def read_extent(client: ProjectClient) -> Extent:
-    """Look at a project in two small requests."""
-    rules = _read(client, lambda project: json.dumps([project.get(name) for name in _RULES]))
-    at = client.date  # before the tasks are looked at
-    page = look(client, [], ordering="-tasks:id", resolve_uri="false")
+    """Return the extent of a project's tasks, by two small requests."""
+    rules = _read(client, lambda project: json.dumps([project.get(name) for name in _LABELLED_RULES]))
+    at = client.date  # before tasks are read
+    page = read_page(client, [], ordering="-tasks:id", resolve_uri="false")
     last = page.tasks[0]["id"] if page.tasks else 0
     return Extent(page.total, last, at.isoformat() if at else "", rules)
 
 
 def count_annotations(client: ProjectClient) -> tuple[int, int]:
-    """Return how many annotations there are, without and by skipping, by one small request."""
-    made, skipped = "total_annotations_number", "skipped_annotations_number"
-    return _read(client, lambda project: (int(project[made]), int(project[skipped])))
+    """Return the numbers of submitted and of skipped annotations, by one small request."""
+    submitted, skipped = "total_annotations_number", "skipped_annotations_number"
+    return _read(client, lambda project: (int(project[submitted]), int(project[skipped])))
 
 
 def switch_model_version(client: ProjectClient, version: str, *, sampling: str | None = UNCERTAINTY_SAMPLING) -> None:
-    """Make a project show, sort by and sample by the predictions of one version; an empty one is none.
+    """Set the model version by which a project shows and sorts predictions, empty for none, and its task sampling.
 
-    A sampling of None leaves the project's as it is. Raises Refused if no prediction in the project is of that version.
+    None does not change the sampling. Raises Refused if the project has no prediction of the version.
     """
     changes = {"model_version": version} | ({"sampling": sampling} if sampling is not None else {})
     try:
@@ -134,8 +134,8 @@ def switch_model_version(client: ProjectClient, version: str, *, sampling: str |
         ) from err
 
 
-def _read(client: ProjectClient, make: Callable[[Mapping[str, Any]], _Made]) -> _Made:
-    return client.read(client.path, make, what=client.what)
+def _read(client: ProjectClient, parse: Callable[[Mapping[str, Any]], _Parsed]) -> _Parsed:
+    return client.read(client.path, parse, what=client.what)
 
 
 # ---- predictions
@@ -143,71 +143,72 @@ def _read(client: ProjectClient, make: Callable[[Mapping[str, Any]], _Made]) -> 
 
 @dataclass(frozen=True, slots=True)
 class StoredPrediction:
-    """One prediction, as far as its place in the order goes."""
+    """A prediction in Label Studio."""
 
     id: int
     task: int
     model_version: str
     score: float | None
     result: Sequence[Mapping[str, Any]]
-    """Its regions, where they were asked for."""
+    """Its regions, if requested."""
     blank: bool
-    """Whether it holds no region, so that Label Studio ticks nothing."""
+    """Whether it has no region, so that Label Studio preselects no label."""
 
 
 def count_predictions(client: ProjectClient) -> dict[str, int]:
-    """Return how many predictions of each model version the project holds."""
+    """Return the number of predictions of each model version."""
 
-    def make(reply: Mapping[str, Any]) -> dict[str, int]:
+    def parse(reply: Mapping[str, Any]) -> dict[str, int]:
         return {str(each["model_version"]): int(each["count"]) for each in reply["static"]}
 
-    return client.read(f"{client.path}model-versions/", make, what=client.what, query={"extended": "true"})
+    return client.read(f"{client.path}model-versions/", parse, what=client.what, query={"extended": "true"})
 
 
 def list_predictions(
     client: ProjectClient, version: str, *, results_of: Collection[int] = ()
 ) -> list[StoredPrediction]:
-    """Return every prediction of one model version, the oldest first; those of the tasks `results_of` with regions."""
+    """Return the predictions of a model version, oldest first, with regions for the tasks `results_of`."""
     wanted = frozenset(results_of)
 
     def parse(document: dict[str, Any]) -> StoredPrediction | dict[str, Any]:
-        """What is inside of a prediction comes here first, and goes with it unless it is asked for."""
         if not {"id", "task", "model_version"} <= document.keys():
             return document
         result, task = document.get("result"), document["task"]
-        shown = document["result"] if task in wanted else ()
+        regions = document["result"] if task in wanted else ()
         return StoredPrediction(
-            document["id"], task, str(document["model_version"]), document["score"], shown, blank=not result
+            document["id"], task, str(document["model_version"]), document["score"], regions, blank=not result
         )
 
-    def make(found: Sequence[object]) -> list[StoredPrediction]:
-        kept = (each for each in found if isinstance(each, StoredPrediction) and each.model_version == version)
-        return sorted(kept, key=lambda each: each.id)
+    def select(parsed: Sequence[object]) -> list[StoredPrediction]:
+        of_version = (each for each in parsed if isinstance(each, StoredPrediction) and each.model_version == version)
+        return sorted(of_version, key=lambda each: each.id)
 
-    # There is no asking for one version or for less than everything: what is not needed goes while it is parsed.
+    # The API returns the predictions of all versions with all fields; dropping them while parsing saves memory.
     query, timeout_s = {"project": client.project}, _WRITE_TIMEOUT_S
-    return client.read("/api/predictions/", make, what=client.what, query=query, timeout_s=timeout_s, object_hook=parse)
+    return client.read(
+        "/api/predictions/", select, what=client.what, query=query, timeout_s=timeout_s, object_hook=parse
+    )
 
 
 def import_predictions(client: ProjectClient, predictions: Sequence[Mapping[str, Any]]) -> None:
-    """Store predictions, each with `task`, `model_version`, `score` in [0, 1] and `result`.
+    """Import predictions, each with `task`, `model_version`, `score` in [0, 1] and `result`.
 
-    Label Studio drops those that it finds invalid without a word.
+    Label Studio silently drops invalid ones.
 
     Raises:
         Refused: if a task is not in the project; nothing is stored then.
-        Unreachable: if it is not known whether they are or will be stored.
+        Unreachable: if it is unknown whether they are or will be stored.
     """
     path = f"{client.path}import/predictions"
     client.send("POST", path, what=client.what, body=predictions, timeout_s=_WRITE_TIMEOUT_S, once=True)
 
 
 def delete_prediction(client: ProjectClient, prediction_id: int) -> None:
-    """Remove one prediction; one that is gone already is none the worse."""
+    """Delete a prediction, if it exists."""
     client.send("DELETE", f"/api/predictions/{prediction_id}/", what=f"prediction {prediction_id}", accepted=(404,))
 
 
 def delete_predictions(client: ProjectClient, version: str) -> None:
-    """Remove all predictions of one model version, which must not be the project's: Label Studio would unset that."""
+    """Delete all predictions of a model version; Label Studio unsets the project's model version if it is that one."""
     path, body = f"{client.path}model-versions/", {"model_version": version}
     client.send("DELETE", path, what=client.what, body=body, timeout_s=_WRITE_TIMEOUT_S, once=True)

@@ -1,9 +1,8 @@
-"""The tasks of a project in two lists, the unlabelled and the annotated ones: kept on disk, and followed from then on.
+"""Lists of a project's unlabelled and annotated tasks, cached on disk and updated incrementally.
 
-Label Studio takes seconds to list ten thousand tasks, and tells in a moment which have changed since a time. What it
-cannot tell that way shows in its counts: that tasks were deleted, in how many there are; that others are done with, in
-how many a list should hold. Where a count is not what the list makes it, where the project's rules of when a task is
-done with have changed, and once a day, all are listed anew.
+Label Studio takes seconds to list ten thousand tasks, but milliseconds for those changed since a time. Changes
+without a time, such as deletions, are detected by the counts of tasks. If the counts disagree, if the settings that
+determine which tasks are labelled have changed, and once a day, all tasks are listed again.
 """
 
 import json
@@ -31,38 +30,38 @@ from trainer.labelstudio.tasks import (
 from trainer.settings import Environment
 
 Task = Mapping[str, Any]
-"""As Label Studio gives it, with what the list keeps."""
+"""A task as returned by Label Studio, reduced to the cached fields."""
 
-_OVERLAP: Final = timedelta(seconds=10)
-"""A change may become visible so long after the moment that it bears; many new tasks at once later, but these count."""
-_LONGEST_S: Final = 24 * 3600.0
-"""After which all tasks are listed again, whatever has changed."""
+_MOST_DELAY: Final = timedelta(seconds=10)
+"""Maximum delay until a change becomes visible; imports of many tasks take longer, but change the counts."""
+_MOST_AGE_S: Final = 24 * 3600.0
+"""Age after which all tasks are listed again."""
 _MOST_BYTES: Final = 64 * 2**20
-"""A longer list, of images that lie in the tasks themselves, is not kept."""
+"""Longer lists, with images inside the tasks, are not cached."""
 
 
-def kept_folder(environment: Environment, project_id: int) -> Path:
-    """Return the folder that a project's lists are kept in."""
+def cache_folder(environment: Environment, project_id: int) -> Path:
+    """Return the folder of a project's cached lists."""
     host = sha256(environment.label_studio()[0].encode()).hexdigest()[:16]
     return environment.cache / "tasks" / f"{project_id}-{host}"
 
 
 def list_unlabelled(client: ProjectClient, folder: Path) -> list[PoolTask]:
-    """Return what `tasks.unlabelled_tasks` gives, by few requests where the folder holds an earlier list."""
-    unlabelled = _Kind(
+    """Return the unlabelled tasks, by few requests if the folder has an earlier list; see `tasks.unlabelled_tasks`."""
+    unlabelled = _ListSpec(
         ("data",),
-        whole=lambda: (asdict(task) for task in unlabelled_tasks(client)),
-        since=lambda moment: tasks_since(client, moment),
+        list_all=lambda: (asdict(task) for task in unlabelled_tasks(client)),
+        list_since=lambda moment: tasks_since(client, moment),
         belongs=is_unlabelled,
-        is_whole=lambda tasks: len(tasks) == count_unlabelled(client),
+        is_complete=lambda tasks: len(tasks) == count_unlabelled(client),
     )
     return _to_pool(_list(client, folder / "unlabelled.json", unlabelled))
 
 
-def recall_unlabelled(folder: Path) -> list[PoolTask]:
-    """Return what `list_unlabelled` last gave, as far as the folder holds it; Label Studio is not asked."""
-    kept = _Kept.load(folder / "unlabelled.json", ("data",))
-    return _to_pool(kept.tasks if kept else {})
+def cached_unlabelled(folder: Path) -> list[PoolTask]:
+    """Return the cached result of the last `list_unlabelled`, without requests; empty if there is none."""
+    cached = _CachedList.load(folder / "unlabelled.json", ("data",))
+    return _to_pool(cached.tasks if cached else {})
 
 
 def _to_pool(tasks: Mapping[int, Task]) -> list[PoolTask]:
@@ -70,18 +69,18 @@ def _to_pool(tasks: Mapping[int, Task]) -> list[PoolTask]:
 
 
 def list_annotated(client: ProjectClient, folder: Path) -> list[Task]:
-    """Return what `tasks.annotated_tasks` gives, by few requests where the folder holds an earlier list."""
+    """Return the annotated tasks, by few requests if the folder has an earlier list; see `tasks.annotated_tasks`."""
 
-    def is_whole(tasks: Mapping[int, Task]) -> bool:
+    def is_complete(tasks: Mapping[int, Task]) -> bool:
         cancelled = [bool(each["was_cancelled"]) for task in tasks.values() for each in task["annotations"]]
         return (cancelled.count(False), cancelled.count(True)) == labelstudio.count_annotations(client)
 
-    annotated = _Kind(
+    annotated = _ListSpec(
         ("data", "annotations"),
-        whole=lambda: annotated_tasks(client),
-        since=lambda moment: tasks_since(client, moment, annotations=True),
+        list_all=lambda: annotated_tasks(client),
+        list_since=lambda moment: tasks_since(client, moment, annotations=True),
         belongs=lambda task: bool(task["annotations"]),
-        is_whole=is_whole,
+        is_complete=is_complete,
     )
     tasks = _list(client, folder / "annotated.json", annotated)
     in_order = [{"id": number, **task} for number, task in sorted(tasks.items())]
@@ -89,29 +88,29 @@ def list_annotated(client: ProjectClient, folder: Path) -> list[Task]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """What a list holds, and how Label Studio is asked for it."""
+class _ListSpec:
+    """The fields of a list, and the requests for it."""
 
     fields: tuple[str, ...]
-    whole: Callable[[], Iterable[Task]]
-    since: Callable[[str], Iterable[Task]]
-    """Gives all tasks of the project that have changed at a moment or since, whether they belong to the list or not."""
+    list_all: Callable[[], Iterable[Task]]
+    list_since: Callable[[str], Iterable[Task]]
+    """Returns all tasks of the project changed at or after a time, whether they belong to the list or not."""
     belongs: Callable[[Task], bool]
-    is_whole: Callable[[Mapping[int, Task]], bool]
-    """Whether the list is as long as Label Studio says."""
+    is_complete: Callable[[Mapping[int, Task]], bool]
+    """Compares the list with the counts of Label Studio."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """A list, and how the project stood just before it was made."""
+class _CachedList:
+    """A cached list, and the extent of the project just before it was read."""
 
     at: float
-    """When all tasks were last listed, by this machine's clock."""
+    """Local time when all tasks were last listed."""
     extent: Extent
     tasks: Mapping[int, Task]
 
     def save(self, path: Path) -> None:
-        """Write it in one step, readable for nobody else; nothing is lost where that cannot be."""
+        """Write the list atomically, readable only by the owner; errors are ignored."""
         content = json.dumps({"at": self.at, "extent": asdict(self.extent), "tasks": self.tasks}).encode()
         draft = path.with_suffix(".draft")
         with suppress(OSError):
@@ -126,49 +125,49 @@ class _Kept:
 
     @classmethod
     def load(cls, path: Path, fields: Iterable[str]) -> Self | None:
-        """Read it; None where there is none, or none that can be read."""
+        """Return the list in a file, or None if it is missing or cannot be parsed."""
         try:
             document = json.loads(path.read_bytes())
-            tasks = {int(number): _take(task, fields) for number, task in document["tasks"].items()}
+            tasks = {int(number): _pick(task, fields) for number, task in document["tasks"].items()}
             return cls(float(document["at"]), Extent(**document["extent"]), tasks)
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
 
 
-def _take(task: Task, fields: Iterable[str]) -> Task:
+def _pick(task: Task, fields: Iterable[str]) -> Task:
     return {name: task[name] for name in fields}
 
 
-def _list(client: ProjectClient, path: Path, kind: _Kind) -> Mapping[int, Task]:
+def _list(client: ProjectClient, path: Path, spec: _ListSpec) -> Mapping[int, Task]:
     extent = labelstudio.read_extent(client)
-    kept = _Kept.load(path, kind.fields)
-    tasks = _follow(kept, extent, kind) if kept else None
-    at = kept.at if kept and tasks is not None else time.time()
+    cached = _CachedList.load(path, spec.fields)
+    tasks = _update(cached, extent, spec) if cached else None
+    at = cached.at if cached and tasks is not None else time.time()
     if tasks is None:
-        tasks = {task["id"]: _take(task, kind.fields) for task in kind.whole()}
-    _Kept(at, extent, tasks).save(path)
+        tasks = {task["id"]: _pick(task, spec.fields) for task in spec.list_all()}
+    _CachedList(at, extent, tasks).save(path)
     return tasks
 
 
-def _follow(kept: _Kept, extent: Extent, kind: _Kind) -> dict[int, Task] | None:
-    """Return the list as it is now; None where that has to be asked for."""
-    old = not 0 <= time.time() - kept.at < _LONGEST_S
-    if old or extent.rules != kept.extent.rules or not (since := _before(kept.extent.at)):
+def _update(cached: _CachedList, extent: Extent, spec: _ListSpec) -> dict[int, Task] | None:
+    """Return the updated list, or None if all tasks must be listed again."""
+    old = not 0 <= time.time() - cached.at < _MOST_AGE_S
+    if old or extent.rules != cached.extent.rules or not (since := _subtract_overlap(cached.extent.at)):
         return None
-    tasks, added = dict(kept.tasks), 0
-    for task in kind.since(since):
+    tasks, added = dict(cached.tasks), 0
+    for task in spec.list_since(since):
         tasks.pop(task["id"], None)
-        if kind.belongs(task):
-            tasks[task["id"]] = _take(task, kind.fields)
-        added += kept.extent.last < task["id"] <= extent.last
-    if kept.extent.tasks + added != extent.tasks:
+        if spec.belongs(task):
+            tasks[task["id"]] = _pick(task, spec.fields)
+        added += cached.extent.last < task["id"] <= extent.last
+    if cached.extent.tasks + added != extent.tasks:
         return None
-    return tasks if kind.is_whole(tasks) else None
+    return tasks if spec.is_complete(tasks) else None
 
 
-def _before(moment: str) -> str:
-    """Return a moment of UTC somewhat earlier, as Label Studio writes them; empty if that was none."""
+def _subtract_overlap(moment: str) -> str:
+    """Return a time minus the overlap, in Label Studio's format; empty if the time is invalid."""
     try:
-        return f"{datetime.fromisoformat(moment) - _OVERLAP:%Y-%m-%dT%H:%M:%S.%fZ}"
+        return f"{datetime.fromisoformat(moment) - _MOST_DELAY:%Y-%m-%dT%H:%M:%S.%fZ}"
     except (ValueError, OverflowError):
         return ""

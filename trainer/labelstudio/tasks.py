@@ -1,4 +1,4 @@
-"""Tasks of a project, page by page and by filters, as the JSON that they come in."""
+"""Tasks of a project, by filters and page by page."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,23 +9,22 @@ from trainer.labelstudio.client import ProjectClient
 
 _PAGE_TASKS: Final = 1000
 _ANNOTATED_PAGE_TASKS: Final = 500
-_NAMED_TASKS: Final = 200
-"""Whose numbers fit into an address."""
+_MOST_NUMBERS: Final = 200  # task numbers that fit into a URL
 
 
 @dataclass(frozen=True, slots=True)
 class PoolTask:
-    """A task that waits for a label."""
+    """An unlabelled task."""
 
     id: int
     data: Mapping[str, Any]
-    """As it was imported: references to cloud storage are not resolved."""
+    """As imported: references to cloud storage are not resolved."""
 
 
 def annotated_tasks(client: ProjectClient) -> Iterator[Mapping[str, Any]]:
-    """Yield every task that somebody labelled or skipped, as `id`, `data` and `annotations`.
+    """Yield all labelled or skipped tasks, as `id`, `data` and `annotations`.
 
-    In the order of their numbers, those that were only skipped behind all others.
+    Sorted by number, with tasks that were only skipped after all others.
     """
     for filters in ([ANNOTATED], [_NOT_ANNOTATED, _SKIPPED]):
         for task in _pages(client, filters, annotations=True):
@@ -33,35 +32,35 @@ def annotated_tasks(client: ProjectClient) -> Iterator[Mapping[str, Any]]:
 
 
 def unlabelled_tasks(client: ProjectClient) -> Iterator[PoolTask]:
-    """Yield every task that Label Studio would still have labelled and that nobody has: in the order of their numbers.
+    """Yield all tasks without annotation that Label Studio's label stream still serves, sorted by number.
 
-    Among them are those that somebody skipped, unless the project says that a skipped task is done with.
+    Skipped tasks are included unless the project's settings ignore them.
     """
     for task in _pages(client, [_NOT_ANNOTATED, _NOT_DONE], annotations=False):
         yield PoolTask(task["id"], task["data"])
 
 
 def tasks_since(client: ProjectClient, moment: str, *, annotations: bool = False) -> Iterator[Mapping[str, Any]]:
-    """Yield every task that has changed at a moment or since, as `annotated_tasks` or `unlabelled_tasks` read it.
+    """Yield all tasks changed at or after a time, with the fields of `annotated_tasks` or of `unlabelled_tasks`.
 
-    A task changes with its data and with its annotations, not when predictions are imported. Deleted ones do not show.
+    Changes of data and annotations count, imports of predictions do not; deleted tasks are missing.
     """
     return _pages(client, [condition("updated_at", "greater_or_equal", moment, "Datetime")], annotations=annotations)
 
 
 def tasks_by_number(client: ProjectClient, numbers: Sequence[int]) -> Iterator[Mapping[str, Any]]:
-    """Yield those of some tasks that are there, with their annotations and all else."""
-    for start in range(0, len(numbers), _NAMED_TASKS):
-        named = condition("id", "in_list", list(numbers[start : start + _NAMED_TASKS]))
+    """Yield the existing tasks with the given numbers, with annotations."""
+    for start in range(0, len(numbers), _MOST_NUMBERS):
+        named = condition("id", "in_list", list(numbers[start : start + _MOST_NUMBERS]))
         yield from _pages(client, [named], annotations=True)
 
 
 def count_labels_since(client: ProjectClient, moment: str, *, until: str) -> tuple[int, int]:
-    """Count the annotations made after a moment, and those of the others that were edited; deleted ones do not show.
+    """Return the numbers of annotations created after a time, and of earlier ones edited after it.
 
-    A page of tasks is asked for, and one more for each 500 that have changed. A task's own time is later than its
-    annotations' whenever somebody opens it and a prediction is fetched. Both moments are as Label Studio writes them;
-    what came after `until` does not count, so that the numbers fit the project's state of that moment.
+    Deleted annotations are missing. Times of annotations are compared, because a task's own time also changes when the
+    task is opened and a prediction is fetched. Both times are in Label Studio's format; changes after `until` are not
+    counted, so that the numbers match the project's status at that time. One request per 500 changed tasks.
     """
     later = condition("updated_at", "greater", moment, "Datetime")
     made = edited = 0
@@ -74,12 +73,12 @@ def count_labels_since(client: ProjectClient, moment: str, *, until: str) -> tup
 
 
 def count_unlabelled(client: ProjectClient) -> int:
-    """Return how many tasks `unlabelled_tasks` would give, by one small request."""
-    return look(client, [_NOT_ANNOTATED, _NOT_DONE]).total
+    """Return the number of `unlabelled_tasks`, by one small request."""
+    return read_page(client, [_NOT_ANNOTATED, _NOT_DONE]).total
 
 
 def is_unlabelled(task: Mapping[str, Any]) -> bool:
-    """Whether `unlabelled_tasks` would give a task that another function gave."""
+    """Return whether a task from another function would be among `unlabelled_tasks`."""
     return not task["total_annotations"] and not task["is_labeled"]
 
 
@@ -87,7 +86,7 @@ def is_unlabelled(task: Mapping[str, Any]) -> bool:
 
 
 def condition(column: str, operator: str, value: float | str | Sequence[int], kind: str = "Number") -> dict[str, Any]:
-    """Return a filter of tasks, as the Data Manager and its API write it."""
+    """Return a task filter in the format of the Data Manager and its API."""
     return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
 
 
@@ -95,19 +94,19 @@ ANNOTATED: Final = condition("total_annotations", "greater", 0)
 _NOT_ANNOTATED: Final = condition("total_annotations", "equal", 0)
 _SKIPPED: Final = condition("cancelled_annotations", "greater", 0)
 _NOT_DONE: Final = condition("is_labeled", "equal", "false", "Boolean")
-"""What the label stream itself goes by."""
+"""The criterion of Label Studio's label stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Tasks, and how many there are."""
+    """A page of tasks."""
 
     tasks: list[dict[str, Any]]
     total: int
-    """How many tasks there are from here on."""
+    """Number of all tasks that match the filters."""
 
 
-def look(
+def read_page(
     client: ProjectClient,
     filters: Sequence[Mapping[str, object]],
     *,
@@ -115,31 +114,30 @@ def look(
     page_size: int = 1,
     **parameters: str,
 ) -> Page:
-    """Return the first of the tasks for which all filters hold, and how many there are."""
+    """Return the first page of the tasks that match all filters, and their total number."""
     query = json.dumps({"filters": {"conjunction": "and", "items": filters}, "ordering": [ordering]})
-    asked = {"fields": "task_only", "query": query, **parameters}
+    fixed = {"fields": "task_only", "query": query, **parameters}
 
-    def make(page: Mapping[str, Any]) -> Page:
+    def parse(page: Mapping[str, Any]) -> Page:
         return Page([{**task, "id": int(task["id"])} for task in page["tasks"]], int(page["total"]))
 
     of = {"project": client.project, "page_size": page_size}
-    return client.read("/api/tasks/", make, what=client.what, query={**of, **asked})
+    return client.read("/api/tasks/", parse, what=client.what, query={**of, **fixed})
 
 
 def _pages(
     client: ProjectClient, filters: Sequence[Mapping[str, object]], *, annotations: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yield tasks in the order of their numbers, with their annotations or with their data as it was imported.
+    """Yield tasks sorted by number, with annotations or with the data as imported.
 
-    Each page is from the last number on: numbered pages would shift, and tasks slip through, whenever somebody labels
-    one while they are read.
+    Each page begins after the last number: numbered pages would shift and skip tasks when one is labelled meanwhile.
     """
     page_size = _ANNOTATED_PAGE_TASKS if annotations else _PAGE_TASKS
     parameters = {"fields": "all"} if annotations else {"resolve_uri": "false"}
     last, remaining = 0, True  # 0 is below every task's number
     while remaining:
         behind = condition("id", "greater", last)
-        page = look(client, [*filters, behind], page_size=page_size, **parameters)
+        page = read_page(client, [*filters, behind], page_size=page_size, **parameters)
         yield from page.tasks
         remaining = 0 < len(page.tasks) < page.total
         last = page.tasks[-1]["id"] if remaining else last

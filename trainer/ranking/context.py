@@ -54,8 +54,8 @@ class RankingContext:
         """The name of the first ranking by the current version."""
         self.control = self._choose_control()
         """The `<Choices>` that the version answers for."""
-        self._lists = task_lists.kept_folder(environment, options.project)
-        self.kept = kept_folder(environment, options.project)
+        self._lists = task_lists.cache_folder(environment, options.project)
+        self.cache_folder = cache_folder(environment, options.project)
 
     @cached_property
     def tasks(self) -> list[PoolTask]:
@@ -99,9 +99,9 @@ class RankingContext:
     def scores(self) -> ScoreLog:
         """Return the scores on disk, by all that they hang on: the control, the key of a task's data, the network."""
         network = None if self.version else (self.options.weights, self.options.backbone, self.options.image_size)
-        return ScoreLog(self.kept / f"{self.base}-{digest([self.project.label_config, network])}.scores")
+        return ScoreLog(self.cache_folder / f"{self.base}-{digest([self.project.label_config, network])}.scores")
 
 
-def kept_folder(environment: Environment, project_id: int) -> Path:
+def cache_folder(environment: Environment, project_id: int) -> Path:
     """Return the folder for what outlives a ranking of a project that is killed."""
     return environment.cache / "rank" / environment.model / f"{project_id}-{digest(environment.label_studio()[0])}"

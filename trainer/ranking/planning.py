@@ -190,7 +190,7 @@ class _ByVersion:
         The record leaves out images that could not be read.
         """
         context, manifest, record = self._context, self._manifest, self._manifest.training
-        state = labelstudio.project_state(context.client)
+        state = labelstudio.read_status(context.client)
         seen = ProjectState(context.options.project, state.total_annotations, state.newest_updated_at)
         if record.project == seen and record.images_by_class and set(manifest.labels) <= set(context.control.labels):
             return [record.images_by_class.get(label, 0) for label in manifest.labels]
@@ -281,7 +281,7 @@ class _ByVersion:
 
 
 def _places_before_holdout(context: RankingContext) -> int:
-    labels = labelstudio.project_state(context.client).total_annotations
+    labels = labelstudio.read_status(context.client).total_annotations
     return places_before_holdout(len(context.tasks), labels=labels, classes=len(context.control.labels))
 
 

@@ -119,7 +119,7 @@ class _Ranking:
         self._options = context.options
         self._client = context.client
         self._repository = context.repository
-        self._plan_path = context.kept / "plan.json"
+        self._plan_path = context.cache_folder / "plan.json"
         self._counts = labelstudio.count_predictions(context.client)
         """Of predictions by the name they are stamped with, at the start."""
 
@@ -205,7 +205,7 @@ class _Ranking:
                 if former is None or plan.items:
                     self._record(plan, former)
                 removed = self._remove_superseded(plan.name)
-        shutil.rmtree(self._context.kept, ignore_errors=True)
+        shutil.rmtree(self._context.cache_folder, ignore_errors=True)
         return self._summarise(plan, imported=imported, removed=removed)
 
     def _import(self, plan: Plan, tabs: RankingTabs) -> int:
@@ -219,7 +219,7 @@ class _Ranking:
             name=plan.name,
             wanted={**doubted, **places},
             unwanted=tabs.settled,
-            note=self._context.kept / "import.json",
+            note=self._context.cache_folder / "import.json",
             find_there=lambda: self._find_unlabelled() | tabs.find_doubted().keys(),
         )
 

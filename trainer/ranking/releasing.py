@@ -22,11 +22,11 @@ from trainer.labelstudio import Project, task_lists
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.webhooks import clear_webhook_token
 from trainer.locks import lock_model
-from trainer.ranking.context import kept_folder
+from trainer.ranking.context import cache_folder
 from trainer.ranking.names import own_names
 from trainer.settings import Environment
-from trainer.tabs.keeping import remove_tabs
 from trainer.tabs.record import load_record
+from trainer.tabs.sync import remove_tabs
 
 PROJECTS_FOLDER: Final = "projects"
 
@@ -113,7 +113,7 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
         created_at = labelstudio.read_project(client).created_at
         tabs = remove_tabs(client, repository, load_record(repository, project_id, created_at))
         predictions = _put_back(client, repository, before or _DEFAULT)
-        for folder in (kept_folder, task_lists.kept_folder):
+        for folder in (cache_folder, task_lists.cache_folder):
             shutil.rmtree(folder(environment, project_id), ignore_errors=True)
         for request in find_requests(repository):
             if request.project == project_id:

@@ -20,8 +20,14 @@ from trainer.ranking.context import RankingContext
 from trainer.ranking.predictions import Plan, Planned
 from trainer.ranking.reconcile import Wanted
 from trainer.tabs import tabs
-from trainer.tabs.doubts import Doubt, find_doubts, just_after, note_listed, read_suspects
-from trainer.tabs.keeping import keep_tabs, remove_tabs
+from trainer.tabs.label_issues import (
+    ReviewTask,
+    find_review_tasks,
+    read_label_issues,
+    time_after_changes,
+    update_listed,
+)
+from trainer.tabs.sync import remove_tabs, sync_tabs
 from trainer.tabs.tabs import Tab
 
 _log = logging.getLogger(__name__)
@@ -40,7 +46,7 @@ class RankingTabs:
         self._name = name
         self._marker = f"{name}/again."
         """Stands in predictions of labelled tasks that are to be looked at again."""
-        self._doubts: list[Doubt] = []
+        self._review_tasks: list[ReviewTask] = []
         self.settled: Collection[int] = ()
         """Labelled tasks that are not to be looked at any more, after `find_doubted`."""
 
@@ -48,12 +54,12 @@ class RankingTabs:
         """Return predictions of labelled tasks that are to be looked at again, as these are now."""
         context, listed = self._context, self._context.tab_record.listed
         version = context.version if context.options.tabs else None
-        suspects = read_suspects(context.repository, version.manifest, context.options.project) if version else []
-        self._doubts = find_doubts(
-            context.client, suspects, control=context.control, marker=self._marker, listed=listed
+        issues = read_label_issues(context.repository, version.manifest, context.options.project) if version else []
+        self._review_tasks = find_review_tasks(
+            context.client, issues, control=context.control, marker=self._marker, listed=listed
         )
-        doubted = {doubt.task: Wanted(doubt.score, doubt.result) for doubt in self._doubts}
-        self.settled = ({suspect.task for suspect in suspects} | listed.keys()) - doubted.keys() - context.data.keys()
+        doubted = {each.task: Wanted(each.score, each.result) for each in self._review_tasks}
+        self.settled = ({issue.task for issue in issues} | listed.keys()) - doubted.keys() - context.data.keys()
         return doubted
 
     def keep(self, plan: Plan, offered: Sure | None) -> None:
@@ -64,9 +70,9 @@ class RankingTabs:
                 remove_tabs(context.client, context.repository, record)
                 return
             sure = {**context.groups(self._name), **find_groups(plan.items, self._name)}
-            listed = note_listed(record.listed, self._doubts, unlabelled=context.data)
+            listed = update_listed(record.listed, self._review_tasks, unlabelled=context.data)
             record, wanted = replace(record, listed=listed, sure=sure), self._choose(sure, offered)
-            shown = keep_tabs(context.client, context.repository, record=record, wanted=wanted)
+            shown = sync_tabs(context.client, context.repository, record=record, wanted=wanted)
         except (LabelnextError, OSError) as err:
             _log.warning("the project's tabs may be those of an earlier ranking; the next one mends them: %s", err)
         else:
@@ -84,7 +90,7 @@ class RankingTabs:
             left = {label for task, label in offered.tasks.items() if task in context.data}
             there = groups_with_a_task(sure, self._name, left)
             chosen += [tabs.sure(marker, label, offered.low) for marker, label in sure.items() if marker in there]
-        if changed_before := just_after(self._doubts):
+        if changed_before := time_after_changes(self._review_tasks):
             chosen.append(tabs.look_again(self._marker, changed_before))
         held_out = is_held_out(options.project, np.array([*context.data], np.int64), options.holdout_share)
         if held_out.any() and ((offered and offered.wanted) or self._too_few_held_out):

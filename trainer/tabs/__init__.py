@@ -1,1 +1,1 @@
-"""The tabs of Label Studio's Data Manager that rankings make and keep up to date."""
+"""Our tabs in Label Studio's Data Manager."""

@@ -1,7 +1,7 @@
-"""Which tabs a ranking makes in Label Studio's Data Manager, what they hold and in which order.
+"""Definitions of our tabs: title, filters, ordering and columns.
 
-Tasks are found by what their predictions hold, for that is all that Label Studio lets us say of a task without touching
-its data: a marker in a region's `meta`, which names the ranking. So nothing of an earlier ranking is found by mistake.
+Filters find tasks by a marker in the `meta` of their predictions, because predictions are the only part of a task that
+we can write without changing its data. Markers contain the ranking's name, so earlier rankings do not match.
 """
 
 from dataclasses import dataclass
@@ -24,31 +24,31 @@ _WITHOUT_REASON: Final = condition("predictions_results", "not_contains", '"reas
 
 @dataclass(frozen=True, slots=True)
 class Tab:
-    """A tab as it is to be."""
+    """The definition of a tab."""
 
     key: str
     title: str
     filters: tuple[Filter, ...]
     ordering: str
-    """A column, with a hyphen before it where the greatest comes first."""
+    """A column, prefixed by a hyphen for descending order."""
     columns: tuple[str, ...]
-    """Shown beside the tasks' numbers and data."""
+    """Columns shown besides number and data."""
     grid: bool = False
-    """Whether it is a grid of images, where tasks have one; Label Studio shows none of the columns there."""
-    ticked: bool = False
-    """Whether all of its tasks are selected when it is opened."""
+    """Whether it is a grid of images, which has no columns, if tasks have exactly one image."""
+    all_selected: bool = False
+    """Whether all tasks are selected when it is opened."""
 
 
 def label_next(*, skipped_are_done: bool) -> Tab:
-    """Return the tab of what is to be labelled, in the order of its scores."""
+    """Return the tab of unlabelled tasks, in the order of the ranking."""
     filters = (_UNLABELLED, _NOT_SKIPPED) if skipped_are_done else (_UNLABELLED,)
     return Tab("next", "Label next", filters, _SCORE, (_SCORE, _PREDICTION))
 
 
 def look_again(marker: str, changed_before: str) -> Tab:
-    """Return the tab of labels that are probably wrong, the likeliest first; who saves one takes it out.
+    """Return the tab of probable label errors, the likeliest first; saving a task removes it from the tab.
 
-    The marker is in the predictions of its tasks, all of which last changed before the moment.
+    The tasks have the marker in their predictions, and were not changed since `changed_before`.
     """
     unchanged = condition("updated_at", "less", changed_before, "Datetime")
     filters = (_LABELLED, _holds(marker), unchanged)
@@ -56,19 +56,19 @@ def look_again(marker: str, changed_before: str) -> Tab:
 
 
 def random_holdout() -> Tab:
-    """Return the tab of what of the random holdout is not labelled: unlabelled tasks of which we show no label."""
+    """Return the tab of the unlabelled tasks of the random holdout, recognised by predictions without a label."""
     filters = (_UNLABELLED, _WITHOUT_LABEL, _WITHOUT_REASON)
     return Tab("holdout", "Random holdout", filters, _SCORE, (), grid=True)
 
 
 def sure(marker: str, label: str, low: float | None) -> Tab:
-    """Return the tab of tasks whose predicted label may be confirmed, the surest first.
+    """Return the tab of tasks whose predicted label may be confirmed in bulk, the most certain first.
 
-    Its title says how closely to look: at least a share `low` of such labels is right.
+    The title contains `low`, the lower bound of the share of right labels.
     """
     filters = (_UNLABELLED, _holds(marker))
     title = f"Sure: {label}" if low is None else f"Sure: {label} ≥{percent_below(low)} %"
-    return Tab(f"sure/{label}", title, filters, f"-{_SCORE}", (_SCORE, _PREDICTION), grid=True, ticked=True)
+    return Tab(f"sure/{label}", title, filters, f"-{_SCORE}", (_SCORE, _PREDICTION), grid=True, all_selected=True)
 
 
 def _holds(marker: str) -> Filter:

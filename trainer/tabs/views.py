@@ -1,7 +1,4 @@
-"""Tabs of Label Studio's Data Manager, as its API takes and gives them; it calls them views.
-
-Knows nothing of which tabs there should be. All functions raise ConfigError if Label Studio does not answer.
-"""
+"""The API of the Data Manager's tabs, "views"; all functions raise ConfigError if Label Studio does not answer."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,33 +10,33 @@ Filter = Mapping[str, Any]
 """One condition: `filter`, `operator`, `type` and `value`."""
 
 _VIEWS: Final = "/api/dm/views/"
-_SERVED: Final = ("filters", "ordering", "selectedItems")
-"""What is shown among a tab's data and kept elsewhere."""
+_NO_SETTINGS: Final = ("filters", "ordering", "selectedItems")
+"""Keys in a tab's data that are not settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tab that is there."""
+    """An existing tab."""
 
     id: int
     title: str
     conjunction: str
-    """Whether all of its filters must hold: "and", or "or"."""
+    """How filters are combined: "and" or "or"."""
     filters: tuple[Filter, ...]
     settings: Mapping[str, Any]
-    """What else is known of it: its title, columns, widths, and what later versions of Label Studio may add."""
+    """All other data: title, columns, widths, and settings of later versions of Label Studio."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column that a project's tabs may show."""
+    """A column that is available in a project's tabs."""
 
     id: str
     """Such as `tasks:data.image`."""
     is_image: bool
     is_data: bool
     beside_editor: bool
-    """Whether it is shown by default in the narrow list beside a task that is open."""
+    """Whether it is shown by default in the narrow list beside an open task."""
 
 
 def list_views(client: ProjectClient) -> list[View]:
@@ -49,7 +46,7 @@ def list_views(client: ProjectClient) -> list[View]:
         data = view["data"] or {}
         filters = data.get("filters") or {}
         conjunction, items = str(filters.get("conjunction", "and")), tuple(filters.get("items") or ())
-        settings = {name: value for name, value in data.items() if name not in _SERVED}
+        settings = {name: value for name, value in data.items() if name not in _NO_SETTINGS}
         return View(int(view["id"]), str(data.get("title", "")), conjunction, items, settings)
 
     query = {"project": client.project}
@@ -57,9 +54,9 @@ def list_views(client: ProjectClient) -> list[View]:
 
 
 def list_columns(client: ProjectClient) -> list[Column]:
-    """Return the columns that a project's tabs may show."""
+    """Return the columns that are available in a project's tabs."""
 
-    def make(reply: Mapping[str, Any]) -> list[Column]:
+    def parse(reply: Mapping[str, Any]) -> list[Column]:
         return [
             Column(
                 id=f"tasks:{'data.' if each.get('parent') == 'data' else ''}{each['id']}",
@@ -71,22 +68,22 @@ def list_columns(client: ProjectClient) -> list[Column]:
             if each["target"] == "tasks" and not each.get("children")
         ]
 
-    return client.read("/api/dm/columns/", make, what=_tabs_of(client), query={"project": client.project})
+    return client.read("/api/dm/columns/", parse, what=_tabs_of(client), query={"project": client.project})
 
 
 def create_view(
     client: ProjectClient, settings: Mapping[str, Any], *, filters: Iterable[Filter] = (), order: str = ""
 ) -> int:
-    """Add a tab at the right end, and return its number."""
+    """Create a tab at the right end, and return its number."""
     all_of = {"conjunction": "and", "items": list(filters)}
     data = {**settings, "filters": all_of, "ordering": [order] if order else []}
     return int(client.post(_VIEWS, {"project": client.project, "data": data})["id"])
 
 
 def change_view(client: ProjectClient, view: View, *, filters: Iterable[Filter], settings: Mapping[str, Any]) -> None:
-    """Have a tab filter otherwise, and change some of its settings; all else of it stays.
+    """Change the filters and the given settings of a tab, if it exists.
 
-    Label Studio replaces the settings by what it is sent, and fails without any, so all are sent.
+    All settings are sent, because Label Studio replaces them, and fails without any.
     """
     data = {**view.settings, **settings, "filters": {"conjunction": view.conjunction, "items": list(filters)}}
     body = {"project": client.project, "data": data}
@@ -94,12 +91,12 @@ def change_view(client: ProjectClient, view: View, *, filters: Iterable[Filter],
 
 
 def delete_view(client: ProjectClient, view_id: int) -> None:
-    """Remove a tab; one that is gone already is none the worse."""
+    """Delete a tab, if it exists."""
     client.send("DELETE", f"{_VIEWS}{view_id}/", what=f"tab {view_id}", accepted=(404,))
 
 
 def order_views(client: ProjectClient, view_ids: Sequence[int]) -> None:
-    """Put tabs in this order, from the left."""
+    """Set the order of tabs, from the left."""
     body = {"project": client.project, "ids": list(view_ids)}
     client.send("POST", f"{_VIEWS}order/", what=_tabs_of(client), body=body)
 

@@ -30,12 +30,12 @@ class Monitor:
         self._client: ProjectClient | None = None
         self._config = ""
         self._last_fault = ""
-        self._counted: tuple[labelstudio.State, str] | None = None
+        self._counted: tuple[labelstudio.ProjectStatus, str] | None = None
         """The state whose changes were looked into, and the version it was compared with."""
         self._changes = Changes()
         self.controls: tuple[ChoicesControl, ...] = ()
 
-    def look(self, trained: Trained | None) -> tuple[labelstudio.State, Changes]:
+    def look(self, trained: Trained | None) -> tuple[labelstudio.ProjectStatus, Changes]:
         """Ask for the project's state, for its labelling config where that has changed, and for what labels have.
 
         If nothing that the newest version was trained on has changed, the state says so, whatever was opened since.
@@ -43,7 +43,7 @@ class Monitor:
         """
         client = self._client or labelstudio.connect(*self._environment.label_studio(), self._project)
         self._client = None  # kept only if it works
-        state = labelstudio.project_state(client)
+        state = labelstudio.read_status(client)
         if state.label_config != self._config:
             self.controls = parse_label_config(labelstudio.read_project(client).label_config)
             self._config = state.label_config
@@ -55,7 +55,9 @@ class Monitor:
         self._client = client
         return state, changes
 
-    def _count_changes(self, client: ProjectClient, state: labelstudio.State, trained: Trained | None) -> Changes:
+    def _count_changes(
+        self, client: ProjectClient, state: labelstudio.ProjectStatus, trained: Trained | None
+    ) -> Changes:
         """Count what has changed since; where counters do not tell, Label Studio is asked once for each state."""
         growth = state.total_annotations - (trained.annotations if trained else 0)
         if trained is None or growth >= self._enough or state.newest_updated_at <= trained.updated_at:

@@ -47,7 +47,7 @@ class _Named(logging.LoggerAdapter[logging.Logger]):
 class _Snapshot:
     """How project and repository stand at one look."""
 
-    state: labelstudio.State
+    state: labelstudio.ProjectStatus
     changes: Changes
     """Of labels, since the newest version was trained."""
     current: str | None
@@ -135,7 +135,7 @@ class Watcher:
         self._version_before: str | None = None
         """What was current before the last training."""
         self._answered: tuple[TrainingRequest, ...] = ()
-        self._untrainable: labelstudio.State | None = None
+        self._untrainable: labelstudio.ProjectStatus | None = None
         """The state whose labels cannot be trained on."""
         self._refused: tuple[str | None, str] | None = None
         """The version that does not know the labels of a labelling config, and that config's digest."""

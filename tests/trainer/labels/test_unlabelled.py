@@ -12,7 +12,7 @@ from trainer import labelstudio
 from trainer.labels import unlabelled
 from trainer.labels.sources import from_project
 from trainer.labels.unlabelled import Unlabelled, draw_as_unlabelled, find_unlabelled, read_known_features
-from trainer.labelstudio.task_lists import list_unlabelled, recall_unlabelled
+from trainer.labelstudio.task_lists import cached_unlabelled, list_unlabelled
 
 TASKS = 60
 NOTHING = Validators("", None, None)
@@ -53,7 +53,7 @@ def test_sources_are_those_of_listed_tasks_without_an_annotation(pets, fetcher):
     pool = from_project(pets.client, kept=pets.kept)
     assert (pool.labels, [image.task_id for image in pool.images]) == (("cat", "dog"), [1, 2, 3, 4, 5])
     assert "project 5 (Pets)" in pool.origin
-    assert [task.id for task in recall_unlabelled(pets.kept)] == list(range(6, TASKS + 1))
+    assert [task.id for task in cached_unlabelled(pets.kept)] == list(range(6, TASKS + 1))
     for task, cancelled in ((10, False), (11, True)):
         pets.annotate(task, "dog", cancelled=cancelled)
     expected = {address(task) for task in range(7, TASKS + 1) if task not in {10, 11}}
@@ -64,9 +64,9 @@ def test_sources_are_those_of_listed_tasks_without_an_annotation(pets, fetcher):
     list_unlabelled(pets.client, pets.kept)
     found = find(pets, fetcher)
     assert (set(found.sources), found.tasks) == (expected, len(expected) + 2)
-    assert recall_unlabelled(pets.kept / "nowhere") == []
+    assert cached_unlabelled(pets.kept / "nowhere") == []
     (pets.kept / "unlabelled.json").write_text("[")
-    assert recall_unlabelled(pets.kept) == []
+    assert cached_unlabelled(pets.kept) == []
 
 
 def test_what_was_confirmed_in_bulk_is_looked_up_like_what_is_unlabelled(pets, fetcher):

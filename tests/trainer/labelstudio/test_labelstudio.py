@@ -36,7 +36,7 @@ class TestTasks:
         assert "resolve_uri=false" in pets.requests[-2].path
 
     def test_no_task_slips_through_while_others_are_labelled(self, pets):
-        """However small the pages are that Label Studio gives."""
+        """Also with pages of two tasks."""
         page = pets.page
         pets.page = lambda query: page({**query, "page_size": "2"})
         found = []
@@ -47,9 +47,9 @@ class TestTasks:
         assert found == list(pets.tasks)
 
 
-class TestState:
-    def test_what_people_do_shows_in_the_state(self, pets):
-        seen = [labelstudio.project_state(pets.client)]
+class TestStatus:
+    def test_what_people_do_shows_in_the_status(self, pets):
+        seen = [labelstudio.read_status(pets.client)]
         assert (seen[0].tasks, seen[0].total_annotations, seen[0].newest_updated_at) == (12, 0, "")
         for happen in (
             lambda: pets.annotate(1, "cat"),
@@ -60,20 +60,20 @@ class TestState:
             lambda: pets.delete_task(1),
         ):
             happen()
-            seen.append(labelstudio.project_state(pets.client))
+            seen.append(labelstudio.read_status(pets.client))
         assert len(set(seen)) == len(seen)
-        assert labelstudio.project_state(pets.client) == seen[-1]
+        assert labelstudio.read_status(pets.client) == seen[-1]
 
     def test_labels_that_were_made_or_edited_after_a_moment_are_counted(self, pets):
         for task in (1, 2, 3, 4):
             pets.annotate(task, "cat")
-        moment = labelstudio.project_state(pets.client).newest_updated_at
+        moment = labelstudio.read_status(pets.client).newest_updated_at
         pets.annotate(1, "dog")
         pets.annotate(5, "dog")
         pets.annotate(6, "dog", cancelled=True)
         pets.edit(2)
         pets.tasks[3]["updated_at"] = pets.moment()
-        until = labelstudio.project_state(pets.client).newest_updated_at
+        until = labelstudio.read_status(pets.client).newest_updated_at
         pets.edit(4)
         assert count_labels_since(pets.client, moment, until=until) == (2, 1)
         assert count_labels_since(pets.client, until, until=pets.moment()) == (0, 1)
@@ -90,8 +90,8 @@ class TestPredictions:
         assert labelstudio.count_predictions(pets.client) == {"v1": 2, "v2": 1}
 
     def test_an_unknown_task_is_a_refusal_and_a_fault_leaves_open_what_became_of_an_import(self, pets):
-        """The one is known to have stored nothing; neither is sent again."""
-        labelstudio.delete_prediction(pets.client, 99)  # one that is gone already is none the worse
+        """A refused import stored nothing; after a failure that is unknown. Neither is sent again."""
+        labelstudio.delete_prediction(pets.client, 99)  # deleting a missing one is no error
         with pytest.raises(Refused):
             labelstudio.import_predictions(pets.client, [{"task": 99, "score": 0.5, "result": []}])
         pets.refuse("POST", 502)
@@ -101,7 +101,7 @@ class TestPredictions:
         assert len(pets.requests) == before + 1
 
     def test_version_and_sampling_are_set_together_unless_the_version_has_no_prediction(self, pets):
-        """One request, so that nobody is served by the one without the other."""
+        """By one request, so that no task is served in between."""
         pets.predict(1, "v1")
         labelstudio.switch_model_version(pets.client, "v1")
         [request] = [request for request in pets.requests if request.method == "PATCH"]

@@ -1,4 +1,4 @@
-"""Lists of tasks that are kept are those that Label Studio would give."""
+"""Cached lists of tasks equal those of Label Studio."""
 
 import json
 import stat
@@ -16,7 +16,7 @@ TASKS = 40
 
 @pytest.fixture
 def pets(pets, tmp_path):
-    """A project of which three tasks are labelled, and a folder that is not there yet."""
+    """A project with three labelled tasks, and a cache folder that does not exist yet."""
     while len(pets.tasks) < TASKS:
         pets.add_task()
     pets.folder = tmp_path / "cache" / "tasks" / "5"
@@ -26,23 +26,23 @@ def pets(pets, tmp_path):
     return pets
 
 
-SOMEWHAT_BEFORE = task_lists._before
+SUBTRACT_OVERLAP = task_lists._subtract_overlap
 LISTED_AT = [""]
 
 
 @pytest.fixture(autouse=True)
 def _no_overlap(monkeypatch):
-    """Changes of the seconds before are asked for again; here none are, as if all were older."""
-    monkeypatch.setattr(task_lists, "_before", lambda moment: LISTED_AT[0] if moment else "")
+    """Remove the overlap, so that only later changes are requested."""
+    monkeypatch.setattr(task_lists, "_subtract_overlap", lambda moment: LISTED_AT[0] if moment else "")
 
 
-def read(pets, listed=list_unlabelled):
-    """List, check the list against the whole one, and return how many tasks were sent for it."""
+def read(pets, list_tasks=list_unlabelled):
+    """List tasks, compare with the full list, and return the number of tasks in Label Studio's replies."""
     begun = len(pets.requests)
-    found = listed(pets.client, pets.folder)
+    found = list_tasks(pets.client, pets.folder)
     sent = sum(count_sent(pets, request) for request in pets.requests[begun:])
-    whole = unlabelled_tasks if listed is list_unlabelled else annotated_tasks
-    assert found == list(whole(pets.client))
+    expected = unlabelled_tasks if list_tasks is list_unlabelled else annotated_tasks
+    assert found == list(expected(pets.client))
     LISTED_AT[0] = pets.moment()
     return sent
 
@@ -106,7 +106,7 @@ def test_an_annotation_that_went_without_a_time_has_all_listed_anew(pets):
     ids=["deleted", "deleted and added", "unlabelled without a time", "other rules"],
 )
 def test_what_no_changed_task_tells_has_all_listed_anew(pets, happen):
-    """Deleted tasks do not show, but in how many there are; how many people label a task changes none of them."""
+    """Deletions show only in the counts; a changed overlap setting changes no task."""
     read(pets)
     happen(pets)
     assert all_listed(read(pets))
@@ -115,7 +115,7 @@ def test_what_no_changed_task_tells_has_all_listed_anew(pets, happen):
 
 @pytest.mark.parametrize("later_s", [25 * 3600, -10])
 def test_once_a_day_all_are_listed_anew(pets, monkeypatch, later_s):
-    """And where this machine's clock was put back."""
+    """And if the local clock was set back."""
     read(pets)
     now = task_lists.time.time()
     monkeypatch.setattr(task_lists.time, "time", lambda: now + later_s)
@@ -152,6 +152,6 @@ def test_where_nothing_can_be_kept_or_no_time_is_told_all_are_listed(pets, monke
 
 
 def test_a_change_that_shows_late_is_not_lost():
-    """It bears the time at which it began; ten seconds are asked for again. No time at all has all listed."""
-    assert SOMEWHAT_BEFORE("2026-01-02T00:01:00+00:00") == "2026-01-02T00:00:50.000000Z"
-    assert SOMEWHAT_BEFORE("") == ""
+    """A change has the time at which it began, so the last ten seconds are requested again."""
+    assert SUBTRACT_OVERLAP("2026-01-02T00:01:00+00:00") == "2026-01-02T00:00:50.000000Z"
+    assert SUBTRACT_OVERLAP("") == ""

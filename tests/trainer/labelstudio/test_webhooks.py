@@ -4,7 +4,7 @@ from trainer.labelstudio.webhooks import clear_webhook_token, set_webhook_token
 
 
 def test_a_header_is_put_on_our_webhooks_alone(pets):
-    """Others go elsewhere, and must not carry our secret. Headers that are there stay. No address does not mean any."""
+    """Other webhooks must not get our secret; other headers stay; an empty list of URLs matches none."""
     pets.webhooks = {
         1: {"id": 1, "url": "http://server:9090/webhook", "headers": {"X-Team": "a"}},
         2: {"id": 2, "url": "http://server:9090", "headers": None},

@@ -57,7 +57,7 @@ class TestRanking:
 
     def test_labels_that_the_version_has_seen_are_not_read_again(self, rig, arranged):
         rig.studio.annotate(1, "dog")
-        state = labelstudio.project_state(labelstudio.connect(rig.studio.url, TOKEN, 5))
+        state = labelstudio.read_status(labelstudio.connect(rig.studio.url, TOKEN, 5))
         seen = ProjectState(5, state.total_annotations, state.newest_updated_at)
         training = TrainingRecord(project=seen, images_by_class={"cat": 3, "dog": 7})
         rig.publish(training=training)

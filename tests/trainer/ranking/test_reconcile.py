@@ -3,7 +3,7 @@ import json
 import pytest
 
 from contract.errors import ConfigError
-from tests.trainer.studio import TOKEN, Gone, studio
+from tests.trainer.studio import TOKEN, Aborted, studio
 from trainer import labelstudio
 from trainer.labelstudio.tasks import unlabelled_tasks
 from trainer.ranking import reconcile as reconcile_module
@@ -128,7 +128,7 @@ def test_an_import_that_is_lost_with_its_answer_is_sent_again(pets, tmp_path):
     def lose(request):
         if request.method == "POST":
             pets.before = lambda request: None
-            raise Gone(504)
+            raise Aborted(504)
 
     pets.before = lose
     bring(pets, tmp_path)
@@ -161,7 +161,7 @@ def test_an_import_that_outlives_its_request_is_waited_for(pets, tmp_path, monke
     def happen(request):
         if request.method == "POST":
             (tmp_path / "import.json").write_text(json.dumps({"before": 0, "sent": 10, "at": 0.0}))
-            raise Gone(504)
+            raise Aborted(504)
         looks.append(request)
         if len([look for look in looks if look.path.endswith("extended=true")]) == 8:
             pets.before = lambda request: None

@@ -13,7 +13,7 @@ from tests.disks import fill, small_disk
 from trainer import labelstudio
 from trainer.__main__ import main
 from trainer.labelstudio.webhooks import set_webhook_token
-from trainer.ranking.context import kept_folder
+from trainer.ranking.context import cache_folder
 from trainer.ranking.releasing import recall, release
 
 
@@ -68,7 +68,7 @@ def test_a_project_is_as_it_was_before_its_first_ranking(used, monkeypatch, caps
     assert seen(used) == used.before
     assert load_rankings(used.repository) == []
     assert recall(used.repository, 5) is None
-    assert not kept_folder(used.environment, 5).exists()
+    assert not cache_folder(used.environment, 5).exists()
     assert [request.project for request in find_requests(used.repository)] == [6]
     used.studio.project.update(model_version="", sampling="Uncertainty sampling")
     after = seen(used)

@@ -11,12 +11,12 @@ from contract.scores.sure import Sure
 from contract.versions.results import ProjectState, TrainingRecord
 from tests.trainer.ranking.rig import held_out
 from tests.trainer.scorer import LABELS
-from tests.trainer.studio import Gone
+from tests.trainer.studio import Aborted
 from trainer.labelstudio.tasks import condition
 from trainer.ranking import planning
 from trainer.ranking.releasing import release
 from trainer.ranking.sureness import Found
-from trainer.tabs.doubts import Suspect
+from trainer.tabs.label_issues import LabelIssue
 
 LABELLED = (4, 5, 6)
 TRAINED = TrainingRecord(project=ProjectState(5, 3, ""), audit_images=30, audit_share=0.1)
@@ -24,7 +24,7 @@ TRAINED = TrainingRecord(project=ProjectState(5, 3, ""), audit_images=30, audit_
 
 def publish(rig, doubted=(), **more):
     """A version by whose report these labels are probably wrong, the likeliest first."""
-    errors = [asdict(Suspect(task, ("cat",), ("dog",), (rank + 1) / 100, 0.9)) for rank, task in enumerate(doubted)]
+    errors = [asdict(LabelIssue(task, ("cat",), ("dog",), (rank + 1) / 100, 0.9)) for rank, task in enumerate(doubted)]
 
     def write(folder):
         (folder / "report" / "figures.json").write_text(json.dumps({"label_errors": {"tasks": errors}}))
@@ -177,7 +177,7 @@ def test_what_may_be_confirmed_is_shown_by_label(labelled, confident):
 
 def _refuse(request, method, path):
     if request.method == method and path in request.path:
-        raise Gone(503)
+        raise Aborted(503)
 
 
 @pytest.mark.usefixtures("confident")

@@ -6,7 +6,7 @@ import pytest
 from contract.errors import ConfigError
 from contract.scores.ranking import load_rankings
 from tests.trainer.ranking.rig import TASKS, meta_of, picture
-from tests.trainer.studio import Gone
+from tests.trainer.studio import Aborted
 from trainer.ranking.predictions import KEPT, LATER, SCORED_LATER
 
 
@@ -56,7 +56,7 @@ class TestNothingIsLost:
         def refuse(request):
             if ranked.server.asked and request.method == "GET" and down:
                 down.pop()
-                raise Gone(502)
+                raise Aborted(502)
 
         ranked.server.before, ranked.studio.before = restart, refuse
         assert ranked.rank().tasks == TASKS

@@ -1,13 +1,13 @@
 import json
 
 from contract.versions.repository import Repository
-from trainer.tabs.record import TABS_FOLDER, Kept, TabRecord, load_record, save_record
+from trainer.tabs.record import TABS_FOLDER, OwnTab, TabRecord, load_record, save_record
 
-RECORD = TabRecord("2026-11-30", {"next": Kept(7, "Label next", ("Next",), (({"filter": "f"},),))})
+RECORD = TabRecord("2026-11-30", {"next": OwnTab(7, "Label next", ("Next",), (({"filter": "f"},),))})
 
 
 def test_what_is_remembered_of_tabs_is_read_as_it_was_written(tmp_path):
-    """A tab that was never renamed has no former titles. What makes no sense, or is of another project, is nothing."""
+    """Former titles are optional. Invalid records and those of another project are ignored."""
     repository = Repository(tmp_path / "models")
     save_record(repository, 5, RECORD)
     assert load_record(repository, 5, "2026-11-30") == RECORD
@@ -15,7 +15,7 @@ def test_what_is_remembered_of_tabs_is_read_as_it_was_written(tmp_path):
     written = json.loads(documents.read("5.json"))
     del written["tabs"]["next"]["former"]
     documents.write("5.json", json.dumps(written).encode())
-    assert load_record(repository, 5, "2026-11-30").tabs["next"] == Kept(7, "Label next", (), (({"filter": "f"},),))
+    assert load_record(repository, 5, "2026-11-30").tabs["next"] == OwnTab(7, "Label next", (), (({"filter": "f"},),))
     assert load_record(repository, 5, "2026-12-01") == TabRecord("2026-12-01")
     documents.write("5.json", b'{"tabs": 3}')
     assert load_record(repository, 5, "2026-11-30") == TabRecord("2026-11-30")

@@ -20,7 +20,7 @@ from contract.labelconfig import parse_label_config
 from contract.versions.repository import Repository
 from contract.versions.results import ProjectState, TrainingRecord
 from contract.versions.training_requests import find_requests, submit_request
-from tests.trainer.studio import TOKEN, Gone, Studio, label_config
+from tests.trainer.studio import TOKEN, Aborted, Studio, label_config
 from tests.versions import publish
 from trainer.__main__ import COMMANDS
 from trainer.pruning import prune
@@ -146,7 +146,7 @@ def studio(tmp_path, monkeypatch):
 
 
 def refuse(status):
-    raise Gone(status)
+    raise Aborted(status)
 
 
 def stop(number=signal.SIGTERM):

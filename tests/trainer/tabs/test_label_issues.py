@@ -6,8 +6,15 @@ from contract.versions.results import ProjectState, TrainingRecord
 from tests.trainer.studio import CONFIG, TOKEN, studio
 from tests.versions import publish
 from trainer import labelstudio
-from trainer.tabs.doubts import Doubt, Suspect, find_doubts, just_after, note_listed, read_suspects
-from trainer.tabs.record import Listed
+from trainer.tabs.label_issues import (
+    LabelIssue,
+    ReviewTask,
+    find_review_tasks,
+    read_label_issues,
+    time_after_changes,
+    update_listed,
+)
+from trainer.tabs.record import ListedTask
 
 NESTED = (
     '<View><Image name="image" value="$image"/><Choices name="label" toName="image" choice="multiple" '
@@ -23,62 +30,78 @@ def pets():
         yield state
 
 
-def find(pets, *suspects, listed=None, config=CONFIG):
+def find(pets, *issues, listed=None, config=CONFIG):
     client = labelstudio.connect(pets.url, TOKEN, 5)
     [control] = parse_label_config(config)
-    return find_doubts(client, suspects, control=control, marker="v/again.", listed=listed or {})
+    return find_review_tasks(client, issues, control=control, marker="v/again.", listed=listed or {})
 
 
-def suspect(task, given=("cat",), suggested=("dog",), probability=0.04):
-    return Suspect(task, given, suggested, probability, 0.93)
+def issue(task, given=("cat",), suggested=("dog",), probability=0.04):
+    return LabelIssue(task, given, suggested, probability, 0.93)
 
 
 def test_a_suspect_is_shown_with_what_the_model_would_give(pets):
-    first, second = find(pets, suspect(3), suspect(2, probability=0.2))
+    first, second = find(pets, issue(3), issue(2, probability=0.2))
     assert (first.task, first.score, first.given) == (3, pytest.approx(0.96), ("cat",))
     assert (second.task, second.score) == (2, pytest.approx(0.8))
     assert first.result[0]["meta"]["tab"] == "v/again."
     pets.project["label_config"] = NESTED
     pets.tasks[2]["annotations"][0]["result"][0]["value"]["choices"] = [["cat"]]
-    [nested] = find(pets, suspect(2, suggested=("cat", "pet > dog")), config=NESTED)
+    [nested] = find(pets, issue(2, suggested=("cat", "pet > dog")), config=NESTED)
     assert nested.result[0]["value"] == {"choices": [["cat"], ["pet", "dog"]]}
     assert nested.result[0]["meta"]["reason"] == "labelled cat (4 % likely), looks like cat and pet > dog"
 
 
 @pytest.mark.parametrize(
     "other",
-    [suspect(1), suspect(99), suspect(2, given=("dog",), suggested=("cat",)), suspect(2, suggested=("horse",))],
+    [
+        issue(1),
+        issue(99),
+        issue(2, given=("dog",), suggested=("cat",)),
+        issue(2, suggested=("horse",)),
+    ],
     ids=["not labelled", "deleted", "labelled otherwise", "unknown label"],
 )
 def test_what_is_not_as_it_was_is_not_asked_about(pets, other):
-    assert [each.task for each in find(pets, other, suspect(3))] == [3]
+    assert [each.task for each in find(pets, other, issue(3))] == [3]
 
 
 def test_very_many_are_asked_for_in_addresses_that_are_not_too_long(pets):
-    others = [suspect(number) for number in range(100, 499)]
+    others = [issue(number) for number in range(100, 499)]
     pets.requests.clear()
-    assert [each.task for each in find(pets, *others, suspect(3))] == [3]
+    assert [each.task for each in find(pets, *others, issue(3))] == [3]
     asked = [request for request in pets.requests if request.path.startswith("/api/tasks")]
     assert len(asked) == 2
     assert max(len(request.path) for request in asked) < 4000
 
 
 def test_what_is_remembered_is_when_a_task_was_listed_first():
-    listed = {1: Listed("a", ("cat",)), 2: Listed("b", ("cat",)), 3: Listed("c", ("cat",)), 4: Listed("d", ("cat",))}
-    doubts = [Doubt(1, 0.9, (), "x", ("cat",)), Doubt(2, 0.9, (), "y", ("dog",)), Doubt(5, 0.9, (), "z", ("dog",))]
-    assert note_listed(listed, doubts, unlabelled={4}) == {
+    listed = {
+        1: ListedTask("a", ("cat",)),
+        2: ListedTask("b", ("cat",)),
+        3: ListedTask("c", ("cat",)),
+        4: ListedTask("d", ("cat",)),
+    }
+    review_tasks = [
+        ReviewTask(1, 0.9, (), "x", ("cat",)),
+        ReviewTask(2, 0.9, (), "y", ("dog",)),
+        ReviewTask(5, 0.9, (), "z", ("dog",)),
+    ]
+    assert update_listed(listed, review_tasks, unlabelled={4}) == {
         1: listed[1],
-        2: Listed("y", ("dog",)),
+        2: ListedTask("y", ("dog",)),
         3: listed[3],
-        5: Listed("z", ("dog",)),
+        5: ListedTask("z", ("dog",)),
     }
 
 
 def test_the_moment_after_the_last_change_has_microseconds():
     changes = ["2026-11-29T20:00:00Z", "2026-11-29T21:00:00.999999+01:00"]
-    assert just_after([Doubt(1, 0.5, (), change, ()) for change in changes]) == "2026-11-29T20:00:01.000000Z"
-    assert just_after([Doubt(1, 0.5, (), changes[0], ())]) == "2026-11-29T20:00:00.000001Z"
-    assert just_after([]) is None
+    assert (
+        time_after_changes([ReviewTask(1, 0.5, (), change, ()) for change in changes]) == "2026-11-29T20:00:01.000000Z"
+    )
+    assert time_after_changes([ReviewTask(1, 0.5, (), changes[0], ())]) == "2026-11-29T20:00:00.000001Z"
+    assert time_after_changes([]) is None
 
 
 @pytest.mark.parametrize("project", [5, 6])
@@ -89,4 +112,4 @@ def test_a_version_that_names_no_suspects_has_none(tmp_path, project, figures):
     version = publish(repository, b"one", training=training)
     if figures is not None:
         (version.path / "report" / "figures.json").write_text(figures)
-    assert read_suspects(repository, version.manifest, 5) == []
+    assert read_label_issues(repository, version.manifest, 5) == []
