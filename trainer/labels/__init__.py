@@ -1,1 +1,1 @@
-"""From what people labelled to pixels and targets."""
+"""Labels and their images, from projects, exports and class folders."""

@@ -1,4 +1,4 @@
-"""What is wrong with images as they were read, in sentences for who labelled them, with tasks or files."""
+"""Problems with labels and images, described for annotators, with task IDs or files."""
 
 import re
 from collections import defaultdict
@@ -13,14 +13,14 @@ from trainer.labels.dataset import Pixels, count_images
 from trainer.labels.sources import LabelledPool
 
 _some = partial(name_some, most=5)
-"""Names tasks, files or labels; the rest are counted."""
+"""List at most five names, and count the rest."""
 
 
 def drop_empty_classes(pool: LabelledPool, pixels: Pixels) -> tuple[LabelledPool, Pixels]:
-    """Return both without the class folders of which no image can be read; the labels of a labelling config stay."""
+    """Drop class folders without a readable image; labels of a labelling config are kept."""
     if pool.control is not None:
         return pool, pixels
-    seen, targets = np.unique(pixels.targets, return_inverse=True)  # rising indices of the labels that stay
+    seen, targets = np.unique(pixels.targets, return_inverse=True)  # ascending indices of the kept labels
     place = {int(label): row for row, label in enumerate(seen)}
     images = [replace(each, labels=(place[each.labels[0]],)) for each in pool.images if each.labels[0] in place]
     kept = replace(pool, labels=tuple(pool.labels[label] for label in seen), images=tuple(images))
@@ -28,37 +28,39 @@ def drop_empty_classes(pool: LabelledPool, pixels: Pixels) -> tuple[LabelledPool
 
 
 def describe_unreadable(pixels: Pixels) -> list[str]:
-    """What cannot be read, one sentence for each reason, the most frequent first."""
-    alike = defaultdict[str, list[tuple[str, str]]](list)
+    """Describe the unreadable images, one sentence per reason, the most frequent first."""
+    by_kind = defaultdict[str, list[tuple[str, str]]](list)
     for image in pixels.unreadable:
         text = image.reason.removeprefix(image.name).strip()
-        kind = re.sub(r"\d+", "0", text)  # reasons differ in sizes, too
-        alike[kind].append((text, image.name if image.task_id is None else f"task {image.task_id}"))
+        kind = re.sub(r"\d+", "0", text)  # sizes do not matter
+        by_kind[kind].append((text, image.name if image.task_id is None else f"task {image.task_id}"))
     sentences = []
-    for those in sorted(alike.values(), key=len, reverse=True):
-        names, text = [name for _, name in those], those[0][0]
+    for images in sorted(by_kind.values(), key=len, reverse=True):
+        names, text = [name for _, name in images], images[0][0]
         sentences.append(f"{len(names)} image{'s' * (len(names) != 1)} cannot be read: {text} ({_some(names)})")
     return sentences
 
 
 def describe_lost(before: LabelledPool, pixels: Pixels) -> list[str]:
-    """Name the labels that have images, none of which can be read; `pixels` are those of this pool."""
+    """Describe the labels none of whose images can be read."""
     readable = count_images(pixels.targets, len(before.labels))
     labels = np.array([label for each in before.images for label in each.labels], np.int64)
-    tried = np.bincount(labels, minlength=len(before.labels))
-    lost = [f"{before.labels[label]!r} ({tried[label]})" for label in np.flatnonzero((tried > 0) & (readable == 0))]
+    labelled = np.bincount(labels, minlength=len(before.labels))
+    lost = [
+        f"{before.labels[label]!r} ({labelled[label]})" for label in np.flatnonzero((labelled > 0) & (readable == 0))
+    ]
     if not lost:
         return []
-    fate = (
+    consequence = (
         "it is no class of this version"
         if before.control is None
         else "it stays a label, since the labelling config has it, but nothing of it is learnt"
     )
-    return [f"of a label, no image can be read, and {fate}: {_some(lost)}"]
+    return [f"of a label, no image can be read, and {consequence}: {_some(lost)}"]
 
 
 def describe_unlabelled(labels: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """Name the labels that no image has yet, by how many have each."""
+    """Describe the labels without images, given the number of images of each."""
     unseen = [label for label, count in zip(labels, counts, strict=True) if not count]
     if not unseen:
         return []
@@ -67,9 +69,9 @@ def describe_unlabelled(labels: Sequence[str], counts: Sequence[int]) -> list[st
 
 
 def describe_contradictions(pool: LabelledPool, pixels: Pixels, *, split: bool) -> list[str]:
-    """Say which images have two labels: equal pixels under different ones.
+    """Describe images with equal pixels and different labels.
 
-    Where a part of each class is held out (`split`), such images never are.
+    If a share of each class is held out (`split`), such images are always trained on.
     """
     rows = defaultdict[int, list[int]](list)
     for row, group in enumerate(pixels.groups):
@@ -89,6 +91,6 @@ def describe_contradictions(pool: LabelledPool, pixels: Pixels, *, split: bool) 
 
 def _labelled(pool: LabelledPool, pixels: Pixels, row: int) -> str:
     target = pixels.targets[row]
-    held = np.flatnonzero(target) if pool.multiple else [int(target)]
-    labels = " and ".join(repr(pool.labels[label]) for label in held) or "no label"
+    indices = np.flatnonzero(target) if pool.multiple else [int(target)]
+    labels = " and ".join(repr(pool.labels[label]) for label in indices) or "no label"
     return f"{pixels.name(row, is_file=pool.control is None)} {labels}"

@@ -1,8 +1,7 @@
-"""Class folders: which images lie in which, and what else lies there, by why it is none.
+"""Lists the images of class folders, and the files that are left out, with the reason.
 
-An image counts for the class in whose folder it lies. One that lies deeper is left out and named: it may be of that
-class, but as well of a class of its own in a folder that stands for something else, such as train and val. Works on
-folders and on those in a zip. Opens no file.
+An image's class is the name of its folder. Images in deeper folders are left out and reported, since the outer folder
+may not be a class, such as train and val. Works on folders and inside zip archives. Opens no file.
 """
 
 import os
@@ -15,7 +14,7 @@ from typing import Final
 IMAGE_SUFFIXES: Final = frozenset(
     {".apng", ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 )
-"""What a file in a class folder must end with, in either case, to be taken for an image."""
+"""File suffixes of images, in lower case; upper case is accepted too."""
 
 NOT_AN_IMAGE: Final = "file not named as an image that is decoded"
 NOT_IN_A_CLASS: Final = "file outside a class folder"
@@ -26,18 +25,18 @@ EMPTY_FOLDER: Final = "folder without an image"
 
 _FOLDER: Final = "folder"
 _IMAGE: Final = "image"
-_OF_SYSTEMS: Final = frozenset(
+_SYSTEM_NAMES: Final = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "desktop.ini", "lost+found", "system volume information"}
     | {"thumbs.db", "ehthumbs.db", "__pycache__"}
 )
-"""Folders and files that systems leave everywhere, in lower case; those whose names begin with a dot are others."""
+"""Folders and files created by operating systems, in lower case; names that begin with a dot are ignored anyway."""
 
 
 def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, Sequence[str]]]:
-    """Return the images by class, all sorted by name, and other paths below `root` by why they are none.
+    """Return the images by class, sorted by name, and the other paths below `root` by the reason they are left out.
 
-    What systems and people hide is passed over, and links are followed. Names of classes are composed (NFC): macOS
-    takes letters apart that people type as one.
+    Hidden and system files are ignored; links are followed. Class names are normalised to NFC, since macOS decomposes
+    letters that are typed as one.
     """
     images, left_out = defaultdict[str, list[Path]](list), defaultdict[str, list[str]](list)
     start = f"{str(root).rstrip('/')}/"
@@ -45,17 +44,17 @@ def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, 
     def leave_out(reason: str, entry: Path) -> None:
         left_out[reason].append(as_text(str(entry).removeprefix(start)))
 
-    for place, folder in _look(root):
-        if place != _FOLDER:
-            leave_out(NOT_IN_A_CLASS if place in {_IMAGE, NOT_AN_IMAGE} else place, folder)
+    for root_kind, folder in _list_entries(root):
+        if root_kind != _FOLDER:
+            leave_out(NOT_IN_A_CLASS if root_kind in {_IMAGE, NOT_AN_IMAGE} else root_kind, folder)
             continue
-        content = _look(folder)
+        content = _list_entries(folder)
         for kind, entry in content:
             if kind == _IMAGE:
                 images[to_nfc(folder.name)].append(entry)
             elif kind != _FOLDER:
                 leave_out(kind, entry)
-        below = list(_look_below(content, {os.path.realpath(str(folder))}))
+        below = list(_walk_below(content, {os.path.realpath(str(folder))}))
         if all(kind == NOT_AN_IMAGE for kind, _ in below) and all(kind == _FOLDER for kind, _ in content):
             leave_out(EMPTY_FOLDER, folder)
         for kind, entry in below:
@@ -65,32 +64,32 @@ def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, 
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder of that name is hidden, or something that systems leave behind."""
-    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+    """Return whether a file or folder is hidden or created by an operating system."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
 def to_nfc(name: str) -> str:
-    """Return the name of a class as people type it."""
+    """Normalise a class name to composed characters."""
     return unicodedata.normalize("NFC", name)
 
 
 def as_text(path: str) -> str:
-    """Return a path as logs and reports may hold it: names of files may be of other bytes than UTF-8."""
+    """Return a path as valid UTF-8, for logs and reports."""
     return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _look_below(content: Sequence[tuple[str, Path]], seen: set[str]) -> Iterator[tuple[str, Path]]:
-    """What lies in the folders among these, however deep; none is looked into twice, as by a link that leads back."""
+def _walk_below(content: Sequence[tuple[str, Path]], seen: set[str]) -> Iterator[tuple[str, Path]]:
+    """Yield the files in the folders of `content`, at any depth; each folder once, in case a link leads back."""
     for kind, entry in content:
-        if kind == _FOLDER and (place := os.path.realpath(str(entry))) not in seen:
-            seen.add(place)
-            below = _look(entry)
+        if kind == _FOLDER and (resolved := os.path.realpath(str(entry))) not in seen:
+            seen.add(resolved)
+            below = _list_entries(entry)
             yield from (each for each in below if each[0] != _FOLDER)
-            yield from _look_below(below, seen)
+            yield from _walk_below(below, seen)
 
 
-def _look(folder: Path) -> list[tuple[str, Path]]:
-    """What lies in a folder, sorted by name, each with its kind or with why it is none."""
+def _list_entries(folder: Path) -> list[tuple[str, Path]]:
+    """Return the entries of a folder, sorted by name, each with its kind or the reason to leave it out."""
     try:
         entries = [entry for entry in folder.iterdir() if not is_ignored(entry.name)]
     except OSError:

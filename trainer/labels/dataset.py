@@ -1,4 +1,4 @@
-"""From a pool of labels to pixels in memory, decoded as servers decode them, and their division into parts."""
+"""Images of a labelled pool in memory, decoded as servers decode them, and their split into training and validation."""
 
 import hashlib
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ from trainer.labels.sources import LabelledImage, LabelledPool
 from trainer.progress_bar import Bar
 
 THREADS: Final = 8
-"""Images fetched and decoded at once; Pillow decodes outside Python's lock."""
+"""Images fetched and decoded concurrently; Pillow releases the GIL while it decodes."""
 
 Integers = npt.NDArray[np.integer]
 Indices = npt.NDArray[np.int64]
 Targets = npt.NDArray[np.integer]
-"""What holds of N images: int64 (N,), the index of the one label, or uint8 (N, C), 1 for each label that holds."""
+"""Labels of N images: int64 (N,), the label's index, or uint8 (N, C), 1 for each label of the image."""
 
 
 class Unreadable(NamedTuple):
-    """An image that could not be had, name and reason fit to be shown."""
+    """An image that could not be fetched or decoded; name and reason contain no secrets."""
 
     name: str
     reason: str
@@ -46,17 +46,17 @@ class Pixels:
     """(N, H, W, 3), RGB."""
     targets: Targets
     digests: tuple[bytes, ...]
-    """N: the sha256 of each file."""
+    """sha256 of each file."""
     groups: Indices
-    """(N,): equal for images of equal pixels, be their files copies or not."""
+    """(N,): equal for images with equal pixels, even if their files differ."""
     task_ids: Indices
-    """(N,): the tasks in Label Studio, -1 where there is none."""
+    """(N,): task IDs, -1 for images without a task."""
     references: tuple[str, ...]
-    """N paths or references, as in the pool."""
+    """Path or reference of each image, as in the pool."""
     unreadable: tuple[Unreadable, ...]
 
     def name(self, row: int, *, is_file: bool) -> str:
-        """Return what an image is found by: its task, or its file and the folder that this lies in; never a secret."""
+        """Return the name of an image for messages: its task, or its file and folder; never a secret."""
         task, reference = int(self.task_ids[row]), self.references[row]
         if task >= 0:
             return f"task {task}"
@@ -66,13 +66,13 @@ class Pixels:
 def load_pixels(
     pool: LabelledPool, *, spec: InputSpec, fetcher: Fetcher, cache: ImageCache, max_megapixels: int = MAX_MEGAPIXELS
 ) -> Pixels:
-    """Read or fetch every image of the pool and decode it to a size; unreadable ones are left out and named."""
+    """Read or fetch all images of a pool and decode them to one size; unreadable ones are left out and listed."""
     images = np.empty((len(pool.images), spec.height, spec.width, 3), np.uint8)
     decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
     are_files = pool.control is None
 
     def load(position: int) -> tuple[bytes, bytes] | ImageError:
-        """Return the sha256 of an image's file and that of its pixels, or why there are none."""
+        """Decode an image in place, and return the sha256 of its file and of its pixels, or the error."""
         image = pool.images[position]
         try:
             if are_files:
@@ -121,17 +121,14 @@ def _targets(images: Sequence[LabelledImage], pool: LabelledPool) -> Targets:
 
 
 def count_images(targets: Targets, classes: int) -> npt.NDArray[np.int64]:
-    """Return how many images each label holds of, (C,)."""
+    """Return the number of images with each label, (C,)."""
     if targets.ndim == 1:
         return np.bincount(targets, minlength=classes)
     return np.asarray(targets.sum(axis=0, dtype=np.int64))
 
 
 def strata(targets: Targets) -> Indices:
-    """Return one class of each image, (N,): its label or, of several, the first of those that fewest images have.
-
-    Images without a label are a class of their own, C.
-    """
+    """Return a class for each image, (N,): its label or, of several, the rarest; C for images without a label."""
     if targets.ndim == 1:
         return targets.astype(np.int64)
     rarest_first = np.argsort(targets.sum(axis=0, dtype=np.int64), kind="stable")  # (C,)
@@ -140,33 +137,33 @@ def strata(targets: Targets) -> Indices:
 
 
 def split(targets: Targets, *, fraction: float, seed: int, groups: Integers | None = None) -> tuple[Indices, Indices]:
-    """Hold out a part of each class: indices (N_train,) and (N_validation,), both rising.
+    """Hold out a fraction of each class: return the rows (N_train,) and (N_validation,), both ascending.
 
-    Of each class (`strata`), the whole number nearest to `fraction` is held out, but at least one image, and at least
-    one stays. Images of equal `groups`, (N,), stay together: groups of several classes, and the only one of a class,
-    are trained on. The split follows from the arguments, and images added to one class do not move those of another.
+    The number held out of each class (`strata`) is rounded; at least one is held out, and one trained on. Images of the
+    same group, `groups` (N,), stay together; groups with several classes, and the only group of a class, are trained
+    on. The split is deterministic, and images added to one class do not affect the other classes.
     """
     groups = np.arange(len(targets)) if groups is None else groups
     classes = strata(targets)
     held_out = np.zeros(len(targets), bool)
     for label in np.unique(classes):
         rng = np.random.default_rng([seed, int(label)])
-        held_out |= np.isin(groups, _to_hold_out(groups, classes == label, fraction, rng))
+        held_out |= np.isin(groups, _draw_held_out(groups, classes == label, fraction, rng))
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _to_hold_out(
+def _draw_held_out(
     groups: Integers, of_class: npt.NDArray[np.bool_], fraction: float, rng: np.random.Generator
 ) -> list[int]:
-    """Groups of one class, in random order until they hold enough images, and never all of them."""
+    """Draw groups of one class at random until they have enough images, but never all of them."""
     members = groups[of_class]
     own = rng.permutation(np.setdiff1d(members, groups[~of_class]))[:-1]
-    taken = np.cumsum([0, *((members == group).sum() for group in own)])[:-1]  # before each
+    taken = np.cumsum([0, *((members == group).sum() for group in own)])[:-1]  # images in the groups before
     return [int(group) for group in own[taken < max(1, round(fraction * len(members)))]]
 
 
 def group_equal(digests: Sequence[bytes]) -> Indices:
-    """Return for each digest the position at which it first came, (N,)."""
+    """Return the position of the first equal digest for each digest, (N,)."""
     first: dict[bytes, int] = {}
     return np.array([first.setdefault(digest, position) for position, digest in enumerate(digests)], np.int64)
 

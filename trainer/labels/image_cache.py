@@ -1,6 +1,6 @@
-"""The images that a trainer has downloaded, for as long as their sources say that they are unchanged.
+"""A cache of downloaded images on disk, revalidated by ETag or Last-Modified; the least recently used leave first.
 
-Owns the files of one folder, but not its subfolders. What was used longest ago leaves first.
+It uses the files of one folder, but not its subfolders.
 """
 
 import hashlib
@@ -23,24 +23,24 @@ from contract.images.fetch import Fetcher
 from trainer.settings import Environment
 
 Decode = Callable[[bytes], npt.NDArray[np.uint8]]
-"""From a file's bytes to pixels (H, W, 3); raises ImageError."""
+"""Decodes a file to pixels (H, W, 3); raises ImageError."""
 
 _PARTIAL: Final = ".partial-"
-_CRASHED_AFTER_S: Final = 3600.0
-"""A partial file that is older is nobody's."""
-_FILLED_AFTERWARDS: Final = 0.9
-"""How full the folder is when room has been made."""
+_STALE_AFTER_S: Final = 3600.0
+"""Age from which a partial file is left over from a crash."""
+_EVICTED_FILL: Final = 0.9
+"""Share of the size limit that remains after eviction."""
 
 
 def open_cache(environment: Environment) -> "ImageCache":
-    """Return the cache that the environment names."""
+    """Return the cache of the environment's folder and size limit."""
     return ImageCache(environment.cache, max_bytes=environment.image_cache_mb * 2**20)
 
 
 class ImageCache:
-    """Files by their sources. Used by many threads; other processes may use the folder too.
+    """Files by source; thread-safe, and other processes may use the folder too.
 
-    The folder is made when something is to be kept; `max_bytes` is the most that it holds, 0 for nothing.
+    The folder is created with the first file. `max_bytes` is its size limit, 0 to keep nothing.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
@@ -48,24 +48,24 @@ class ImageCache:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._size: int | None = None
-        """Of all files together, those that were replaced since the folder was looked at included; None before that."""
+        """Total bytes, with files replaced since the last scan; None before the first scan."""
 
     def fetch(
         self, fetcher: Fetcher, reference: str, decode: Decode, *, task_id: int | None
     ) -> tuple[bytes, npt.NDArray[np.uint8]]:
-        """Return an image's bytes and its pixels; what its source can be asked about, and could be decoded, is kept."""
+        """Return an image's bytes and pixels; cache it if it can be decoded and its source supports revalidation."""
         source = fetcher.source(reference, task_id=task_id) if fetcher.is_remote(reference) else None
         known, data = (self.get(source) if source else None) or (None, b"")
         fetched = fetcher.fetch_if_changed(reference, known=known, task_id=task_id)
         if fetched.unchanged and known:
             return data, decode(data)
-        pixels = decode(fetched.data)  # before it is kept: an error page sent as 200 must not stay
+        pixels = decode(fetched.data)  # before caching: an error page sent with status 200 must not be kept
         if source and fetched.validators and fetched.validators.can_ask:
             self.put(source, fetched.validators, fetched.data)
         return fetched.data, pixels
 
     def get(self, source: str) -> tuple[Validators, bytes] | None:
-        """Return what was kept of a source and how to ask it whether that has changed, or None."""
+        """Return the cached file of a source and its validators, or None."""
         path = self._path(source)
         try:
             content = path.read_bytes()
@@ -80,7 +80,7 @@ class ImageCache:
         return None
 
     def put(self, source: str, validators: Validators, data: bytes) -> None:
-        """Keep what a source has sent, in place of what it sent before, if there is room for it at all."""
+        """Cache a file in place of the source's former one, unless it exceeds the size limit by itself."""
         head = [hashlib.sha256(data).hexdigest(), validators.place, validators.etag, validators.last_modified]
         content = json.dumps(head).encode() + b"\n" + data
         if len(content) > self._max_bytes:
@@ -93,7 +93,7 @@ class ImageCache:
             self._size = (self._size or 0) + len(content)
 
     def _path(self, source: str) -> Path:
-        """Named by a digest: sources may hold signatures."""
+        # A digest, since sources may contain signatures.
         return self._folder / hashlib.sha256(source.encode(errors="surrogatepass")).hexdigest()
 
     def _write(self, path: Path, content: bytes) -> None:
@@ -108,7 +108,7 @@ class ImageCache:
             raise
 
     def _make_room(self, needed: int) -> None:
-        """Remove who was used longest ago, and a share more, so that the folder is not gone through for each file."""
+        """Evict the least recently used files, and some more, so that the folder is not scanned for each new file."""
         if self._size is not None and self._size + needed <= self._max_bytes:
             return
         files = self._files()
@@ -116,19 +116,19 @@ class ImageCache:
         if self._size + needed <= self._max_bytes:
             return
         for _, size, path in sorted(files):
-            if self._size + needed <= self._max_bytes * _FILLED_AFTERWARDS:
+            if self._size + needed <= self._max_bytes * _EVICTED_FILL:
                 break
             with suppress(OSError):
                 path.unlink()
                 self._size -= size
 
     def _files(self) -> list[tuple[int, int, Path]]:
-        """When each file was used, its size and its path, but for files that are being written by any process."""
-        found = []
+        """Return time of use, size and path of each file, without files that are being written."""
+        files = []
         for entry in os.scandir(self._folder):
-            with suppress(OSError):  # another process has just removed it
+            with suppress(OSError):  # removed by another process
                 status = entry.stat(follow_symlinks=False)
-                written = entry.name.startswith(_PARTIAL) and time.time() < status.st_mtime + _CRASHED_AFTER_S
+                written = entry.name.startswith(_PARTIAL) and time.time() < status.st_mtime + _STALE_AFTER_S
                 if entry.is_file(follow_symlinks=False) and not written:
-                    found.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
-        return found
+                    files.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
+        return files

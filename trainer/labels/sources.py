@@ -1,7 +1,6 @@
-"""From what people labelled to the label or labels of each image, whichever of three places it lies in.
+"""Labelled images from a project, an export or class folders. Opens no image.
 
-The order of the labels comes from the labelling config and not from the labels seen, so that it stays the same from one
-round to the next. Opens no image.
+Classes are in the order of the labelling config, not of the labels seen, so that it is the same in each round.
 """
 
 import json
@@ -33,106 +32,108 @@ _REFERENCE_STARTS: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class LabelledImage:
-    """One image and what holds of it."""
+    """An image and its labels."""
 
     reference: str
-    """A path, or what the task in Label Studio refers to."""
+    """A path, or the image reference of the task."""
     labels: tuple[int, ...]
-    """Indices into the pool's labels, rising: one, unless several may hold; then any number."""
+    """Indices into the pool's labels, ascending: one, or any number if the pool is `multiple`."""
     task_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledPool:
-    """Everything that can be trained on."""
+    """All labelled images, and the tasks or files that were left out."""
 
     labels: tuple[str, ...]
-    """What Label Studio stores for each class, in the config's order; a class may have no image yet."""
+    """The label that Label Studio stores for each class, in the order of the config; a class may have no image yet."""
     images: tuple[LabelledImage, ...]
     control: str | None
-    """The name of the `<Choices>` that the labels come from; None for folders."""
+    """Name of the `<Choices>` control; None for class folders."""
     origin: str
-    """Where the labels come from and what decided their order, for people."""
+    """Description of the source and of the order of labels, for logs."""
     left_out: Mapping[str, Sequence[int | str | None]]
-    """By reason, tasks' numbers, None for one without, or files' paths."""
+    """Task IDs (None for a task without one) or file paths, by reason."""
     multiple: bool = False
-    """Whether several labels may hold of an image, and none."""
+    """Whether an image may have several labels, or none."""
     lost_labels: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
-    """By label that the labelling config no longer has, the tasks left out for it."""
+    """Task IDs that were left out for a label that the labelling config no longer has, by label."""
     image_key: str = ""
-    """Where tasks have their images' references in their data; empty for folders."""
+    """Key of the image reference in a task's data; empty for class folders."""
     confirmed: Mapping[int, str] = field(default_factory=dict)
-    """By task left out as confirmed in bulk, its image's reference."""
+    """Image references of the tasks confirmed in bulk, by task ID."""
 
 
 def describe_left_out(pool: LabelledPool) -> list[str]:
-    """What was left out, one sentence for each reason, with the tasks or files and with the labels that are lost."""
+    """Describe what was left out, one phrase per reason, with tasks, files or lost labels."""
     by_count = sorted(pool.lost_labels.items(), key=lambda item: -len(item[1]))
-    lost = _some([f"{label!r} in {len(tasks)}{_named(tasks)}" for label, tasks in by_count])
-    examples = {reason: _named(those) for reason, those in pool.left_out.items()} | {annotations.OUTDATED: f": {lost}"}
-    return [f"{len(those)} {reason}{examples[reason]}" for reason, those in pool.left_out.items()]
+    lost = _some([f"{label!r} in {len(tasks)}{_format_names(tasks)}" for label, tasks in by_count])
+    examples = {reason: _format_names(names) for reason, names in pool.left_out.items()}
+    examples[annotations.OUTDATED] = f": {lost}"
+    return [f"{len(names)} {reason}{examples[reason]}" for reason, names in pool.left_out.items()]
 
 
-def _named(those: Sequence[int | str | None]) -> str:
-    known = [str(each) for each in those if each is not None]
+def _format_names(names: Sequence[int | str | None]) -> str:
+    known = [str(each) for each in names if each is not None]
     if not known:
         return ""
-    kind = "" if isinstance(those[0], str) else "task " if len(known) == 1 else "tasks "
+    kind = "" if isinstance(names[0], str) else "task " if len(known) == 1 else "tasks "
     return f" ({kind}{_some(known)})"
 
 
 _some = partial(name_some, most=5)
-"""Names tasks, labels or keys; the rest are counted."""
+"""List at most five names, and count the rest."""
 
 _WITHOUT_CHOICE: Final = (annotations.EMPTY, annotations.NO_CHOICE)
 NO_IMAGE: Final = "no image reference in the task, or several"
 
 
 def from_folder(root: Path) -> LabelledPool:
-    """Take the label of each image from the folder it lies in; labels are the folders' names, sorted."""
+    """Return the images of class folders; labels are the folder names, sorted."""
     if not root.is_dir():
         raise LabelError(f"expected a folder of class folders, {root} is no folder; give the folder above the classes")
-    found, left_out = find_images(root)
-    labels = tuple(found)
+    paths, left_out = find_images(root)
+    labels = tuple(paths)
     nested = {to_nfc(path.partition("/")[0]) for path in left_out.get(NESTED, ())}
-    if emptied := sorted(nested - set(labels)):
-        logger.warning("no class, for all images lie in folders below: %s", _some(emptied))
-    images = [LabelledImage(str(path), (label,)) for label, name in enumerate(labels) for path in found[name]]
-    return _checked(LabelledPool(labels, tuple(images), None, f"the class folders of {root}, sorted by name", left_out))
+    if empty := sorted(nested - set(labels)):
+        logger.warning("no class, for all images lie in folders below: %s", _some(empty))
+    images = [LabelledImage(str(path), (label,)) for label, name in enumerate(labels) for path in paths[name]]
+    return _check(LabelledPool(labels, tuple(images), None, f"the class folders of {root}, sorted by name", left_out))
 
 
 def from_export(path: Path, label_config: str | None = None, control: str | None = None) -> LabelledPool:
-    """Read a Label Studio export of type JSON.
+    """Return the labelled images of a Label Studio export of type JSON.
 
-    Without the text of the labelling config, labels are those seen, sorted, and one of several `<Choices>` is named.
+    Without the XML of the labelling config, the labels are those in the export, sorted, and `control` is needed if
+    there are several `<Choices>`.
     """
     tasks = _read_export(path)
     if label_config is not None:
-        chosen = _choose(label_config, control, tasks)
-        return _pool(tasks, chosen, f"{path}, labels in the order of the labelling config")
-    guessed = _guess(tasks, control)
+        chosen = _choose_control(label_config, control, tasks)
+        return _build_pool(tasks, chosen, f"{path}, labels in the order of the labelling config")
+    guessed = _guess_control(tasks, control)
     logger.warning("no labelling config was given with %s: taking the labels seen, sorted", path)
     origin = f"{path}, labels seen in it, sorted: give the labelling config to keep the order of the project"
-    return _pool(tasks, guessed, origin)
+    return _build_pool(tasks, guessed, origin)
 
 
 def from_project(client: ProjectClient, control: str | None = None, *, kept: Path) -> LabelledPool:
-    """Read the annotations of a project of Label Studio, whose lists are `kept` in a folder.
+    """Return the labelled images of a Label Studio project.
 
-    Without the name of a `<Choices>`, it is the one that most annotations answer.
+    `control` defaults to the `<Choices>` with the most annotations; `kept` is the folder of the project's task lists.
     """
     project = labelstudio.read_project(client)
     tasks = list_annotated(client, kept)
-    chosen = _choose(project.label_config, control, tasks)
+    chosen = _choose_control(project.label_config, control, tasks)
     origin = f"{client.what} ({project.title}), labels in the order of its labelling config"
-    return _pool(tasks, chosen, origin)
+    return _build_pool(tasks, chosen, origin)
 
 
-# ---- the files of the Export dialog: those of type JSON are read, the others known by name
+# ---- exports
 
 
 def _read_export(path: Path) -> list[Task]:
-    """The tasks in an export of type JSON."""
+    """Return the tasks of an export; raise LabelError that names its type if that is not JSON."""
     try:
         content = path.read_bytes()
     except OSError as err:
@@ -142,13 +143,13 @@ def _read_export(path: Path) -> list[Task]:
     try:
         tasks = json.loads(content)
     except (ValueError, RecursionError) as err:
-        raise _other_export(path, _name_text(content)) from err
+        raise _wrong_type(path, _guess_type_of_text(content)) from err
     if tasks == []:
         raise LabelError(f"expected a Label Studio export with tasks, {path} has none; label some, and export again")
     if not isinstance(tasks, list) or not all(_is_task(task) for task in tasks):
-        raise _other_export(path, _name_document(tasks))
+        raise _wrong_type(path, _guess_type_of_json(tasks))
     if any("completions" in task for task in tasks):
-        raise _other_export(path, "of Label Studio before 1.0", "open the project in a newer one, and export it there")
+        raise _wrong_type(path, "of Label Studio before 1.0", "open the project in a newer one, and export it there")
     return tasks
 
 
@@ -156,12 +157,12 @@ def _is_task(task: object) -> bool:
     return isinstance(task, dict) and isinstance(task.get("data"), dict)
 
 
-def _other_export(path: Path, found: str, remedy: str = "choose JSON in the project's Export dialog") -> LabelError:
-    return LabelError(f"expected a Label Studio export of type JSON, {path} is {found}; {remedy}")
+def _wrong_type(path: Path, actual: str, remedy: str = "choose JSON in the project's Export dialog") -> LabelError:
+    return LabelError(f"expected a Label Studio export of type JSON, {path} is {actual}; {remedy}")
 
 
-def _name_text(content: bytes) -> str:
-    """What an export is that is no JSON."""
+def _guess_type_of_text(content: bytes) -> str:
+    """Guess the type of an export that is not JSON."""
     if content.startswith(b"PK"):
         return "a ZIP archive, as of the types YOLO, COCO with images and Pascal VOC"
     if content.lstrip()[:1] in {b"[", b"{"}:
@@ -173,8 +174,8 @@ def _name_text(content: bytes) -> str:
     return "no JSON"
 
 
-def _name_document(document: object) -> str:
-    """What an export is that is JSON, but not of tasks."""
+def _guess_type_of_json(document: object) -> str:
+    """Guess the type of a JSON export without tasks."""
     if isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys():
         return "of the type COCO"
     if not isinstance(document, list):
@@ -182,23 +183,23 @@ def _name_document(document: object) -> str:
     return "a list of what has no 'data', as of the type JSON-MIN"
 
 
-# ---- which control, which key
+# ---- controls and image keys
 
 
-def _choose(label_config: str, name: str | None, tasks: Sequence[Task]) -> ChoicesControl:
+def _choose_control(label_config: str, name: str | None, tasks: Sequence[Task]) -> ChoicesControl:
     controls = parse_label_config(label_config, name)
     names = [control.from_name for control in controls]
     answered = Counter(control for answer in find_choices(tasks) for control in answer)
     if name is None and any(answered[each] for each in names):
-        name = max(names, key=lambda each: answered[each])  # the first of equals
+        name = max(names, key=lambda each: answered[each])  # the first of ties
     chosen = choose_control(controls, name=name, labels=())
     if len(controls) > 1:
         logger.info("training on <Choices name=%r>, one of %s", chosen.from_name, ", ".join(names))
     return chosen
 
 
-def _guess(tasks: Sequence[Task], control: str | None) -> ChoicesControl:
-    """Without a config, what was asked shows only in the answers."""
+def _guess_control(tasks: Sequence[Task], control: str | None) -> ChoicesControl:
+    """Derive a control from the annotations, for an export without labelling config."""
     answers = find_choices(tasks)
     names = sorted({name for answer in answers for name in answer})
     if control is None and len(names) > 1:
@@ -226,24 +227,24 @@ def _guess_key(tasks: Sequence[Task]) -> str:
 
 
 def _image_keys(data: object, key: str = "", depth: int = 0) -> Iterator[str]:
-    """Where something lies that looks like an image, as `find_reference` takes it."""
+    """Yield the keys of all values that look like image references, in the syntax of `find_reference`."""
     if isinstance(data, str):
         if data.startswith(_REFERENCE_STARTS) or Path(data.partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES:
             yield key
-    elif depth < _DEEPEST_KEY:
+    elif depth < _MAX_DEPTH:
         named = data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list) else ()
         for name, value in named:
             step = f"[{name}]" if isinstance(data, list) else f".{name}" if key else name
             yield from _image_keys(value, f"{key}{step}", depth + 1)
 
 
-_DEEPEST_KEY: Final = 5
+_MAX_DEPTH: Final = 5
 
 
 # ---- from tasks to a pool
 
 
-def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> LabelledPool:
+def _build_pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> LabelledPool:
     index = {label: number for number, label in enumerate(control.labels)}
     images, confirmed = list[LabelledImage](), dict[int, str]()
     left_out = defaultdict[str, list[int | str | None]](list)
@@ -252,7 +253,7 @@ def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> Labell
         number = task["id"] if isinstance(task.get("id"), int) else None
         try:
             chosen = aggregate(task, control.from_name, index, multiple=control.multiple)
-            held = tuple(sorted(index[label] for label in chosen))
+            labels = tuple(sorted(index[label] for label in chosen))
             reference = find_reference(_data(task), control.value_key)
             if reference is None:
                 raise LeftOut(NO_IMAGE)
@@ -260,7 +261,7 @@ def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> Labell
                 if number is not None:
                     confirmed[number] = reference
                 raise LeftOut(CONFIRMED)
-            images.append(LabelledImage(reference, held, number))
+            images.append(LabelledImage(reference, labels, number))
         except LeftOut as reason:
             left_out[str(reason)].append(number)
             for label in sorted(reason.lost):
@@ -268,7 +269,7 @@ def _pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> Labell
     if control.multiple and (without := sum(len(left_out.get(reason, ())) for reason in _WITHOUT_CHOICE)):
         logger.warning("%d tasks without a choice are left out; if no label holds, mark them as ground truth", without)
     named, multiple, key = control.from_name, control.multiple, control.value_key
-    return _checked(
+    return _check(
         LabelledPool(control.labels, tuple(images), named, origin, left_out, multiple, lost_labels, key, confirmed)
     )
 
@@ -278,9 +279,9 @@ def _data(task: Task) -> Mapping[str, Any]:
     return data if isinstance(data, Mapping) else {}
 
 
-def _checked(pool: LabelledPool) -> LabelledPool:
-    """Refuse what no classifier can learn from, and names that no manifest can hold."""
-    for label in pool.labels:  # a folder's name may hold any bytes, which become half characters
+def _check(pool: LabelledPool) -> LabelledPool:
+    """Return the pool; raise LabelError if it has fewer than two classes, or a label that is not valid UTF-8."""
+    for label in pool.labels:  # folder names may contain bytes that Python decodes to lone surrogates
         if label.encode(errors="replace").decode() != label:
             raise LabelError(f"expected labels in UTF-8, got {label!a} in {pool.origin!a}; rename it")
     if len({image.labels for image in pool.images}) >= 2:
@@ -291,12 +292,12 @@ def _checked(pool: LabelledPool) -> LabelledPool:
     expected = "images that differ in a label" if pool.multiple else "labelled images of at least 2 classes"
     raise LabelError(
         f"expected {expected}, got {len(pool.images)} of {len(used)} ({names}) from {pool.origin}; "
-        f"left out: {reasons}; {_advise(pool)}"
+        f"left out: {reasons}; {_suggest_fix(pool)}"
     )
 
 
-def _advise(pool: LabelledPool) -> str:
-    """What to do about a pool of fewer than two classes."""
+def _suggest_fix(pool: LabelledPool) -> str:
+    """Return advice for a pool of fewer than two classes."""
     if nested := pool.left_out.get(NESTED):
         folder = Path(str(nested[0])).parent.parent
         return f"the images lie one folder deeper: give a folder whose folders are the classes, as {folder} may be"

@@ -1,6 +1,6 @@
-"""Images of a project that no person has labelled and that are known: by the last ranking's list, by a feature store.
+"""Unlabelled images of a project, for pseudo-labels: known from the last ranking's task list and the feature store.
 
-Asks nobody: no image is fetched, and no features are computed. What is not known, nothing is learnt from.
+Makes no request: no image is fetched, and no features are computed.
 """
 
 import logging
@@ -23,7 +23,7 @@ from trainer.labels.sources import LabelledPool
 from trainer.labelstudio.task_lists import cached_unlabelled
 
 MOST_IMAGES: Final = 10_000
-"""Images that are looked up; of more, a random sample, which is always the same."""
+"""Images looked up in the feature store; if there are more, a fixed random sample."""
 _DRAW: Final = "pseudo-labels"
 
 _log = logging.getLogger(__name__)
@@ -31,18 +31,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Unlabelled:
-    """The tasks of a project that no person has labelled, as far as their images may be known."""
+    """Unlabelled tasks of a project, and the sources of their images."""
 
     tasks: int = 0
     sources: tuple[str, ...] = ()
-    """Where images of them are asked for, as `Fetcher.source` names it: `MOST_IMAGES` at most."""
+    """Image sources (`Fetcher.source`), `MOST_IMAGES` at most."""
 
 
 def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetcher) -> Unlabelled:
-    """Return the tasks of the last list that have not been annotated since, and those that were confirmed in bulk.
+    """Return the tasks of the last task list that have not been annotated since, and those confirmed in bulk.
 
-    A label that was confirmed in bulk is not learnt from, since nobody may have looked. The project's lists are `kept`
-    in a folder, and the fetcher is as the server has it that shares the store.
+    Labels confirmed in bulk are not learnt from, since nobody may have looked. `kept` is the folder of the project's
+    task lists; the fetcher needs the settings of the server that shares the feature store.
     """
     annotated = {image.task_id for image in pool.images}.union(*pool.left_out.values())
     listed = {task.id: task for task in cached_unlabelled(kept) if task.id not in annotated}
@@ -58,10 +58,10 @@ def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetch
 
 
 def draw_as_unlabelled(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArray[np.bool_]:
-    """Return which labelled tasks (N,) would be among the known images, were they unlabelled: (N,).
+    """Return which tasks (N,) would have known features if they were unlabelled: (N,).
 
-    Held-out images speak for unlabelled ones if they are treated alike: as large a share of them as has features that
-    are `known` has to be there, without its labels, when pseudo-labels are chosen.
+    Held-out images represent the unlabelled ones only if they are treated alike: the same share of them, `known` of all
+    unlabelled tasks, must be available without labels when pseudo-labels are chosen.
     """
     return keyed_uniforms(_DRAW, tasks) < known / max(1, unlabelled.tasks)
 
@@ -69,9 +69,14 @@ def draw_as_unlabelled(tasks: Indices, unlabelled: Unlabelled, known: int) -> np
 def read_known_features(
     sources: Sequence[str], store: FeatureStore, backbone: str, length: int, *, excluding: Collection[bytes]
 ) -> npt.NDArray[np.float32]:
-    """Return the features of images that a store knows, each file once, `but` for files with these sha256: (U, F).
+    """Return the stored features of a backbone for image sources, each file once: (U, F).
 
-    They are kept under `backbone`, and have the `length` F.
+    Args:
+        sources: image sources, as in `Unlabelled`.
+        store: the feature store.
+        backbone: the backbone's key in the store.
+        length: F; rows of another length are ignored.
+        excluding: sha256 of files to leave out.
     """
     known, left_out = dict.fromkeys(each.digest for each in store.get_downloads(sources) if each), set(excluding)
     digests = [digest for digest in known if digest not in left_out]
