@@ -19,7 +19,7 @@ from trainer.model.backbones import LoadedBackbone
 from trainer.model.backbones.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Normalise
 from trainer.model.bayes import activate_dropout, compute_probe
 from trainer.model.build import Network
-from trainer.model.frozen import freeze, read
+from trainer.model.frozen import freeze, read_frozen
 from trainer.model.graphs.export import export
 from trainer.model.graphs.int8 import quantise
 from trainer.model.weights import Provenance
@@ -116,7 +116,7 @@ def freeze_network(network, folder):
         exported.mkdir()
         freeze(replace(small_backbone(), module=module), exported)
     shutil.copytree(exported, folder)
-    return read(folder)
+    return read_frozen(folder)
 
 
 def stage_files(staged, network, images, *, passes=20, multiple=False, int8=None):

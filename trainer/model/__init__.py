@@ -1,1 +1,1 @@
-"""The network: built, fitted, exported, quantised, validated."""
+"""The network: backbones, heads, fitting, and ONNX graphs."""

@@ -1,7 +1,7 @@
-"""Dropout that baal keeps alive, and what passes through a head say: free-running ones, and those under given masks.
+"""Monte Carlo dropout with baal: stochastic passes through a head, with random or given masks.
 
-The one place that imports baal: that sets up logging for the whole process, to stdout and through a part of structlog
-that is deprecated. Here it is undone; what baal warns of goes to stderr, and stdout stays the caller's.
+The only module that imports baal, because the import configures structlog to write to stdout; that is undone here, and
+baal's warnings go to stderr.
 """
 
 import logging
@@ -37,28 +37,28 @@ structlog.configure(
     logger_factory=structlog.PrintLoggerFactory(sys.stderr),
 )
 
-__all__ = ["ActiveDropout", "BaalBALD", "ModelWrapper", "TrainingArgs"]  # what of baal is handed on
+__all__ = ["ActiveDropout", "BaalBALD", "ModelWrapper", "TrainingArgs"]  # re-exported from baal
 
 PROBE_IMAGES: Final = 16
 _REFERENCE_PASSES: Final = 500
-"""Enough to tell a Dropout that drops too little from chance."""
+"""Enough to detect a wrong dropout probability despite sampling noise."""
 _ROWS_A_FORWARD: Final = 640
 _SMALL: Final = 2_000_000
-"""Parameters of a module up to which it is computed in one thread."""
+"""Parameters of a module up to which it runs in one thread."""
 
 
 def dropout_probabilities(module: nn.Module) -> tuple[float, ...]:
-    """Return the probability of each Dropout in a module, in the order they are met."""
+    """Return the probability of each Dropout in a module, in the order of `modules()`."""
     return tuple(child.p for child in module.modules() if isinstance(child, _DropoutNd))
 
 
 def activate_dropout(module: nn.Module) -> None:
-    """Replace every Dropout by baal's, which drops in evaluation as well.
+    """Replace every Dropout by baal's, which stays active in evaluation mode.
 
-    It is a TrainingError if there is no Dropout, or one of a kind that baal or the export does not keep alive.
+    Raises TrainingError if there is no Dropout, or one that baal or the export does not support.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "No layer was modified", UserWarning)  # an error below, or patched before
+        warnings.filterwarnings("ignore", "No layer was modified", UserWarning)  # checked below; may be patched already
         patch_module(module)
     dropouts = {name: child for name, child in module.named_modules() if isinstance(child, _DropoutNd)}
     if not dropouts:
@@ -71,12 +71,12 @@ def activate_dropout(module: nn.Module) -> None:
 
 
 @contextmanager
-def few_threads(module: nn.Module) -> Iterator[None]:
-    """Have torch compute in one thread until the block ends, if the module is small.
+def one_thread_if_small(module: nn.Module) -> Iterator[None]:
+    """Context manager that limits torch to one thread if the module is small.
 
-    Threads that share a small product wait for each other longer than they compute and, where other processes want the
-    processors too, twenty times as long: 154 steps of a head of 256 units on 1,280 features took 0.7 s of a processor
-    in one thread, and in two 13.6 s beside a dozen other processes.
+    On small matrices threads spend more time waiting for each other than computing, most of all on a busy machine: 154
+    steps of a head of 256 units on 1,280 features took 0.7 s of CPU time with one thread, and 13.6 s with two beside a
+    dozen other processes.
     """
     threads = torch.get_num_threads()
     small = sum(parameter.numel() for parameter in module.parameters()) <= _SMALL
@@ -88,31 +88,31 @@ def few_threads(module: nn.Module) -> Iterator[None]:
 
 
 def probabilities_of(logits: Tensor, *, multiple: bool) -> Tensor:
-    """Return softmax over the classes (N, C, ...), or sigmoids where several labels may hold."""
+    """Return the softmax over the classes (N, C, ...) or, if `multiple`, the sigmoids."""
     return logits.sigmoid() if multiple else logits.softmax(dim=1)
 
 
 def sample_passes(
     head: nn.Module, features: Tensor, *, passes: int, device: torch.device, multiple: bool, mean: bool = False
 ) -> npt.NDArray[np.float32]:
-    """Return the probabilities of T free-running passes, or their mean: features (N, ...) to (N, T, C), or (N, C)."""
+    """Return the probabilities of T stochastic passes, or their mean: features (N, ...) to (N, T, C) or (N, C)."""
     head.eval()
-    found = []
-    with torch.no_grad(), few_threads(head):
+    batches = []
+    with torch.no_grad(), one_thread_if_small(head):
         for rows in torch.split(features, _ROWS_A_FORWARD):
             on_device = rows.to(device)
             sampled = [probabilities_of(head(on_device), multiple=multiple) for _ in range(passes)]
             of_passes = torch.stack(sampled, dim=1).cpu()  # (n, T, C)
-            found.append((of_passes.mean(dim=1) if mean else of_passes).numpy())
-    return np.concatenate(found)
+            batches.append((of_passes.mean(dim=1) if mean else of_passes).numpy())
+    return np.concatenate(batches)
 
 
 def masked_passes(
     head: nn.Sequential, features: Tensor, masks: Masks, *, multiple: bool = False
 ) -> npt.NDArray[np.float32]:
-    """Run a head once per mask, each Dropout replaced by its product with the mask: features (N, F) to (N, T, C)."""
+    """Return the probabilities under T given dropout masks: features (N, F) to (N, T, C)."""
     logits = []
-    with torch.no_grad(), few_threads(head):
+    with torch.no_grad(), one_thread_if_small(head):
         for index in range(len(masks[mask_name(0)])):
             rows, sites = features, count()
             for layer in head:
@@ -125,9 +125,9 @@ def masked_passes(
 def compute_probe(
     head: nn.Sequential, images: npt.NDArray[np.uint8], features: npt.NDArray[np.float32], manifest: Manifest
 ) -> Probe:
-    """Compute what engines of a version are held against, on the CPU, where the head is left.
+    """Compute a version's probe, the reference outputs for its validation; moves the head to the CPU.
 
-    Images are (N, H, W, 3), features those of the backbone in float32, (N, F).
+    `images` are (N, H, W, 3), `features` (N, F) are those of the backbone in float32.
     """
     head.cpu().eval()
     rows, cpu, multiple = torch.from_numpy(features), torch.device("cpu"), manifest.multiple

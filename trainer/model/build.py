@@ -1,4 +1,4 @@
-"""What is trained, from what was asked for: backbone, head and device, of versions and of studies alike."""
+"""Builds backbone, head and device from the training options, for versions and studies."""
 
 import math
 from pathlib import Path
@@ -22,7 +22,7 @@ _SAMPLED: Final = 32
 
 
 class Network(nn.Module):
-    """Backbone and head, for training both: uint8 (N, H, W, 3) RGB to the logits (N, C) of one stochastic pass."""
+    """Backbone and head for joint training: uint8 (N, H, W, 3) RGB to the logits (N, C) of one stochastic pass."""
 
     def __init__(self, backbone: nn.Module, head: nn.Sequential) -> None:
         super().__init__()
@@ -35,17 +35,17 @@ class Network(nn.Module):
 
 
 def choose_device(device: Device) -> torch.device:
-    """Return the device to train on; `auto` is a GPU where there is one, and `cuda` without one a ConfigError."""
-    found = torch.cuda.is_available()
-    if device == "cuda" and not found:
+    """Return the device to train on; raises ConfigError for `cuda` without a GPU."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
         raise ConfigError("--device cuda: torch finds no CUDA device here; use --device auto or cpu")
-    return torch.device("cuda" if found and device != "cpu" else "cpu")
+    return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
 def open_backbone_for(training: Training, *, cache: Path) -> FrozenBackbone | LoadedBackbone:
-    """Return the backbone that is asked for: one that stays as it is, or one to be trained.
+    """Return the backbone of the options: frozen, or in memory if it is to be trained.
 
-    Fresh layers of the latter are drawn from torch's global seed.
+    Fresh layers of the latter are drawn from torch's global generator.
     """
     if training.trained_part == "classifier":
         return open_frozen_for(training, cache=cache)
@@ -54,7 +54,7 @@ def open_backbone_for(training: Training, *, cache: Path) -> FrozenBackbone | Lo
 
 
 def open_frozen_for(training: Training, *, cache: Path) -> FrozenBackbone:
-    """Return the backbone that is asked for, to be left as it is."""
+    """Return the frozen backbone of the options."""
     size, weights, cache = training.image_size, training.weights, cache / "backbones"
     return open_frozen(training.backbone, image_size=size, weights=weights, grid=_grid(training), cache=cache)
 
@@ -62,7 +62,7 @@ def open_frozen_for(training: Training, *, cache: Path) -> FrozenBackbone:
 def build_head_for(
     training: Training, backbone: LoadedBackbone | FrozenBackbone, *, classes: int
 ) -> tuple[nn.Sequential, Provenance]:
-    """Return the head that is asked for, fresh from torch's global seed, and where the weights of all came from."""
+    """Return the head of the options, drawn from torch's global seed, and the provenance of the weights."""
     if training.head == "vgg":
         cells, weights = math.isqrt(backbone.features // backbone.channels), training.weights
         return vgg_head(training.backbone, classes=classes, cells=cells, weights=weights, dropout=training.dropout)
@@ -72,7 +72,7 @@ def build_head_for(
 
 
 def sample_features(backbone: nn.Module, images: npt.NDArray[np.uint8], *, device: torch.device) -> Tensor:
-    """Return the features (n, F) of some images as training will meet them, under batch normalisation of their own."""
+    """Return the features (n, F) of evenly spaced images in training mode, normalised by their own batch statistics."""
     backbone.train()
     every = math.ceil(len(images) / _SAMPLED)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def sample_features(backbone: nn.Module, images: npt.NDArray[np.uint8], *, devic
 
 
 def _grid(training: Training) -> int | None:
-    """Return into how many cells a side the backbone's last map is pooled, if a head asks for that."""
+    """Return the cells a side that the last feature map is pooled to for VGG's head, else None."""
     if training.head != "vgg" or not training.backbone.startswith("vgg"):
         return None
     return vgg_grid(training.image_size or default_image_size(training.backbone))

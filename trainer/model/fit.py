@@ -1,8 +1,8 @@
-"""Fitting: from pixels and targets to a trained network, or to a TrainingError.
+"""The training loop.
 
-SGD with momentum, a loss that weighs classes alike, a warm-up and a cosine decay over a fixed number of steps,
-gradients clipped, no augmentation and no early stopping. A batch counts for what its images weigh, clipped or not, so
-that over an epoch a class moves the network as much as its weight says.
+SGD with momentum, a class-balanced loss, warm-up and cosine decay over a fixed number of steps, and clipped gradients;
+no augmentation, no early stopping. The clipping threshold of a batch is proportional to the weight of its images, so
+that clipping does not change the weights of the classes.
 """
 
 import copy
@@ -26,20 +26,20 @@ from trainer.progress_bar import Bar
 logger = logging.getLogger(__name__)
 
 SampleWeights = npt.NDArray[np.float32]
-"""Above 0, of each image: 1 for a label that somebody gave."""
+"""(N,), positive: 1 for annotated images, less for pseudo-labels."""
 _WARM_UP = 0.05
-"""Share of the steps over which the rate rises from nothing."""
-_SLOWER = 0.1
-"""What the rate is multiplied by for the second and last attempt."""
-_WORSE_THAN_GUESSING = 1.2
-"""A final loss this many times that of guessing, ln C, is divergence, not bad luck."""
+"""Share of the steps over which the learning rate rises from 0."""
+_RETRY_RATE = 0.1
+"""Factor of the learning rate in the second and last attempt."""
+_DIVERGED_LOSS = 1.2
+"""A final loss above this multiple of the loss of uniform probabilities, ln C, counts as divergence."""
 _GREATEST_WEIGHT = 10.0
-"""Of a label where it holds, over where it does not, or the reverse: a rare one must not drown out the others."""
+"""Bound of a label's relative weight and of its inverse, so that rare labels do not dominate."""
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """How a fit went."""
+    """Recipe and losses of a fit."""
 
     recipe: Recipe
     losses: tuple[float, ...]
@@ -48,7 +48,7 @@ class FitResult:
 
 
 class _Diverged(Exception):
-    """The loss left all bounds."""
+    """Loss or weights are not finite, or the final loss is too high."""
 
 
 def fit(
@@ -61,16 +61,22 @@ def fit(
     device: torch.device,
     sample_weights: SampleWeights | None = None,
 ) -> FitResult:
-    """Train a module in place on inputs (N, ...) and what holds of them, and leave it in evaluation mode.
+    """Train a module in place on inputs (N, ...), and leave it in evaluation mode.
 
-    The loss is cross-entropy between the classes or, with targets (N, C), the sum of those between each label and its
-    absence. `sample_weights`, (N,) beside targets (N,), is what each image counts for before classes are balanced.
+    The loss is cross-entropy or, with targets (N, C), the sum of the binary cross-entropies of the labels.
+    `sample_weights` (N,), only with targets (N,), are applied before classes are balanced. Shuffling and dropout draw
+    from torch's global generator: seed it first.
 
-    Shuffling and dropout draw from torch's global generator: seed it first. A fit that diverges starts again once, at a
-    tenth of the rate; if that diverges too, it is a TrainingError, and the module of no use.
+    A fit that diverges is repeated once, at a tenth of the learning rate.
+
+    Raises:
+        TrainingError: if that diverges too; the module is then useless.
     """
-    start, slower = copy.deepcopy(module.state_dict()), replace(recipe, learning_rate=recipe.learning_rate * _SLOWER)
-    loss = _Loss.over(targets, classes, recipe, device, sample_weights=sample_weights)
+    start, slower = (
+        copy.deepcopy(module.state_dict()),
+        replace(recipe, learning_rate=recipe.learning_rate * _RETRY_RATE),
+    )
+    loss = _Loss.create(targets, recipe, classes=classes, device=device, weights=sample_weights)
     try:
         return FitResult(recipe, _descend(module, inputs, loss, recipe), attempts=1)
     except _Diverged as err:
@@ -89,10 +95,10 @@ def _descend(module: nn.Module, inputs: Tensor, loss: "_Loss", recipe: Recipe) -
     """Return the mean loss of each epoch."""
     parameters = list(module.parameters())
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
-    # Fused into one pass over memory, which is what a step costs on a CPU.
+    # Fused: on a CPU a step is bound by memory bandwidth.
     optimizer = torch.optim.SGD(parameters, lr=rate, momentum=momentum, weight_decay=decay, fused=True)
     steps = math.ceil(len(loss.rows) / recipe.batch_images) * recipe.epochs
-    schedule = LambdaLR(optimizer, partial(_rate, steps=steps))
+    schedule = LambdaLR(optimizer, partial(_rate_factor, steps=steps))
     losses = []
     module.train()
     with Bar(total=steps, desc="training", unit="step") as bar:
@@ -105,8 +111,8 @@ def _descend(module: nn.Module, inputs: Tensor, loss: "_Loss", recipe: Recipe) -
                     raise _Diverged(f"the loss became {epoch[-1]}")
                 optimizer.zero_grad()
                 value.backward()  # type: ignore[no-untyped-call]  # torch's
-                # Nearly all steps are clipped, which gives all batches steps of one length: a heavy batch is left as
-                # much more of its gradient as it weighs more than a batch does on average.
+                # Nearly all steps are clipped. With a fixed threshold they would have the same length, whatever the
+                # weight of the batch.
                 nn.utils.clip_grad_norm_(parameters, recipe.clip_norm * weight / recipe.batch_images)
                 optimizer.step()
                 schedule.step()
@@ -116,54 +122,47 @@ def _descend(module: nn.Module, inputs: Tensor, loss: "_Loss", recipe: Recipe) -
     module.eval()
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
         raise _Diverged("weights are no longer finite")
-    if losses[-1] > _WORSE_THAN_GUESSING * loss.guessing:
-        raise _Diverged(f"the loss ended at {losses[-1]:.3g}, guessing gives {loss.guessing:.3g}")
+    if losses[-1] > _DIVERGED_LOSS * loss.uniform:
+        raise _Diverged(f"the loss ended at {losses[-1]:.3g}, guessing gives {loss.uniform:.3g}")
     return tuple(losses)
 
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """A mean over images of losses that are weighed; dividing by the weights would leave each batch's alike."""
+    """Weighted loss, divided by the number of images: division by their weights would give all batches equal weight."""
 
     rows: Tensor
-    """Of an epoch's images. One that weighs more than a batch is there several times instead, since nothing good comes
-    of one step that is many times as long as the others."""
+    """Rows of the images of an epoch. An image that weighs more than a batch is repeated with less weight, since a step
+    many times as long as the others does harm."""
     targets: Tensor
     weights: Tensor
-    """(N,): of each image or, where targets are (N, C), of each label where it holds, (C,)."""
-    guessing: float
-    """The loss of equal probabilities."""
+    """(N,): weight of each image or, with targets (N, C), weight of each label where present, (C,)."""
+    uniform: float
+    """Loss of uniform probabilities."""
 
     @classmethod
-    def over(
-        cls,
-        targets: Targets,
-        classes: int,
-        recipe: Recipe,
-        device: torch.device,
-        *,
-        sample_weights: SampleWeights | None,
+    def create(
+        cls, targets: Targets, recipe: Recipe, *, classes: int, device: torch.device, weights: SampleWeights | None
     ) -> "_Loss":
-        held = torch.from_numpy(targets).to(device)
+        labels = torch.from_numpy(targets).to(device)
         rows = np.arange(len(targets))
         if targets.ndim == 2:
-            weights = torch.from_numpy(label_weights(targets, power=recipe.class_balance)).to(device)
-            guessing = float(_binary_cross_entropy(torch.zeros(1, device=device).expand(held.shape), held, weights))
-            return cls(torch.from_numpy(rows), held, weights, guessing)
-        counts = np.bincount(
-            targets, weights=sample_weights, minlength=classes
-        )  # an image counts for as much as its sample_weights
-        of_classes = np.power(counts, -recipe.class_balance, out=np.zeros(classes), where=counts > 0)
-        of_images = (of_classes * len(targets) / (of_classes @ counts)).astype(np.float32)[targets]  # 1 on average
-        if sample_weights is not None:
-            of_images *= sample_weights
-        repeats = np.maximum(1, np.ceil(of_images / recipe.batch_images)).astype(np.int64)
+            by_label = torch.from_numpy(label_weights(targets, power=recipe.class_balance)).to(device)
+            uniform = float(_binary_cross_entropy(torch.zeros(1, device=device).expand(labels.shape), labels, by_label))
+            return cls(torch.from_numpy(rows), labels, by_label, uniform)
+        counts = np.bincount(targets, weights=weights, minlength=classes)
+        class_weights = np.power(counts, -recipe.class_balance, out=np.zeros(classes), where=counts > 0)
+        class_weights = class_weights * len(targets) / (class_weights @ counts)  # 1 on average over the images
+        image_weights = class_weights.astype(np.float32)[targets]
+        if weights is not None:
+            image_weights *= weights
+        repeats = np.maximum(1, np.ceil(image_weights / recipe.batch_images)).astype(np.int64)
         rows = np.repeat(rows, repeats)
-        of_images = (of_images / repeats * (len(rows) / len(targets))).astype(np.float32)  # still 1 on average
-        return cls(torch.from_numpy(rows), held, torch.from_numpy(of_images).to(device), math.log(classes))
+        image_weights = (image_weights / repeats * (len(rows) / len(targets))).astype(np.float32)  # still 1 on average
+        return cls(torch.from_numpy(rows), labels, torch.from_numpy(image_weights).to(device), math.log(classes))
 
     def __call__(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, float]:
-        """Return the loss of a batch's logits (N, C), and what its images weigh: 1 each on average over an epoch."""
+        """Return the loss of a batch from its logits (N, C), and the sum of its weights, 1 per image on average."""
         rows = rows.to(self.weights.device)
         targets = self.targets[rows]
         if targets.ndim == 2:
@@ -174,7 +173,7 @@ class _Loss:
 
 
 def _binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Return the mean over the images of the sum over the labels; targets are (N, C), 0 and 1 in any type."""
+    """Return the mean over images of the sum over labels; targets are (N, C), 0 or 1 in any dtype."""
     each = nn.functional.binary_cross_entropy_with_logits(
         logits, targets.to(logits.dtype), pos_weight=weights, reduction="none"
     )
@@ -182,10 +181,10 @@ def _binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> T
 
 
 def label_weights(targets: Targets, *, power: float = 1.0) -> npt.NDArray[np.float32]:
-    """Return the loss weight of each label where it holds, over 1 where it does not: (N, C) to (C,).
+    """Return the loss weight of each label where present, relative to where absent: targets (N, C) to (C,).
 
-    The number of images without it over that with it, to a power of which 1 has both weigh alike, within bounds; 1
-    without any image.
+    This is the number of images without the label over the number with it, to a power, where 1 balances both; clipped,
+    and 1 for labels without images.
     """
     counts = targets.sum(axis=0, dtype=np.int64)
     weights = np.divide(len(targets) - counts, counts, out=np.ones(len(counts)), where=counts > 0)
@@ -193,8 +192,8 @@ def label_weights(targets: Targets, *, power: float = 1.0) -> npt.NDArray[np.flo
     return cast(npt.NDArray[np.float32], bounded.astype(np.float32))
 
 
-def _rate(step: int, *, steps: int) -> float:
-    """Return the share of the peak rate at a step: linear warm-up, then half a cosine down to 0."""
+def _rate_factor(step: int, *, steps: int) -> float:
+    """Return the factor of the peak learning rate at a step: linear warm-up, then a half cosine to 0."""
     warm_up = max(1.0, _WARM_UP * steps)
     if step < warm_up:
         return (step + 1) / (warm_up + 1)

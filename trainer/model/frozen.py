@@ -1,7 +1,6 @@
-"""A backbone as servers run it: its graph on disk, and the features that it gives of images.
+"""Frozen backbones: exported to ONNX, cached on disk, and run by onnxruntime as in servers.
 
-It is exported once for its name, its weights, the size of its images and the releases that write its graph, and kept in
-a folder of its own.
+The cache key covers name, weights, image size and the releases of the exporting libraries.
 """
 
 import hashlib
@@ -44,13 +43,13 @@ Images = npt.NDArray[np.uint8]
 _GRAPH_FILE: Final = "backbone.onnx"
 _DESCRIPTION_FILE: Final = "backbone.json"
 _FORMAT: Final = 2
-"""Of what is kept; raised when a backbone of equal makings would be written otherwise."""
+"""Version of the cached files, part of the cache key."""
 _IMAGES_A_RUN: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenBackbone(BackboneInfo):
-    """A backbone whose graph lies in a folder, in float32 and perhaps in 8-bit integers."""
+    """A backbone exported to a folder, in float32 and perhaps also in 8-bit integers."""
 
     folder: Path
     fingerprint: str
@@ -71,22 +70,25 @@ class FrozenBackbone(BackboneInfo):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """What a version takes of it."""
+        """The files that a version contains."""
         int8 = (self.folder / INT8_BACKBONE_FILE,) if self.precision == "int8" else ()
         return (self.folder / BACKBONE_WEIGHTS_FILE, *int8)
 
     @cached_property
     def key(self) -> str:
-        """What its features are kept under."""
-        made = digest_file(self.folder / INT8_BACKBONE_FILE).sha256 if self.precision == "int8" else self.fingerprint
-        return features_key(made, self.precision)
+        """The key of its features in a feature store."""
+        digest = digest_file(self.folder / INT8_BACKBONE_FILE).sha256 if self.precision == "int8" else self.fingerprint
+        return features_key(digest, self.precision)
 
     def describe(self) -> Backbone:
-        """Return what a manifest says of it."""
+        """Return its entry for a manifest."""
         return Backbone(self.name, self.fingerprint, FEATURES, self.precision, self.last_stage)
 
     def compute(self, images: Images, *, title: str = "features") -> Features:
-        """Compute the features of uint8 (N, H, W, 3): float32 (N, F), which float16 holds, or a TrainingError."""
+        """Compute the features of images uint8 (N, H, W, 3): float32 (N, F), rounded to float16.
+
+        Raises TrainingError if they are not finite.
+        """
         features = np.empty((len(images), self.features), np.float32)
         with Bar(total=len(images), desc=title, unit="image") as bar:
             for start in range(0, len(images), _IMAGES_A_RUN):
@@ -103,17 +105,17 @@ class FrozenBackbone(BackboneInfo):
     def compute_cached(
         self, images: Images, digests: Sequence[bytes], store: FeatureStore, *, title: str = "features"
     ) -> Features:
-        """Do as `compute` does, of files with these sha256: what a store knows is not computed, the rest is kept."""
+        """Return features from the store, by the sha256 of the files; compute and store the missing ones."""
         rows = np.empty((len(images), self.features), np.float32)
-        new = []
-        for row, found in enumerate(store.get_many(self.key, digests)):
-            if found is None or len(found) != self.features:
-                new.append(row)
+        missing = []
+        for row, stored in enumerate(store.get_many(self.key, digests)):
+            if stored is None or len(stored) != self.features:
+                missing.append(row)
             else:
-                rows[row] = found
-        if new:
-            rows[new] = self.compute(images[new], title=title)
-            for row in new:
+                rows[row] = stored
+        if missing:
+            rows[missing] = self.compute(images[missing], title=title)
+            for row in missing:
                 store.put(self.key, digests[row], rows[row])
         return rows
 
@@ -131,25 +133,22 @@ _DESCRIPTION: Final = TypeAdapter(FrozenBackbone)
 def open_frozen(
     name: str, *, image_size: int | None, weights: str | Path, grid: int | None, cache: Path
 ) -> FrozenBackbone:
-    """Return a backbone from the cache, a folder, where it is written now if it is not there.
-
-    The other arguments are those of `load_backbone`.
-    """
+    """Return a backbone from the `cache` folder, after exporting it there if necessary; see `load_backbone`."""
     libraries = (torch.__version__, torchvision.__version__)
-    makings = [_FORMAT, RECIPE, _identify(name), image_size, _identify(weights), grid, *libraries]
-    folder = cache / hashlib.sha256(json.dumps(makings).encode()).hexdigest()[:32]
-    if not _is_whole(folder):
+    inputs = [_FORMAT, RECIPE, _identify(name), image_size, _identify(weights), grid, *libraries]
+    folder = cache / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
+    if not _is_complete(folder):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # of weights that start from nothing, so that they are the same in the next run
+            torch.manual_seed(0)  # random weights must be the same in the next run
             loaded = load_backbone(name, image_size=image_size, weights=weights, grid=grid)
         remedy = "set LABELNEXT_CACHE_DIR to a folder with room"
-        with explaining("the backbone", folder, remedy=remedy), _folder_to_write(folder) as path:
+        with explaining("the backbone", folder, remedy=remedy), _replacing_folder(folder) as path:
             freeze(loaded, path)
-    return read(folder)
+    return read_frozen(folder)
 
 
 def freeze(loaded: LoadedBackbone, folder: Path) -> FrozenBackbone:
-    """Write a backbone into a folder."""
+    """Export a backbone to a folder."""
     graph = loaded.graph
     if graph is None:
         backbone = torch.nn.Sequential(cast(torch.nn.Module, loaded.module), Round())
@@ -158,14 +157,14 @@ def freeze(loaded: LoadedBackbone, folder: Path) -> FrozenBackbone:
     (folder / _GRAPH_FILE).write_bytes(moved.SerializeToString(deterministic=True))
     known = {field.name: getattr(loaded, field.name) for field in fields(BackboneInfo)}
     frozen = FrozenBackbone(**known, folder=folder, fingerprint=fingerprint(moved, folder, loaded.spec))
-    described = _DESCRIPTION.dump_python(frozen, mode="json", exclude={"folder"})
-    text = json.dumps({**described, "sizes": _sizes(folder)}, indent=2)
+    description = _DESCRIPTION.dump_python(frozen, mode="json", exclude={"folder"})
+    text = json.dumps({**description, "sizes": _sizes(folder)}, indent=2)
     (folder / _DESCRIPTION_FILE).write_text(text, encoding="utf-8")
     return frozen
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether all is there that was written; somebody may have cleaned up by halves."""
+def _is_complete(folder: Path) -> bool:
+    """Return whether no file is missing or truncated, as after a partial clean-up."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         sizes = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))["sizes"]
         return bool(sizes == _sizes(folder))
@@ -176,35 +175,35 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {name: (folder / name).stat().st_size for name in (_GRAPH_FILE, BACKBONE_WEIGHTS_FILE)}
 
 
-def read(folder: Path) -> FrozenBackbone:
-    """Return the backbone that was written into a folder."""
-    described = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
-    return _DESCRIPTION.validate_python({**described, "folder": folder})
+def read_frozen(folder: Path) -> FrozenBackbone:
+    """Read a backbone that was exported to a folder."""
+    description = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
+    return _DESCRIPTION.validate_python({**description, "folder": folder})
 
 
 def _identify(source: str | Path) -> str | list[str]:
-    """Name a backbone or weights by what they are: a file by its bytes, and those of what belongs to it beside it."""
+    """Identify a backbone or weights: by name, or a file by its sha256 and those of the files that extend its name."""
     path = Path(source)
     if not path.is_file():
         return str(source)
-    beside = sorted(each for each in path.parent.iterdir() if each.name.startswith(f"{path.name}.") and each.is_file())
-    return [digest_file(each).sha256 for each in (path, *beside)]
+    related = sorted(each for each in path.parent.iterdir() if each.name.startswith(f"{path.name}.") and each.is_file())
+    return [digest_file(each).sha256 for each in (path, *related)]
 
 
 @contextmanager
-def _folder_to_write(folder: Path) -> Iterator[Path]:
-    """Give a folder that takes this name when the block ends well, in the place of one that is not whole."""
+def _replacing_folder(folder: Path) -> Iterator[Path]:
+    """Context manager for a temporary folder that is renamed to `folder` on success, in place of an incomplete one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as partial:
         path = Path(partial) / folder.name
         path.mkdir()
         yield path
-        if _is_whole(folder):  # another process was faster
+        if _is_complete(folder):  # another process was faster
             return
         with suppress(FileNotFoundError):
             os.rename(folder, Path(partial) / "former")
         try:
             os.rename(path, folder)
         except OSError:
-            if not _is_whole(folder):
+            if not _is_complete(folder):
                 raise

@@ -1,6 +1,6 @@
-"""The head: the small network behind the backbone, which is trained in each round and holds all Dropout.
+"""The head: the small network behind the backbone, which is trained in each round and contains all Dropout.
 
-Features are standardised, then pass two hidden layers with Dropout behind each, and a last one that gives logits.
+Standardised features pass two hidden layers, each followed by Dropout, and a linear layer to the logits.
 """
 
 from typing import Final
@@ -16,17 +16,17 @@ from contract.graph.lowering import FEATURES
 from trainer.model.bayes import ActiveDropout, activate_dropout
 
 OPSET: Final = 20
-"""Of the graphs that are written here; what a head is made of means the same in those before and behind it."""
+"""Opset of the exported graphs; the operators of a head mean the same in the opsets around it."""
 UNITS: Final = 256
 DROPOUT: Final = 0.6
 _LEAST_DEVIATION = 0.05
-"""Of a channel, as a share of that of all features: one that is all but constant is not blown up."""
+"""Least deviation of a channel over that of all features, so that near-constant channels are not amplified."""
 
 
 class Standardise(nn.Module):
-    """Shifts and scales features (N, D * cells) so that each of D channels has mean 0 and deviation 1 on some images.
+    """Shifts and scales features (N, D * cells) so that each of D channels has mean 0 and deviation 1.
 
-    Backbones give features of other sizes, and a learning rate that suits one diverges or stands still on another.
+    Without it, each backbone would need another learning rate.
     """
 
     shift: Tensor
@@ -43,7 +43,7 @@ class Standardise(nn.Module):
         return (features - self.shift) * self.scale
 
     def fit(self, features: Tensor) -> None:
-        """Take shift and scale from features (N, D * cells), alike for all cells of a channel."""
+        """Estimate shift and scale from features (N, D * cells); all cells of a channel share them."""
         cells = features.shape[1] // self._channels
         values = features.view(-1, self._channels, cells)  # (N, D, cells)
         deviation = values.std(dim=(0, 2), correction=0).clamp_min(_LEAST_DEVIATION * float(values.std(correction=0)))
@@ -54,9 +54,9 @@ class Standardise(nn.Module):
 def build_head(
     features: int, channels: int, *, classes: int, units: int = UNITS, dropout: float = DROPOUT
 ) -> nn.Sequential:
-    """Make a fresh head: features float32 (N, F), of so many channels, to logits (N, C), its Dropout baal's.
+    """Build a fresh head with active Dropout: features float32 (N, F) to logits (N, C).
 
-    Layers are drawn from torch's global seed, and do not depend on how many classes there are.
+    Hidden layers are drawn from torch's global seed and do not depend on the number of classes.
     """
     head = nn.Sequential(
         Standardise(features, channels),
@@ -74,7 +74,7 @@ def build_head(
 
 
 def initialise(layers: list[nn.Linear]) -> None:
-    """Draw hidden layers after He et al. 2015 (arXiv 1502.01852), and have the last one give equal probabilities."""
+    """Initialise hidden layers after He et al. 2015 (arXiv 1502.01852), and the last layer with zeros."""
     generator = torch.Generator().manual_seed(torch.initial_seed())
     for layer in layers[:-1]:
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
@@ -84,27 +84,29 @@ def initialise(layers: list[nn.Linear]) -> None:
 
 
 def fit_standardisation(head: nn.Sequential, features: Tensor) -> None:
-    """Have a head that standardises its features do so by these, (N, F)."""
+    """Estimate the standardisation of a head, if it has one, from features (N, F)."""
     if isinstance(head[0], Standardise):
         head[0].fit(features)
 
 
 def to_onnx(head: nn.Sequential) -> ModelProto:
-    """Write a head as a literal graph, `features` (N, F) to `logits` (N, C), with Dropout in training mode."""
+    """Return a head as an ONNX graph, `features` (N, F) to `logits` (N, C), with Dropout in training mode."""
     builder, name = GraphBuilder("head/"), FEATURES
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]
 
-    def put(value: Tensor) -> str:
+    def add_constant(value: Tensor) -> str:
         return builder.constant(value.detach().cpu().contiguous().numpy())
 
     for place, layer in enumerate(head):
         output = "logits" if place == len(head) - 1 else None
         match layer:
             case Standardise():
-                centred = builder.add("Sub", [name, put(layer.shift)])
-                name = builder.add("Mul", [centred, put(layer.scale)], output)
+                centred = builder.add("Sub", [name, add_constant(layer.shift)])
+                name = builder.add("Mul", [centred, add_constant(layer.scale)], output)
             case nn.Linear():
-                name = builder.add("Gemm", [name, put(layer.weight), put(layer.bias)], output, transB=1)
+                name = builder.add(
+                    "Gemm", [name, add_constant(layer.weight), add_constant(layer.bias)], output, transB=1
+                )
             case nn.ReLU():
                 name = builder.add("Relu", [name], output)
             case ActiveDropout():

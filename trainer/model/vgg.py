@@ -1,4 +1,4 @@
-"""torchvision's VGGs: their convolutions as a backbone, and their classifier as a head in VGG's own width."""
+"""The classifier of torchvision's VGGs as a head."""
 
 from pathlib import Path
 from typing import cast
@@ -15,25 +15,25 @@ from trainer.model.weights import Provenance, load_weights
 
 CHANNELS = 512
 GRID = 7
-"""Cells a side that VGG pools its last feature map to."""
+"""Cells a side of VGG's pooled feature map."""
 _STRIDE = 32
-"""Pixels a side that a cell of the last map stands for."""
+"""Pixels a side per cell of the last feature map."""
 _LAYERS = ("classifier.0", "classifier.3", "classifier.6")
 _LOADED_DROPOUT = 0.5
 
 
 def vgg_grid(image_size: int) -> int:
-    """Return into how many cells a side a VGG pools its last map for its classifier, no more than the map has."""
+    """Return the cells a side to pool VGG's last feature map to, at most as many as it has."""
     return max(1, min(GRID, image_size // _STRIDE))
 
 
 def vgg_head(
     architecture: str, *, classes: int, cells: int, weights: str | Path, dropout: float | None = None
 ) -> tuple[nn.Sequential, Provenance]:
-    """Make VGG's classifier for features of `cells` a side: as the weights have it, but for a last layer of its own.
+    """Build VGG's classifier for features of `cells` a side, with the given weights and a fresh last layer.
 
-    A file of weights may lack the classifier; fresh layers are drawn from torch's global seed. Where `dropout` is None
-    it is 0.6 if hidden layers start fresh, and VGG's 0.5 otherwise.
+    A weights file may lack the classifier; fresh layers are drawn from torch's global seed. `dropout` defaults to 0.6
+    if the hidden layers are fresh, and to VGG's 0.5 otherwise.
     """
     if not architecture.startswith("vgg"):
         raise ConfigError(f"--head vgg is a VGG's own classifier, and --backbone is {architecture}; use --head small")
@@ -54,9 +54,9 @@ def vgg_head(
 
 
 def fold_pooling(linear: nn.Linear, *, cells: int) -> nn.Linear:
-    """Return the layer that, on a map of `cells` a side, computes what pooling to 7 a side and then `linear` compute.
+    """Return a layer for maps of `cells` a side, equal to pooling to 7 a side followed by `linear`.
 
-    On a smaller map pooling only repeats cells. At 112 pixels this saves four fifths of the layer, and of the features.
+    Pooling a smaller map to 7 repeats its cells. At 112 pixels this saves four fifths of the layer and of the features.
     """
     matrix = pooling_matrix(cells, GRID)
     weight = linear.weight.detach().view(-1, CHANNELS, GRID, GRID)

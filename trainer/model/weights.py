@@ -1,4 +1,4 @@
-"""Weights to start from: ImageNet's, a file's or none, and which layers they leave fresh."""
+"""Initial weights: ImageNet's, from a file, or none."""
 
 import pickle
 import socket
@@ -21,12 +21,12 @@ _DOWNLOAD_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a network's weights came from: which layers were loaded, and which are freshly initialised."""
+    """Origin of a network's weights: which layers were loaded, and which are freshly initialised."""
 
     origin: str
     """`imagenet`, `none`, or the weights file's name."""
     sha256: str | None
-    """Of the weights file."""
+    """sha256 of the weights file."""
     loaded: tuple[str, ...]
     fresh: tuple[str, ...]
 
@@ -47,10 +47,16 @@ def load_weights(
     imagenet: Callable[[], Mapping[str, Tensor]] | None = None,
     adapt: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> Provenance:
-    """Load what `imagenet`, `none` or a file holds into a network of that name, but for its `fresh` parts.
+    """Load weights into a network, in place.
 
-    A file may lack `optional` parts, too. ImageNet's weights are downloaded from torchvision unless `imagenet` reads
-    them; tensors go through `adapt` first.
+    Args:
+        module: the network.
+        weights: `imagenet`, `none` or a file.
+        name: torchvision's name of the network.
+        fresh: parts that keep their initial values.
+        optional: further parts that a file may lack.
+        imagenet: reads the ImageNet weights; by default they are downloaded from torchvision.
+        adapt: applied to the state dict before loading.
     """
     state: Mapping[str, Tensor] = {}
     sha256, path = None, Path(weights)
@@ -64,19 +70,19 @@ def load_weights(
         state = adapt(state) if adapt else state
         _check_weights(state, expected, origin=origin, name=name, optional=(*fresh, *optional))
         module.load_state_dict(dict(state), strict=False)
-    loaded, layers = set(map(_layer, state)), dict.fromkeys(map(_layer, expected))
-    kept, others = (tuple(each for each in layers if (each in loaded) is wanted) for wanted in (True, False))
-    return Provenance(origin, sha256, kept, others)
+    in_state, layers = set(map(_layer, state)), dict.fromkeys(map(_layer, expected))
+    loaded, initial = (tuple(each for each in layers if (each in in_state) is wanted) for wanted in (True, False))
+    return Provenance(origin, sha256, loaded, initial)
 
 
 def choose_weights(name: str) -> Any:
-    """Return the first ImageNet weights that were published of one of torchvision's networks, not yet downloaded.
+    """Return torchvision's first ImageNet weights of a network, not yet downloaded.
 
-    The later recipes, with label smoothing and mixed images, win on ImageNet and lose on other images when the backbone
-    stays as it is (Kornblith et al. 2021, arXiv 2010.16402).
+    Later weights, trained with label smoothing and mixup, are better on ImageNet but worse as frozen features for other
+    images (Kornblith et al. 2021, arXiv 2010.16402).
     """
-    found = torchvision.models.get_model_weights(name)
-    return found.IMAGENET1K_V1 if hasattr(found, "IMAGENET1K_V1") else found.DEFAULT
+    weights = torchvision.models.get_model_weights(name)
+    return weights.IMAGENET1K_V1 if hasattr(weights, "IMAGENET1K_V1") else weights.DEFAULT
 
 
 def _is_in(key: str, parts: Collection[str]) -> bool:
@@ -88,7 +94,7 @@ def _layer(tensor_name: str) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the state dict that a file holds."""
+    """Read a state dict from a file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
@@ -106,9 +112,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _download_weights(name: str) -> dict[str, Tensor]:
     weights, timeout = choose_weights(name), socket.getdefaulttimeout()
     try:
-        # torch.hub opens its connection without a time-out of its own, and its own bar would fill a log.
+        # torch.hub sets no time-out, and its progress bar would fill a log.
         socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
-        torch.hub.tqdm = partial(Bar, desc="weights")  # type: ignore[attr-defined, assignment]  # no class, but it makes one
+        torch.hub.tqdm = partial(Bar, desc="weights")  # type: ignore[attr-defined, assignment]  # a factory of bars instead of the class
         return cast(dict[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))
     except (OSError, RuntimeError) as err:  # no route, refused, timed out; a digest that differs
         raise ConfigError(
@@ -123,7 +129,7 @@ def _download_weights(name: str) -> dict[str, Tensor]:
 def _check_weights(
     found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, origin: str, name: str, optional: Collection[str]
 ) -> None:
-    """Accept what fits; only optional layers may be missing, and only whole ones."""
+    """Raise ConfigError unless the state dict fits; optional layers may be missing as a whole."""
     unknown = [key for key in found if key not in expected]
     shapes = [key for key in found if key in expected and found[key].shape != expected[key].shape]
     layers = set(map(_layer, found))
@@ -143,5 +149,5 @@ def _check_weights(
 
 
 def first_line(err: Exception) -> str:
-    """Return what an error of a library says, in one line."""
+    """Return the first line of an error's message."""
     return str(err).partition("\n")[0].strip() or type(err).__name__

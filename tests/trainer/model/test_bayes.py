@@ -45,7 +45,7 @@ def test_what_is_small_is_computed_in_one_thread(units, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with bayes.few_threads(nn.Linear(1000, units)):
+        with bayes.one_thread_if_small(nn.Linear(1000, units)):
             assert torch.get_num_threads() == threads
         assert torch.get_num_threads() == 3
     finally:

@@ -1,4 +1,4 @@
-"""Layers that stand at both ends of a backbone: from pixels to planes, and from a map to features."""
+"""The first and last layers of backbones: normalisation of pixels, pooling, rounding."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from torchvision.ops import StochasticDepth
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-"""Of each channel of ImageNet's training images, from 0 to 1."""
+"""Of ImageNet's training images, by channel, on a scale from 0 to 1."""
 
 
 class Normalise(nn.Module):
-    """uint8 (N, H, W, 3) RGB to float32 (N, 3, H, W), less the mean and over the deviation of each channel."""
+    """Normalises uint8 (N, H, W, 3) RGB by mean and deviation of each channel to float32 (N, 3, H, W)."""
 
     offset: Tensor
     scale: Tensor
@@ -30,7 +30,7 @@ class Normalise(nn.Module):
 
 
 class GridPool(nn.Module):
-    """What AdaptiveAvgPool2d computes on maps of one size, as two matrix products, which every exporter knows."""
+    """AdaptiveAvgPool2d for maps of one size, as two matrix products, which every exporter supports."""
 
     rows: Tensor
     columns: Tensor
@@ -46,14 +46,14 @@ class GridPool(nn.Module):
 
 
 def pool_to_grid(height: int, width: int, *, grid: int) -> nn.Module:
-    """Return a layer from maps (N, D, height, width) to (N, D, grid, grid), nothing where that is what they are."""
+    """Return a layer that pools maps (N, D, height, width) to (N, D, grid, grid)."""
     return nn.Identity() if height == width == grid else GridPool(height, width, grid=grid)
 
 
 class StageMeans(nn.Module):
-    """What a network's last stages give, each channel averaged over its cells, one stage behind the other.
+    """Concatenated channel means of a network's last stages.
 
-    Earlier stages know textures and parts that the last one, made for ImageNet's classes, has let go.
+    Earlier stages keep textures and parts that the last one, trained for ImageNet's classes, has discarded.
     """
 
     def __init__(self, stages: Sequence[nn.Module], *, taken: int) -> None:
@@ -62,7 +62,7 @@ class StageMeans(nn.Module):
         self._taken = taken
 
     def forward(self, planes: Tensor) -> Tensor:
-        """Return (N, sum of the channels of the stages that are taken) for (N, 3, H, W)."""
+        """Return (N, sum of the channels of the last stages) for (N, 3, H, W)."""
         maps, means = planes, []
         for stage in self.stages:
             maps = stage(maps)
@@ -71,7 +71,7 @@ class StageMeans(nn.Module):
 
 
 class Round(nn.Module):
-    """Rounds features to what float16 holds, so that they can be kept in it; not in training: gradients would be."""
+    """Rounds features to float16 precision, so that they can be stored as such; not in training, for the gradients."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the rounded features, float32."""
@@ -79,7 +79,7 @@ class Round(nn.Module):
 
 
 def pooling_matrix(cells: int, grid: int) -> Tensor:
-    """Return the (grid, cells) matrix by which AdaptiveAvgPool averages one axis; a finer grid repeats its cells."""
+    """Return the matrix (grid, cells) that pools one axis like AdaptiveAvgPool; a finer grid repeats cells."""
     matrix = torch.zeros(grid, cells)
     for row in range(grid):
         start, end = row * cells // grid, -(-(row + 1) * cells // grid)
@@ -88,9 +88,9 @@ def pooling_matrix(cells: int, grid: int) -> Tensor:
 
 
 def remove_dropout(network: nn.Module, *kinds: type[nn.Module]) -> None:
-    """Replace every Dropout, layers that drop residual branches, and layers of further kinds, by nothing, in place.
+    """Replace every Dropout, StochasticDepth and layer of further `kinds` by Identity, in place.
 
-    A backbone is a fixed function, whatever mode it is put in; and what drops belongs to the head, where it is counted.
+    A backbone is a deterministic function in any mode; all Dropout is in the head.
     """
     for name, module in list(network.named_modules()):
         if isinstance(module, (_DropoutNd, StochasticDepth, *kinds)):

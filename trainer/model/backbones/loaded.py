@@ -1,4 +1,4 @@
-"""What any backbone is once it is open: a fixed function from pixels to features, and where its weights came from."""
+"""Backbones in memory: a deterministic function from pixels to features, and its description."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,29 +14,27 @@ from trainer.model.backbones.layers import Normalise
 from trainer.model.weights import Provenance, first_line
 
 SMALLEST_IMAGE: Final = 32
-"""Pixels a side that five halvings bring down to one."""
+"""Pixels a side for networks that halve their map five times."""
 
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What is known of a backbone: images uint8 (N, H, W, 3) RGB to features float32 (N, F), normalisation inside."""
+    """Description of a backbone: images uint8 (N, H, W, 3) RGB to features float32 (N, F), normalisation included."""
 
     name: str
-    """Without folders: the network's name, or the file's."""
+    """Name of the network, or of the file without folder and suffix."""
     spec: InputSpec
-    """Of the images."""
     features: int
-    """F: of one image."""
+    """F: length of a feature vector."""
     channels: int
-    """D: features are (D, cells) with the channel slowest; D = F where there is no map."""
+    """D: features are a flattened (D, cells); D = F without a feature map."""
     mean: tuple[float, ...]
-    """That normalisation subtracts from each channel, of values from 0 to 1."""
+    """Mean of each channel in the normalisation, on a scale from 0 to 1."""
     deviation: tuple[float, ...]
-    """That it divides them by then."""
+    """Deviation of each channel in the normalisation."""
     provenance: Provenance
-    """Of the weights up to the features."""
     last_stage: int | None
-    """How many of the features, the last ones, are of the last stage; None for all."""
+    """Number of features of the last stage, which come last; None for all."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class LoadedBackbone(BackboneInfo):
     """A backbone in memory: exactly one of `module` and `graph` is set."""
 
     module: nn.Module | None = None
-    """In evaluation mode, without Dropout, on the CPU."""
+    """On the CPU in evaluation mode, without Dropout."""
     graph: ModelProto | None = None
-    """Input `images`, output `features` rounded to what float16 holds, opset `OPSET`, weights inside, no Dropout."""
+    """From `images` to `features` rounded to float16, of opset `OPSET`, with weights, without Dropout."""
 
 
 def from_layers(
@@ -59,7 +57,7 @@ def from_layers(
     cells: int = 1,
     last_stage: int | None = None,
 ) -> LoadedBackbone:
-    """Return layers from normalised planes (N, 3, H, W) to features (N, D * `cells`) as a backbone."""
+    """Build a backbone of layers from normalised planes (N, 3, H, W) to features (N, D * `cells`)."""
     module = nn.Sequential(Normalise(mean, deviation), *layers).eval()
     features, spec = count_features(module, name=name, image_size=image_size), InputSpec(image_size, image_size)
     channels, mean, deviation = features // cells, tuple(mean), tuple(deviation)
@@ -72,7 +70,7 @@ def count_features(module: nn.Module, *, name: str, image_size: int) -> int:
     try:
         with torch.no_grad():
             features = module(images)
-    except (RuntimeError, ValueError, AssertionError) as err:  # as networks put it: a kernel larger than its map, ...
+    except (RuntimeError, ValueError, AssertionError) as err:  # e.g. a kernel larger than its map
         raise image_size_error(name, image_size, first_line(err)) from err
     if features.ndim != 2:
         raise ConfigError(f"{name} was expected to give a vector for an image, got shape {list(features.shape)}")
@@ -80,13 +78,13 @@ def count_features(module: nn.Module, *, name: str, image_size: int) -> int:
 
 
 def check_size(name: str, image_size: int) -> None:
-    """Refuse images in which a network that halves its map five times finds no cell."""
+    """Raise ConfigError for images too small for a network that halves its map five times."""
     if image_size < SMALLEST_IMAGE:
         raise image_size_error(name, image_size, f"at least {SMALLEST_IMAGE} are needed")
 
 
 def image_size_error(name: str, image_size: int, reason: str) -> ConfigError:
-    """Return the error about images that a network cannot take, most often since they are too small for it."""
+    """Return the error for an image size that a network does not support, usually a too small one."""
     return ConfigError(
         f"{name} takes no images of {image_size} pixels a side ({reason}); give another --image-size, or leave it out"
     )

@@ -1,8 +1,7 @@
-"""A graph in an ONNX file as a backbone: any that leads from one image to a vector, a map or a token.
+"""An ONNX file as a backbone: any graph from an image to a vector, a feature map or tokens.
 
-A small file beside it says how pixels become its input. The graph may come from anywhere, so it is looked over before
-anything computes with it. It gets pixels in front and pooling behind, loses its Dropout, and onnxruntime shows what it
-gives.
+A JSON file beside it describes the preprocessing. The graph is untrusted, so it is inspected before it is run. Then
+normalisation is prepended, pooling appended, and Dropout removed.
 """
 
 import json
@@ -33,15 +32,15 @@ from trainer.model.head import OPSET
 from trainer.model.weights import Provenance, first_line
 
 _MOST_BYTES: Final = 2**31 - 2**20
-"""Of a graph with its weights: what protobuf can hold in one piece, less what is added."""
+"""Size limit of a graph with its weights: protobuf's limit, less room for the added nodes."""
 _MOST_JSON_BYTES: Final = 2**16
 _TOLERANCE: Final = 1e-3
-"""By how much an image's features may differ when it comes in another batch, as a share of the largest."""
+"""Largest difference between an image's features in two batches, relative to the largest feature."""
 _IMAGES: Final = "images"
 _IR_VERSION: Final = 10
-"""Which engines of that opset read."""
+"""IR version that engines of this opset can read."""
 _INNER, _OUTER = "file/", "backbone/"
-"""Of all names of somebody's graph, and of what stands around it, so that none is one of ours."""
+"""Name prefixes of the given graph and of the nodes builder it, so that names do not clash."""
 _FLOATS: Final = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 Channel = Annotated[float, Field(allow_inf_nan=False)]
@@ -51,33 +50,33 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Description:
-    """What the file beside a graph says: how pixels become the graph's input, and its output features."""
+    """The JSON file beside a graph: how pixels become its input, and which output are the features."""
 
     image_size: Annotated[int, Field(ge=1)]
     """Pixels a side."""
     mean: tuple[Channel, Channel, Channel]
     std: tuple[Spread, Spread, Spread]
-    """Of red, green and blue, on a scale from 0 to 1."""
+    """Of the red, green and blue channel, on a scale from 0 to 1."""
     layout: Literal["nchw", "nhwc"] = "nchw"
-    """The order of axes of the graph's input, and of a map that it gives."""
+    """Order of axes of the graph's input, and of an output feature map."""
     output: str | None = None
-    """Which of the graph's outputs to take, where it has several."""
+    """Name of the output to use, if there are several."""
     token: Annotated[int, Field(ge=0)] | None = None
-    """Which token of a sequence to take."""
+    """Index of the token to use, if the output is a sequence."""
 
     @property
     def is_nchw(self) -> bool:
-        """Whether channels come before height and width."""
+        """Whether the channel axis comes before height and width."""
         return self.layout == "nchw"
 
 
 def default_image_size(name: str) -> int:
-    """Return the pixels a side that the file beside a graph names."""
+    """Return the image size from the JSON file beside a graph."""
     return _read_description(Path(name)).image_size
 
 
 def load_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> LoadedBackbone:
-    """Open an ONNX file; see `load_backbone`."""
+    """Load an ONNX file; see `load_backbone`."""
     path = Path(name)
     description = _read_description(path)
     if weights != "imagenet":
@@ -86,7 +85,7 @@ def load_network(name: str, *, image_size: int | None, weights: str | Path, grid
     size, mean, deviation = description.image_size, description.mean, description.std
     try:
         model = _convert(_load(path))
-        _check_fixed(model)
+        _check_deterministic(model)
         output = _choose_output(model, description.output)
         unpooled = _wrap(model, output, description, grid=grid or 1, shape=None)
         shape = _run(unpooled, _noise(1, size)).shape  # of the output for one image
@@ -117,11 +116,11 @@ def _read_description(path: Path) -> Description:
         raise ConfigError(f"{beside}: {faults}; expected is the like of {wanted}") from err
 
 
-# ---- from a file to a graph of our opset
+# ---- loading
 
 
 def _load(path: Path) -> ModelProto:
-    """Return a graph that has been looked over, without functions, its weights inside."""
+    """Read and inspect a graph; inline its functions and weights."""
     try:
         model = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as err:
@@ -151,7 +150,7 @@ def _load(path: Path) -> ModelProto:
 
 
 def _weight_files(model: ModelProto, folder: Path) -> dict[str, int]:
-    """Return the lengths of the files beside a graph that hold its weights, as far as they are plain files there."""
+    """Return the sizes of a graph's weight files by name; only regular files in its folder count."""
     entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data]
     names = {entry.value for entry in entries if entry.key == "location"}
     paths = [folder / name for name in names if name == Path(name).name]
@@ -164,15 +163,15 @@ def _convert(model: ModelProto) -> ModelProto:
         return model
     try:
         return onnx.version_converter.convert_version(model, OPSET)
-    except Exception as err:  # each operator has a converter in C++, whose errors have no class in common
+    except Exception as err:  # errors of the C++ converters share no base class
         raise ConfigError(
             f"it is of opset {opset}, and onnx cannot convert it to {OPSET} ({first_line(err)}); export it again with "
             f"opset_version={OPSET}"
         ) from err
 
 
-def _check_fixed(model: ModelProto) -> None:
-    """Refuse a graph that is no fixed function of an image: it draws numbers, or normalises by what is in a batch."""
+def _check_deterministic(model: ModelProto) -> None:
+    """Raise ConfigError if a graph draws random numbers or normalises by batch statistics."""
     for node in model.graph.node:
         training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
         if node.op_type in RANDOM_OPS or (node.op_type == "BatchNormalization" and training):
@@ -183,7 +182,7 @@ def _check_fixed(model: ModelProto) -> None:
 
 
 def _choose_output(model: ModelProto, wanted: str | None) -> str:
-    """Return the output of a graph that gives the features: that of the name, or the only one."""
+    """Return the name of the output with the features."""
     names: list[str] = [info.name for info in model.graph.output]
     if wanted in names or (wanted is None and len(names) == 1):
         return wanted or names[0]
@@ -192,28 +191,28 @@ def _choose_output(model: ModelProto, wanted: str | None) -> str:
     raise ConfigError(f'the graph has {got}: name one of its outputs as "output" in the JSON beside it: {outputs}')
 
 
-# ---- from pixels to features
+# ---- pixels to features
 
 
 def _wrap(model: ModelProto, output: str, description: Description, *, grid: int, shape: Shape | None) -> ModelProto:
-    """Return a graph from `images` uint8 (N, H, W, 3) through somebody's to `features`, a map pooled to the grid.
+    """Return a graph from `images` uint8 (N, H, W, 3) to `features`, `model` between normalisation and pooling.
 
-    `shape` is that of the output for one image, from which follows what stands behind it; None to have nothing there.
+    `shape` is that of the output for one image; if None, the output is returned as it is.
     """
     source = _input(model, description)
     inner = compose.add_prefix(model, _INNER).graph
-    around = GraphBuilder(_OUTER)
-    _prepare(around, f"{_INNER}{source.name}", description, kind=source.type.tensor_type.elem_type)
-    around.nodes += _without_dropout(inner.node)
-    last = around.add("Cast", [f"{_INNER}{output}"], to=TensorProto.FLOAT)
+    builder = GraphBuilder(_OUTER)
+    _normalise(builder, f"{_INNER}{source.name}", description, kind=source.type.tensor_type.elem_type)
+    builder.nodes += _without_dropout(inner.node)
+    last = builder.add("Cast", [f"{_INNER}{output}"], to=TensorProto.FLOAT)
     features: list[str | int] | None = None
-    if shape:  # rounded, so that rows can be kept in float16 and are the same afterwards
-        last = around.add("Cast", [_reduce(around, last, description, shape, grid=grid)], to=TensorProto.FLOAT16)
+    if shape:  # rounded to float16, so that they can be stored as such
+        last = builder.add("Cast", [_pool(builder, last, description, shape, grid=grid)], to=TensorProto.FLOAT16)
         features = ["N", _channels(shape, description) * (grid**2 if len(shape) == 4 else 1)]
-    around.add("Cast", [last], FEATURES, to=TensorProto.FLOAT)
-    nodes = prune(around.nodes, [FEATURES])
+    builder.add("Cast", [last], FEATURES, to=TensorProto.FLOAT)
+    nodes = prune(builder.nodes, [FEATURES])
     used = {name for node in nodes for name in node.input}
-    weights = [tensor for tensor in [*inner.initializer, *around.constants] if tensor.name in used]
+    weights = [tensor for tensor in [*inner.initializer, *builder.constants] if tensor.name in used]
     side = description.image_size
     images = helper.make_tensor_value_info(_IMAGES, TensorProto.UINT8, ["N", side, side, 3])
     given = helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, features)
@@ -226,7 +225,7 @@ def _channels(shape: Shape, description: Description) -> int:
 
 
 def _input(model: ModelProto, description: Description) -> ValueInfoProto:
-    """Return the one input that takes images."""
+    """Return the input for images; raise ConfigError unless it is the only one and has the expected shape."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs: list[ValueInfoProto] = [info for info in model.graph.input if info.name not in weights]
     if len(inputs) != 1:
@@ -247,48 +246,48 @@ def _input(model: ModelProto, description: Description) -> ValueInfoProto:
     return inputs[0]
 
 
-def _prepare(around: GraphBuilder, target: str, description: Description, *, kind: int) -> None:
-    """Make the graph's input of pixels."""
+def _normalise(builder: GraphBuilder, target: str, description: Description, *, kind: int) -> None:
+    """Add the nodes that normalise pixels to the graph's input `target`."""
     deviation = np.array(description.std)
     axes = (3, 1, 1) if description.is_nchw else (3,)
     gain = (1 / (255 * deviation)).reshape(axes).astype(np.float32)
     offset = (-np.array(description.mean) / deviation).reshape(axes).astype(np.float32)
-    planes = around.add("Transpose", [_IMAGES], perm=[0, 3, 1, 2]) if description.is_nchw else _IMAGES
-    values = around.add("Cast", [planes], to=TensorProto.FLOAT)
-    scaled = around.add("Mul", [values, around.constant(gain)])
-    around.add("Cast", [around.add("Add", [scaled, around.constant(offset)])], target, to=kind)
+    planes = builder.add("Transpose", [_IMAGES], perm=[0, 3, 1, 2]) if description.is_nchw else _IMAGES
+    values = builder.add("Cast", [planes], to=TensorProto.FLOAT)
+    scaled = builder.add("Mul", [values, builder.constant(gain)])
+    builder.add("Cast", [builder.add("Add", [scaled, builder.constant(offset)])], target, to=kind)
 
 
 def _without_dropout(nodes: Iterable[NodeProto]) -> list[NodeProto]:
-    """Return the nodes, each Dropout as what it is in evaluation mode: nothing. None may read its mask."""
-    after = list(nodes)
-    read = {name for node in after for name in node.input}
-    for place, node in enumerate(after):
+    """Replace each Dropout by Identity; raise ConfigError if its mask is used."""
+    replaced = list(nodes)
+    used = {name for node in replaced for name in node.input}
+    for index, node in enumerate(replaced):
         if node.op_type == "Dropout":
-            if read.intersection(node.output[1:]):
+            if used.intersection(node.output[1:]):
                 raise ConfigError(
                     f"it reads the mask of Dropout {node.name[:80]!r}; export the network in evaluation mode"
                 )
-            after[place] = helper.make_node("Identity", node.input[:1], node.output[:1])
-    return after
+            replaced[index] = helper.make_node("Identity", node.input[:1], node.output[:1])
+    return replaced
 
 
-def _reduce(around: GraphBuilder, last: str, description: Description, shape: Shape, *, grid: int) -> str:
-    """Make a vector of what a graph gives: of a map its grid, channel slowest, of tokens the one that is asked for."""
+def _pool(builder: GraphBuilder, last: str, description: Description, shape: Shape, *, grid: int) -> str:
+    """Add the nodes from the output to a vector: pool a map to the grid, channel-major, or select a token."""
     if len(shape) == 2:
         return last
     if len(shape) == 3:
-        return around.add("Gather", [last, around.constant(np.array(_token(description, shape[1])))], axis=1)
+        return builder.add("Gather", [last, builder.constant(np.array(_token(description, shape[1])))], axis=1)
     if len(shape) != 4:
         raise ConfigError(f"the output has shape {list(shape)} for one image; a vector, a map or tokens are expected")
     height, width = shape[2:] if description.is_nchw else shape[1:3]
     if not description.is_nchw:
-        last = around.add("Transpose", [last], perm=[0, 3, 1, 2])
+        last = builder.add("Transpose", [last], perm=[0, 3, 1, 2])
     if (height, width) != (grid, grid):
         rows, columns = (pooling_matrix(cells, grid).numpy() for cells in (height, width))
-        last = around.add("MatMul", [around.constant(rows), last])
-        last = around.add("MatMul", [last, around.constant(np.ascontiguousarray(columns.T))])
-    return around.add("Flatten", [last], axis=1)
+        last = builder.add("MatMul", [builder.constant(rows), last])
+        last = builder.add("MatMul", [last, builder.constant(np.ascontiguousarray(columns.T))])
+    return builder.add("Flatten", [last], axis=1)
 
 
 def _token(description: Description, tokens: int) -> int:
@@ -302,21 +301,21 @@ def _token(description: Description, tokens: int) -> int:
     return description.token
 
 
-# ---- what it gives
+# ---- checks on noise
 
 
 def _noise(count: int, size: int) -> npt.NDArray[np.uint8]:
-    """Return images uint8 (count, size, size, 3), of which the first are always the same."""
+    """Return random images uint8 (count, size, size, 3), of which the first are always the same."""
     return np.random.default_rng(0).integers(0, 256, size=(count, size, size, 3), dtype=np.uint8)
 
 
 def _run(graph: ModelProto, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # its reasons stand in what it raises
+    options.log_severity_level = 4  # only fatal errors: the exception has the reason
     try:
         session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
         result: npt.NDArray[Any] = session.run(None, {_IMAGES: images})[0]
-    except Exception as err:  # onnxruntime's errors have no class in common either
+    except Exception as err:  # onnxruntime's errors share no base class
         raise ConfigError(
             f"onnxruntime cannot run it on {len(images)} images of {images.shape[1]} pixels a side "
             f"({first_line(err)}); check image_size and layout, and that the batch axis is dynamic"
@@ -325,7 +324,7 @@ def _run(graph: ModelProto, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
 
 
 def _check_batches(graph: ModelProto, *, size: int) -> int:
-    """Return F, having seen that an image's features do not depend on the others in its batch."""
+    """Return F; raise ConfigError if features are not finite or depend on the other images of the batch."""
     images = _noise(3, size)
     together, alone = _run(graph, images), _run(graph, images[:1])
     if not np.isfinite(together).all():

@@ -1,4 +1,4 @@
-"""timm's networks as backbones, where timm is installed; nothing else of the product needs it."""
+"""timm's networks as backbones, if timm is installed."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -18,23 +18,23 @@ from trainer.model.weights import Provenance, first_line
 
 PREFIX: Final = "timm:"
 
-_ALIKE = 1e-3
-"""How far the mean of the last map may be from the vector before the classifier, as a share of it, to be the same."""
+_TOLERANCE = 1e-3
+"""Largest relative difference between the mean of the last map and the vector before the classifier."""
 
 
 def is_installed() -> bool:
-    """Say whether there is a timm."""
+    """Return whether timm is installed."""
     return importlib.util.find_spec("timm") is not None
 
 
 def has(name: str) -> bool:
-    """Say whether timm has a network of that name, with or without a tag of weights behind a dot."""
+    """Return whether timm has a network of a name, with or without a tag of weights after a dot."""
     return name.partition(".")[0] in names()
 
 
 @cache
 def names() -> tuple[str, ...]:
-    """Return timm's networks; none where there is no timm."""
+    """Return the names of timm's networks; empty if it is not installed."""
     if not is_installed():
         return ()
     import timm
@@ -43,12 +43,12 @@ def names() -> tuple[str, ...]:
 
 
 def default_image_size(name: str) -> int:
-    """Return the pixels a side that a network's weights were made for."""
+    """Return the pixels a side that a network's weights were trained on."""
     return int(_settings(name)["input_size"][-1])
 
 
 def load_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> LoadedBackbone:
-    """Open a network of timm's; see `load_backbone`."""
+    """Load a network of timm; see `load_backbone`."""
     settings = _settings(name)
     size = image_size or default_image_size(name)
     network, provenance = _create(name, settings, image_size=size, weights=weights)
@@ -57,16 +57,16 @@ def load_network(name: str, *, image_size: int | None, weights: str | Path, grid
     remove_dropout(network, DropPath)
     network.eval()
     mean, deviation = settings["mean"], settings["std"]
-    made = partial(from_layers, name, image_size=size, mean=mean, deviation=deviation, provenance=provenance)
-    opened = made(network)
+    build = partial(from_layers, name, image_size=size, mean=mean, deviation=deviation, provenance=provenance)
+    backbone = build(network)
     if (cells := _map_size(network, image_size=size)) is not None:
         pooled = nn.Sequential(_LastMap(network), pool_to_grid(*cells, grid=grid or 1), nn.Flatten())
-        opened = made(pooled, cells=(grid or 1) ** 2)
-    return replace(opened, name=f"{PREFIX}{name}")
+        backbone = build(pooled, cells=(grid or 1) ** 2)
+    return replace(backbone, name=f"{PREFIX}{name}")
 
 
 class _LastMap(nn.Module):
-    """A network of timm's up to its last map."""
+    """A network of timm up to its last feature map."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class _LastMap(nn.Module):
 
 
 def _settings(name: str) -> Mapping[str, Any]:
-    """Return what timm says of a name's weights: size of images, mean, deviation."""
+    """Return timm's configuration of a network's weights, such as image size, mean and deviation."""
     if not is_installed():
         raise ConfigError(f"--backbone {PREFIX}{name} needs timm, which is not installed: pip install timm")
     if not has(name):
@@ -87,14 +87,14 @@ def _settings(name: str) -> Mapping[str, Any]:
         )
     from timm.models import get_pretrained_cfg
 
-    found = get_pretrained_cfg(name)
-    if found is None:
+    settings = get_pretrained_cfg(name)
+    if settings is None:
         raise ConfigError(f"timm does not know how images for {name} are made; choose a network that has weights")
-    return cast(dict[str, Any], found.to_dict())
+    return cast(dict[str, Any], settings.to_dict())
 
 
 def _create(name: str, settings: Mapping[str, Any], *, image_size: int, weights: str | Path) -> tuple[Any, Provenance]:
-    """Make a network without its classifier, with its own weights, a file's in timm's keys, or none."""
+    """Create a network without classifier, with timm's weights, those of a file with timm's keys, or none."""
     import timm
 
     is_file = weights not in ("imagenet", "none")
@@ -106,7 +106,7 @@ def _create(name: str, settings: Mapping[str, Any], *, image_size: int, weights:
         options["img_size"] = image_size
     try:
         network = timm.create_model(name, pretrained=weights != "none", num_classes=0, **options)
-    except Exception as err:  # downloads, files and layers each fail in a library's own way
+    except Exception as err:  # errors of downloads, files and layers share no base class
         raise ConfigError(_explain(name, settings, err, weights=weights, image_size=image_size)) from err
     layers = tuple(dict.fromkeys(key.rpartition(".")[0] for key in network.state_dict()))
     loaded, fresh = ((), layers) if weights == "none" else (layers, ())
@@ -128,15 +128,15 @@ def _explain(name: str, settings: Mapping[str, Any], err: Exception, *, weights:
 
 
 def _map_size(network: Any, *, image_size: int) -> tuple[int, int] | None:
-    """Return height and width of the last map, if its mean is what the network gives without its classifier.
+    """Return height and width of the last feature map; None unless its mean is the network's output.
 
-    Others end in tokens, in layers of their own behind the pooling, or pool in another way.
+    Other networks end in tokens, have layers after the pooling, or pool in another way.
     """
     planes = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         maps, vector = network.forward_features(planes), network(planes)
     if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[1] != vector.shape[1]:
         return None
-    if (maps.mean((2, 3)) - vector).abs().max() > _ALIKE * vector.abs().max():
+    if (maps.mean((2, 3)) - vector).abs().max() > _TOLERANCE * vector.abs().max():
         return None
     return int(maps.shape[2]), int(maps.shape[3])

@@ -1,4 +1,4 @@
-"""torchvision's classifiers as backbones, cut before their classifier. Knows how torchvision names and wires them."""
+"""torchvision's networks as backbones, without their classifier."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -19,32 +19,32 @@ from trainer.model.backbones.loaded import LoadedBackbone, check_size, count_fea
 from trainer.model.weights import Provenance, choose_weights, load_weights
 
 _POOLED = ("efficientnet_", "mobilenet_v3_", "regnet_", "resnet", "resnext", "vgg", "wide_resnet")
-"""Families that pool their last map by a layer `avgpool`, then flatten it, then classify."""
+"""Families that pool their last map with a layer `avgpool`, flatten it, and classify."""
 _VECTORS = ("convnext_", "densenet", "mobilenet_v2", "shufflenet_", "swin_", "vit_")
-"""Families whose forward pass hands their classifier a vector."""
+"""Families whose classifier takes a vector."""
 _STAGES_TAKEN = 3
-"""Of a VGG's five, whose means are its features (docs/decisions/0013-recipe.md)."""
+"""Last stages of VGG's five whose means are the features (docs/decisions/0013-recipe.md)."""
 _VGG_CHANNELS = 512
-"""Of a VGG's last stage."""
+"""Channels of VGG's last stage."""
 FAMILIES = tuple(sorted(_POOLED + _VECTORS))
 _CLASSIFIERS = ("classifier", "fc", "heads", "head")
-"""What families call the part behind the features."""
+"""Names of the classifier, by family."""
 
 
 @cache
 def names() -> tuple[str, ...]:
-    """Return the networks that are taken."""
-    found = torchvision.models.list_models(module=torchvision.models)
-    return tuple(name for name in found if name.startswith(_POOLED + _VECTORS))
+    """Return the names of the supported networks."""
+    known = torchvision.models.list_models(module=torchvision.models)
+    return tuple(name for name in known if name.startswith(_POOLED + _VECTORS))
 
 
 def default_image_size(name: str) -> int:
-    """Return the pixels a side that a network's ImageNet weights were made for."""
+    """Return the pixels a side that a network's ImageNet weights were trained on."""
     return int(choose_weights(name).transforms().crop_size[0])
 
 
 def load_network(name: str, *, image_size: int | None, weights: str | Path, grid: int | None) -> LoadedBackbone:
-    """Open one of `names`; see `load_backbone`."""
+    """Load one of `names`; see `load_backbone`."""
     size = image_size or default_image_size(name)
     check_size(name, size)
     network, provenance = _load(name, image_size=size, weights=weights)
@@ -60,23 +60,23 @@ def load_network(name: str, *, image_size: int | None, weights: str | Path, grid
         module = nn.Sequential(Normalise(mean, deviation), network)
         height, width = _map_size(module, network.avgpool, name=name, image_size=size)
         network.avgpool, cells = pool_to_grid(height, width, grid=grid), grid * grid
-    made = partial(from_layers, image_size=size, mean=mean, deviation=deviation, provenance=provenance)
-    return made(name, network, cells=cells, last_stage=last_stage)
+    build = partial(from_layers, image_size=size, mean=mean, deviation=deviation, provenance=provenance)
+    return build(name, network, cells=cells, last_stage=last_stage)
 
 
 def _split_stages(layers: nn.Sequential) -> list[nn.Module]:
-    """Part a VGG's convolutions into stages, each of which but the first begins with the pooling of the one before."""
+    """Split VGG's convolutions into stages, each beginning with the pooling layer after the previous stage."""
     starts = [0, *(place for place, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))]
     return [layers[start:end] for start, end in pairwise(starts)]
 
 
 def _load(name: str, *, image_size: int, weights: str | Path) -> tuple[Any, Provenance]:
-    """Return a network for images of a size, its classifier away, and where the weights of the rest came from."""
+    """Return a network for images of a size, without its classifier, and the provenance of its weights."""
     network = _make(name, image_size)
-    # A ConvNeXt's classifier normalises the pooled vector first, which stays.
+    # The first layers of ConvNeXt's classifier normalise the pooled vector, and are kept.
     is_convnext = name.startswith("convnext_")
     classifier = "classifier.2" if is_convnext else next(each for each in _CLASSIFIERS if hasattr(network, each))
-    adapt = partial(_fit_places, name, image_size) if name.startswith("vit_") else None
+    adapt = partial(_resize_positions, name, image_size) if name.startswith("vit_") else None
     provenance = load_weights(network, weights, name, fresh=(classifier,), adapt=adapt)
     network.set_submodule(classifier, nn.Identity())
     fresh = tuple(layer for layer in provenance.fresh if not f"{layer}.".startswith(f"{classifier}."))
@@ -95,8 +95,8 @@ def _make(name: str, image_size: int) -> Any:
     return torchvision.models.get_model(name, weights=None, image_size=image_size)
 
 
-def _fit_places(name: str, image_size: int, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Fit a ViT's weights to the size of the images: it learns a vector for each place; others lie between these."""
+def _resize_positions(name: str, image_size: int, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Interpolate the position embeddings of ViT weights to the size of the images."""
     if "encoder.pos_embedding" not in state:
         return state
     return cast(Mapping[str, Tensor], interpolate_embeddings(image_size, _patch_size(name), OrderedDict(state)))
@@ -107,10 +107,10 @@ def _patch_size(name: str) -> int:
 
 
 def _map_size(module: nn.Module, pool: nn.Module, *, name: str, image_size: int) -> tuple[int, int]:
-    """Return height and width of the map that a network pools."""
-    found: list[torch.Size] = []
-    hook = pool.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].shape))
+    """Return height and width of the map that `pool` gets."""
+    shapes: list[torch.Size] = []
+    hook = pool.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
     count_features(module, name=name, image_size=image_size)
     hook.remove()
-    height, width = found[0][2:]
+    height, width = shapes[0][2:]
     return height, width

@@ -1,10 +1,11 @@
-"""Export: a backbone as ONNX, and with a head behind it the literal graph that servers lower.
+"""Export of backbone and head to ONNX: the literal graph, which servers lower, and the portable graph.
 
-Owns what the files look like: input `images` uint8 (N, H, W, 3), the tensor `features` float32 (N, F) where the
-backbone ends, output `logits` float32 (N, C), a free batch axis, weights once and beside all graphs, those of the
-backbone apart from those of the head, and nothing in them that tells where they were made. The literal graph has
-Dropout in training mode, which plain onnxruntime deletes: it is for servers, which compile it. In the portable one each
-Dropout is written as what it means, random numbers and what they leave: any engine computes one stochastic pass by it.
+Both have input `images` uint8 (N, H, W, 3), the tensor `features` float32 (N, F) between backbone and head, output
+`logits` float32 (N, C) and a dynamic batch axis. They share weight files, one for the backbone and one for the head,
+and contain no paths or other traces of the machine.
+
+The literal graph has Dropout in training mode, which plain onnxruntime removes. In the portable graph each Dropout is
+spelt out with random numbers, so that any engine computes a stochastic pass.
 """
 
 from pathlib import Path
@@ -24,15 +25,15 @@ from trainer.model.bayes import dropout_probabilities
 from trainer.model.head import OPSET, to_onnx
 
 _SAMPLE_IMAGES = 2
-"""The exporter would take a batch of 1 for a constant."""
+"""With a batch of 1, the exporter would make the batch size constant."""
 _SMALL_BYTES = 1024
-"""What is no larger stays in the graph."""
+"""Smaller tensors stay in the graph."""
 _ALIGNMENT = 64
 _MOST_SEED = 1 << 20
 
 
 def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
-    """Return the graph of a module, which is left on the CPU and in evaluation mode, weights included."""
+    """Return the graph of a module, weights included; moves the module to the CPU and to evaluation mode."""
     program = torch.onnx.export(
         backbone.cpu().eval(),
         (torch.zeros(_SAMPLE_IMAGES, image_size, image_size, 3, dtype=torch.uint8),),
@@ -51,9 +52,9 @@ def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
 
 
 def export(backbone: ModelProto, head: nn.Sequential, folder: Path, *, multiple: bool = False) -> Lowered:
-    """Write model.onnx, head.onnx.data and portable.onnx beside a backbone's weights; return what servers make of them.
+    """Write model.onnx, head.onnx.data and portable.onnx beside a backbone's weights; return the lowered graph.
 
-    It is a TrainingError if the graph does not hold every Dropout of the head, active and with its probability.
+    Raises TrainingError unless the graph has every Dropout of the head, active and with its probability.
     """
     literal = attach(backbone, move_weights(to_onnx(head), folder / HEAD_WEIGHTS_FILE))
     (folder / MODEL_FILE).write_bytes(literal.SerializeToString(deterministic=True))
@@ -64,32 +65,32 @@ def export(backbone: ModelProto, head: nn.Sequential, folder: Path, *, multiple:
 
 
 def make_portable(literal: ModelProto) -> ModelProto:
-    """Return a graph that draws anew in every run what it drops; `literal`, perhaps without weights, is not changed."""
+    """Return a graph that draws new dropout masks in each run; `literal` is not changed and may lack its weights."""
     portable = inliner.inline_local_functions(literal) if literal.functions else literal
     known = constants(portable)
     builder, sites = GraphBuilder(), 0
     for node in portable.graph.node:
         if is_active(node, known):
-            _drop(builder, node, probability=drop_probability(node, known), site=sites)
+            _add_dropout(builder, node, probability=drop_probability(node, known), site=sites)
             sites += 1
         else:
             builder.nodes.append(node)
     return builder.assemble(portable, portable.graph.input, portable.graph.output)
 
 
-def _drop(builder: GraphBuilder, node: NodeProto, *, probability: float, site: int) -> None:
-    """Keep the values whose random numbers, in [0, 1), are not below the probability of dropping, and scale them up."""
-    # Without a seed, OpenVINO's numbers are of three digits and made of the time; the variance is wrong by a tenth.
+def _add_dropout(builder: GraphBuilder, node: NodeProto, *, probability: float, site: int) -> None:
+    """Add the nodes of a Dropout: uniform random numbers in [0, 1), comparison, product and scaling."""
+    # Without a seed, OpenVINO derives numbers of three digits from the time, and the variance is wrong by a tenth.
     seed = float(np.random.default_rng(site).integers(1, _MOST_SEED))
     numbers = builder.add("RandomUniformLike", [node.input[0]], dtype=TensorProto.FLOAT, seed=seed)
-    stays = builder.add("GreaterOrEqual", [numbers, builder.constant(np.array(probability, np.float32))])
-    ones = builder.add("Cast", [stays], to=TensorProto.FLOAT)
-    left = builder.add("Mul", [node.input[0], ones])
-    builder.add("Div", [left, builder.constant(np.array(1 - probability, np.float32))], node.output[0])
+    kept = builder.add("GreaterOrEqual", [numbers, builder.constant(np.array(probability, np.float32))])
+    ones = builder.add("Cast", [kept], to=TensorProto.FLOAT)
+    masked = builder.add("Mul", [node.input[0], ones])
+    builder.add("Div", [masked, builder.constant(np.array(1 - probability, np.float32))], node.output[0])
 
 
 def attach(backbone: ModelProto, head: ModelProto) -> ModelProto:
-    """Put a head behind a backbone: images to logits."""
+    """Append a head to a backbone: images to logits."""
     tensors = [*backbone.graph.initializer, *head.graph.initializer]
     nodes = [*backbone.graph.node, *head.graph.node]
     (images,), (features,), (logits,) = backbone.graph.input, backbone.graph.output, head.graph.output
@@ -100,7 +101,7 @@ def attach(backbone: ModelProto, head: ModelProto) -> ModelProto:
 
 
 def move_weights(graph: ModelProto, path: Path) -> ModelProto:
-    """Write the large constants of a graph to a file, and return a graph that refers to them there."""
+    """Write the large constants of a graph to a file, and return a graph that refers to it."""
     moved = ModelProto()
     moved.CopyFrom(graph)
     with path.open("wb") as file:
@@ -116,7 +117,7 @@ def move_weights(graph: ModelProto, path: Path) -> ModelProto:
 
 
 def _strip(message: Message) -> None:
-    """Remove, in place, the exporter's notes: stack traces with file paths, names of modules, signatures."""
+    """Remove the exporter's metadata in place: stack traces with file paths, module names, signatures."""
     for field, value in message.ListFields():
         if field.name in {"metadata_props", "doc_string"}:
             message.ClearField(field.name)
@@ -128,7 +129,7 @@ def _strip(message: Message) -> None:
 def _check_dropout(lowered: Lowered, head: nn.Module) -> None:
     found = [site.probability for site in lowered.sites]
     expected = dropout_probabilities(head)
-    if len(found) != len(expected) or not np.allclose(found, expected, rtol=1e-6):  # the graph has them in float32
+    if len(found) != len(expected) or not np.allclose(found, expected, rtol=1e-6):  # float32 in the graph
         raise TrainingError(
             f"the head drops with probabilities {list(expected)}, the graph with {found}: a Dropout was lost or changed"
         )

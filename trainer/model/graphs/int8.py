@@ -1,11 +1,12 @@
-"""The backbone in 8-bit integers, for CPUs: how it is made, and whether it is served, and so trained on.
+"""Quantisation of the backbone to 8-bit integers, for CPUs, and the choice between both precisions.
 
-Convolutions and linear layers are quantised statically by onnxruntime's own tool: weights per output channel, signed;
-activations per tensor, unsigned, over the range that they take on the calibration images. Pixels are 8-bit integers
-already: what normalises them is folded into the first convolution, so that it reads them as they come.
+Convolutions and linear layers are quantised statically by onnxruntime: weights per output channel, signed; activations
+per tensor, unsigned, over their range on the calibration images. Normalisation is folded into the first convolution,
+which then reads the pixels directly, as they are 8-bit integers already.
 
-It is taken where it gives what float32 does, faster. That is decided once for a backbone, and kept with it: made anew
-on other images it would give other features, and all that servers have kept would be lost.
+The quantised backbone is used if it is faster and its features are similar to those of float32. This is decided once
+per backbone, and its file is kept: calibrated on other images it would have other features, which would invalidate the
+features that servers have stored.
 """
 
 import json
@@ -30,7 +31,7 @@ from trainer.model.frozen import Features, FrozenBackbone, Images
 from trainer.progress_bar import Bar
 
 LEAST_IMAGES: Final = 32
-"""To calibrate on: the range that activations take is one of few images, and kept for good."""
+"""Least number of images to calibrate on, since the ranges of activations are fixed from then on."""
 LEAST_SIMILARITY: Final = 0.98
 LEAST_SPEEDUP: Final = 1.2
 _COMPARED_IMAGES: Final = 16
@@ -38,9 +39,9 @@ _VERDICT_FILE: Final = "int8.json"
 CALIBRATION_IMAGES: Final = 64
 _IMAGES_A_RUN = 4
 _OPERATORS = ["Add", "Clip", "Conv", "Gemm", "MaxPool", "Relu", "Reshape"]
-"""What is quantised, or passes 8-bit integers on."""
+"""Operators that are quantised or pass 8-bit integers on."""
 _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
-"""Tells the tool that the graph is one that it can take: inlined, its shapes known."""
+"""Metadata by which the tool recognises a preprocessed graph: inlined, with known shapes."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -50,38 +51,38 @@ _log = logging.getLogger(__name__)
 def choose_precision(
     backbone: FrozenBackbone, images: Images, *, repository: Repository | None = None
 ) -> FrozenBackbone:
-    """Return a backbone, given in float32, in 8-bit integers if it is as good there and faster.
+    """Return a backbone, given in float32, in 8-bit integers if these are as good and faster.
 
-    What versions in the repository have is taken as it is; else it is made and judged now on images uint8 (N, H, W, 3),
-    unless it was before.
+    The quantised backbone of a published version is used as it is; otherwise it is made and compared on images uint8
+    (N, H, W, 3), and the verdict is kept beside it.
     """
     target, verdict = backbone.folder / INT8_BACKBONE_FILE, backbone.folder / _VERDICT_FILE
-    reduced = replace(backbone, precision="int8")
-    if repository is not None and _take_published(repository, backbone.fingerprint, target):
-        return reduced
+    int8 = replace(backbone, precision="int8")
+    if repository is not None and _copy_published(repository, backbone.fingerprint, target):
+        return int8
     better = _read_verdict(verdict, target)
     if better is None:
         if len(images) < LEAST_IMAGES:
             _log.info("int8: not made yet, %d images to calibrate on are needed, got %d", LEAST_IMAGES, len(images))
             return backbone
-        judged = _judge(backbone, reduced, images)
-        verdict.write_text(json.dumps(judged), encoding="utf-8")
-        better = bool(judged["better"])
-    return reduced if better else backbone
+        comparison = _compare(backbone, int8, images)
+        verdict.write_text(json.dumps(comparison), encoding="utf-8")
+        better = bool(comparison["better"])
+    return int8 if better else backbone
 
 
 def _read_verdict(verdict: Path, target: Path) -> bool | None:
-    """Return what was judged before; None if nothing was, or what it was about is gone."""
+    """Return the verdict of an earlier comparison; None if there is none, or the quantised file is missing."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         better = bool(json.loads(verdict.read_text(encoding="utf-8"))["better"])
         return better if target.exists() or not better else None
     return None
 
 
-def _take_published(repository: Repository, fingerprint: str, target: Path) -> bool:
-    """Copy what the newest version of that backbone has; False if none has any."""
+def _copy_published(repository: Repository, fingerprint: str, target: Path) -> bool:
+    """Copy the quantised backbone of the newest version that has one; return False if none has."""
     for name in reversed(repository.versions()):
-        # Damaged, or being removed: of no use here, and not this run's business.
+        # Damaged versions, and versions being removed, are skipped.
         with suppress(LabelnextError, OSError):
             manifest = repository.read_manifest(name)
             if manifest.backbone.fingerprint == fingerprint and INT8_BACKBONE_FILE in manifest.files:
@@ -92,26 +93,26 @@ def _take_published(repository: Repository, fingerprint: str, target: Path) -> b
     return False
 
 
-def _judge(backbone: FrozenBackbone, reduced: FrozenBackbone, images: Images) -> dict[str, object]:
-    """Make the backbone in 8-bit integers, and compare it with that in float32: similarity, and speed."""
+def _compare(backbone: FrozenBackbone, int8: FrozenBackbone, images: Images) -> dict[str, object]:
+    """Quantise a backbone, and compare similarity and speed with float32."""
     try:
         quantise(backbone, images, backbone.folder / INT8_BACKBONE_FILE)
         compared = images[np.linspace(0, len(images) - 1, num=min(_COMPARED_IMAGES, len(images)), dtype=np.int64)]
-        (exact, exact_s), (found, found_s) = (_time(each, compared) for each in (backbone, reduced))
-    except Exception as err:  # of a tool with many, for networks that it was not made for
+        (exact, exact_s), (approximate, int8_s) = (_time(each, compared) for each in (backbone, int8))
+    except Exception as err:  # errors of the quantiser share no base class
         _log.warning("int8: not to be had of %s: %s", backbone.name, err)
         return {"better": False, "reason": str(err)}
-    like, faster = similarity(exact, found), exact_s / found_s
-    better = like >= LEAST_SIMILARITY and faster >= LEAST_SPEEDUP
+    like, speedup = similarity(exact, approximate), exact_s / int8_s
+    better = like >= LEAST_SIMILARITY and speedup >= LEAST_SPEEDUP
     used = "used" if better else "not used"
-    _log.info("int8: features are like float32's to %.4f, %.1f times as fast: %s", like, faster, used)
-    return {"better": better, "likeness": like, "speedup": faster}
+    _log.info("int8: features are like float32's to %.4f, %.1f times as fast: %s", like, speedup, used)
+    return {"better": better, "likeness": like, "speedup": speedup}
 
 
-def similarity(exact: Features, found: Features) -> float:
-    """Return the mean cosine between features (N, F) and what stands for them, both less the mean of the exact ones."""
+def similarity(exact: Features, approximate: Features) -> float:
+    """Return the mean cosine similarity of features (N, F), both centred by the mean of the exact ones."""
     centre = exact.mean(axis=0)
-    a, b = exact - centre, found - centre
+    a, b = exact - centre, approximate - centre
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return float(((a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float32).tiny)).mean())
 
@@ -123,17 +124,17 @@ def _time(backbone: FrozenBackbone, images: Images) -> tuple[Features, float]:
     return features, time.perf_counter() - started
 
 
-# ---- how it is made
+# ---- quantisation
 
 
 def quantise(backbone: FrozenBackbone, images: Images, target: Path) -> None:
-    """Write a backbone in 8-bit integers to a file, calibrated on images uint8 (N, H, W, 3), weights included."""
+    """Quantise a backbone, calibrated on images uint8 (N, H, W, 3), and write it to a file with its weights."""
     model, mean, deviation = backbone.graph_with_weights(), np.array(backbone.mean), np.array(backbone.deviation)
     chosen = images[np.linspace(0, len(images) - 1, num=min(CALIBRATION_IMAGES, len(images)), dtype=np.int64)]
     centre = round(255 * float(np.mean(mean)))
     _fold_normalisation(model, mean, deviation, centre)
     helper.set_model_props(model, _PREPARED)
-    of_pixels = {"scale": np.array(1, np.float32), "zero_point": np.array(centre, np.uint8)}
+    pixel_scale = {"scale": np.array(1, np.float32), "zero_point": np.array(centre, np.uint8)}
     quantize_static(
         model,
         target,
@@ -144,7 +145,7 @@ def quantise(backbone: FrozenBackbone, images: Images, target: Path) -> None:
         per_channel=True,
         calibrate_method=CalibrationMethod.MinMax,
         op_types_to_quantize=_OPERATORS,
-        extra_options={"TensorQuantOverrides": {"centred": [of_pixels]}},
+        extra_options={"TensorQuantOverrides": {"centred": [pixel_scale]}},
     )
     quantised = onnx.load(target)
     _read_pixels_directly(quantised)
@@ -152,10 +153,10 @@ def quantise(backbone: FrozenBackbone, images: Images, target: Path) -> None:
 
 
 def _fold_normalisation(model: ModelProto, mean: Vector, deviation: Vector, centre: int) -> None:
-    """Have the first convolution take pixels less `centre` in place of what `Normalise` makes of pixels.
+    """Fold the normalisation into the first convolution, which then takes pixels less `centre`.
 
-    At the border alone the results differ a little: there the convolution pads with what is 0 after normalisation,
-    which is another pixel in each channel, and now with `centre` in all.
+    The results differ slightly at the border: zero padding now stands for `centre` in all channels, and not for the
+    mean of each channel.
     """
     graph = model.graph
     first = next(node for node in graph.node if node.op_type == "Conv")
@@ -179,16 +180,16 @@ def _fold_normalisation(model: ModelProto, mean: Vector, deviation: Vector, cent
 
 
 def _read_pixels_directly(model: ModelProto) -> None:
-    """Drop what makes of the pixels numbers that quantisation makes pixels of again."""
+    """Remove the conversion of pixels to float32 and back to 8-bit integers."""
     rounding = next(node for node in model.graph.node if list(node.input[:1]) == ["centred"])
     for node in model.graph.node:
         node.input[:] = ["planes" if name == rounding.output[0] else name for name in node.input]
-    gone = ("values", "centred", *rounding.output)
-    _set_nodes(model, [node for node in model.graph.node if node.output[0] not in gone])
+    removed = ("values", "centred", *rounding.output)
+    _set_nodes(model, [node for node in model.graph.node if node.output[0] not in removed])
 
 
 def _set_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:
-    """Replace a graph's nodes, and drop the constants that none of them uses."""
+    """Replace a graph's nodes, and remove unused constants."""
     used = {name for node in nodes for name in node.input}
     constants = [tensor for tensor in model.graph.initializer if tensor.name in used]
     copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
@@ -198,7 +199,7 @@ def _set_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-    """Calibration images, a few at a time."""
+    """Calibration images in batches."""
 
     def __init__(self, name: str, images: Images) -> None:
         starts = range(0, len(images), _IMAGES_A_RUN)

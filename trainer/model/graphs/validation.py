@@ -1,4 +1,4 @@
-"""Validation: a version's graph, lowered and run by onnxruntime as servers do, against its probe; what it predicts."""
+"""Runs versions in onnxruntime as servers do: validation against the probe, and predictions."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -19,20 +19,20 @@ from contract.versions.version import INT8_BACKBONE_FILE, Version
 
 _BATCH_IMAGES = 16
 _RUN = 2
-"""Images that a backbone is run on whose features of the others are known."""
+"""Images to run a backbone on if the features of all are known."""
 
 
 def validate_version(
     version: Version, *, int8: bool = False, known: npt.NDArray[np.float32] | None = None
 ) -> Validation:
-    """Lower a version's graph as a server does, run it on the version's probe, and compare.
+    """Lower and run a version's graph as a server does, and compare the outputs with its probe.
 
-    Where features of the probe's images, (N, F), are `known` that the very same backbone gave before, it is run on two
-    of the images, which shows that it is wired up as it was.
+    If the features of the probe's images, (N, F), are `known` from the same backbone, it is run on only two images, to
+    check the wiring.
 
     Raises:
         InvalidVersion: if the graph cannot be lowered or run, its Dropout sites are not those of the manifest, its
-            passes do not differ, or they differ from torch's; PrecisionRefused, if they do so in 8-bit integers only.
+            passes do not differ, or they differ from torch's; PrecisionRefused if only those in 8-bit integers do.
     """
     compute, head = _open_version(version, int8=int8)
 
@@ -49,9 +49,9 @@ def predict(
     passes: int,
     known: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Return a version's mean probabilities over so many passes: uint8 (N, H, W, 3), in its size, to float32 (N, C).
+    """Return a version's mean probabilities over a number of passes: uint8 (N, H, W, 3) to float32 (N, C).
 
-    Features of the images, (N, F), that are `known` by the fingerprint of a backbone, are not computed again.
+    `known` are features of the images, (N, F), by backbone fingerprint; they are not computed again.
     """
     manifest = version.manifest
     backbone, head = _open_version(version, int8=manifest.backbone.precision == "int8")
@@ -70,7 +70,7 @@ def _open_version(version: Version, *, int8: bool) -> tuple[ComputeFeatures, Run
     graph = load_graph(version.path / INT8_BACKBONE_FILE, weights_bytes={}) if int8 else lowered.backbone
 
     @cache
-    def session() -> onnxruntime.InferenceSession:  # not opened where all features are known
+    def session() -> onnxruntime.InferenceSession:  # not needed if all features are known
         return open_session(graph, version.path)
 
     def compute_features(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -83,9 +83,9 @@ def _open_version(version: Version, *, int8: bool) -> tuple[ComputeFeatures, Run
 def open_session(
     graph: ModelProto, folder: Path, *, threads: int | None = None, spinning: bool = True
 ) -> onnxruntime.InferenceSession:
-    """Open a graph whose weights lie in a folder; by default it takes as many threads as there are processors.
+    """Open a session for a graph with weights in `folder`; by default it uses all processors.
 
-    `spinning` has its threads wait for work without letting go of their processors, which pays where work is large.
+    With `spinning`, threads busy-wait for work, which pays off for large graphs.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
@@ -94,22 +94,22 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     try:
         return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as err:  # onnxruntime's errors share no base class of their own
+    except Exception as err:  # onnxruntime's errors share no base class
         raise InvalidVersion(f"onnxruntime refuses the graph in {folder.name}: {err}") from err
 
 
 def run(
     session: onnxruntime.InferenceSession, outputs: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]
 ) -> list[npt.NDArray[np.float32]]:
-    """Run a graph."""
+    """Run a session; raise InvalidVersion if it fails."""
     try:
         return list(session.run(outputs, feeds))
-    except Exception as err:  # onnxruntime's errors share no base class of their own
+    except Exception as err:  # onnxruntime's errors share no base class
         raise InvalidVersion(f"onnxruntime fails on the graph: {err}") from err
 
 
 def open_head(head: ModelProto, folder: Path, *, threads: int | None = None) -> RunPasses:
-    """Open a lowered head: what computes passes from features (N, F) and masks."""
+    """Return a function that runs a lowered head on features (N, F) and masks."""
     session = open_session(head, folder, threads=threads, spinning=False)
 
     def run_passes(features: npt.NDArray[np.float32], masks: Masks) -> PassOutputs:
