@@ -1,4 +1,4 @@
-"""An inference server as rankings meet it: scores that follow from a task's number, and faults that a test orders."""
+"""A fake inference server: scores derived from the task's data, and failures set by tests."""
 
 import base64
 import json
@@ -13,16 +13,16 @@ LABELS = ("cat", "dog")
 
 
 class Scorer:
-    """What one server serves, and how it behaves."""
+    """The version and behaviour of a server."""
 
     def __init__(self, version):
         self.version = version
         self.before = lambda body: None
-        """Called with each body of /score; may return (status, content, headers) to be answered in its place."""
+        """Called with each body of /score; may return another reply: (status, content, headers)."""
         self.broken = set()
-        """Tasks whose images cannot be had."""
+        """Tasks whose images do not exist."""
         self.away = set()
-        """Tasks whose images cannot be had now: their host is down."""
+        """Tasks whose image host is down."""
         self.asked = []
         """The bodies of /score so far."""
 
@@ -32,9 +32,9 @@ class Scorer:
     def score(self, handler, request):
         body = json.loads(request.body)
         self.asked.append(body)
-        told = self.before(body)
-        if told is not None:
-            return answer(handler, *told)
+        other = self.before(body)
+        if other is not None:
+            return answer(handler, *other)
         if body["version"] != self.version:
             return answer(handler, 409, {"error": "other_version", "detail": f"{self.version} is in use"})
         results = [self.element(task, body) for task in body["tasks"]]
@@ -56,7 +56,7 @@ class Scorer:
             "score": float(mean.max()),
             "meta": {"bald": bald_of(task), "entropy": 0.5, "model_version": self.version},
         }
-        found = {
+        scores = {
             "task": task["id"],
             "prediction": {"model_version": self.version, "score": 0.1, "result": [region]},
             "probabilities": mean.tolist(),
@@ -64,14 +64,14 @@ class Scorer:
             "entropy": 0.5,
         }
         if body["embeddings"]:
-            found["embedding"] = base64.b64encode(embedding_of(task).tobytes()).decode()
+            scores["embedding"] = base64.b64encode(embedding_of(task).tobytes()).decode()
         if body["passes"]:
-            found["passes"] = base64.b64encode(passes.astype("<f4").tobytes()).decode()
-        return found
+            scores["passes"] = base64.b64encode(passes.astype("<f4").tobytes()).decode()
+        return scores
 
     @property
     def tasks_asked(self):
-        """The number of each task that was asked for, as often as it was."""
+        """The task numbers of all requests, sorted."""
         return sorted(task["id"] for body in self.asked for task in body["tasks"])
 
 
@@ -104,7 +104,7 @@ def answer(handler, status, content, headers=None):
 
 @contextmanager
 def scorer(version):
-    """Serve until the block ends; the address is `url`."""
+    """Context manager for a server at `url`."""
     state = Scorer(version)
     with host() as server:
         server.answers = {"/health": state.health, "/score": state.score}

@@ -29,10 +29,10 @@ from trainer.ranking.context import RankingContext
 from trainer.ranking.predictions import Plan, keep_places, place, place_later, to_candidates
 from trainer.ranking.sureness import Asked, Found, Labelled, find_later, find_sure, tasks_to_score
 from trainer.ranking.tabs import mark_sure
-from trainer.scoring.pool import Embed, collect, count_labels, embed_tasks, group_failures
-from trainer.scoring.retries import FEW, are_few, ask_again
+from trainer.scoring.pool import Embed, collect_scores, count_labels, embed_tasks, group_failures
+from trainer.scoring.retries import SMALL_PART, is_small_part, retry
 from trainer.scoring.scores import Failure, Score
-from trainer.scoring.server import Question, Server
+from trainer.scoring.server import ScoreRequest, Server
 from trainer.settings import Training
 from trainer.stages import stage
 from trainer.subsampling import evenly_spaced
@@ -105,11 +105,11 @@ def _keep_places(
     held = [each for each in predictions if each.task not in context.tab_record.listed]
     scored_before = {each.task for each in held} & unlabelled - set(unscored)
     lost = [failure for failure in failures if failure.task in scored_before]
-    if not are_few(len(lost), len(scored_before)) and not options.incomplete:
+    if not is_small_part(len(lost), len(scored_before)) and not options.incomplete:
         raise ConfigError(
             f"only {len(scored_before) - len(lost)} of {len(scored_before)} tasks that {shown} ranks can be "
             f"scored now ({group_failures(lost)}), so it stays, and nothing was changed; rank again when the images "
-            f"can be had, or with --incomplete where more than {FEW:.0%} of them are lost for good"
+            f"can be had, or with --incomplete where more than {SMALL_PART:.0%} of them are lost for good"
         )
     return keep_places(plan, held, unlabelled, project=options.project, holdout_share=options.holdout_share)
 
@@ -124,7 +124,7 @@ class _ByVersion:
         options, version = context.options, manifest.version
         self._context = context
         self._manifest = manifest
-        self._question = Question(options.project, context.project.label_config, version, embeddings=True)
+        self._request = ScoreRequest(options.project, context.project.label_config, version, embeddings=True)
         self._asked = Asked(
             options.sure,
             options.project,
@@ -247,21 +247,21 @@ class _ByVersion:
         return server
 
     def _score(self, tasks: Sequence[PoolTask]) -> tuple[list[Score], list[Failure]]:
-        server, context, question = self._server, self._context, self._question
+        server, context, request = self._server, self._context, self._request
 
-        def ask(missing: Sequence[PoolTask]) -> Iterator[list[Score | Failure]]:
-            return server.score(missing, question, outdated=lambda: context.repository.current() != question.version)
+        def score_tasks(missing: Sequence[PoolTask]) -> Iterator[list[Score | Failure]]:
+            return server.score(missing, request, outdated=lambda: context.repository.current() != request.version)
 
         with stage("score"):
-            return collect([self._only_image(task) for task in tasks], context.scores(), ask, "scored")
+            return collect_scores([self._only_image(task) for task in tasks], context.scores(), score_tasks, "scored")
 
     def _passes(self, scores: Sequence[Score]) -> npt.NDArray[np.float32]:
         """Return the passes of n images that were scored before: float32 (n, T, C)."""
         tasks = [self._only_image(PoolTask(each.task, self._context.data[each.task])) for each in scores]
-        question = replace(self._question, embeddings=False, passes=True)
+        request = replace(self._request, embeddings=False, passes=True)
         found = {
             answer.task: answer.passes
-            for answers in ask_again(lambda missing: self._server.score(missing, question), tasks, len(tasks))
+            for answers in retry(lambda missing: self._server.score(missing, request), tasks, len(tasks))
             for answer in answers
             if isinstance(answer, Score) and answer.passes is not None
         }

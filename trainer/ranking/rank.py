@@ -34,7 +34,7 @@ from trainer.ranking.predictions import Plan, load_plan, save_plan
 from trainer.ranking.reconcile import Wanted, reconcile
 from trainer.ranking.releasing import remember
 from trainer.ranking.tabs import RankingTabs
-from trainer.scoring.retries import are_few
+from trainer.scoring.retries import is_small_part
 from trainer.settings import Environment
 from trainer.stages import CLEAR, collect_stages, stage
 
@@ -141,7 +141,7 @@ class _Ranking:
                 _log.info("ranked by %s before; --force ranks anew by %s", former.strategy, self._options.strategy)
             plan = plan_later(self._context, former)
             found = len({item.task for item in plan.items}.intersection(former.unscored))
-            if not are_few(found, former.tasks):
+            if not is_small_part(found, former.tasks):
                 _log.info("%d images that could not be scored now can be; all are ranked anew", found)
                 former, plan = None, self._plan_all()
         if self._options.dry_run:

@@ -1,1 +1,1 @@
-"""Scores of tasks: asked of a server, or computed here before there is a version, and kept until a ranking is whole."""
+"""Scores of tasks: requested from a server, or embeddings computed here before there is a version; cached on disk."""

@@ -1,6 +1,6 @@
-"""The unlabelled pool of a project: what a version, or a pretrained network, says of each of its images.
+"""Scores of a project's unlabelled pool, by a version or a pretrained network.
 
-Owns that nothing is computed twice: what was scored before the trainer was killed is read from disk.
+Scores are logged on disk, so that an interrupted ranking does not compute them again.
 """
 
 import logging
@@ -26,20 +26,20 @@ from contract.versions.manifest import InputSpec, Manifest
 from trainer.labels.dataset import THREADS
 from trainer.labelstudio.tasks import PoolTask
 from trainer.progress_bar import Bar
-from trainer.scoring.retries import Ask, ask_again
+from trainer.scoring.retries import ScoreTasks, retry
 from trainer.scoring.scores import Failure, Score, ScoreLog, digest
 
 _log = logging.getLogger(__name__)
 
-_REASONS: Final = 3
-"""How many reasons of images without a score are told; the rest are counted."""
-_OF_ONE_IMAGE: Final = re.compile(r"task \d+|\S*/\S*|'[^']*'|(?<!answered )\b\d+\b")
-"""What tells apart failures for the same reason: an image's address, its name and its size."""
-_EMBEDDED_AT_ONCE: Final = 256
+_MOST_REASONS: Final = 3
+"""Number of reasons for failures that are listed; the rest is only counted."""
+_IMAGE_DETAILS: Final = re.compile(r"task \d+|\S*/\S*|'[^']*'|(?<!answered )\b\d+\b")
+"""The parts of a message that differ between failures for the same reason: an image's URL, name and size."""
+_EMBEDDING_BATCH: Final = 256
 _NO_PROBABILITIES: Final = np.zeros(0, np.float32)
 
 Embed = Callable[[npt.NDArray[np.uint8], Sequence[bytes]], npt.NDArray[np.float32]]
-"""From uint8 (N, H, W, 3) and the sha256 of the images' files to unit vectors (N, E)."""
+"""From images, uint8 (N, H, W, 3), and the sha256 of their files to unit vectors (N, E)."""
 
 _Loaded = tuple[bytes, npt.NDArray[np.uint8]]
 """The sha256 of an image's file, and its pixels."""
@@ -57,10 +57,9 @@ def embed_tasks(
     spec: InputSpec,
     max_megapixels: int,
 ) -> tuple[list[Score], list[Failure]]:
-    """Compute embeddings of tasks here, of which no version knows anything, and return them as scores without more.
+    """Compute embeddings of tasks before there is a version, and return them as scores without probabilities.
 
-    The images' references lie under `key` in the tasks' data. The store is told which file each source sent, as servers
-    tell theirs.
+    References are in the tasks' data under `key`. The store records the file of each source, as on servers.
     """
     decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
 
@@ -70,20 +69,20 @@ def embed_tasks(
             return Failure(task.id, "no_image", f"its data holds no image reference under {key!r}")
         try:
             fetched = fetcher.fetch_if_changed(reference, known=None, task_id=task.id, project_id=project)
-            found = sha256(fetched.data).digest()
+            file_digest = sha256(fetched.data).digest()
             source = fetcher.source(reference, task_id=task.id, project_id=project)
-            store.put_download(source, fetched.validators, found, at=time.time())
-            return found, decode(fetched.data)
+            store.put_download(source, fetched.validators, file_digest, at=time.time())
+            return file_digest, decode(fetched.data)
         except ImageError as err:
             return Failure(task.id, err.code, str(err), later=err.later)
 
     def compute(missing: Sequence[PoolTask]) -> Iterator[list[Score | Failure]]:
         with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
-            for start in range(0, len(missing), _EMBEDDED_AT_ONCE):
-                portion = missing[start : start + _EMBEDDED_AT_ONCE]
-                yield _embed_readable(portion, list(executor.map(load, portion)), embed)
+            for start in range(0, len(missing), _EMBEDDING_BATCH):
+                batch = missing[start : start + _EMBEDDING_BATCH]
+                yield _embed_readable(batch, list(executor.map(load, batch)), embed)
 
-    return collect(tasks, log, compute, "embedded")
+    return collect_scores(tasks, log, compute, "embedded")
 
 
 def _embed_readable(
@@ -103,30 +102,34 @@ def _embed_readable(
 
 
 def group_failures(failures: Sequence[Failure]) -> str:
-    """Say for each reason how many images it holds for, and name one of them; the commonest reasons first."""
+    """Describe failures: the number of images and an example for each reason, the most frequent first."""
     groups: dict[str, list[Failure]] = {}
     for failure in failures:
-        groups.setdefault(f"{failure.code} {re.sub(_OF_ONE_IMAGE, '', failure.detail)}", []).append(failure)
+        groups.setdefault(f"{failure.code} {re.sub(_IMAGE_DETAILS, '', failure.detail)}", []).append(failure)
     common = sorted(groups.values(), key=len, reverse=True)
-    said = [
-        f"{len(group)}, such as {with_subject(f'task {group[0].task}', group[0].detail)}" for group in common[:_REASONS]
+    parts = [
+        f"{len(group)}, such as {with_subject(f'task {group[0].task}', group[0].detail)}"
+        for group in common[:_MOST_REASONS]
     ]
-    others = sum(map(len, common[_REASONS:]))
-    return " | ".join([*said, *([f"{others} for other reasons"] if others else [])])
+    others = sum(map(len, common[_MOST_REASONS:]))
+    return " | ".join([*parts, *([f"{others} for other reasons"] if others else [])])
 
 
 def count_labels(labels: Iterable[frozenset[str]], control: ChoicesControl, manifest: Manifest) -> list[int]:
-    """How many tasks have each of a version's labels by now: (C,), 0 for one that the labelling config has lost."""
+    """Return the number of tasks per label of a version, 0 if the labelling config lacks the label: (C,)."""
     counts = Counter(label for each in labels for label in each)
     shown = {choice.displayed: choice.stored for choice in control.choices}
     stored = [label if label in control.labels else shown.get(label, label) for label in manifest.labels]
     return [counts[label] for label in stored]
 
 
-def collect(tasks: Sequence[PoolTask], log: ScoreLog, ask: Ask, done: str) -> tuple[list[Score], list[Failure]]:
-    """Return the scores of tasks in their order, and why others have none: those in the log, and others asked for.
+def collect_scores(
+    tasks: Sequence[PoolTask], log: ScoreLog, score_tasks: ScoreTasks, done: str
+) -> tuple[list[Score], list[Failure]]:
+    """Return the scores of tasks in their order, from the log or by `score_tasks`, and the failures.
 
-    The log takes scores as they come, so they stay if asking fails. What tasks then are for people is `done`.
+    New scores are logged as they arrive, so that they are kept if `score_tasks` fails. `done` is a participle for
+    messages.
     """
     digests = {task.id: digest(task.data) for task in tasks}
     known = log.read(digests)
@@ -135,7 +138,7 @@ def collect(tasks: Sequence[PoolTask], log: ScoreLog, ask: Ask, done: str) -> tu
         _log.info("%d of %d images were %s before", len(known), len(tasks), done)
     failures: list[Failure] = []
     with Bar(total=len(missing), desc=done, unit="image") as bar:
-        for outcomes in ask_again(ask, missing, len(tasks)):
+        for outcomes in retry(score_tasks, missing, len(tasks)):
             fresh = [outcome for outcome in outcomes if isinstance(outcome, Score)]
             log.append(fresh, digests)
             known.update((score.task, score) for score in fresh)

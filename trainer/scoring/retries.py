@@ -1,7 +1,6 @@
-"""Asking again for images that could not be had for a reason that passes: a host that is down, or has too much to do.
+"""Retries of images that failed for a temporary reason, such as a host that is down or overloaded.
 
-Owns how long that is worth it. A few such images do not hold up all others: they are tried again by the next ranking.
-Many of them mean that something is down which will be up again. Knows neither servers nor hosts.
+A few images are retried only shortly, because the next ranking tries them again. If many fail, the host is waited for.
 """
 
 import logging
@@ -14,34 +13,31 @@ from trainer.scoring.scores import Failure, Score
 
 _log = logging.getLogger(__name__)
 
-FEW: Final = 0.05
-"""The share of images up to which so many are few."""
+SMALL_PART: Final = 0.05
+"""Share of images up to which they count as few."""
 _FEW_S: Final = 15.0
-"""How long to go on if few images are missing: since the first of them failed."""
+"""Seconds to retry few images, since the first failure."""
 _MANY_S: Final = 300.0
-"""If many are: since the last one came."""
+"""Seconds to retry many images, since the last success."""
 _PAUSE_S: Final = 1.0
-"""Before the second attempt; each pause is twice the one before it, until an image comes."""
+"""Pause before the second attempt; doubled with each attempt until one succeeds."""
 _LONGEST_PAUSE_S: Final = 30.0
 
-Ask = Callable[[Sequence[PoolTask]], Iterator[list[Score | Failure]]]
-"""Gives one outcome for each task, in any order."""
+ScoreTasks = Callable[[Sequence[PoolTask]], Iterator[list[Score | Failure]]]
+"""Yields one outcome per task, in any order."""
 
 
-def are_few(count: int, total: int) -> bool:
-    """Whether so many images of so many are few: one is, and 5 %."""
-    return count <= max(1, FEW * total)
+def is_small_part(count: int, total: int) -> bool:
+    """Return whether `count` images are few: one, or up to 5 % of `total`."""
+    return count <= max(1, SMALL_PART * total)
 
 
-def ask_again(ask: Ask, tasks: Sequence[PoolTask], total: int) -> Iterator[list[Score | Failure]]:
-    """Ask for tasks, and again for those that fail for a reason that passes; each gets one outcome in the end.
-
-    What is few goes by how many images there are in `total`, those included that are known.
-    """
+def retry(score_tasks: ScoreTasks, tasks: Sequence[PoolTask], total: int) -> Iterator[list[Score | Failure]]:
+    """Yield one outcome per task, after retries of temporary failures; `total` counts all images of the ranking."""
     pause_s, began, came_at = _PAUSE_S, None, time.monotonic()
     while tasks:
         failed: dict[int, Failure] = {}
-        for outcomes in ask(tasks):
+        for outcomes in score_tasks(tasks):
             passing = {each.task: each for each in outcomes if isinstance(each, Failure) and each.later}
             failed |= passing
             if any(isinstance(each, Score) for each in outcomes):
@@ -50,7 +46,7 @@ def ask_again(ask: Ask, tasks: Sequence[PoolTask], total: int) -> Iterator[list[
         if not failed:
             return
         began = time.monotonic() if began is None else began
-        since, allowed_s = (began, _FEW_S) if are_few(len(failed), total) else (came_at, _MANY_S)
+        since, allowed_s = (began, _FEW_S) if is_small_part(len(failed), total) else (came_at, _MANY_S)
         if time.monotonic() + pause_s - since > allowed_s:
             yield list(failed.values())
             return

@@ -1,7 +1,4 @@
-"""What a version says of one image, as servers send it and as it is kept on disk until a ranking is whole.
-
-Owns the file that lets a ranking which was killed go on where it was. Knows neither servers nor Label Studio.
-"""
+"""The scores of an image, as servers send them, and their log on disk, from which an interrupted ranking continues."""
 
 import base64
 import json
@@ -43,21 +40,21 @@ _Halves = Annotated[
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """One image's scores."""
+    """The scores of an image."""
 
     task: int
     result: Sequence[Mapping[str, Any]]
-    """The regions of the prediction; none where no label can be told."""
+    """The regions of the prediction; empty if no label is predicted."""
     probabilities: _Singles
-    """(C,); empty before there is a version."""
+    """(C,), or empty before there is a version."""
     bald: float
     """In nats."""
     entropy: float
     """In nats."""
     embedding: _Halves
-    """(E,)."""
+    """(E,)"""
     passes: _Singles | None = None
-    """(T, C), where they were asked for; not kept."""
+    """(T, C), if requested; not logged."""
 
 
 _SCORE: Final = TypeAdapter(Score)
@@ -65,17 +62,17 @@ _SCORE: Final = TypeAdapter(Score)
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an image has no scores."""
+    """The reason for which an image has no scores."""
 
     task: int
     code: str
     detail: str
     later: bool = False
-    """Whether the reason is one that passes."""
+    """Whether the reason is temporary."""
 
 
 def parse_score(document: Mapping[str, Any]) -> Score | Failure:
-    """Read one element of a server's answer; raises ValueError, LookupError or TypeError if it is none."""
+    """Parse one element of a server's reply; raises ValueError, LookupError or TypeError if it is invalid."""
     task = document["task"]
     if "error" in document:
         error = document["error"]
@@ -94,30 +91,27 @@ def parse_score(document: Mapping[str, Any]) -> Score | Failure:
 
 
 def digest(value: object) -> str:
-    """Name a value that JSON can hold: equal for equal values, in 16 letters."""
+    """Return a digest of a JSON value: 16 hexadecimal digits."""
     return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class ScoreLog:
-    """Scores on disk, one a line, each as good as written once `append` has returned; the file need not be there yet.
-
-    Raises ConfigError if it cannot be read or written.
-    """
+    """A file of scores, one per line. Methods raise ConfigError if it cannot be read or written."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self, digests: Mapping[int, str]) -> dict[int, Score]:
-        """Return what is there of these tasks: of each its number and the digest of its data.
+        """Return the scores of tasks, given the digest of each task's data.
 
-        A line that was cut short by the end of its writer is taken off, with all behind it.
+        An incomplete line, left by a killed process, is removed with all that follow.
         """
         with self._explaining():
             lines = recover_lines(self._path, _parse_line)
         return {score.task: score for key, score in lines if digests.get(score.task) == key}
 
     def append(self, scores: Iterable[Score], digests: Mapping[int, str]) -> None:
-        """Add scores, and return when they are on disk."""
+        """Append scores, and sync the file."""
         known = ({"key": digests[score.task], **_SCORE.dump_python(score, exclude={"passes"})} for score in scores)
         with self._explaining():
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -116,8 +116,8 @@ class TestColdStart:
         assert found.digest == hashlib.sha256((root / "one.png").read_bytes()).digest()
         assert abs(found.checked_at - time.time()) < 600
 
-    def test_images_are_embedded_a_portion_at_a_time_and_once(self, cold, monkeypatch):
-        monkeypatch.setattr(pool, "_EMBEDDED_AT_ONCE", 8)
+    def test_images_are_embedded_in_batches_and_once(self, cold, monkeypatch):
+        monkeypatch.setattr(pool, "_EMBEDDING_BATCH", 8)
         backbone = Colours(fails_at=3)
         use(monkeypatch, lambda _: backbone)
         with pytest.raises(Killed):

@@ -5,7 +5,7 @@ import pytest
 from contract.errors import ConfigError
 from tests.trainer.ranking.rig import TASKS, meta_of, picture
 from trainer.ranking import planning, reconcile
-from trainer.scoring.server import Patience, Server
+from trainer.scoring.server import Server, Timeouts
 
 
 def check_shown(rig):
@@ -80,8 +80,8 @@ class TestMeanwhile:
         assert set(rig.studio.scores(rig.version)) == set(rig.studio.tasks) - {1}
 
     def test_a_version_published_while_images_are_scored_ends_the_ranking(self, rig, monkeypatch):
-        patience = Patience(pause_s=0.01)
-        monkeypatch.setattr(planning, "Server", lambda *args: Server(*args, patience=patience))
+        timeouts = Timeouts(pause_s=0.01)
+        monkeypatch.setattr(planning, "Server", lambda *args: Server(*args, timeouts=timeouts))
         rig.server.before = lambda body: rig.publish() if len(rig.server.asked) == 1 else None
         with pytest.raises(Exception, match="rank again by the new one"):
             rig.rank()

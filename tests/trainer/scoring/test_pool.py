@@ -29,14 +29,14 @@ def task(number, labels):
     ids=["of the version", "as people read them", "nested", "several", "several for a version of one"],
 )
 def test_labels_are_counted_in_the_order_of_the_version(labels, multiple, chosen, counts):
-    """What is none of its classes is not, nor what the labelling config does not know; Label Studio stores aliases."""
+    """Labels unknown to the version or the labelling config do not count; Label Studio stores aliases."""
     version = dataclasses.replace(manifest("20261123T050102123Z-0a1b2c"), labels=labels, multiple=multiple)
     said = Labelled.read(map(task, range(9), chosen), "label", CONTROL.labels, multiple=multiple)
     assert count_labels(said.by_people.values(), CONTROL, version) == counts
 
 
 @pytest.mark.parametrize(
-    ("detail", "said"),
+    ("detail", "description"),
     [
         ("task 5: its data must hold an image", "task 5: its data must hold an image"),
         ("expected an image in task 5", "expected an image in task 5"),
@@ -44,5 +44,5 @@ def test_labels_are_counted_in_the_order_of_the_version(labels, multiple, chosen
         ("no such file", "task 5: no such file"),
     ],
 )
-def test_a_task_without_a_score_is_named_once(detail, said):
-    assert group_failures([Failure(5, "no_image", detail)]) == f"1, such as {said}"
+def test_a_task_without_a_score_is_named_once(detail, description):
+    assert group_failures([Failure(5, "no_image", detail)]) == f"1, such as {description}"

@@ -9,13 +9,13 @@ from trainer.scoring.scores import Failure, Score
 
 
 class Pool:
-    """Images of hosts that are down until some second, asked for by a clock that only asking and waiting move on."""
+    """Images on hosts that are down for some time, with a fake clock that only requests and pauses advance."""
 
     def __init__(self, up_at, *, ask_s=0.0):
         self.up_at = up_at
-        """By task: the second from which on its image can be had; None for one that never can."""
+        """By task: the second at which its image becomes available; None for never."""
         self.ask_s = ask_s
-        """How long it takes to ask for one."""
+        """Duration of a request for one image."""
         self.now = 1000.0
         self.begun = self.now
         self.asked = []
@@ -43,7 +43,7 @@ class Pool:
         tasks = [PoolTask(task, {}) for task in self.up_at]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.wait))
-            outcomes = [each for group in retries.ask_again(self.ask, tasks, len(tasks)) for each in group]
+            outcomes = [each for group in retries.retry(self.ask, tasks, len(tasks)) for each in group]
         assert sorted(each.task for each in outcomes) == sorted(self.up_at)  # one outcome each
         return {each.task: isinstance(each, Score) for each in outcomes}
 

@@ -11,16 +11,16 @@ from contract.errors import ConfigError, Unavailable
 from tests.trainer.scorer import passes_of, scorer
 from tests.trainer.studio import CONFIG
 from trainer.labelstudio.tasks import PoolTask
-from trainer.scoring import portions
 from trainer.scoring import server as server_module
-from trainer.scoring.portions import LEAST_TASKS
+from trainer.scoring import task_batches
 from trainer.scoring.scores import Failure
-from trainer.scoring.server import Patience, Question, Server
+from trainer.scoring.server import ScoreRequest, Server, Timeouts
+from trainer.scoring.task_batches import LEAST_TASKS
 
 VERSION = "20261123T050102123Z-0a1b2c"
 OTHER = "20261124T050102123Z-0a1b2c"
-HASTY = Patience(reach_s=0.1, load_s=0.2, fail_s=0.3, pause_s=0.01)
-QUESTION = Question(5, CONFIG, VERSION, embeddings=True)
+SHORT = Timeouts(reach_s=0.1, load_s=0.2, fail_s=0.3, pause_s=0.01)
+REQUEST = ScoreRequest(5, CONFIG, VERSION, embeddings=True)
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def pool(count):
     return [PoolTask(number, {"image": f"http://images/{number}.png"}) for number in range(1, count + 1)]
 
 
-def ask(server, tasks, question=QUESTION, **options):
-    return [outcome for outcomes in server.score(tasks, question, **options) for outcome in outcomes]
+def ask(server, tasks, request=REQUEST, **options):
+    return [outcome for outcomes in server.score(tasks, request, **options) for outcome in outcomes]
 
 
-def of(one, *, patience=HASTY, **options):
-    return Server(one.url, patience=patience, **options)
+def of(one, *, timeouts=SHORT, **options):
+    return Server(one.url, timeouts=timeouts, **options)
 
 
 class TestWaiting:
@@ -52,11 +52,11 @@ class TestWaiting:
 
         with host() as server:
             server.answers = {"/health": load}
-            Server(server.url, patience=Patience(pause_s=0.01)).wait_for(VERSION)
+            Server(server.url, timeouts=Timeouts(pause_s=0.01)).wait_for(VERSION)
         assert len(looks) == 4
 
     def test_where_the_version_is_not_served_it_is_said_what_to_do(self, one):
-        """Label Studio is not taken for a server: its /health is JSON as well."""
+        """Label Studio, whose /health is JSON too, is not mistaken for a server."""
         one.version = OTHER
         with host() as server, socket.create_server(("127.0.0.1", 0)) as unused:
             server.serve("/health", b'{"status": "UP"}')
@@ -68,12 +68,12 @@ class TestWaiting:
                 (server.url, "not that of an inference server"),
             ):
                 with pytest.raises(Unavailable, match=message):
-                    Server(url, patience=HASTY).wait_for(VERSION)
+                    Server(url, timeouts=SHORT).wait_for(VERSION)
 
 
 class TestScoring:
     def test_every_task_is_answered_for_once(self, one, monkeypatch):
-        monkeypatch.setattr(portions, "MOST_TASKS", 100)
+        monkeypatch.setattr(task_batches, "MOST_TASKS", 100)
         tasks = pool(20 * LEAST_TASKS + 7)
         outcomes = ask(of(one), tasks)
         assert sorted(outcome.task for outcome in outcomes) == [task.id for task in tasks]
@@ -83,14 +83,14 @@ class TestScoring:
         assert outcomes[0].passes is None
 
     def test_large_tasks_go_in_smaller_requests(self, one, monkeypatch):
-        monkeypatch.setattr(portions, "_BYTES", 1000)
+        monkeypatch.setattr(task_batches, "_MOST_BYTES", 1000)
         tasks = [PoolTask(number, {"image": "data:image/png;base64," + 400 * "A"}) for number in range(9)]
         assert len(ask(of(one), tasks)) == 9
         assert max(len(body["tasks"]) for body in one.asked) == 2
 
     def test_passes_come_where_they_are_asked_for(self, one):
         [task] = pool(1)
-        [outcome] = ask(of(one, basic_auth="ann:password"), [task], Question(5, CONFIG, VERSION, passes=True))
+        [outcome] = ask(of(one, basic_auth="ann:password"), [task], ScoreRequest(5, CONFIG, VERSION, passes=True))
         np.testing.assert_array_equal(outcome.passes, passes_of({"data": task.data}).astype(np.float32))
         assert one.requests[-1].headers["authorization"] == f"Basic {base64.b64encode(b'ann:password').decode()}"
 
@@ -118,7 +118,7 @@ class TestScoring:
 
     @pytest.mark.slow
     def test_the_server_says_how_long_to_wait(self, one, monkeypatch):
-        """Within reason: not longer than a quarter of a minute, here a quarter of a second."""
+        """The pause is limited, here to a quarter of a second."""
         monkeypatch.setattr(server_module, "_LONGEST_PAUSE_S", 0.25)
         one.before = lambda body: (503, {"detail": "busy"}, {"retry_after": "600"}) if len(one.asked) < 2 else None
         started = time.monotonic()
@@ -140,22 +140,22 @@ class TestScoring:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
-        ("wait_s", "tasks"), [(0, 3), (1.5 * HASTY.fail_s, 1), (1.5 * HASTY.fail_s, 5 * LEAST_TASKS)]
+        ("wait_s", "tasks"), [(0, 3), (1.5 * SHORT.fail_s, 1), (1.5 * SHORT.fail_s, 5 * LEAST_TASKS)]
     )
     def test_with_the_last_server_gone_or_too_slow_the_error_says_why(self, one, wait_s, tasks):
-        """Of the threads that ask, some wait for work when the server is given up: they hear of it."""
+        """Threads waiting for work end when the server is given up."""
         one.before = lambda body: time.sleep(wait_s) or (503, {"detail": "overloaded"})
         with pytest.raises(Unavailable, match=r"answers no more.*503: overloaded.*what was scored is kept"):
             ask(of(one), pool(tasks))
 
-    def test_patience_counts_from_the_last_answer(self, one, monkeypatch):
-        """A server that refuses now and then is gone on with, however long it takes in all."""
+    def test_the_timeout_counts_from_the_last_answer(self, one, monkeypatch):
+        """A server that refuses some requests is not given up, however long it takes altogether."""
         monkeypatch.setattr(server_module, "_REQUESTS_AT_ONCE", 1)
         monkeypatch.setattr(server_module, "time", SimpleNamespace(monotonic=lambda: 100.0 * len(one.asked)))
         one.before = lambda body: (503, {"detail": "busy"}) if len(one.asked) % 2 else None
-        patience = Patience(fail_s=250.0, pause_s=0.001)
-        monkeypatch.setattr(portions, "MOST_TASKS", LEAST_TASKS)
-        assert len(ask(of(one, patience=patience), pool(5 * LEAST_TASKS))) == 5 * LEAST_TASKS
+        timeouts = Timeouts(fail_s=250.0, pause_s=0.001)
+        monkeypatch.setattr(task_batches, "MOST_TASKS", LEAST_TASKS)
+        assert len(ask(of(one, timeouts=timeouts), pool(5 * LEAST_TASKS))) == 5 * LEAST_TASKS
 
     @pytest.mark.parametrize(
         ("status", "content", "why"),
@@ -170,5 +170,5 @@ class TestScoring:
     def test_a_request_that_breaks_the_server_or_gets_nonsense_is_not_sent_for_ever(self, one, status, content, why):
         one.before = lambda body: (status, content)
         with pytest.raises(Unavailable, match=f"again and again.*{why}"):
-            ask(of(one, patience=Patience(pause_s=0.001)), pool(1))
+            ask(of(one, timeouts=Timeouts(pause_s=0.001)), pool(1))
         assert len(one.asked) == 5
