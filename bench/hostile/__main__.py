@@ -1,6 +1,6 @@
-"""Sends everything hostile to a real server: `python -m bench.hostile [NAME ...]`, about four minutes for all.
+"""Attacks a real server: `python -m bench.hostile [NAME ...]`, about four minutes for all cases.
 
-Prints a line for each case and, last, one line of JSON. The exit status is 1 if anything escaped.
+Prints a line for each case, and one line of JSON at the end. The exit status is 1 if any attack had an effect.
 """
 
 import argparse
@@ -9,27 +9,25 @@ import json
 import sys
 
 from bench.hostile import answers, bodies, bombs, clients, heads, images, references
-from bench.hostile.case import Verdict, run
+from bench.hostile.case import Case, Verdict, run
 from bench.hostile.site import site
 
 CASES = tuple(case for each in (bombs, images, references, answers, bodies, heads, clients) for case in each.cases())
 
 
 def main() -> int:
-    """Run the cases that were named, or all."""
+    """Run the named cases, or all; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.hostile", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "names",
         nargs="*",
         default=["*"],
         metavar="NAME",
-        help="only these cases, or those of a kind: image, address, request; * stands for anything",
+        help="a case, a pattern with *, or a kind of case: image, address, request",
     )
-    parser.add_argument("--batch", type=int, default=20, help="cases after which the server is looked at (default: 20)")
+    parser.add_argument("--batch", type=int, default=20, help="check the server after so many cases (default: 20)")
     options = parser.parse_args()
-    chosen = [
-        case for case in CASES if any(case.kind == each or fnmatch.fnmatch(case.name, each) for each in options.names)
-    ]
+    chosen = [case for case in CASES if any(_matches(case, name) for name in options.names)]
     with site() as attacked:
         verdicts = [_show(verdict) for verdict in run(attacked, chosen, batch=options.batch)]
     failed = [verdict.case.name for verdict in verdicts if verdict.escape]
@@ -38,9 +36,13 @@ def main() -> int:
     return 1 if failed else 0
 
 
+def _matches(case: Case, name: str) -> bool:
+    return name in (case.kind, case.name) or fnmatch.fnmatch(case.name, name)  # names may hold brackets themselves
+
+
 def _show(verdict: Verdict) -> Verdict:
     word = "ESCAPED" if verdict.escape else "contained"
-    line = f"{word:11}{verdict.case.kind:8}{verdict.case.name:44}{verdict.seconds:6.1f} s  {verdict.escape or ''}"
+    line = f"{word:11}{verdict.case.kind:8}{verdict.case.name:52}{verdict.seconds:6.1f} s  {verdict.escape or ''}"
     print("".join(character if character.isprintable() else "?" for character in line).rstrip(), flush=True)
     return verdict
 

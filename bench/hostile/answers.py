@@ -1,4 +1,4 @@
-"""Answers of hosts that may be asked: redirects, slow, endless and broken ones, and certificates of others."""
+"""Hostile answers of allowed image hosts: redirects, slow, endless and malformed answers, and wrong certificates."""
 
 import gzip
 import time
@@ -20,13 +20,13 @@ _LATE = refused_fetch("took too long to answer")
 _TOO_FAR = refused_fetch("redirects more than 3 times")
 _OTHER_FORMAT = refused_decode("expected one of")
 
-_UNHINDERED_S = 5.0
-_PLACES = 8
-"""For images of hosts that the server does not know, at a time."""
+_PROMPT_S = 5.0
+_NEW_HOST_IMAGES = 8
+"""The number of images that the server fetches at a time from hosts that it does not know."""
 
 _TO_PRIVATE = {
-    "to-this-machine": "http://127.0.0.1:{port}/a.png",
-    "to-this-machine-ipv6": "http://[::1]:{port}/a.png",
+    "to-loopback": "http://127.0.0.1:{port}/a.png",
+    "to-loopback-ipv6": "http://[::1]:{port}/a.png",
     "to-metadata": "http://169.254.169.254/latest/meta-data/",
     "without-scheme": "//127.0.0.1:{port}/a.png",
     "with-user": "http://{allowed}@127.0.0.1:{port}/a.png",
@@ -38,12 +38,12 @@ _CHUNKED = _OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 def cases() -> list[Case]:
-    """Every answer."""
+    """Return the cases of this module."""
     return [*_redirects(), *_slow_hosts(), *_answers(), *_tls()]
 
 
 def answer(name: str, outcome: Outcome, make: Answer | str, *, status: str = "302 Found") -> Case:
-    """An answer of a host that may be asked; a text is where it redirects to."""
+    """Return a case of an allowed host's answer; a string is the target of a redirect."""
 
     def serve(site: Site) -> str:
         return site.images.serve(f"/{name}", redirect(site.fill(make), status) if isinstance(make, str) else make)
@@ -52,7 +52,7 @@ def answer(name: str, outcome: Outcome, make: Answer | str, *, status: str = "30
 
 
 def slow_answer(name: str, outcome: Outcome, make: Answer, *, seconds: float = 15) -> Case:
-    """An answer that takes its time, of a host of its own."""
+    """Return a case of a slow answer, from an address that no other case uses."""
     case = reference(name, outcome, lambda site: site.serve_slowly(f"/{name}", make), seconds=seconds)
     return replace(case, patient=True)
 
@@ -64,7 +64,7 @@ def _redirects() -> list[Case]:
     return [
         *(answer(f"redirect-{name}", PRIVATE, location) for name, location in _TO_PRIVATE.items()),
         *(answer(f"redirect-to-{location.partition(':')[0]}", no_url, location) for location in _TO_NO_URL),
-        answer("redirect-308", PRIVATE, _TO_PRIVATE["to-this-machine"], status="308 Moved"),
+        answer("redirect-308", PRIVATE, _TO_PRIVATE["to-loopback"], status="308 Moved"),
         answer("redirect-without-location", refused_fetch("answered 302"), send(status="302 Found")),
         answer("redirect-loop", _TOO_FAR, redirect("/redirect-loop")),
         reference("redirect-chain-of-4", _TOO_FAR, partial(_chain, 4)),
@@ -73,7 +73,7 @@ def _redirects() -> list[Case]:
         answer("redirect-with-line-break", line_break, redirect("/gone\r\n Host: evil")),
         reference("token-to-allowed-origin", PLAIN, "http://{allowed}/data/upload/1/a.png"),
         reference("token-through-redirect", PLAIN, "/data/upload/1/away.png"),
-        answer("token-there-and-back", refused_fetch("answered 403"), "http://127.0.0.1:{studio}/api/projects/"),
+        answer("token-redirected-to-api", refused_fetch("answered 403"), "http://127.0.0.1:{studio}/api/projects/"),
     ]
 
 
@@ -85,10 +85,10 @@ def _chain(length: int, site: Site) -> str:
 
 
 def _slow_hosts() -> list[Case]:
-    """Hosts that take their time, alone and to hold up others."""
+    """Slow hosts, alone and in numbers that could delay others."""
     late_or_large = refused_fetch("took too long|more than 20971520")
     late_or_broken = refused_fetch("took too long|broke off")
-    slow = 90.0  # what an image may take, and some more
+    slow = 90.0  # the server's time limit of an image, with a margin
     tiny_chunks = hosts.endless(_CHUNKED, b"1\r\na\r\n" * 1_000)
     continued = hosts.endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
     return [
@@ -98,14 +98,14 @@ def _slow_hosts() -> list[Case]:
         slow_answer("host-trickles-head", _LATE, hosts.trickle(_OK + b"X-Slow: ")),
         slow_answer("host-trickles-body", _LATE, hosts.trickle(_ANNOUNCED), seconds=slow),
         slow_answer("body-endless-tiny-chunks", late_or_large, tiny_chunks, seconds=slow),
-        slow_answer("head-continues-for-ever", late_or_broken, continued),
-        Case("host-silent-under-64-names", Kind.ADDRESS, _many_names, seconds=120, patient=True),
+        slow_answer("head-endless-100-continue", late_or_broken, continued),
+        Case("host-silent-at-64-addresses", Kind.ADDRESS, _many_addresses, seconds=120, patient=True),
         Case("host-silent-for-200-images", Kind.ADDRESS, _many_silent, seconds=120, patient=True),
     ]
 
 
 def _answers() -> list[Case]:
-    """Answers whose head or body is not in order, and pictures under odd headers."""
+    """Answers with a malformed head or body, and pictures with odd headers."""
     half = pictures.plain()[:100]
     chunks = b"10000\r\n" + bytes(65_536) + b"\r\n"
     gzipped = gzip.compress(pictures.plain())
@@ -130,7 +130,7 @@ def _answers() -> list[Case]:
         answer("length-longer-than-body", _BROKE_OFF, send(half, content_length="5000")),
         answer("length-shorter-than-body", refused_decode("cannot be decoded"), send_picture(content_length="100")),
         answer("length-negative", PLAIN, send_picture(content_length="-1")),
-        answer("length-no-number", PLAIN, send_picture(content_length="many")),
+        answer("length-not-a-number", PLAIN, send_picture(content_length="many")),
         answer("body-gzip", _OTHER_FORMAT, send(gzipped, content_encoding="gzip")),
         reference("body-gzip-bomb", _OTHER_FORMAT, _gzip_bomb, seconds=20),
         answer("status-206", refused_fetch("answered 206"), send(half, status="206 Partial Content")),
@@ -147,36 +147,36 @@ def _gzip_bomb(site: Site) -> str:
 
 
 def _tls() -> list[Case]:
-    """A certificate for localhost, where one can be made."""
+    """TLS with a certificate for localhost, if openssl is installed."""
     with_certificate = [
         reference("tls-right-name", PLAIN, "https://localhost:{tls}/a.png"),
         reference("tls-wrong-name", refused_fetch("broke off"), "https://127.0.0.1:{tls}/a.png"),
-        reference("tls-spoken-plainly", PRIVATE, "http://127.0.0.1:{tls}/a.png"),
+        reference("tls-host-over-http", PRIVATE, "http://127.0.0.1:{tls}/a.png"),
     ]
     return [
         *(with_certificate if can_make_certificates() else []),
-        reference("tls-to-plain-host", PRIVATE, "https://{allowed}/a.png"),
+        reference("http-host-over-tls", PRIVATE, "https://{allowed}/a.png"),
     ]
 
 
-def _many_names(site: Site, _made: None) -> None:
-    """There are more of them than threads; who asks for another host's image must not wait for any."""
-    site.images.serve("/name.png", hosts.silence())
-    silent = [f"http://{address}:{site.images.port}/name.png?{number}" for number in range(3) for address in CROWD]
-    good = [site.images.serve(f"/unhindered-{number}.png", send_picture()) for number in range(5)]
-    _score_beside(site, silent, good, lambda: len(site.images.requests_to("/name.png")) >= _PLACES)
+def _many_addresses(site: Site, _payload: None) -> None:
+    """Request images from more silent hosts than there are threads; images of other hosts must not be delayed."""
+    site.images.serve("/silent.png", hosts.silence())
+    silent = [f"http://{address}:{site.images.port}/silent.png?{number}" for number in range(3) for address in CROWD]
+    good = [site.images.serve(f"/good-{number}.png", send_picture()) for number in range(5)]
+    _score_during(site, silent, good, lambda: len(site.images.requests_to("/silent.png")) >= _NEW_HOST_IMAGES)
 
 
-def _many_silent(site: Site, _made: None) -> None:
-    """Half of the fetching threads hang; who asks for another host's image must not wait for them."""
-    address = site.serve_slowly("/hanging.png", hosts.silence())
-    silent = [f"{address}?{number}" for number in range(200)]
+def _many_silent(site: Site, _payload: None) -> None:
+    """Request 200 images from a silent host, so that half of the fetch threads hang; others must not be delayed."""
+    url = site.serve_slowly("/hanging.png", hosts.silence())
+    silent = [f"{url}?{number}" for number in range(200)]
     good = ["/data/local-files/?d=sub/good.png"]
-    _score_beside(site, silent, good, lambda: bool(site.images.requests_to("/hanging.png")))
+    _score_during(site, silent, good, lambda: bool(site.images.requests_to("/hanging.png")))
 
 
-def _score_beside(site: Site, silent: list[str], good: list[str], hangs: Callable[[], bool]) -> None:
-    """Score good images while silent ones hang: each at once, and in the end the silent ones not at all."""
+def _score_during(site: Site, silent: list[str], good: list[str], hangs: Callable[[], bool]) -> None:
+    """Check that good images are scored at once while silent ones hang, and that the silent ones are refused."""
     with ThreadPoolExecutor(1) as pool:
         hanging = pool.submit(site.score, silent)
         while not hangs():
@@ -184,7 +184,7 @@ def _score_beside(site: Site, silent: list[str], good: list[str], hangs: Callabl
         for each in good:
             started = time.perf_counter()
             PLAIN.check(site, site.score_among_good(each))
-            if (seconds := time.perf_counter() - started) > _UNHINDERED_S:
+            if (seconds := time.perf_counter() - started) > _PROMPT_S:
                 raise Escaped(f"a good image waited {seconds:.1f} s for those of another host")
         for result in hanging.result():
             Refused("(fetch|expired)", "").check(site, result)

@@ -1,12 +1,12 @@
-"""Bodies that are none, hold something else than belongs there, or are too large; and odd ones, which are scored."""
+"""Request bodies that are malformed, of wrong types or too large; and odd but valid ones, which are scored."""
 
 import gzip
 import json
 from collections.abc import Callable
 
 from bench.hostile import pictures
-from bench.hostile.case import MEBIBYTE, Case, Kind
-from bench.hostile.exchange import BAD, BODY_BYTES, SERVED_OR_NOT, Answered, in_chunks, posted, request, slug
+from bench.hostile.case import MEBIBYTE, Case, Kind, printable
+from bench.hostile.exchange import BAD, BODY_BYTES, OK_OR_BAD, Answered, chunked_head, posted, request
 from bench.hostile.site import Escaped, Site, data_uri, predict_body
 from demo.project import label_config
 
@@ -19,7 +19,7 @@ _NOT_SCORED = Answered({200}, scored=[False])
 BODIES = {
     "empty": b"",
     "cut-short": b'{"tasks": [',
-    "words": b"tasks",
+    "plain-text": b"tasks",
     "html": b"<html></html>",
     "form": b"tasks=1&label_config=2",
     "nan": b'{"tasks": [], "label_config": NaN}',
@@ -35,7 +35,7 @@ BODIES = {
     "two-documents": b"{}{}",
     "pickle": b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00\x8c\x01a\x94.",
 }
-_OBJECTS: tuple[object, ...] = (None, 1, [], {})
+_NOT_STRINGS: tuple[object, ...] = (None, 1, [], {})
 _TASKS: tuple[object, ...] = (
     *(None, True, 1, 1.5, "text", {}),
     *([1], [None], [[]], [{}], [{"id": 1, "data": []}], [{"data": None}]),
@@ -49,11 +49,11 @@ _ODD: dict[str, tuple[object, ...]] = {
     "project": (None, 1, [], {}, "x", "\ud800", "1.a", "9" * 5_000),
     "params": (None, 1, [], "x"),
 }
-"""By field of a body that is scored nevertheless."""
+"""Odd values by field, with which images are nevertheless scored."""
 
 
 def cases() -> list[Case]:
-    """Every body."""
+    """Return the cases of this module."""
     return [*_bodies(), *_fields(), *_odd_but_scored(), *_configs(), *_sizes()]
 
 
@@ -61,80 +61,89 @@ def _bodies() -> list[Case]:
     elsewhere = [(name, path) for name in ("empty", "100000-lists") for path in ("/score", "/webhook", "/setup")]
     return [
         *(posted(f"body-{name}", BAD, content) for name, content in BODIES.items()),
-        *(posted(f"body-{name}-{path[1:]}", BAD, BODIES[name], path=path) for name, path in elsewhere),
-        posted("body-gzipped", BAD, lambda: gzip.compress(bytes(200 * MEBIBYTE)), content_encoding="gzip"),
+        *(posted(f"body-{name}-to-{path[1:]}", BAD, BODIES[name], path=path) for name, path in elsewhere),
+        posted(
+            "body-with-content-encoding", BAD, lambda: gzip.compress(bytes(200 * MEBIBYTE)), content_encoding="gzip"
+        ),
     ]
 
 
 def _fields() -> list[Case]:
-    """JSON with something else in a field than belongs there."""
+    """JSON with wrong types or values."""
     good = predict_body(["data:,a"])
     of_score = {**good, "version": "a"}
     wrong: tuple[tuple[str, str, Callable[[object], object], tuple[object, ...]], ...] = (
         ("tasks", "/predict", lambda value: {**good, "tasks": value}, _TASKS),
         ("label-config", "/predict", lambda value: {**good, "label_config": value}, (None, True, 1, [], {})),
-        ("body-of", "/predict", lambda value: value, (None, "text", 1, [], [[]])),
+        ("body", "/predict", lambda value: value, (None, "text", 1, [], [[]])),
         ("score-version", "/score", lambda value: {**of_score, "version": value}, (None, 5, {})),
         ("score-embeddings", "/score", lambda value: {**of_score, "embeddings": value}, ("yes", 1)),
         ("score-passes", "/score", lambda value: {**of_score, "passes": value}, ([],)),
-        ("webhook-action", "/webhook", lambda value: {"action": value}, _OBJECTS),
+        ("webhook-action", "/webhook", lambda value: {"action": value}, _NOT_STRINGS),
     )
-    projects = {_named(value): {"action": "ANNOTATION_CREATED", "project": {"id": value}} for value in _PROJECT_IDS}
     return [
         *(
-            posted(f"{name}-{_named(value)}", BAD, body(value), path=path)
+            posted(_with(name, value), BAD, body(value), path=path)
             for name, path, body, values in wrong
             for value in values
         ),
         posted("score-version-of-1-mb", _CONFLICT, {**good, "version": "v" * MEBIBYTE}, path="/score"),
-        posted("score-version-climbing", _CONFLICT, {**good, "version": "../../etc"}, path="/score"),
+        posted("score-version-traversal", _CONFLICT, {**good, "version": "../../etc"}, path="/score"),
         *(
             posted(
-                f"setup-schema-{_named(value)}",
+                _with("setup-schema", value),
                 Answered({200 if value is None else 400}),
                 {"schema": value},
                 path="/setup",
             )
-            for value in _OBJECTS
+            for value in _NOT_STRINGS
         ),
-        *(posted(f"webhook-project-{name}", SERVED_OR_NOT, body, path="/webhook") for name, body in projects.items()),
+        *(
+            posted(
+                _with("webhook-project", value),
+                OK_OR_BAD,
+                {"action": "ANNOTATION_CREATED", "project": {"id": value}},
+                path="/webhook",
+            )
+            for value in _PROJECT_IDS
+        ),
     ]
 
 
-def _named(value: object) -> str:
-    shown = slug(json.dumps(value))[:16]
-    depth = json.dumps(value).count("[")
-    return "-".join(part for part in (type(value).__name__.lower() + "s" * (depth - 1), shown) if part)
+def _with(field: str, value: object) -> str:
+    return f"{field}={printable(json.dumps(value))}"
 
 
 def _odd_but_scored() -> list[Case]:
-    """What is odd and no harm: images are scored, and where there is none the prediction is empty."""
+    """Odd but harmless bodies: images are scored, and tasks without an image get an empty prediction."""
     good = predict_body([data_uri(pictures.plain())])
     (task,) = good["tasks"]
     odd: list[tuple[str, dict[str, object]]]
-    odd = [(f"task-id-{_named(value)}", {"tasks": [{**task, "id": value}]}) for value in _ODD["task-id"]]
-    odd += [(f"{name}-{_named(value)}", {name: value}) for name in ("project", "params") for value in _ODD[name]]
-    twice = b'{"tasks": [1, 2, 3],' + json.dumps(good).encode()[1:]
-    forging = {'\n{"forged": true}\n': 1, "\ud800": 2, "\x1b[2J": 3}
-    nothing = [{"id": number, "data": {}} for number in range(100_000)]
+    odd = [(_with("task-id", value), {"tasks": [{**task, "id": value}]}) for value in _ODD["task-id"]]
+    odd += [(_with(name, value), {name: value}) for name in ("project", "params") for value in _ODD[name]]
+    duplicate_keys = b'{"tasks": [1, 2, 3],' + json.dumps(good).encode()[1:]
+    forged_keys = {'\n{"forged": true}\n': 1, "\ud800": 2, "\x1b[2J": 3}
+    without_images = [{"id": number, "data": {}} for number in range(100_000)]
     return [
         *(posted(name, _SCORED, {**good, **fields}) for name, fields in odd),
-        posted("duplicate-keys", _SCORED, twice),
-        posted("task-keys-forge-log", _NOT_SCORED, {**good, "tasks": [{"id": 1, "data": forging}]}),
+        posted("duplicate-keys", _SCORED, duplicate_keys),
+        posted("task-keys-with-forged-log-line", _NOT_SCORED, {**good, "tasks": [{"id": 1, "data": forged_keys}]}),
         Case("task-keys-of-10-mb", Kind.REQUEST, _send_long_keys),
-        posted("100000-tasks", Answered({200}, scored=[False] * 100_000), {**good, "tasks": nothing}, seconds=30),
+        posted(
+            "100000-tasks", Answered({200}, scored=[False] * 100_000), {**good, "tasks": without_images}, seconds=30
+        ),
         posted(
             "2000-broken-images", Answered({200}, scored=[False] * 2_000), predict_body(["data:,x"] * 2_000), seconds=30
         ),
     ]
 
 
-def _send_long_keys(site: Site, _made: None) -> None:
-    """They are not all told in the log."""
+def _send_long_keys(site: Site, _payload: None) -> None:
+    """Send 10 MB of keys, which must not all be logged."""
     log = site.server.process.log
     before = log.stat().st_size
     data = {f"{number}{'a' * MEBIBYTE}": 1 for number in range(10)}
-    status, answer = site.ask("/predict", {**predict_body([]), "tasks": [{"id": 1, "data": data}]})
+    status, answer = site.post_json("/predict", {**predict_body([]), "tasks": [{"id": 1, "data": data}]})
     if status != 200 or answer["results"] != [{}]:
         raise Escaped(f"expected an empty prediction, got {status} {str(answer)[:200]}")
     if (written := log.stat().st_size - before) > MEBIBYTE:
@@ -142,20 +151,22 @@ def _send_long_keys(site: Site, _made: None) -> None:
 
 
 def _configs() -> list[Case]:
-    """Labelling configs, of /predict and as the schema of /setup."""
-    found = []
+    """Label configs, of /predict and as the schema of /setup."""
+    configs = []
     for name, text in _config_texts().items():
-        harmless = name in {"100000-levels", "other-encoding"}  # no worse than others, once they have been read
+        parsable = name in {"100000-levels", "other-encoding"}
         body = predict_body(["data:,a"], label_config=text)
-        found.append(posted(f"config-{name}", SERVED_OR_NOT if harmless else _BAD_CONFIG, body))
-        found.append(posted(f"setup-{name}", SERVED_OR_NOT, {"schema": text}, path="/setup"))
-    return found
+        configs.append(posted(f"config-{name}", OK_OR_BAD if parsable else _BAD_CONFIG, body))
+        configs.append(posted(f"setup-config-{name}", OK_OR_BAD, {"schema": text}, path="/setup"))
+    return configs
 
 
 def _config_texts() -> dict[str, str]:
     config = label_config(["ant"])
     entities = "".join(f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9))
-    nested = '<Choices name="a" toName="image">' * 20_000 + "</Choices>" * 20_000  # each is read with all that it holds
+    nested = (
+        '<Choices name="a" toName="image">' * 20_000 + "</Choices>" * 20_000
+    )  # reading each with its descendants would be quadratic
     return {
         "billion-laughs": f'<!DOCTYPE x [<!ENTITY a "{"lol" * 10}">{entities}]><View>&j;{config}</View>',
         "external-entity": f'<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><View>&a;{config}</View>',
@@ -163,8 +174,8 @@ def _config_texts() -> dict[str, str]:
         "parameter-entity": f'<!DOCTYPE x [<!ENTITY % a SYSTEM "http://127.0.0.1/x.dtd"> %a;]>{config}',
         "unknown-entity": f"<View>&nothing;{config}</View>",
         "empty": "",
-        "no-xml": "choices: ant",
-        "no-image": "<View/>",
+        "not-xml": "choices: ant",
+        "without-image": "<View/>",
         "cut-short": config[:-10],
         "nul": f"<View>\0{config}</View>",
         "surrogate": f"<View>\ud800{config}</View>",
@@ -181,13 +192,13 @@ def _sizes() -> list[Case]:
     no_length = Answered({400, 411, 413})
     not_in_time = Answered({0, 400, 408, 411, 413}, ours=False)
     return [
-        posted("body-larger-than-may-be", _TOO_LARGE, lambda: b" " * (BODY_BYTES + 1), seconds=20),
-        posted("length-of-10-tb", _TOO_LARGE, b"{}", content_length=str(10**13)),
-        request("body-in-endless-chunks", no_length, lambda site: in_chunks(site) + endless, seconds=20),
+        posted("body-above-limit", _TOO_LARGE, lambda: b" " * (BODY_BYTES + 1), seconds=20),
+        posted("content-length-of-10-tb", _TOO_LARGE, b"{}", content_length=str(10**13)),
+        request("body-in-endless-chunks", no_length, lambda site: chunked_head(site) + endless, seconds=20),
         request(
-            "body-in-40-million-chunks",
+            "body-in-4-million-chunks",
             not_in_time,
-            lambda site: in_chunks(site) + b"1\r\n \r\n" * 4_000_000,
+            lambda site: chunked_head(site) + b"1\r\n \r\n" * 4_000_000,
             seconds=40,
         ),
     ]

@@ -1,4 +1,4 @@
-"""Files that claim, or unpack to, more than they hold, and such of very many parts, each of which takes a moment."""
+"""Decompression bombs, files with false dimensions, and files of very many parts."""
 
 import struct
 import zlib
@@ -7,8 +7,18 @@ from functools import partial
 from PIL import Image
 
 from bench.hostile import pictures
-from bench.hostile.case import ALIKE, MEBIBYTE, PLAIN, Case, Kind, hosted, of, refused_decode, refused_fetch
-from bench.hostile.pictures import chunk, insert_chunk, insert_segments, jpeg, picture, pixels, plain, segment
+from bench.hostile.case import (
+    MEBIBYTE,
+    PLAIN,
+    PLAIN_LOSSY,
+    Case,
+    Kind,
+    hosted,
+    refused_decode,
+    refused_fetch,
+    scored_as,
+)
+from bench.hostile.pictures import chunk, insert_chunks, insert_segments, jpeg, picture, pixels, plain, segment
 from bench.hostile.site import Site
 from bench.subjects.photos import save
 
@@ -18,13 +28,13 @@ _TOO_LONG = refused_decode("which no image needs|which take too long")
 
 
 def cases() -> list[Case]:
-    """Every such file, and many at once."""
-    many_large = Case("sixteen-50-megapixels-at-once", Kind.IMAGE, _score_many, lambda _: _largest(), seconds=60)
-    return [*small_files(), *_bombs(), *_slow_ones(), many_large]
+    """Return the cases of this module."""
+    many_large = Case("16-images-of-50-megapixels", Kind.IMAGE, _score_many, lambda _: _largest(), seconds=60)
+    return [*small_files(), *_bombs(), *_slow_files(), many_large]
 
 
 def small_files() -> list[Case]:
-    """Files that claim more than they hold."""
+    """Return cases of small files that claim large dimensions."""
     reduced = refused_decode("8188 x 8188 pixels, at most 50000000")
     nothing = zlib.compress(b"")
     return [
@@ -33,7 +43,7 @@ def small_files() -> list[Case]:
         hosted("gif-huge-screen", _TOO_LARGE, lambda: pictures.gif((65_535, 65_535), (8, 8))),
         hosted("gif-huge-frame", _TOO_LARGE, lambda: pictures.gif((1, 1), (65_535, 65_535))),
         hosted("jpeg-65500x65500", reduced, lambda: _claim(jpeg(), 65_500)),
-        hosted("jpeg-scan-for-each-component", _TOO_LARGE, _jpeg_parted),
+        hosted("jpeg-scan-for-each-component", _TOO_LARGE, _jpeg_non_interleaved),
         hosted("avif-100-megapixels", _TOO_LARGE, _avif_bomb),
         hosted("bmp-2-billion-wide", _TOO_LARGE, lambda: pictures.bmp(2**31 - 1, 2**31 - 1)),
         hosted("tiff-1-gigapixel", _TOO_LARGE, lambda: _tiff(31_623, 31_623)),
@@ -44,43 +54,43 @@ def small_files() -> list[Case]:
 
 
 def _bombs() -> list[Case]:
-    """Files that hold as much as may be, or unpack to more; Pillow only warns of 100 megapixels."""
+    """Files of the largest allowed size, and larger ones; Pillow only warns of 100 megapixels."""
     most = 20 * MEBIBYTE
     return [
         hosted("png-400-megapixels", _TOO_LARGE, lambda: _zeros(20_000, 20_000)),
         hosted("png-100-megapixels", _TOO_LARGE, lambda: _zeros(10_000, 10_000, colour=2)),
         hosted("png-1-bit-400-megapixels", _TOO_LARGE, lambda: _zeros(20_000, 20_000, depth=1)),
         hosted("png-65535x1000", _TOO_LARGE, lambda: _zeros(65_535, 1_000)),
-        hosted("png-rgba-50-megapixels", of("white"), _largest, seconds=20),
-        hosted("png-16-bit-50-megapixels", of("black"), lambda: _zeros(7_071, 7_071, depth=16), seconds=20),
+        hosted("png-rgba-50-megapixels", scored_as("white"), _largest, seconds=20),
+        hosted("png-16-bit-50-megapixels", scored_as("black"), lambda: _zeros(7_071, 7_071, depth=16), seconds=20),
         hosted("webp-200-megapixels", _TOO_LARGE, _webp_bomb),
-        # Progressive ones must be held before they are reduced; others are decoded at an eighth.
+        # A progressive JPEG must be decoded in full; others are decoded at an eighth of the size.
         hosted("jpeg-progressive-400-megapixels", _TOO_LARGE, lambda: _black_jpeg(progressive=True)),
-        hosted("jpeg-400-megapixels", of("black"), _black_jpeg, seconds=20),
-        hosted("png-ztxt-bomb", _BROKEN, lambda: _with(b"zTXt", 200 * MEBIBYTE)),
-        hosted("png-many-ztxt-bombs", _BROKEN, lambda: _with(b"zTXt", MEBIBYTE - 1, times=1_000)),
-        hosted("png-iccp-bomb", _BROKEN, lambda: _with(b"iCCP", 200 * MEBIBYTE)),
+        hosted("jpeg-400-megapixels", scored_as("black"), _black_jpeg, seconds=20),
+        hosted("png-ztxt-bomb", _BROKEN, lambda: _with_bomb(b"zTXt", 200 * MEBIBYTE)),
+        hosted("png-many-ztxt-bombs", _BROKEN, lambda: _with_bomb(b"zTXt", MEBIBYTE - 1, times=1_000)),
+        hosted("png-iccp-bomb", _BROKEN, lambda: _with_bomb(b"iCCP", 200 * MEBIBYTE)),
         hosted("file-one-byte-too-large", refused_fetch(f"more than {most}"), lambda: plain().ljust(most + 1, b"\0")),
-        hosted("file-as-large-as-may-be", PLAIN, lambda: plain().ljust(most, b"\0")),
+        hosted("file-of-largest-size", PLAIN, lambda: plain().ljust(most, b"\0")),
     ]
 
 
-def _slow_ones() -> list[Case]:
-    """Files of very many parts, each of which takes a moment."""
+def _slow_files() -> list[Case]:
+    """Files of very many parts, each of which takes time to parse."""
     segments = {"segments": 0xEF, "comments": 0xFE, "tables": 0xDB}
     whole = pixels().tobytes()
     return [
         hosted("jpeg-1000-scans", _TOO_LONG, lambda: _scans(7_000, 1_000)),
-        hosted("jpeg-100000-scans", ALIKE, lambda: _scans(64, 100_000)),
+        hosted("jpeg-100000-scans", PLAIN_LOSSY, lambda: _scans(64, 100_000)),
         *(hosted(f"jpeg-5-million-{name}", _TOO_LONG, partial(_segments, marker)) for name, marker in segments.items()),
         hosted("jpeg-20-million-fill-bytes", _TOO_LONG, lambda: insert_segments(b"\xff" * 20_000_000)),
         hosted("jpeg-huge-tables", _BROKEN, _jpeg_tables),
-        hosted("png-million-chunks-before", _TOO_LONG, lambda: insert_chunk(_chunks(b"prVt"))),
+        hosted("png-million-chunks-before", _TOO_LONG, lambda: insert_chunks(_chunks(b"prVt"))),
         hosted("png-million-chunks-behind", _TOO_LONG, lambda: plain()[:-12] + _chunks(b"prVt") + plain()[-12:]),
-        hosted("png-million-data-chunks", _TOO_LONG, lambda: insert_chunk(_chunks(b"IDAT"))),
+        hosted("png-million-data-chunks", _TOO_LONG, lambda: insert_chunks(_chunks(b"IDAT"))),
         hosted("bmp-million-runs", _TOO_LONG, _bmp_runs),
         hosted("gif-million-comments", _TOO_LONG, _gif_comments),
-        hosted("gif-10000-frames", ALIKE, _gif_frames),
+        hosted("gif-10000-frames", PLAIN_LOSSY, _gif_frames),
         hosted("tiff-65535-tags", _BROKEN, lambda: pictures.tiff({tag: [1] for tag in range(65_535)})),
         hosted("tiff-directory-loop", PLAIN, lambda: pictures.tiff_of(whole, bits=[8, 8, 8], then=8)),
         hosted("tiff-exif-loop", PLAIN, lambda: pictures.tiff_of(whole, bits=[8, 8, 8], extra={34665: [8]})),
@@ -88,27 +98,27 @@ def _slow_ones() -> list[Case]:
 
 
 def _score_many(site: Site, data: bytes) -> None:
-    """Sixteen as large as may be, in one request: memory is bounded."""
+    """Score sixteen images of the largest size in one request; `Site.unharmed` checks the memory."""
     address = site.images.serve("/sixteen", data, connection="close")
     for result in site.score([f"{address}?{number}" for number in range(16)]):
-        of("white").check(site, result)
+        scored_as("white").check(site, result)
 
 
 def _zeros(width: int, height: int, *, depth: int = 8, colour: int = 0) -> bytes:
-    """Return a PNG of zeros: of grey, RGB (colour 2) or RGBA (6)."""
+    """Return a PNG of zeros; the colour type is grey (0), RGB (2) or RGBA (6)."""
     row_bytes = 1 + width * depth * {0: 1, 2: 3, 6: 4}[colour] // 8
-    data = pictures.squeezed_zeros(height * row_bytes)
+    data = pictures.compressed_zeros(height * row_bytes)
     return pictures.png(width, height, data, depth=depth, colour=colour)
 
 
 def _largest() -> bytes:
-    """Return as many pixels as are decoded, transparent ones."""
+    """Return a PNG with the largest number of pixels that is decoded, all transparent."""
     return _zeros(7_071, 7_071, colour=6)
 
 
-def _with(kind: bytes, size: int, *, times: int = 1) -> bytes:
-    """Return a PNG with a text or a profile that unpacks to so many bytes."""
-    return insert_chunk(chunk(kind, b"a\0\0" + pictures.squeezed_zeros(size)) * times)
+def _with_bomb(kind: bytes, size: int, *, times: int = 1) -> bytes:
+    """Return a PNG with text or profile chunks, each of which unpacks to `size` bytes."""
+    return insert_chunks(chunk(kind, b"a\0\0" + pictures.compressed_zeros(size)) * times)
 
 
 def _webp_bomb() -> bytes:
@@ -116,24 +126,24 @@ def _webp_bomb() -> bytes:
 
 
 def _claim(file: bytes, side: int) -> bytes:
-    """Return a JPEG whose header claims other sides."""
+    """Return a JPEG whose header claims `side` x `side` pixels."""
     return pictures.replace(file, file.index(b"\xff\xc0") + 5, struct.pack(">HH", side, side))
 
 
 def _black_jpeg(*, progressive: bool = False) -> bytes:
-    """Return 400 million pixels; progressive ones must be held before they are reduced."""
+    """Return a JPEG of 400 megapixels."""
     return save(Image.new("L", (20_000, 20_000)), "JPEG", progressive=progressive)
 
 
-def _jpeg_parted() -> bytes:
-    """Return a JPEG that claims 400 million pixels, and whose first scan says that it holds one component of three."""
+def _jpeg_non_interleaved() -> bytes:
+    """Return a JPEG that claims 400 megapixels and, in its first scan, to hold one of three components."""
     file = jpeg()
     scan = file.index(b"\xff\xda")
     return _claim(file[:scan] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" + file[scan + 14 :], 20_000)
 
 
 def _avif_bomb() -> bytes:
-    """Return a small picture whose property says that it is large."""
+    """Return a small AVIF whose ispe box claims 100 megapixels."""
     file = save(picture(), "AVIF")
     return pictures.replace(file, file.index(b"ispe") + 8, struct.pack(">II", 10_000, 10_000))
 
@@ -157,7 +167,7 @@ def _scans(side: int, count: int) -> bytes:
 
 
 def _gif_parts() -> tuple[bytes, bytes]:
-    """Return a GIF up to the end of its global palette, and what follows."""
+    """Return a GIF in two parts, divided after its global palette."""
     file = save(picture(), "GIF")
     palette_end = 13 + (6 << (file[10] & 7))
     return file[:palette_end], file[palette_end:]
@@ -174,7 +184,7 @@ def _gif_frames() -> bytes:
 
 
 def _bmp_runs() -> bytes:
-    """Return ten million runs of one pixel."""
+    """Return a BMP of ten million runs of one pixel."""
     palette = b"".join(bytes([level, level, level, 0]) for level in range(256))
     return pictures.bmp(4_000, 2_500, b"\1\5" * 10_000_000, bits=8, palette=palette)
 
@@ -185,7 +195,7 @@ def _tiff(width: int, height: int, *, rows: int | None = None, size: int = 100) 
 
 
 def _tiff_tile() -> bytes:
-    """Return 64 x 64 pixels in a tile of 30000 x 23000, 2 GB."""
+    """Return a TIFF of 64 x 64 pixels in a tile of 30000 x 23000, 2 GB."""
     data = zlib.compress(bytes(1_000))
     tags = pictures.tiff_tags(64, 64, bits=[8, 8, 8], compression=8)
     del tags[273], tags[278]

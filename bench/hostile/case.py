@@ -1,4 +1,4 @@
-"""What a case is: something hostile, and what must come of it; and how cases are run against one server."""
+"""Hostile test cases with their expected outcomes, and the loop that runs them against one server."""
 
 import re
 import time
@@ -16,14 +16,14 @@ from bench.hostile.site import SAME, Escaped, Site
 
 MEBIBYTE = 1 << 20
 
-_AT_ONCE = 16
+_THREADS = 16
 
 Result = Mapping[str, Any]
-"""What /score says of one image."""
+"""The element of /score's answer for one image."""
 
 
 class Kind(StrEnum):
-    """What is hostile."""
+    """The hostile part of a case."""
 
     IMAGE = "image"
     ADDRESS = "address"
@@ -32,32 +32,33 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing that an attacker sends."""
+    """An attack, and the check of its outcome."""
 
     name: str
     kind: Kind
     attack: Callable[[Site, Any], None]
-    """Sends what was made; raises Escaped if anything else comes than must."""
+    """Sends the payload; raises Escaped unless the outcome is as expected."""
     make: Callable[[Site], Any] = lambda _: None
-    """Sets up what is sent, which counts for nothing."""
+    """Makes the payload, which is not part of the measured time."""
     seconds: float = 10.0
-    """The longest that the attack may take."""
+    """Time limit of the attack."""
     patient: bool = False
-    """Whether it mostly waits, so that it may be run beside others that do."""
+    """Whether it mostly waits, so that it can run at the same time as others that do."""
     outcome: "Outcome | None" = None
-    """Of a file, what must come of it."""
+    """The expected outcome of a file; None for other attacks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The image gets no prediction, for this reason."""
+    """The image gets no prediction but this error."""
 
     code: str
+    """A regular expression that matches the whole code."""
     reason: str
-    """A regular expression that is found in the error's text."""
+    """A regular expression to find in the detail."""
 
     def check(self, _: Site, result: Result) -> None:
-        """Raise Escaped if the result is another."""
+        """Raise Escaped for another result."""
         error = result.get("error")
         if error is None:
             raise Escaped("the image was scored")
@@ -67,80 +68,86 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The image is scored, by the pixels of another one."""
+    """The image is scored like a harmless file with the same pixels."""
 
     like: Callable[[], bytes]
-    """Makes a harmless file of the same picture."""
-    within: float = SAME
-    """How far probabilities may lie apart; more than this only where a codec loses something."""
+    """Makes the harmless file."""
+    tolerance: float = SAME
+    """Absolute tolerance of the probabilities; higher for lossy codecs."""
 
     def check(self, site: Site, result: Result) -> None:
-        """Raise Escaped if the result is another."""
+        """Raise Escaped for another result."""
         if "error" in result:
             raise Escaped(f"expected a score, got {result['error']}")
         expected = site.probabilities(self.like())
-        apart = max(abs(one - other) for one, other in zip(result["probabilities"], expected, strict=True))
-        if apart > self.within:
-            raise Escaped(f"probabilities are {apart:.2g} from those of its pixels, at most {self.within:.2g} may be")
+        difference = max(abs(one - other) for one, other in zip(result["probabilities"], expected, strict=True))
+        if difference > self.tolerance:
+            raise Escaped(f"probabilities differ by {difference:.2g}, at most {self.tolerance:.2g} is allowed")
 
 
 Outcome = Refused | Scored
 
 PLAIN = Scored(pictures.plain)
 LOSSY = 0.05
-"""Of a probability, which a mirror image moves by more."""
-ALIKE = Scored(pictures.plain, within=LOSSY)
+"""Tolerance of a probability after lossy compression; a mirrored image differs by more."""
+PLAIN_LOSSY = Scored(pictures.plain, tolerance=LOSSY)
 
 refused_fetch = partial(Refused, "fetch")
-"""The outcome of a reference that must not or cannot be fetched, with the reason."""
+"""The outcome of a reference that must not or cannot be fetched, by its reason."""
 refused_decode = partial(Refused, "decode")
-"""The outcome of bytes that must not or cannot be decoded."""
+"""The outcome of bytes that must not or cannot be decoded, by its reason."""
 
 
-def of(colour: str) -> Scored:
-    """The outcome of an image of one colour."""
+def printable(text: str, length: int = 40) -> str:
+    """Return a text as part of a case's name: escaped, shortened to `length` characters, and never empty."""
+    escaped = re.sub(r"[^ -~]", lambda match: match[0].encode("unicode_escape").decode(), text) or "empty"
+    return escaped if len(escaped) <= length else f"{escaped[: length - 3]}..."
+
+
+def scored_as(colour: str) -> Scored:
+    """Return the outcome of an image of one colour."""
     return Scored(partial(pictures.flat, colour))
 
 
 def hosted(
     name: str, outcome: Outcome, make: Callable[[], bytes], *, content_type: str = "image/png", seconds: float = 10
 ) -> Case:
-    """A file from a host that may be asked, and what must come of it."""
+    """Return a case of a file on an allowed host."""
 
     def attack(site: Site, data: bytes) -> None:
-        address = site.images.serve(f"/{name}", data, content_type=content_type, connection="close")
-        outcome.check(site, site.score_among_good(address))
+        url = site.images.serve(f"/{name}", data, content_type=content_type, connection="close")
+        outcome.check(site, site.score_among_good(url))
 
     return Case(name, Kind.IMAGE, attack, lambda _: make(), seconds, outcome=outcome)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a case."""
+    """The result of a case."""
 
     case: Case
     seconds: float
     escape: str | None
-    """What it, or one of its batch, did that it must not; None if it was contained."""
+    """The effect of the attack, or of its batch; None if it was contained."""
 
 
 def run(site: Site, cases: Sequence[Case], *, batch: int = 20) -> Iterator[Verdict]:
-    """Run cases one after the other, and after each batch see that the server is unharmed.
+    """Run cases one after the other, and check after each batch that the server is unharmed.
 
-    Harm is held against every case of a batch: run them again in batches of 1 to learn whose it is. Those that mostly
-    wait come last, beside each other.
+    Harm is attributed to every case of its batch; batches of 1 tell which case it was. Patient cases run last, at the
+    same time.
     """
-    swift, patient = ([case for case in cases if case.patient is waits] for waits in (False, True))
-    for start in range(0, len(swift), batch):
-        yield from _run_batch(site, swift[start : start + batch], at_once=1)
+    quick, patient = ([case for case in cases if case.patient is waits] for waits in (False, True))
+    for start in range(0, len(quick), batch):
+        yield from _run_batch(site, quick[start : start + batch], threads=1)
     if patient:
-        yield from _run_batch(site, patient, at_once=_AT_ONCE)
+        yield from _run_batch(site, patient, threads=_THREADS)
 
 
-def _run_batch(site: Site, cases: Sequence[Case], *, at_once: int) -> list[Verdict]:
+def _run_batch(site: Site, cases: Sequence[Case], *, threads: int) -> list[Verdict]:
     verdicts: list[Verdict] = []
     try:
-        with site.unharmed(), ThreadPoolExecutor(at_once) as pool:
+        with site.unharmed(), ThreadPoolExecutor(threads) as pool:
             verdicts += pool.map(lambda case: _attack(case, site), cases)
     except Escaped as err:
         harm = f"after a batch of {len(cases)}: {err}"
@@ -149,14 +156,14 @@ def _run_batch(site: Site, cases: Sequence[Case], *, at_once: int) -> list[Verdi
 
 
 def _attack(case: Case, site: Site) -> Verdict:
-    made = case.make(site)
+    payload = case.make(site)
     escape: str | None = None
     started = time.perf_counter()
     try:
-        case.attack(site, made)
+        case.attack(site, payload)
     except (Escaped, OSError, ValueError, HTTPError) as err:
         escape = f"{type(err).__name__}: {err}"
     seconds = time.perf_counter() - started
     if escape is None and seconds > case.seconds:
-        escape = f"it took {seconds:.1f} s, at most {case.seconds:.0f} may be"
+        escape = f"it took {seconds:.1f} s, at most {case.seconds:.0f} s are allowed"
     return Verdict(case, seconds, escape)

@@ -1,6 +1,6 @@
-"""Clients that take their time, alone or by the thousand: connections that cost their owner next to nothing.
+"""Slow clients, alone or by the thousand, whose connections cost an attacker next to nothing.
 
-Others must not notice them: /health/live answers within a second all the while, and predictions come soon.
+They must not affect others: meanwhile /health/live answers within a second, and predictions within ten.
 """
 
 import json
@@ -18,111 +18,112 @@ from typing import Any
 
 from bench.hostile import pictures
 from bench.hostile.case import PLAIN, Case, Kind
-from bench.hostile.exchange import Answered, head, in_chunks, post, read_reply
+from bench.hostile.exchange import Answered, chunked_head, head, post, read_reply
 from bench.hostile.site import LIVE_S, Escaped, Site, data_uri, predict_body
 
 _SLOW_CLIENTS = 2000
 _SLOW_FOR_S = 4.0
 _READ_S = 30.0
-"""In which a client must take an answer."""
-_GOOD_S = 10.0
+"""The server's time limit for a client to read an answer."""
+_PREDICTION_S = 10.0
 _LIMIT_S = 60.0
 _HALF_BODY = 16 << 20
 
-_HALF_A_HEAD = b"GET / HTTP/1.1\r\nX: "
-_HEAD_OF_STRANGER = head("POST /predict HTTP/1.1", {"Content-Length": "1000", "Content-Type": "application/json"})
+_UNFINISHED_HEAD = b"GET / HTTP/1.1\r\nX: "
+_UNAUTHENTICATED_HEAD = head("POST /predict HTTP/1.1", {"Content-Length": "1000", "Content-Type": "application/json"})
 _PROBE = head("GET /health/live HTTP/1.1", {})
 
 
 @dataclass(frozen=True, slots=True)
-class Slow:
-    """A kind of client that takes its time."""
+class SlowClient:
+    """A client that sends a first part at once, and then one byte at a time."""
 
     make: Callable[[Site], bytes] = lambda _: b""
-    """What each sends at first; then comes a byte now and then."""
+    """Makes the first part."""
     reads: bool = True
-    """Whether it takes what is sent to it; else it has next to no room for it."""
+    """Whether it reads replies; if not, its receive buffer is tiny."""
 
     def connect(self, site: Site) -> socket.socket:
-        """Open a connection, and send the beginning."""
+        """Open a connection, and send the first part."""
         client = socket.socket()
         client.settimeout(30)
         if not self.reads:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         client.connect(site.address())
-        with suppress(ConnectionError, TimeoutError):  # who is refused need not be heard out
+        with suppress(ConnectionError, TimeoutError):  # the server may close the connection first
             client.sendall(self.make(site))
         client.setblocking(False)
         return client
 
 
-def _announced(site: Site, count: int, **headers: str) -> bytes:
-    return post(site, "/predict", b"", content_length=str(count), **headers)
+def _post_head(site: Site, body_bytes: int, **headers: str) -> bytes:
+    return post(site, "/predict", b"", content_length=str(body_bytes), **headers)
 
 
-def _kept(data: bytes) -> bytes:
-    """Return a request that does not ask the server to close."""
+def _keep_alive(data: bytes) -> bytes:
     return data.replace(b"close", b"keep-alive")
 
 
 _SLOW = {
-    "idle": Slow(),
-    "slow-heads": Slow(lambda _: _HALF_A_HEAD),
-    "slow-bodies": Slow(lambda site: _announced(site, 1000)),
-    "slow-bodies-of-strangers": Slow(lambda _: _HEAD_OF_STRANGER),
-    "slow-large-bodies": Slow(lambda site: _announced(site, 20 * 10**6) + bytes(60_000)),
-    "slow-chunks": Slow(lambda site: in_chunks(site) + b"100\r\n"),
-    "waiting-to-continue": Slow(lambda site: _announced(site, 1000, expect="100-continue")),
-    "that-do-not-close": Slow(lambda _: _PROBE),
-    "that-stay": Slow(lambda _: _kept(_PROBE)),
-    "that-do-not-read": Slow(lambda site: _kept(head("GET / HTTP/1.1", site.authorization())) * 20, reads=False),
+    "idle-clients": SlowClient(),
+    "slow-heads": SlowClient(lambda _: _UNFINISHED_HEAD),
+    "slow-bodies": SlowClient(lambda site: _post_head(site, 1000)),
+    "slow-bodies-unauthenticated": SlowClient(lambda _: _UNAUTHENTICATED_HEAD),
+    "slow-large-bodies": SlowClient(lambda site: _post_head(site, 20 * 10**6) + bytes(60_000)),
+    "slow-chunks": SlowClient(lambda site: chunked_head(site) + b"100\r\n"),
+    "expecting-100-continue": SlowClient(lambda site: _post_head(site, 1000, expect="100-continue")),
+    "never-closing": SlowClient(lambda _: _PROBE),
+    "keep-alive": SlowClient(lambda _: _keep_alive(_PROBE)),
+    "never-reading": SlowClient(
+        lambda site: _keep_alive(head("GET / HTTP/1.1", site.authorization())) * 20, reads=False
+    ),
 }
-_LACKS_ITS_LAST_BYTE = Slow(lambda site: _announced(site, _HALF_BODY) + bytes(_HALF_BODY - 1))
+_LACKS_LAST_BYTE = SlowClient(lambda site: _post_head(site, _HALF_BODY) + bytes(_HALF_BODY - 1))
 
 
 def cases() -> list[Case]:
-    """Every kind of client."""
+    """Return the cases of this module."""
     attacks: dict[str, Callable[[Site, Any], None]] = {
         **{f"{_SLOW_CLIENTS}-{name}": partial(_slow, [kind] * _SLOW_CLIENTS) for name, kind in _SLOW.items()},
         f"{_SLOW_CLIENTS}-of-all-kinds": partial(_slow, [*islice(cycle(_SLOW.values()), _SLOW_CLIENTS)]),
-        "more-connections-than-may-be": _too_many,
-        "80-bodies-of-16-mb-that-stop": partial(_slow, [_LACKS_ITS_LAST_BYTE] * 80),
-        "clients-that-leave": _leavers,
+        "connections-above-limit": _too_many,
+        "80-unfinished-bodies-of-16-mb": partial(_slow, [_LACKS_LAST_BYTE] * 80),
+        "200-clients-that-disconnect": _disconnect,
     }
-    late = {"slow-body-in-time": _late_body, "slow-head-in-time": _late_head, "slow-reader-in-time": _late_reader}
+    timeouts = {"slow-body-timeout": _slow_body, "slow-head-timeout": _slow_head, "slow-reader-timeout": _slow_reader}
     return [
         *(Case(name, Kind.REQUEST, attack, seconds=_LIMIT_S) for name, attack in attacks.items()),
-        *(Case(name, Kind.REQUEST, attack, seconds=_LIMIT_S, patient=True) for name, attack in late.items()),
+        *(Case(name, Kind.REQUEST, attack, seconds=_LIMIT_S, patient=True) for name, attack in timeouts.items()),
     ]
 
 
-def _most_files() -> int:
-    """Let this process open as many files and connections as it may, and return how many."""
+def _raise_file_limit() -> int:
+    """Raise this process's limit of open files to the hard limit, and return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 
 
-def _too_many(site: Site, _made: None) -> None:
-    """As many connections as this process may have, or more than a server takes on a machine that lets it."""
-    _slow([Slow()] * min(11_000, _most_files() - 256), site)
+def _too_many(site: Site, _payload: None) -> None:
+    """Open 11,000 connections, more than the server's limit, or as many as this process may."""
+    _slow([SlowClient()] * min(11_000, _raise_file_limit() - 256), site)
 
 
-def _slow(clients: Sequence[Slow], site: Site, _made: None = None) -> None:
-    """Slow clients, and beside them somebody who looks whether the server lives, and one who wants a prediction."""
-    _most_files()
-    with ThreadPoolExecutor(2) as other, ExitStack() as stack:  # who was held up is let go before it is waited for
-        over = threading.Event()
-        stack.callback(over.set)
-        worst = other.submit(_watch, site, over)
+def _slow(clients: Sequence[SlowClient], site: Site, _payload: None = None) -> None:
+    """Connect slow clients, and measure /health/live and a prediction meanwhile."""
+    _raise_file_limit()
+    with ThreadPoolExecutor(2) as pool, ExitStack() as stack:  # connections are closed before the pool is joined
+        stopping = threading.Event()
+        stack.callback(stopping.set)
+        slowest = pool.submit(_slowest_live_s, site, stopping)
         connections = [stack.enter_context(client.connect(site)) for client in clients]
-        asked = other.submit(_timed_prediction, site)
+        prediction_s = pool.submit(_timed_prediction, site)
         _trickle(connections)
-        over.set()
-        if (seconds := asked.result()) > _GOOD_S:
+        stopping.set()
+        if (seconds := prediction_s.result()) > _PREDICTION_S:
             raise Escaped(f"a prediction took {seconds:.1f} s")
-        if worst.result() > LIVE_S:
-            raise Escaped(f"/health/live took up to {worst.result():.1f} s")
+        if slowest.result() > LIVE_S:
+            raise Escaped(f"/health/live took up to {slowest.result():.1f} s")
 
 
 def _timed_prediction(site: Site) -> float:
@@ -131,12 +132,11 @@ def _timed_prediction(site: Site) -> float:
     return time.perf_counter() - started
 
 
-def _watch(site: Site, over: threading.Event) -> float:
-    """Return the slowest answer of /health/live until it is over."""
-    worst = site.live_s()
-    while not over.wait(0.1):
-        worst = max(worst, site.live_s())
-    return worst
+def _slowest_live_s(site: Site, stopping: threading.Event) -> float:
+    slowest = site.live_s()
+    while not stopping.wait(0.1):
+        slowest = max(slowest, site.live_s())
+    return slowest
 
 
 def _trickle(clients: Collection[socket.socket]) -> None:
@@ -148,42 +148,42 @@ def _trickle(clients: Collection[socket.socket]) -> None:
         time.sleep(0.5)
 
 
-def _late_body(site: Site, _made: None) -> None:
-    """A body that takes longer than may be is answered with 408."""
+def _slow_body(site: Site, _payload: None) -> None:
+    """Send a body past its time limit, which must be answered with 408."""
     with socket.create_connection(site.address(), timeout=_LIMIT_S) as client:
         client.sendall(post(site, "/predict", b'{"tasks"', content_length="1000"))
         Answered({408}, "request_timeout").check(read_reply(client))
 
 
-def _late_head(site: Site, _made: None) -> None:
-    """A head that takes longer than may be is not answered."""
+def _slow_head(site: Site, _payload: None) -> None:
+    """Send a head past its time limit, which must be disconnected without an answer."""
     with socket.create_connection(site.address(), timeout=_LIMIT_S) as client:
-        client.sendall(_HALF_A_HEAD)
+        client.sendall(_UNFINISHED_HEAD)
         if (answer := client.recv(100)) != b"":
             raise Escaped(f"it is answered: {answer!r}")
 
 
-def _late_reader(site: Site, _made: None) -> None:
-    """Who asks for more than sockets hold, and reads nothing for half a minute, finds the rest gone."""
-    asked = 1000  # 11 MB, of which sockets hold 4 at most
-    metrics = _kept(head("GET /metrics HTTP/1.1", {})) * asked
-    with Slow(lambda _: metrics, reads=False).connect(site) as client:
-        time.sleep(_READ_S + 15)  # the first answers have to be made, too
+def _slow_reader(site: Site, _payload: None) -> None:
+    """Request more than socket buffers hold, and read nothing until the time limit; the rest must be dropped."""
+    requests = 1000  # 11 MB, of which sockets hold 4 at most
+    metrics = _keep_alive(head("GET /metrics HTTP/1.1", {})) * requests
+    with SlowClient(lambda _: metrics, reads=False).connect(site) as client:
+        time.sleep(_READ_S + 15)  # the time limit begins with the first answer
         client.settimeout(10)
         received = b""
         with suppress(ConnectionError):
             while piece := client.recv(1 << 20):
                 received += piece
-        if (count := received.count(b"HTTP/1.1 200")) >= asked:
-            raise Escaped(f"all {count} answers waited for it")
+        if (count := received.count(b"HTTP/1.1 200")) >= requests:
+            raise Escaped(f"all {count} answers waited for the client")
 
 
-def _leavers(site: Site, _made: None) -> None:
-    """200 requests whose clients do not wait; afterwards others are answered again."""
+def _disconnect(site: Site, _payload: None) -> None:
+    """Send 200 requests without waiting for replies; afterwards others must be answered again."""
     one = [data_uri(pictures.plain())]
     data = post(site, "/predict", json.dumps(predict_body(one * 20)).encode())
     for _ in range(200):
         with socket.create_connection(site.address(), timeout=10) as client:
             client.sendall(data)
-    while site.ask("/predict", predict_body(one))[0] == 503:
+    while site.post_json("/predict", predict_body(one))[0] == 503:
         time.sleep(0.5)

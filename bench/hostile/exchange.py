@@ -1,4 +1,4 @@
-"""A request, byte by byte, and what must come back."""
+"""Raw HTTP requests and their expected replies."""
 
 import json
 import re
@@ -12,58 +12,58 @@ from bench.hostile.case import MEBIBYTE, Case, Kind
 from bench.hostile.site import Escaped, Site
 
 BODY_BYTES = 32 * MEBIBYTE
-"""That a body may have."""
+"""The server's limit on the size of a body."""
 
-Head = Mapping[str, str]
+Headers = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back; a connection that was closed without an answer has the status 0."""
+    """A reply; its status is 0 if the connection was closed without one."""
 
     status: int
-    headers: Head
+    headers: Headers
     content: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """What must come back."""
+    """The expected reply."""
 
     statuses: Collection[int]
     error: str = r"\w+"
-    """A regular expression for the code in the body."""
+    """A regular expression for the error code in the body."""
     ours: bool = True
-    """Whether the application answers, and not gunicorn, which knows no request that it could not read."""
+    """Whether errors come from the application; False if gunicorn may answer a request that it cannot parse."""
     scored: Sequence[bool] | None = None
-    """Of each task, whether there is a prediction and not an empty one; None where that does not matter."""
+    """Whether each task has a prediction that is not empty; None if that does not matter."""
 
     def check(self, reply: Reply) -> None:
-        """Raise Escaped if it is anything else."""
+        """Raise Escaped for another reply."""
         if reply.status not in self.statuses:
             raise Escaped(f"expected one of {sorted(self.statuses)}, got {reply.status} {reply.content[:200]!r}")
         if self.ours and reply.status >= 400:
             try:
-                found = json.loads(reply.content)
+                body = json.loads(reply.content)
             except ValueError as err:
-                raise Escaped(f"{reply.status} with a body that is no JSON: {reply.content[:100]!r}") from err
-            if not {"error", "detail", "request_id"} <= set(found) or not re.fullmatch(self.error, found["error"]):
-                raise Escaped(f"expected an error {self.error!r}, got {found}")
+                raise Escaped(f"{reply.status} with a body that is not JSON: {reply.content[:100]!r}") from err
+            if not {"error", "detail", "request_id"} <= set(body) or not re.fullmatch(self.error, body["error"]):
+                raise Escaped(f"expected an error {self.error!r}, got {body}")
         if self.scored is not None and [*map(bool, json.loads(reply.content)["results"])] != self.scored:
             raise Escaped(f"expected {sum(self.scored)} of {len(self.scored)} predictions, got {reply.content[:200]!r}")
         if b"Traceback" in reply.content:
             raise Escaped("the answer shows a traceback")
 
 
-SERVED = Answered({200})
-SERVED_OR_NOT = Answered({200, 400})
+OK = Answered({200})
+OK_OR_BAD = Answered({200, 400})
 BAD = Answered({400}, "bad_request")
 
 
 def request(name: str, outcome: Answered, data: bytes | Callable[[Site], bytes], *, seconds: float = 10) -> Case:
-    """Bytes on a connection of its own, as they are or made for the site."""
-    made = data if callable(data) else lambda _: data
-    return Case(name, Kind.REQUEST, lambda site, sent: outcome.check(exchange(site, sent)), made, seconds)
+    """Return a case that sends bytes, given as such or made for the site, over a new connection."""
+    make = data if callable(data) else lambda _: data
+    return Case(name, Kind.REQUEST, lambda site, sent: outcome.check(exchange(site, sent)), make, seconds)
 
 
 def posted(
@@ -76,18 +76,23 @@ def posted(
     seconds: float = 10,
     **headers: str,
 ) -> Case:
-    """A body by somebody who may ask, and headers as `post` has them: JSON, bytes as they are, or what makes bytes."""
+    """Return a case that posts `content` with credentials.
+
+    `content` is bytes, a function that makes bytes, or an object for JSON; `headers` are those of `post`.
+    """
 
     def make(site: Site) -> bytes:
-        made = content() if callable(content) else content
-        data = made if isinstance(made, bytes) else json.dumps(made).encode()
+        body = content() if callable(content) else content
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return post(site, path, data, host=host, **headers)
 
     return request(name, outcome, make, seconds=seconds)
 
 
-def asked(name: str, outcome: Answered, line: str, headers: Head | None = None, *, host: str = "labelnext") -> Case:
-    """A head without a body, by somebody who may ask; VERSION stands for the version in use, CANARY for a host."""
+def bodyless(
+    name: str, outcome: Answered, line: str, headers: Headers | None = None, *, host: str = "labelnext"
+) -> Case:
+    """Return a case that sends a head with credentials; VERSION and CANARY in its request line are filled in."""
 
     def make(site: Site) -> bytes:
         filled = line.replace("VERSION", site.version).replace("CANARY", f"127.0.0.1:{site.canary.port}")
@@ -97,25 +102,25 @@ def asked(name: str, outcome: Answered, line: str, headers: Head | None = None, 
 
 
 def post(site: Site, path: str, content: bytes, *, host: str = "labelnext", **headers: str) -> bytes:
-    """Return a request by somebody who may ask; `x_a="b"` adds or replaces a header, `x_a=""` leaves it out."""
+    """Return a request with credentials; `x_a="b"` adds or replaces the header X-A, `x_a=""` removes it."""
     named = {"content_length": str(len(content)), "content_type": "application/json", **headers}
     titled = {name.replace("_", "-").title(): value for name, value in named.items() if value}
     return head(f"POST {path} HTTP/1.1", {**site.authorization(), **titled}, host=host) + content
 
 
-def in_chunks(site: Site) -> bytes:
-    """Return the head of a request whose body comes in chunks."""
+def chunked_head(site: Site) -> bytes:
+    """Return the head of a request with a chunked body."""
     return post(site, "/predict", b"", content_length="", content_type="", transfer_encoding="chunked")
 
 
-def head(line: str, headers: Head, *, host: str = "labelnext") -> bytes:
-    """Return the head of a request; values may hold any bytes, as characters up to 255."""
+def head(line: str, headers: Headers, *, host: str = "labelnext") -> bytes:
+    """Return the head of a request, in Latin-1."""
     lines = [line, f"Host: {host}", "Connection: close", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def exchange(site: Site, data: bytes) -> Reply:
-    """Send bytes and read the answer, even one that comes before they have been taken."""
+    """Send bytes and read the reply, even if it comes before all bytes are sent."""
     with socket.create_connection(site.address(), timeout=150) as connection:
         with suppress(BrokenPipeError, ConnectionResetError):
             connection.sendall(data)
@@ -123,7 +128,7 @@ def exchange(site: Site, data: bytes) -> Reply:
 
 
 def read_reply(connection: socket.socket) -> Reply:
-    """Read an answer, or that there is none."""
+    """Read a reply; its status is 0 if there is none."""
     response = HTTPResponse(connection)
     try:
         response.begin()
@@ -132,8 +137,3 @@ def read_reply(connection: socket.socket) -> Reply:
         return Reply(0, {}, b"")
     finally:
         response.close()
-
-
-def slug(text: str) -> str:
-    """Return a text as part of a case's name."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

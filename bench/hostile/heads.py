@@ -1,12 +1,13 @@
-"""Heads that two readers read differently, what web pages have browsers send, and what strangers ask for."""
+"""Request smuggling, malformed heads, cross-site requests, and requests without valid credentials."""
 
 import base64
 import re
+from collections.abc import Mapping
 from functools import partial
 from itertools import product
 
-from bench.hostile.case import MEBIBYTE, Case, Kind
-from bench.hostile.exchange import BODY_BYTES, SERVED, Answered, asked, exchange, head, post, posted, request, slug
+from bench.hostile.case import MEBIBYTE, Case, Kind, printable
+from bench.hostile.exchange import BODY_BYTES, OK, Answered, bodyless, exchange, head, post, posted, request
 from bench.hostile.site import Escaped, Site
 
 _UNAUTHORIZED = Answered({401}, "unauthorized")
@@ -21,13 +22,13 @@ _HEADERS = (
     # Two lengths, or a length and chunks.
     *("Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"),
     *("Content-Length: 4\r\nContent-Length: 5", "Content-Length: 4, 5"),
-    # Chunks that are not named as they should be.
+    # Misspelt chunked encoding.
     *("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked, identity"),
     *("Transfer-Encoding: xchunked", "Transfer-Encoding:\tchunked\r\nContent-Length: 4", "Transfer-Encoding : chunked"),
     "X: a\r\n Transfer-Encoding: chunked\r\nContent-Length: 4",
-    # Lengths that only some read as numbers.
+    # Lengths that only some parsers accept.
     *("Content-Length: +4", "Content-Length: -4", "Content-Length: 0x4", "Content-Length: 1_0", "Content-Length: \xb2"),
-    # Lines that are no headers, too many or too long.
+    # Malformed, too many or too long headers.
     *("Content-Length 4", ": 4", "X: a\0b", "X: a\rContent-Length: 4", "X: " + "a" * MEBIBYTE),
     "\r\n".join(f"X-{number}: a" for number in range(10_000)),
 )
@@ -43,7 +44,7 @@ _PATHS_NOT_FOUND = (
 )
 _PATHS = {
     **dict.fromkeys(_PATHS_NOT_FOUND, _NOT_FOUND),
-    "/?__debugger__=yes&cmd=resource&f=debugger.js": SERVED,
+    "/?__debugger__=yes&cmd=resource&f=debugger.js": OK,
     "/report//evil.test": Answered({308, 404}),
 }
 _REQUEST_IDS = ("a%0d%0aX-Injected: 1", "a" * 6_000, '"><script>')
@@ -54,7 +55,7 @@ _FOREIGN_HOSTS = (
     *("evil.test:9090", "evil.test.", "127.0.0.1.evil.test", "localhost.evil.test", "localhost@evil.test"),
     *("[::1].evil.test", "localhost, evil.test"),
 )
-_OUR_HOSTS = (
+_OWN_HOSTS = (
     *("localhost", "127.0.0.1:9090", "[::1]:9090"),
     *("server", "host.docker.internal", "server.labelnext.svc"),
 )
@@ -69,102 +70,129 @@ def _basic(pair: bytes) -> str:
     return "Basic " + base64.b64encode(pair).decode()
 
 
-_CREDENTIALS = (
-    *("", "Basic", "Basic Og==", "Basic !!!!", "Basic \xe4\xf6", "Basic a=b, c=d", "Bearer none"),
-    'Digest username="annotator", realm="a", nonce="a", uri="/", response="a"',
-    *map(_basic, (b"annotator:guess", b"annotator:", b"annotator", b"annotator\0:a", b"\xff\xfe:\xff")),
-    *map(_basic, ("ännotator:pässword".encode(), b"a:" + b"b" * 4_500)),
-)
+_CREDENTIALS: Mapping[str, str] = {
+    "empty": "",
+    "scheme-only": "Basic",
+    "basic-empty-name-and-password": "Basic Og==",
+    "basic-not-base64": "Basic !!!!",
+    "basic-not-ascii": "Basic \xe4\xf6",
+    "basic-with-parameters": "Basic a=b, c=d",
+    "bearer": "Bearer none",
+    "digest": 'Digest username="annotator", realm="a", nonce="a", uri="/", response="a"',
+    "basic-wrong-password": _basic(b"annotator:guess"),
+    "basic-empty-password": _basic(b"annotator:"),
+    "basic-without-colon": _basic(b"annotator"),
+    "basic-nul-in-name": _basic(b"annotator\0:a"),
+    "basic-not-utf-8": _basic(b"\xff\xfe:\xff"),
+    "basic-not-ascii-name": _basic("ännotator:pässword".encode()),
+    "basic-password-of-4500-bytes": _basic(b"a:" + b"b" * 4_500),
+}
 
 
 def cases() -> list[Case]:
-    """Every head."""
-    return [*_heads(), *_pages(), *_strangers()]
+    """Return the cases of this module."""
+    return [*_heads(), *_pages(), *_unauthenticated()]
 
 
 def _heads() -> list[Case]:
-    """Heads that two readers may read differently, paths that lead astray, request ids and methods."""
+    """Ambiguous and malformed heads, path traversal, request ids and methods."""
     smuggled = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
     close = b"Host: a\r\nConnection: close\r\n"
-    begun = b"POST /predict HTTP/1.1\r\n" + close
+    begin = b"POST /predict HTTP/1.1\r\n" + close
     to_canary = Answered({0, 400, 404, 405}, ours=False)
     too_long = Answered({431}, "request_header_fields_too_large")
     return [
         *(
-            request(f"smuggled-{each[:60]}", _REFUSED_HEAD, begun + each.encode("latin-1") + b"\r\n\r\n" + smuggled)
+            request(
+                f"smuggling-{printable(each, 60)}",
+                _REFUSED_HEAD,
+                begin + each.encode("latin-1") + b"\r\n\r\n" + smuggled,
+            )
             for each in _HEADERS
         ),
-        *(request(f"line-{line[:20]!r}", _REFUSED_HEAD, line + b"\r\n" + close + b"\r\n") for line in _LINES),
-        *(asked(f"path-{path}", outcome, f"GET {path} HTTP/1.1") for path, outcome in _PATHS.items()),
-        *(Case(f"request-id-{each[:20]}", Kind.REQUEST, partial(_offer_id, each)) for each in _REQUEST_IDS),
         *(
-            asked(f"method-{method.lower()}", _NO_METHOD, f"{method} /predict HTTP/1.1", {"Content-Length": "0"})
+            request(
+                f"request-line-{printable(line.decode('latin-1'))}", _REFUSED_HEAD, line + b"\r\n" + close + b"\r\n"
+            )
+            for line in _LINES
+        ),
+        *(bodyless(f"path-{path}", outcome, f"GET {path} HTTP/1.1") for path, outcome in _PATHS.items()),
+        *(Case(f"request-id-{printable(each)}", Kind.REQUEST, partial(_send_id, each)) for each in _REQUEST_IDS),
+        *(
+            bodyless(f"method-{method.lower()}", _NO_METHOD, f"{method} /predict HTTP/1.1", {"Content-Length": "0"})
             for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "FOO", "PROPFIND")
         ),
-        asked("method-connect", to_canary, "CONNECT CANARY HTTP/1.1"),
-        asked("method-absolute", to_canary, "GET http://CANARY/a.png HTTP/1.1"),
-        request("head-of-70-kb-that-stops", too_long, b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: abc\r\n" * 9_000),
+        bodyless("method-connect", to_canary, "CONNECT CANARY HTTP/1.1"),
+        bodyless("method-get-absolute-url", to_canary, "GET http://CANARY/a.png HTTP/1.1"),
+        request("head-of-70-kb-unfinished", too_long, b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: abc\r\n" * 9_000),
     ]
 
 
-def _offer_id(offered: str, site: Site, _made: None) -> None:
-    """Offer a request id that is not harmless; the answer must have another one."""
-    reply = exchange(site, head("GET /health HTTP/1.1", {"X-Request-Id": offered}))
-    given = reply.headers.get("X-Request-Id", "")
-    if reply.status != 200 or given == offered or not re.fullmatch(r"[\w-]{1,64}", given):
-        raise Escaped(f"the answer {reply.status} has the request id {given[:100]!r}")
+def _send_id(request_id: str, site: Site, _payload: None) -> None:
+    """Send an unsafe request id; the reply must have another one."""
+    reply = exchange(site, head("GET /health HTTP/1.1", {"X-Request-Id": request_id}))
+    assigned = reply.headers.get("X-Request-Id", "")
+    if reply.status != 200 or assigned == request_id or not re.fullmatch(r"[\w-]{1,64}", assigned):
+        raise Escaped(f"the answer {reply.status} has the request id {assigned[:100]!r}")
 
 
 def _pages() -> list[Case]:
-    """What a web page can have the browser of somebody send who can reach the server, and knows the password."""
+    """DNS rebinding and CSRF: requests that a web page can make a user's browser send, with credentials."""
     body = {"action": "START_TRAINING", "project": {"id": 1}}
     versions = "GET /versions HTTP/1.1"
     return [
         *(
-            asked(f"rebound-{name}", _MISDIRECTED, f"GET {path} HTTP/1.1", host="evil.test")
+            bodyless(f"dns-rebinding-{name}", _MISDIRECTED, f"GET {path} HTTP/1.1", host="evil.test")
             for name, path in _PAGES.items()
         ),
         *(
-            posted(f"rebound-{name}", _MISDIRECTED, body, path=f"/{name}", origin="http://evil.test", host="evil.test")
+            posted(
+                f"dns-rebinding-{name}",
+                _MISDIRECTED,
+                body,
+                path=f"/{name}",
+                origin="http://evil.test",
+                host="evil.test",
+            )
             for name in _ROUTES
         ),
-        *(asked(f"host-{host}", _MISDIRECTED, versions, host=host) for host in _FOREIGN_HOSTS),
-        *(asked(f"host-ours-{host}", SERVED, versions, host=host) for host in _OUR_HOSTS),
+        *(bodyless(f"host-header-{host}", _MISDIRECTED, versions, host=host) for host in _FOREIGN_HOSTS),
+        *(bodyless(f"host-header-own-{host}", OK, versions, host=host) for host in _OWN_HOSTS),
         *(
-            posted(f"page-of-{origin}-starts-training", _FORBIDDEN, body, path="/webhook", origin=origin)
+            posted(f"csrf-webhook-from-{origin}", _FORBIDDEN, body, path="/webhook", origin=origin)
             for origin in _ORIGINS
         ),
         *(
-            posted(
-                f"page-sends-{path}-as-{slug(kind) or 'nothing'}", _NO_TYPE, body, path=f"/{path}", content_type=kind
-            )
+            posted(f"csrf-{path}-as-{kind or 'no-content-type'}", _NO_TYPE, body, path=f"/{path}", content_type=kind)
             for kind, path in product(_CONTENT_TYPES, ("webhook", "predict"))
         ),
     ]
 
 
-def _strangers() -> list[Case]:
-    """Who has no password, or another one."""
-    line, empty = "POST /predict HTTP/1.1", {"Content-Length": "2"}
+def _unauthenticated() -> list[Case]:
+    """Requests without credentials, or with wrong ones."""
+    line, length = "POST /predict HTTP/1.1", {"Content-Length": "2"}
     large = head(line, {"Content-Length": str(BODY_BYTES)})
-    got = {"page": "", "versions": "versions", "report-a": "report/a/", "nothing": "nothing"}
-    lines = {name: f"GET /{path}" for name, path in got.items()} | {name: f"POST /{name}" for name in _ROUTES}
+    pages = {"page": "", "versions": "versions", "report": "report/a/", "unknown-path": "nothing"}
+    lines = {name: f"GET /{path}" for name, path in pages.items()} | {name: f"POST /{name}" for name in _ROUTES}
     return [
-        request("password-absent", _UNAUTHORIZED, head(line, empty) + b"{}"),
+        request("authorization-missing", _UNAUTHORIZED, head(line, length) + b"{}"),
         *(
-            request(f"password-{value[:40]}", _UNAUTHORIZED, head(line, {"Authorization": value, **empty}) + b"{}")
-            for value in _CREDENTIALS
+            request(f"authorization-{name}", _UNAUTHORIZED, head(line, {"Authorization": value, **length}) + b"{}")
+            for name, value in _CREDENTIALS.items()
         ),
         *(
-            request(f"stranger-asks-{name}", _UNAUTHORIZED, head(f"{asked} HTTP/1.1", {"Content-Length": "0"}))
-            for name, asked in lines.items()
+            request(f"unauthenticated-{name}", _UNAUTHORIZED, head(f"{start} HTTP/1.1", {"Content-Length": "0"}))
+            for name, start in lines.items()
         ),
-        request("stranger-sends-32-mb", Answered({0, 401}, "unauthorized"), lambda _: large + b" " * BODY_BYTES),
+        request(
+            "unauthenticated-body-of-32-mb", Answered({0, 401}, "unauthorized"), lambda _: large + b" " * BODY_BYTES
+        ),
         request("webhook-secret-wrong", _UNAUTHORIZED, lambda site: _bearer(site, "/webhook", "guess")),
         request(
             "webhook-secret-on-predict", _UNAUTHORIZED, lambda site: _bearer(site, "/predict", site.secrets.webhook)
         ),
-        request("webhook-secret-right", SERVED, lambda site: _bearer(site, "/webhook", site.secrets.webhook)),
+        request("webhook-secret-right", OK, lambda site: _bearer(site, "/webhook", site.secrets.webhook)),
     ]
 
 

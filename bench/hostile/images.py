@@ -1,4 +1,4 @@
-"""Files that an image host sends: fragments, other kinds, disguises, and odd but good ones."""
+"""Hostile image files: broken files, other formats, polyglots; and odd but valid ones, which are scored."""
 
 import gzip
 import random
@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from bench.hostile import pictures
-from bench.hostile.case import ALIKE, LOSSY, MEBIBYTE, PLAIN, Case, Scored, hosted, of, refused_decode
-from bench.hostile.pictures import chunk, insert_chunk, insert_segments, jpeg, picture, pixels, plain, segment
+from bench.hostile.case import LOSSY, MEBIBYTE, PLAIN, PLAIN_LOSSY, Case, Scored, hosted, refused_decode, scored_as
+from bench.hostile.pictures import chunk, insert_chunks, insert_segments, jpeg, picture, pixels, plain, segment
 from bench.subjects.photos import save
 
 _NO_IMAGE = refused_decode("expected one of JPEG, PNG")
@@ -23,31 +23,31 @@ _RED = (230, 40, 30)
 
 
 def cases() -> list[Case]:
-    """Every file: none takes long to make or to look at."""
-    return [*_fragments(), *_no_images(), *_disguises(), *_odd_but_good(), *_of_metadata()]
+    """Return the cases of this module, which are all quick."""
+    return [*_broken(), *_other_formats(), *_polyglots(), *_odd_but_valid(), *_metadata()]
 
 
-def _fragments() -> list[Case]:
-    """Files that end too early, or hold other bytes than they say."""
+def _broken() -> list[Case]:
+    """Truncated and corrupt files."""
     formats = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
     return [
         *(
             hosted(f"{name.lower()}-cut-at-{share}-percent", _BROKEN, partial(_cut, name, share))
             for name, share in product(formats, (10, 60))
         ),
-        hosted("empty", refused_decode("got 0 bytes; check what"), lambda: b""),
-        hosted("one-byte", _NO_IMAGE, lambda: b"\xff"),
+        hosted("file-empty", refused_decode("got 0 bytes; check what"), lambda: b""),
+        hosted("file-of-one-byte", _NO_IMAGE, lambda: b"\xff"),
         hosted("png-bad-checksum", _BROKEN, lambda: pictures.replace(plain(), 29, bytes(4))),
         hosted("png-bad-data-checksum", PLAIN, lambda: pictures.replace(plain(), plain().index(b"IEND") - 8, bytes(4))),
         hosted("png-zlib-garbage", _BROKEN, lambda: pictures.png(64, 64, b"garbage")),
         hosted("png-chunk-of-2-gb", _BROKEN, lambda: plain()[:33] + struct.pack(">I4s", 2**31 - 1, b"prVt")),
         hosted("gif-bad-lzw", _BROKEN, lambda: pictures.gif((8, 8), (8, 8), data=b"\xff" * 8)),
-        hosted("noise", _NO_IMAGE, lambda: random.Random(0).randbytes(MEBIBYTE)),  # noqa: S311
+        hosted("file-of-noise", _NO_IMAGE, lambda: random.Random(0).randbytes(MEBIBYTE)),  # noqa: S311
     ]
 
 
-def _no_images() -> list[Case]:
-    """Files of other kinds, each of which is refused by the name of its kind."""
+def _other_formats() -> list[Case]:
+    """Files of other formats, whose error names the format."""
     fits = (b"SIMPLE  =                    T".ljust(80) + b"END".ljust(80)).ljust(2880)
     heic = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100)
     files = {
@@ -75,84 +75,91 @@ def _no_images() -> list[Case]:
         "ppm": ("Netpbm", save(picture(), "PPM")),
         "ico": ("an icon", save(picture(), "ICO")),
         "tiff-64-bit": ("TIFF that is broken or of a rare kind", pictures.tiff_of(bytes(8 * 64 * 64), bits=[64])),
-        "png-of-a-signature": ("PNG that is broken", plain()[:8]),
-        "git-lfs": ("a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        "png-signature-only": ("PNG that is broken", plain()[:8]),
+        "git-lfs-pointer": (
+            "a pointer of Git LFS",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        ),
         **{name.lower(): ("something else", save(picture(), name)) for name in ("TGA", "PCX", "SGI")},
     }
     return [
-        hosted(name, refused_decode(rf"JPEG, PNG.*AVIF, got \d+ bytes of {called}.*; save it as"), partial(bytes, data))
-        for name, (called, data) in files.items()
+        hosted(name, refused_decode(rf"JPEG, PNG.*AVIF, got \d+ bytes of {kind}.*; save it as"), partial(bytes, data))
+        for name, (kind, data) in files.items()
     ]
 
 
-def _disguises() -> list[Case]:
-    """Files that are two things at once, or not what they are called: as images they are good."""
+def _polyglots() -> list[Case]:
+    """Files that are valid in two formats, or have another type than they claim."""
     page, script = chunk(b"tEXt", b"a\0<script>alert(1)</script>"), b"*/=1;alert(1)//"
     return [
-        hosted("gif-and-javascript", ALIKE, lambda: save(picture(), "GIF") + script, content_type="text/javascript"),
+        hosted(
+            "gif-and-javascript", PLAIN_LOSSY, lambda: save(picture(), "GIF") + script, content_type="text/javascript"
+        ),
         hosted("jpeg-and-zip", _JPEG, lambda: jpeg() + b"PK\5\6" + bytes(18)),
-        hosted("png-and-html", PLAIN, lambda: insert_chunk(page), content_type="text/html"),
+        hosted("png-and-html", PLAIN, lambda: insert_chunks(page), content_type="text/html"),
         hosted("pdf-and-jpeg", _NO_IMAGE, lambda: b"%PDF-1.7\n" + jpeg()),
-        hosted("jpeg-called-png", _JPEG, jpeg),
-        hosted("png-called-text", PLAIN, plain, content_type="text/plain"),
+        hosted("jpeg-sent-as-png", _JPEG, jpeg),
+        hosted("png-sent-as-text", PLAIN, plain, content_type="text/plain"),
         hosted("png-with-trailing-junk", PLAIN, lambda: plain().ljust(MEBIBYTE, b"\0")),
     ]
 
 
-def _odd_but_good() -> list[Case]:
-    """Files that are unusual, and must be scored as what they show; of several pages or frames the first counts."""
+def _odd_but_valid() -> list[Case]:
+    """Unusual but valid files, which must be scored by their pixels; only the first page or frame counts."""
     grey = np.asarray(picture().convert("L"))
     bright = Image.fromarray(grey > 120)
-    no_number = np.where(grey > 120, np.inf, np.nan).astype(np.float32)  # white and black
+    not_finite = np.where(grey > 120, np.inf, np.nan).astype(np.float32)  # white and black
     as_grey, black_and_white = (Scored(partial(_rgb, image)) for image in (Image.fromarray(grey), bright))
     return [
         hosted("webp-lossless", PLAIN, lambda: save(picture(), "WEBP", lossless=True)),
         hosted("webp-animated", PLAIN, lambda: _animated("WEBP", lossless=True)),
         hosted("apng", PLAIN, lambda: _animated("PNG")),
-        hosted("gif-animated", ALIKE, lambda: _animated("GIF")),
+        hosted("gif-animated", PLAIN_LOSSY, lambda: _animated("GIF")),
         hosted("tiff-pages", PLAIN, lambda: _animated("TIFF")),
-        hosted("jpeg-cmyk", ALIKE, lambda: save(picture().convert("CMYK"), "JPEG", quality=95)),
-        hosted("jpeg-ycck", ALIKE, _ycck),
-        hosted("jpeg-grey", replace(as_grey, within=LOSSY), lambda: save(picture().convert("L"), "JPEG", quality=95)),
+        hosted("jpeg-cmyk", PLAIN_LOSSY, lambda: save(picture().convert("CMYK"), "JPEG", quality=95)),
+        hosted("jpeg-ycck", PLAIN_LOSSY, _ycck),
+        hosted(
+            "jpeg-grey", replace(as_grey, tolerance=LOSSY), lambda: save(picture().convert("L"), "JPEG", quality=95)
+        ),
         hosted("jpeg-progressive", Scored(jpeg, LOSSY), lambda: save(picture(), "JPEG", quality=95, progressive=True)),
         hosted("png-16-bit-grey", as_grey, lambda: save(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")),
         hosted("png-16-bit-rgb", PLAIN, _png_16_bit),
         hosted("png-interlaced", PLAIN, _png_interlaced),
         hosted("png-palette-transparent", Scored(_quarter_white), _palette),
         hosted("png-rgb-transparent", Scored(_quarter_white), lambda: save(picture(), "PNG", transparency=_RED)),
-        hosted("png-transparent", of("white"), lambda: save(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")),
+        hosted("png-transparent", scored_as("white"), lambda: save(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")),
         hosted("png-1-bit", black_and_white, lambda: save(bright, "PNG")),
-        hosted("avif", ALIKE, lambda: save(picture(), "AVIF", quality=95, subsampling="4:4:4")),
+        hosted("avif", PLAIN_LOSSY, lambda: save(picture(), "AVIF", quality=95, subsampling="4:4:4")),
         hosted(
             "tiff-16-bit-rgb", PLAIN, lambda: pictures.tiff_of((pixels().astype("<u2") * 257).tobytes(), bits=[16] * 3)
         ),
         hosted("tiff-float-0-to-1", as_grey, lambda: save(Image.fromarray(grey.astype(np.float32) / 255), "TIFF")),
         hosted("tiff-float", as_grey, lambda: save(Image.fromarray(grey.astype(np.float32)), "TIFF")),
-        hosted("tiff-float-not-a-number", black_and_white, lambda: save(Image.fromarray(no_number), "TIFF")),
+        hosted("tiff-float-not-finite", black_and_white, lambda: save(Image.fromarray(not_finite), "TIFF")),
         hosted("tiff-32-bit", as_grey, lambda: save(Image.fromarray(grey.astype(np.int32)), "TIFF")),
-        hosted("jpeg-51-megapixels", of("black"), lambda: save(Image.new("RGB", (8_160, 6_250)), "JPEG")),
+        hosted("jpeg-51-megapixels", scored_as("black"), lambda: save(Image.new("RGB", (8_160, 6_250)), "JPEG")),
         hosted("bmp-top-down", PLAIN, lambda: pictures.bmp(64, -64, pixels()[..., ::-1].tobytes())),
         hosted("bmp-bottom-up", PLAIN, lambda: save(picture(), "BMP")),
         *(
-            hosted(f"pixels-{width}x{height}", of("red"), partial(pictures.flat, "red", width, height))
+            hosted(f"pixels-{width}x{height}", scored_as("red"), partial(pictures.flat, "red", width, height))
             for width, height in ((1, 1), (65_535, 1), (1, 65_535))
         ),
     ]
 
 
-def _of_metadata() -> list[Case]:
-    """Orientations, which count, and colour profiles, which do not; and what is neither."""
+def _metadata() -> list[Case]:
+    """EXIF orientations, which are applied, colour profiles, which are not, and broken metadata."""
     noise = b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xff" * 500
     icc_noise = segment(0xE2, b"ICC_PROFILE\0\1\1" + b"\xff" * 2_000)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return [
         *(hosted(f"exif-orientation-{number}", PLAIN, partial(_turned, "PNG", number)) for number in range(1, 9)),
-        hosted("exif-orientation-jpeg", ALIKE, lambda: _turned("JPEG", 6, quality=95)),
+        hosted("exif-orientation-jpeg", PLAIN_LOSSY, lambda: _turned("JPEG", 6, quality=95)),
         hosted("exif-orientation-0", PLAIN, lambda: save(picture(), "PNG", exif=_exif(0))),
         hosted("exif-orientation-99", PLAIN, lambda: save(picture(), "PNG", exif=_exif(99))),
         hosted("exif-broken", _JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0MM\0*\0\0"))),
         hosted("exif-garbage", _JPEG, lambda: insert_segments(segment(0xE1, noise))),
-        hosted("exif-png-garbage", PLAIN, lambda: insert_chunk(chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff" * 302))),
+        hosted("exif-png-garbage", PLAIN, lambda: insert_chunks(chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff" * 302))),
         hosted("exif-10-mb", _JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 160)),
         hosted("icc-broken", _JPEG, lambda: insert_segments(icc_noise)),
         hosted("icc-huge", _JPEG, _huge_profile),
@@ -167,7 +174,7 @@ def _cut(file_format: str, share: int) -> bytes:
 
 
 def _ycck() -> bytes:
-    """Return a JPEG whose components are YCC and an inverted K, which the Adobe segment says."""
+    """Return a JPEG whose Adobe segment says that its components are YCC and an inverted K."""
     cmyk = np.asarray(picture().convert("CMYK"))
     luminance = np.asarray(Image.fromarray(np.ascontiguousarray(cmyk[..., :3])).convert("YCbCr"))
     planes = np.dstack([255 - luminance, cmyk[..., 3]])  # Pillow inverts what it writes
@@ -181,7 +188,7 @@ def _png_16_bit() -> bytes:
 
 
 def _png_interlaced() -> bytes:
-    """Return the seven passes of Adam7."""
+    """Return the picture as an interlaced PNG: the seven passes of Adam7."""
     passes = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
     data = b"".join(b"\0" + row.tobytes() for x, y, dx, dy in passes for row in pixels()[y::dy, x::dx])
     file = pictures.png(64, 64, zlib.compress(data))
@@ -189,7 +196,7 @@ def _png_interlaced() -> bytes:
 
 
 def _palette() -> bytes:
-    """Return a palette's four colours, of which the first is transparent and lies over white."""
+    """Return the picture as a PNG with a palette whose first colour is transparent."""
     indices = np.kron(np.arange(4).reshape(2, 2), np.ones((32, 32))).astype(np.uint8)
     image = Image.frombytes("P", (64, 64), indices.tobytes())
     image.putpalette(pixels()[::63, ::63].tobytes())
@@ -197,9 +204,9 @@ def _palette() -> bytes:
 
 
 def _quarter_white() -> bytes:
-    found = pixels().copy()
-    found[:32, :32] = 255
-    return save(Image.fromarray(found), "PNG")
+    whitened = pixels().copy()
+    whitened[:32, :32] = 255
+    return save(Image.fromarray(whitened), "PNG")
 
 
 def _rgb(image: Image.Image) -> bytes:
@@ -218,17 +225,17 @@ def _exif(orientation: int) -> Image.Exif:
 
 
 def _turned(file_format: str, orientation: int, **options: object) -> bytes:
-    """Return the picture as a camera that was held otherwise stores it, by what EXIF's orientations mean."""
-    found = pixels()
+    """Return the picture as stored by a camera with this EXIF orientation."""
+    upright = pixels()
     stored = {
-        1: found,
-        2: found[:, ::-1],
-        3: found[::-1, ::-1],
-        4: found[::-1],
-        5: found.swapaxes(0, 1),
-        6: np.rot90(found, 1),
-        7: found[::-1, ::-1].swapaxes(0, 1),
-        8: np.rot90(found, -1),
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.swapaxes(0, 1),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(upright, -1),
     }[orientation]
     return save(Image.fromarray(np.ascontiguousarray(stored)), file_format, exif=_exif(orientation), **options)
 

@@ -1,6 +1,6 @@
-"""Pictures, and how files of them are made by hand where no library would write such a file.
+"""Test pictures, and writers of files that no library would write.
 
-All show the same thing: four colours in the quarters of a square, of which no turn or mirror image is the same.
+All files show the same picture: a square with a different colour in each quarter, which has no symmetry.
 """
 
 import struct
@@ -15,71 +15,71 @@ from PIL import Image
 from bench.subjects.photos import save
 
 SIDE = 64
-"""Pixels."""
+"""In pixels."""
 
 _LONG = 4
-"""A type of numbers in a TIFF."""
+"""The TIFF field type of unsigned 32-bit integers."""
 _QUARTERS = ((230, 40, 30), (40, 200, 60), (30, 60, 220), (250, 240, 90))
 
 
 def pixels(side: int = SIDE) -> npt.NDArray[np.uint8]:
-    """Return the picture: (side, side, 3)."""
+    """Return the picture as an array of shape (side, side, 3)."""
     quarters = np.array(_QUARTERS, np.uint8).reshape(2, 2, 3)
     return quarters.repeat(side // 2, axis=0).repeat(side // 2, axis=1)
 
 
 def picture(side: int = SIDE) -> Image.Image:
-    """Return the picture in RGB."""
+    """Return the picture as an RGB image."""
     return Image.fromarray(pixels(side))
 
 
 @cache
 def plain() -> bytes:
-    """Return the picture as a PNG without anything special."""
+    """Return the picture as an ordinary PNG."""
     return save(picture(), "PNG")
 
 
 @cache
 def jpeg() -> bytes:
-    """Return the picture as a JPEG without anything special."""
+    """Return the picture as an ordinary JPEG."""
     return save(picture(), "JPEG", quality=95)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """Return a chunk of a PNG."""
+    """Return a PNG chunk."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png(width: int, height: int, data: bytes, *, depth: int = 8, colour: int = 2) -> bytes:
-    """Return a PNG of a header and rows that are compressed already."""
+    """Return a PNG with this header and compressed rows."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
-def squeezed_zeros(count: int) -> bytes:
-    """Return so many zero bytes compressed, a thousandth of them."""
-    squeeze, block = zlib.compressobj(9), bytes(1 << 20)
-    parts = [squeeze.compress(block) for _ in range(count >> 20)]
-    return b"".join([*parts, squeeze.compress(block[: count & (1 << 20) - 1]), squeeze.flush()])
+def compressed_zeros(count: int) -> bytes:
+    """Return `count` zero bytes compressed to a thousandth."""
+    compressor, block = zlib.compressobj(9), bytes(1 << 20)
+    parts = [compressor.compress(block) for _ in range(count >> 20)]
+    return b"".join([*parts, compressor.compress(block[: count & (1 << 20) - 1]), compressor.flush()])
 
 
-def insert_chunk(added: bytes) -> bytes:
-    """Return the plain PNG with chunks added behind its header."""
-    return plain()[:33] + added + plain()[33:]
+def insert_chunks(chunks: bytes) -> bytes:
+    """Return the plain PNG with chunks inserted after its header."""
+    return plain()[:33] + chunks + plain()[33:]
 
 
-def insert_segments(added: bytes) -> bytes:
-    """Return the plain JPEG with segments added at its beginning."""
-    return jpeg()[:2] + added + jpeg()[2:]
+def insert_segments(segments: bytes) -> bytes:
+    """Return the plain JPEG with segments inserted at its beginning."""
+    return jpeg()[:2] + segments + jpeg()[2:]
 
 
 def segment(marker: int, content: bytes) -> bytes:
-    """Return a segment of a JPEG."""
+    """Return a JPEG segment."""
     return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
 
 
 def tiff(tags: Mapping[int, Sequence[int]], data: bytes = b"", *, next_directory: int = 0) -> bytes:
-    """Return a TIFF of one directory, and behind it data, whose offset stands in for values of -1."""
+    """Return a TIFF of one directory followed by data; values of -1 are replaced by the data's offset."""
     directory_end = 8 + 2 + 12 * len(tags) + 4
     data_at = directory_end + sum(4 * len(values) for values in tags.values() if len(values) > 1)
     entries, extra = b"", b""
@@ -93,7 +93,7 @@ def tiff(tags: Mapping[int, Sequence[int]], data: bytes = b"", *, next_directory
 
 
 def tiff_tags(width: int, height: int, *, bits: Sequence[int], compression: int = 1) -> dict[int, Sequence[int]]:
-    """Return the tags of an RGB or greyscale image in one strip, but for the strip's size, 279."""
+    """Return the tags of an RGB or greyscale image in one strip, without the strip's size (tag 279)."""
     photometric = 2 if len(bits) > 1 else 1
     single = {256: width, 257: height, 259: compression, 262: photometric, 273: -1, 277: len(bits), 278: height}
     return {258: bits, **{tag: [value] for tag, value in single.items()}}
@@ -102,17 +102,17 @@ def tiff_tags(width: int, height: int, *, bits: Sequence[int], compression: int 
 def tiff_of(
     data: bytes, *, bits: Sequence[int], extra: Mapping[int, Sequence[int]] | None = None, then: int = 0
 ) -> bytes:
-    """Return a TIFF of 64 x 64 pixels with further tags, and the offset of another directory."""
+    """Return a TIFF of 64 x 64 pixels with extra tags, whose next directory is at offset `then`."""
     return tiff({**tiff_tags(64, 64, bits=bits), 279: [len(data)], **(extra or {})}, data, next_directory=then)
 
 
 def flat(colour: str, width: int = 8, height: int = 8) -> bytes:
-    """Return a PNG of one colour."""
+    """Return a single-coloured PNG."""
     return save(Image.new("RGB", (width, height), colour), "PNG")
 
 
 def replace(file: bytes, at: int, content: bytes) -> bytes:
-    """Return a file in which other bytes stand at a place."""
+    """Return a file with its bytes from offset `at` overwritten."""
     return file[:at] + content + file[at + len(content) :]
 
 
@@ -124,7 +124,7 @@ def gif(screen: tuple[int, int], frame: tuple[int, int], data: bytes = b"\x04\x0
 
 
 def bmp(width: int, height: int, data: bytes = b"", *, bits: int = 24, palette: bytes = b"") -> bytes:
-    """Return a BMP; of 8 bits it is in runs."""
+    """Return a BMP; with 8 bits per pixel it is run-length encoded."""
     compression, colours = (1, 256) if bits == 8 else (0, 0)
     head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(data), 0, 0, colours, 0)
     data_at = 54 + len(palette)

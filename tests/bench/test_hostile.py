@@ -1,4 +1,5 @@
 import json
+import re
 import time
 from contextlib import contextmanager
 
@@ -14,12 +15,13 @@ SCORED = {"task": 1, "probabilities": [0.2, 0.3, 0.5]}
 REFUSED = {"task": 1, "error": {"code": "fetch", "detail": "a.png answered 404, expected 200"}}
 
 
-def test_every_case_has_a_name_of_its_own():
+def test_every_case_has_a_unique_printable_name():
     assert len({case.name for case in CASES}) == len(CASES) >= 640
+    assert all(re.fullmatch("[ -~]+", case.name) for case in CASES)
     assert {case.kind for case in CASES} == set(Kind)
 
 
-def test_an_image_that_is_scored_is_not_refused():
+def test_another_result_than_expected_is_an_escape():
     Refused("fetch", "answered 404").check(None, REFUSED)
     for expected, found in (
         (Refused("fetch", ""), SCORED),
@@ -31,7 +33,7 @@ def test_an_image_that_is_scored_is_not_refused():
             expected.check(None, found)
 
 
-def test_another_answer_than_expected_is_an_escape():
+def test_another_reply_than_expected_is_an_escape():
     outcome, about = Answered({400}, "bad_request"), {"detail": "", "request_id": ""}
     Answered({200}, scored=[True, False]).check(Reply(200, {}, b'{"results": [{"score": 0.5}, {}]}'))
     with pytest.raises(Escaped):
@@ -41,14 +43,14 @@ def test_another_answer_than_expected_is_an_escape():
         (500, {"error": "internal", **about}),
         (400, {"error": "internal", **about}),
         (400, {"error": "bad_request"}),
-        (400, "no JSON of ours"),
+        (400, "not an object"),
     ):
         with pytest.raises(Escaped):
             outcome.check(Reply(status, {}, json.dumps(content).encode()))
 
 
 class Site:
-    """A site that the case of a name harms."""
+    """A site that is harmed by the case named `harmful`."""
 
     def __init__(self, harmful=None):
         self.harmful, self.harmed = harmful, False
@@ -74,13 +76,13 @@ def escapes(site, names, **options):
     return {verdict.case.name: verdict.escape for verdict in run(site, cases, **options)}
 
 
-def test_verdicts_name_what_escaped_and_what_was_late():
+def test_a_verdict_says_why_a_case_escaped_or_that_it_was_late():
     found = escapes(Site(), ["good", "bad", "late"])
     assert (found["good"], found["bad"]) == (None, "Escaped: the image was scored")
     assert "at most 0" in found["late"]
 
 
-def test_harm_is_held_against_all_of_a_batch():
+def test_harm_is_attributed_to_all_cases_of_a_batch():
     names = ["a", "b", "c", "d", "e"]
     assert [name for name, escape in escapes(Site("c"), names, batch=2).items() if escape] == ["c", "d"]
     found = escapes(Site("c"), names, batch=1)

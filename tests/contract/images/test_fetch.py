@@ -9,7 +9,7 @@ import pytest
 import contract.images.connections
 import contract.images.local
 from bench.harness.hosts import endless, host, raw, reply, silence, trickle
-from bench.hostile.references import ELSEWHERE, THIS_MACHINE
+from bench.hostile.references import LOOPBACK, NON_PUBLIC
 from contract.errors import FetchError, TemporaryFetchError
 from contract.images.addresses import is_public
 from server.settings import Settings
@@ -134,7 +134,7 @@ class TestLimits:
 
 
 class TestAddresses:
-    @pytest.mark.parametrize("name", [each for each in (*THIS_MACHINE, *ELSEWHERE) if each != "localhost."])
+    @pytest.mark.parametrize("name", [each for each in (*LOOPBACK, *NON_PUBLIC) if each != "localhost."])
     def test_addresses_off_the_public_internet_are_not_asked(self, make, monkeypatch, name):
         """In any notation, connections to private, local or multicast addresses are never opened."""
         monkeypatch.setattr(contract.images.connections, "create_connection", lambda *_, **__: pytest.fail("connected"))
