@@ -1,4 +1,4 @@
-"""An S3 in a process of its own on loopback, as clients see it."""
+"""An S3 store (moto) in a separate process on loopback."""
 
 import os
 import sys
@@ -14,29 +14,29 @@ from demo.processes import Child, free_port, running
 
 @dataclass(frozen=True)
 class Store:
-    """Where an S3 answers, and its process."""
+    """A running S3 store."""
 
     url: str
     child: Child
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """What clients are told."""
+        """The environment variables of its clients."""
         return environment(self.url)
 
-    def make(self, bucket: str) -> None:
-        """Make an empty bucket."""
+    def create(self, bucket: str) -> None:
+        """Create an empty bucket."""
         self.request("PUT", bucket)
 
-    def request(self, method: str, path: str, **given) -> bytes:
-        """Do what the repository's code does not: nothing here is signed."""
-        answer = urllib3.request(method, f"{self.url}/{path}", retries=False, timeout=10, **given)
+    def request(self, method: str, path: str, **options) -> bytes:
+        """Send an unsigned request, and return the body of the answer."""
+        answer = urllib3.request(method, f"{self.url}/{path}", retries=False, timeout=10, **options)
         assert answer.status < 300, (answer.status, answer.data)
         return answer.data
 
 
 def environment(url: str) -> Mapping[str, str]:
-    """What makes clients use an S3 at this address."""
+    """Return the environment variables with which clients use an S3 store at this address."""
     return {
         "AWS_ENDPOINT": url,
         "AWS_ALLOW_HTTP": "true",
@@ -48,7 +48,7 @@ def environment(url: str) -> Mapping[str, str]:
 
 @contextmanager
 def running_store(folder: Path, *, port: int | None = None) -> Iterator[Store]:
-    """Run moto for as long as the block lasts."""
+    """Context manager for a running store."""
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]

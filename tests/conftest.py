@@ -1,4 +1,4 @@
-"""What all tests share: settings of the person who runs them do not reach them, and GPU tests say when they skip."""
+"""Isolates tests from the environment, sets marks and time limits, and skips GPU tests without a GPU."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from collections.abc import Generator, Sequence
 import hypothesis
 import pytest
 
-# Shared machines are slow by fits and starts; a time limit for each example would fail for that alone.
+# On shared machines a time limit for each example would fail at random.
 hypothesis.settings.register_profile("labelnext", deadline=None)
 hypothesis.settings.load_profile("labelnext")
 
 
-# Of what a failed test printed and logged: enough to see what went before.
+# The number of lines shown of a failed test's output and logs.
 SHOWN_LINES = 80
 CHATTY = ("onnx_ir", "onnxscript", "torch")
 
 
 def pytest_configure() -> None:
-    """Of whoever runs the tests no umask reaches them, and no signal that a shell or nohup has its jobs ignore."""
+    """Reset the umask, signals that a shell or nohup may have set to be ignored, and the level of verbose loggers."""
     os.umask(0o022)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -34,14 +34,14 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """What torch draws does not depend on which tests have run before, on this core or another."""
+    """Seed torch, so that a test does not depend on the tests before it."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Show the end of what a test printed: the failure itself is not to scroll away."""
+    """Show only the end of a test's output, so that the failure stays visible."""
     report = yield
     report.sections = [(name, _end(text)) for name, text in report.sections]
     return report
@@ -54,28 +54,28 @@ def _end(text: str) -> str:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_waiting_for_the_disk() -> Generator[None]:
-    """Nothing is synced: no test cuts the power, and each file would wait some milliseconds for the disk."""
+def _no_fsync() -> Generator[None]:
+    """Disable fsync, which takes milliseconds a file and matters only after a power failure."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No LABELNEXT_ variable is set but by the test itself."""
+def _no_settings_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset all LABELNEXT_ variables before a test."""
     for name in [name for name in os.environ if name.startswith("LABELNEXT_")]:
         monkeypatch.delenv(name)
 
 
-PATIENT = {"system": (600, ["system"]), "production": (900, ["production", "system"])}
-"""Folders of tests with real programs: the seconds that one may take, and its marks."""
+SLOW_FOLDERS = {"system": (600, ["system"]), "production": (900, ["production", "system"])}
+"""Folders of tests with real programs: the time limit of a test in seconds, and its marks."""
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Mark what takes real programs, and give it time; skip what needs a GPU where none answers."""
+    """Add marks and time limits by folder, and skip GPU tests without a GPU."""
     for item in items:
-        seconds, marks = PATIENT.get(item.path.parent.name, (None, []))
+        seconds, marks = SLOW_FOLDERS.get(item.path.parent.name, (None, []))
         for mark in marks:
             item.add_marker(mark)
         if seconds and not item.get_closest_marker("timeout"):

@@ -1,4 +1,4 @@
-"""File systems of a few kilobytes, for tests of disks without room."""
+"""File systems of a few kilobytes, for tests of full disks."""
 
 import contextlib
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str, *options: str) -> Iterator[None]:
-    """A file system of its own in a folder."""
+    """Context manager for a tmpfs of this size, mounted at `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", ",".join((f"size={size}", *options)), "tmpfs", folder],

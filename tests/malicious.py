@@ -1,7 +1,7 @@
-"""Versions that somebody who can write to the repository might put there, and what must come of each.
+"""Malicious versions, which an attacker with write access to the repository might place there, with expected errors.
 
-Each is a sound version of the tiny model that was edited; digests are put right afterwards, as whoever edits would do,
-except in what is about the manifest or the files themselves.
+Each is an edited version of the tiny model. Digests are updated afterwards, as an attacker would do, except in cases
+about the manifest or the files themselves.
 """
 
 import itertools
@@ -32,30 +32,30 @@ OPSETS = [helper.make_opsetid("", 18)]
 
 @dataclass(frozen=True)
 class Malicious:
-    """What is done to a version's folder, and the error that it must end in."""
+    """An edit of a version's folder, and the error that it must cause."""
 
     name: str
-    spoil: Callable[[Path], object]
+    edit: Callable[[Path], object]
     error: type[LabelnextError]
-    digests_put_right: bool = True
-    """Whether the manifest is made to fit the files."""
-    seen_by: str = "contract"
-    """`engine` where only what runs the graph can tell."""
+    updates_digests: bool = True
+    """Whether the manifest's digests are updated after the edit."""
+    detected_by: str = "contract"
+    """`engine` if only running the graph detects it."""
 
     def apply(self, folder):
-        self.spoil(folder)
-        if self.digests_put_right:
-            put_digests_right(folder)
+        self.edit(folder)
+        if self.updates_digests:
+            update_digests(folder)
 
 
-def put_digests_right(folder):
-    """Write the digests of the files as they are now."""
+def update_digests(folder):
+    """Update the digests in the manifest to those of the files."""
 
-    def renew(document):
-        there = [name for name in document["files"] if (folder / name).is_file()]
-        document["files"] |= {name: asdict(digest_file(folder / name)) for name in there}
+    def update(document):
+        existing = [name for name in document["files"] if (folder / name).is_file()]
+        document["files"] |= {name: asdict(digest_file(folder / name)) for name in existing}
 
-    edit_manifest(folder, renew)
+    edit_manifest(folder, update)
 
 
 def edit_manifest(folder, change):
@@ -67,13 +67,13 @@ def edit_manifest(folder, change):
 # Graphs. `change` gets the ModelProto, loaded without its weights.
 
 
-def graph(name, change, error=UnsafeGraph, *, file=MODEL_FILE, seen_by="contract"):
-    def spoil(folder):
+def graph(name, change, error=UnsafeGraph, *, file=MODEL_FILE, detected_by="contract"):
+    def edit(folder):
         model = onnx.load(folder / file, load_external_data=False)
         change(model)
         (folder / file).write_bytes(model.SerializeToString())
 
-    return Malicious(name, spoil, error, seen_by=seen_by)
+    return Malicious(name, edit, error, detected_by=detected_by)
 
 
 def weight(model):
@@ -96,8 +96,8 @@ def add_entry(key, value, *, first=False):
     def change(model):
         entries = [(entry.key, entry.value) for entry in weight(model).external_data]
         del weight(model).external_data[:]
-        for name, its_value in [(key, value), *entries] if first else [*entries, (key, value)]:
-            weight(model).external_data.add(key=name, value=its_value)
+        for entry_key, entry_value in [(key, value), *entries] if first else [*entries, (key, value)]:
+            weight(model).external_data.add(key=entry_key, value=entry_value)
 
     return change
 
@@ -127,7 +127,7 @@ def prepend(*nodes):
 
 
 def body(initializer=None):
-    """A graph of no inputs and one output, for a branch."""
+    """Return a graph without inputs and with one output, for a branch."""
     tensor = initializer or numpy_helper.from_array(np.zeros(4, np.float32), "outside")
     node = helper.make_node("Identity", ["outside"], ["inside"])
     output = helper.make_tensor_value_info("inside", TensorProto.FLOAT, [4])
@@ -195,23 +195,23 @@ def gather_out_of_range(model):
 
 
 def instead_of(file, make):
-    """Have something else where a file is, made at its path."""
+    """Replace a file by what `make` creates at its path."""
 
-    def spoil(folder):
+    def edit(folder):
         (folder / file).unlink()
         make(folder / file)
 
-    return spoil
+    return edit
 
 
 def moved_behind_a_link(file):
-    def spoil(folder):
+    def edit(folder):
         moved = folder.parent.parent / "outside" / Path(file).name
         moved.parent.mkdir(exist_ok=True)
         shutil.move(folder / file, moved)
         (folder / file).symlink_to(moved)
 
-    return spoil
+    return edit
 
 
 def pipe_of_no_length(folder):
@@ -219,8 +219,8 @@ def pipe_of_no_length(folder):
     edit_manifest(folder, lambda document: document["files"][PROBE_FILE].update(size_bytes=0))
 
 
-def files(name, spoil, error=DigestError):
-    return Malicious(name, spoil, error, digests_put_right=False)
+def files(name, edit, error=DigestError):
+    return Malicious(name, edit, error, updates_digests=False)
 
 
 # Manifests.
@@ -238,7 +238,7 @@ def raw_manifest(name, text):
     return files(name, lambda folder: (folder / MANIFEST_FILE).write_bytes(text), ManifestError)
 
 
-def also_called(name):
+def add_file(name):
     return lambda listed: listed.update({name: listed[BACKBONE_WEIGHTS_FILE]})
 
 
@@ -246,12 +246,12 @@ def also_called(name):
 
 
 def probe(name, change):
-    def spoil(folder):
+    def edit(folder):
         with np.load(folder / PROBE_FILE) as archive:
             arrays = dict(archive)
         change(folder / PROBE_FILE, arrays)
 
-    return Malicious(name, spoil, DigestError)
+    return Malicious(name, edit, DigestError)
 
 
 def one_array(path, arrays):
@@ -264,28 +264,28 @@ def replace_array(**changed):
 
 
 def bomb(path, arrays):
-    """An archive whose directory promises a terabyte."""
+    """Write an archive whose directory claims a terabyte."""
     np.savez(path, **arrays)
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"rewritten"
         archive.getinfo("images.npy").file_size = 2**40
 
 
-def lying_shape(path, arrays):
+def false_shape(path, arrays):
     np.savez(path, **arrays)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     header = members["images.npy"]
-    shown = header[10 : 10 + header[8]].decode()
-    longer = shown.replace("(4, 8, 8, 3)", "(999999999999, 8, 8, 3)").rstrip()
-    members["images.npy"] = header[:10] + longer.ljust(header[8] - 1).encode() + b"\n" + header[10 + header[8] :]
+    text = header[10 : 10 + header[8]].decode()
+    edited = text.replace("(4, 8, 8, 3)", "(999999999999, 8, 8, 3)").rstrip()
+    members["images.npy"] = header[:10] + edited.ljust(header[8] - 1).encode() + b"\n" + header[10 + header[8] :]
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
 
 
 def int8(name, change):
-    """A backbone in 8-bit integers as somebody else's; a server serves the version in float32 then."""
+    """Return a case of an edited int8 backbone; a server then serves the version in float32."""
     return graph(name, change, file=INT8_BACKBONE_FILE)
 
 
@@ -293,27 +293,27 @@ ELSEWHERE = (
     *("/etc/passwd", "../../../etc/passwd", "file:///etc/passwd", "*/_ORT_MEM_ADDR_/*", PROBE_FILE),
     *(f"../20260102T030405678Z-0a1b2c/{BACKBONE_WEIGHTS_FILE}", f"./{BACKBONE_WEIGHTS_FILE}"),
 )
-"""Where no weights may lie: outside, in another version, by another spelling, in another file, in the process."""
-NO_NAMES = ("../CURRENT", "/etc/passwd", "..\\CURRENT", "x" * 256, "a\0b")
+"""Forbidden locations of weights: outside, in another version, under another spelling, in another file, in memory."""
+INVALID_NAMES = ("../CURRENT", "/etc/passwd", "..\\CURRENT", "x" * 256, "a\0b")
 MALICIOUS = (
     *(graph(f"weights-at-{location}", weights_at(location)) for location in ELSEWHERE),
-    graph("weights-nowhere", lambda model: point_to(weight(model), offset=0, length=1024)),
-    graph("weights-in-two-places", add_entry("location", "/etc/passwd")),
-    graph("weights-elsewhere-at-first", add_entry("location", "/etc/passwd", first=True)),
+    graph("weights-without-location", lambda model: point_to(weight(model), offset=0, length=1024)),
+    graph("weights-with-two-locations", add_entry("location", "/etc/passwd")),
+    graph("weights-with-two-locations-outside-first", add_entry("location", "/etc/passwd", first=True)),
     graph("weights-with-a-base-path", add_entry("basepath", "/etc")),
     graph("weights-beyond-the-end", weights_at(BACKBONE_WEIGHTS_FILE, offset=2**40)),
     graph("weights-over-the-end", weights_at(BACKBONE_WEIGHTS_FILE, length=2**40)),
     graph("weights-before-the-beginning", weights_at(BACKBONE_WEIGHTS_FILE, offset=-8)),
-    graph("weights-at-no-number", weights_at(BACKBONE_WEIGHTS_FILE, offset="1_0")),
-    graph("weights-larger-than-they-are", lambda model: weight(model).dims.__setitem__(0, 2**40)),
-    graph("weights-of-a-type-that-is-none", unknown_type, InvalidVersion, seen_by="engine"),
+    graph("weights-at-offset-not-a-number", weights_at(BACKBONE_WEIGHTS_FILE, offset="1_0")),
+    graph("weights-with-false-shape", lambda model: weight(model).dims.__setitem__(0, 2**40)),
+    graph("weights-of-unknown-type", unknown_type, InvalidVersion, detected_by="engine"),
     graph("a-tensor-of-a-terabyte", declare([2**20, 2**18])),
     graph("a-tensor-of-negative-size", declare([-1])),
     graph("a-constant-outside", prepend(helper.make_node("Constant", [], ["c"], value=external_tensor()))),
     graph("a-branch", prepend(branch(body()))),
     graph("a-branch-with-weights-outside", prepend(branch(body(external_tensor())))),
     graph("an-endless-loop", prepend(loop())),
-    graph("an-operator-of-its-own", prepend(helper.make_node("Run", ["w1"], ["r"], domain="evil"))),
+    graph("a-custom-operator", prepend(helper.make_node("Run", ["w1"], ["r"], domain="evil"))),
     graph("an-operator-of-the-engine", prepend(helper.make_node("EPContext", ["w1"], ["r"], domain="com.microsoft"))),
     graph("a-function-that-calls-itself", add_functions(function("f", "f"))),
     graph(
@@ -327,10 +327,10 @@ MALICIOUS = (
     graph("a-function-with-weights-outside", function_with_default),
     graph("sparse-weights-outside", sparse),
     graph("training-information", training_info),
-    graph("a-dropout-of-nothing", lambda model: first_dropout(model).input.__setitem__(0, ""), LoweringError),
-    graph("a-dropout-of-a-dropout-less", lambda model: first_dropout(model).ClearField("output"), LoweringError),
-    graph("an-output-of-nothing", lambda model: model.graph.node.pop(), InvalidVersion, seen_by="engine"),
-    graph("an-index-far-out", gather_out_of_range, LabelnextError, seen_by="engine"),
+    graph("a-dropout-without-input", lambda model: first_dropout(model).input.__setitem__(0, ""), LoweringError),
+    graph("a-dropout-without-output", lambda model: first_dropout(model).ClearField("output"), LoweringError),
+    graph("an-output-without-node", lambda model: model.graph.node.pop(), InvalidVersion, detected_by="engine"),
+    graph("an-index-out-of-range", gather_out_of_range, LabelnextError, detected_by="engine"),
     int8("int8-weights-outside", lambda model: model.graph.initializer.append(external_tensor())),
     int8(
         "int8-weights-in-the-other-file",
@@ -343,38 +343,36 @@ MALICIOUS = (
         "weights-are-an-endless-device", instead_of(BACKBONE_WEIGHTS_FILE, lambda path: path.symlink_to("/dev/zero"))
     ),
     files("probe-is-a-pipe", instead_of(PROBE_FILE, os.mkfifo)),
-    files("probe-is-a-pipe-of-no-length", pipe_of_no_length),
+    files("probe-is-a-pipe-of-length-zero", pipe_of_no_length),
     files("graph-is-a-folder", instead_of(MODEL_FILE, Path.mkdir)),
     files("report-is-a-link", moved_behind_a_link("report")),
     files("manifest-is-a-link", moved_behind_a_link(MANIFEST_FILE), ManifestError),
     files("manifest-is-a-pipe", instead_of(MANIFEST_FILE, os.mkfifo), ManifestError),
     files("manifest-is-a-folder", instead_of(MANIFEST_FILE, Path.mkdir), ManifestError),
-    *(manifest_of_files(f"a-file-called-{name[:20]}", also_called(name)) for name in NO_NAMES),
-    manifest_of_files("a-file-that-is-not-there", also_called("report/other.html"), DigestError),
-    manifest_of_files("a-file-below-a-file", also_called(f"{MODEL_FILE}/x"), DigestError),
-    manifest_of_files(
-        "a-size-that-lies", lambda listed: listed[BACKBONE_WEIGHTS_FILE].update(size_bytes=1), DigestError
-    ),
+    *(manifest_of_files(f"a-file-called-{name[:20]}", add_file(name)) for name in INVALID_NAMES),
+    manifest_of_files("a-missing-file", add_file("report/other.html"), DigestError),
+    manifest_of_files("a-file-below-a-file", add_file(f"{MODEL_FILE}/x"), DigestError),
+    manifest_of_files("a-false-size", lambda listed: listed[BACKBONE_WEIGHTS_FILE].update(size_bytes=1), DigestError),
     manifest_of_files("weights-without-a-digest", lambda listed: listed.pop(BACKBONE_WEIGHTS_FILE), UnsafeGraph),
-    manifest("passes-without-end", passes=10**9),
-    manifest("images-without-end", input={"height": 10**9, "width": 8}),
-    manifest("labels-of-half-characters", labels=["\ud800", "b"]),
-    manifest("sites-of-truth", dropout_sites=[{"features": [True], "probability": 0.5}]),
+    manifest("too-many-passes", passes=10**9),
+    manifest("too-large-images", input={"height": 10**9, "width": 8}),
+    manifest("labels-with-surrogates", labels=["\ud800", "b"]),
+    manifest("dropout-sites-with-booleans", dropout_sites=[{"features": [True], "probability": 0.5}]),
     raw_manifest("a-manifest-of-many-megabytes", b'{"contract": 3,' + b" " * (17 * 2**20) + b"}"),
     raw_manifest("a-manifest-of-many-levels", b"[" * 200_000),
     raw_manifest("a-manifest-of-many-objects", b'{"metrics":' * 50_000),
     raw_manifest("a-number-of-many-digits", b'{"contract": ' + b"9" * 5000 + b"}"),
-    raw_manifest("a-manifest-of-no-text", b"\xff\xfe"),
+    raw_manifest("a-manifest-not-in-utf-8", b"\xff\xfe"),
     probe("a-probe-that-unpickles", replace_array(images=np.array([{}], dtype=object))),
     probe("a-probe-that-is-a-pickle", lambda path, _: path.write_bytes(b"\x80\x04K\x01.")),
     probe("a-probe-that-is-an-array", one_array),
     probe("a-probe-of-a-terabyte", bomb),
-    probe("a-probe-of-a-shape-that-lies", lying_shape),
-    probe("a-probe-of-no-numbers", replace_array(mean=np.full((4, 3), np.nan, np.float32))),
-    probe("a-probe-of-endless-passes", replace_array(passes=np.int64(10**15))),
+    probe("a-probe-with-a-false-shape", false_shape),
+    probe("a-probe-of-nan", replace_array(mean=np.full((4, 3), np.nan, np.float32))),
+    probe("a-probe-of-too-many-passes", replace_array(passes=np.int64(10**15))),
     probe("a-probe-of-two-shapes", replace_array(features=np.zeros((3, 16), np.float32))),
-    probe("a-probe-of-nothing", replace_array(images=np.zeros((0, 8, 8, 3), np.uint8))),
+    probe("a-probe-without-images", replace_array(images=np.zeros((0, 8, 8, 3), np.uint8))),
 )
 
-ONE_OF_EACH = tuple({(case.error, case.seen_by, case.name[:4] == "int8"): case for case in MALICIOUS}.values())
-"""A case for each step that refuses versions."""
+ONE_OF_EACH = tuple({(case.error, case.detected_by, case.name[:4] == "int8"): case for case in MALICIOUS}.values())
+"""One case for each check that refuses versions."""

@@ -1,4 +1,4 @@
-"""Mutations of JSON that leave it JSON: what parses a document's fields never sees bytes that are none."""
+"""Mutations of JSON documents that stay valid JSON, for fuzzing the code that reads their fields."""
 
 import copy
 import json
@@ -10,11 +10,11 @@ ODD: tuple[Any, ...] = (
     *("", " ", "\ud800", "\0", "a" * 300, "../x", "/etc/passwd", "a/b", "é" * 200, "$", "$key", "<View/>", "0" * 64),
     *([], {}, [[]], [None], {"": None}, [{}], {"id": None}),
 )
-"""What stands in fields where something else is expected."""
+"""Unexpected values of fields."""
 
 
 def mutate_json(text, seed):
-    """Return JSON with one to four edits, or None if the text is none."""
+    """Return JSON with one to four edits, or None if the text is not JSON."""
     try:
         document = [json.loads(text)]
     except (ValueError, RecursionError):
@@ -26,14 +26,14 @@ def mutate_json(text, seed):
 
 
 def _edit(document, rng):
-    places = list(_places(document))
-    parent, key = rng.choice(places)
+    positions = list(_positions(document))
+    parent, key = rng.choice(positions)
     edit = rng.choice(["odd", "other", "drop", "add", "rename", "repeat", "nest", "text"])
     if edit == "odd":
         parent[key] = copy.deepcopy(rng.choice(ODD))
     elif edit == "other":
-        other, its_key = rng.choice(places)
-        parent[key] = copy.deepcopy(other[its_key])
+        other, other_key = rng.choice(positions)
+        parent[key] = copy.deepcopy(other[other_key])
     elif edit == "drop" and parent is not document:
         del parent[key]
     elif edit == "add" and isinstance(parent, dict):
@@ -54,10 +54,10 @@ def _edit_text(text, rng):
     return text[:begin] + piece + text[end:]
 
 
-def _places(value):
-    """Yield each container with each of its keys, outermost first."""
+def _positions(value):
+    """Yield pairs of a container and one of its keys, outermost first."""
     keys = list(value) if isinstance(value, dict) else range(len(value))
     for key in keys:
         yield value, key
         if isinstance(value[key], dict | list):
-            yield from _places(value[key])
+            yield from _positions(value[key])

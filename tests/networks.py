@@ -1,4 +1,4 @@
-"""Networks with dropout for tests: their export, their passes in plain torch, and an engine for lowered graphs."""
+"""Test networks with dropout, their export, their masked passes in torch, and an engine for lowered graphs."""
 
 import copy
 import io
@@ -14,7 +14,7 @@ from contract.graph.lowering import FEATURES, Lowered, PassOutputs
 
 
 def export(network, *example):
-    """Return the literal graph of a network whose dropout baal keeps alive, weights included."""
+    """Return the literal graph, with weights, of a network whose dropout baal keeps active."""
     active = patch_module(copy.deepcopy(network).eval(), inplace=False)
     program = torch.onnx.export(
         active,
@@ -32,23 +32,23 @@ def export(network, *example):
 
 
 def first_input(graph, op_type):
-    """Name what goes into the first node of a kind."""
+    """Return the name of the first input of the first node of this type."""
     return next(node.input[0] for node in graph.graph.node if node.op_type == op_type)
 
 
 def end_backbone(graph, tensor, name=FEATURES):
-    """Return a literal graph of which this tensor is called `features`, as in those that the trainer writes."""
-    named = copy.deepcopy(graph)
-    for node in named.graph.node:
+    """Return the graph with this tensor renamed to `features`, as in graphs that the trainer writes."""
+    renamed = copy.deepcopy(graph)
+    for node in renamed.graph.node:
         node.input[:] = [name if each == tensor else each for each in node.input]
         node.output[:] = [name if each == tensor else each for each in node.output]
-    for info in named.graph.value_info:
+    for info in renamed.graph.value_info:
         info.name = name if info.name == tensor else info.name
-    return named
+    return renamed
 
 
 def flatten_first(graph):
-    """Return a literal graph whose `features` are the flattened images, so that all of the network is its head."""
+    """Return a graph whose `features` are the flattened images, so that the whole network is its head."""
     flat = end_backbone(graph, "images")
     nodes = list(flat.graph.node)
     del flat.graph.node[:]
@@ -62,7 +62,7 @@ def flatten_first(graph):
 
 
 class Engine:
-    """A lowered graph in onnxruntime, at its default optimisation level."""
+    """A lowered graph in onnxruntime, with default optimisations."""
 
     def __init__(self, lowered: Lowered) -> None:
         self.backbone_session, self.head_session = open_session(lowered.backbone), open_session(lowered.head)
@@ -84,7 +84,7 @@ def open_session(model):
 
 
 class MaskedDropout(torch.nn.Module):
-    """Dropout with the masks given: the plain reference that lowered graphs are compared with."""
+    """Dropout with given masks: the reference for lowered graphs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class MaskedDropout(torch.nn.Module):
 
 
 def masked_passes(network, images, masks, *, multiple=False):
-    """Run a network once a pass, each with its own masks, and return the probabilities: (N, T, C)."""
+    """Run a network once per pass, with the masks of that pass; return probabilities of shape (N, T, C)."""
     network = copy.deepcopy(network).eval()
     sites = []
     for module in network.modules():
@@ -114,7 +114,7 @@ def masked_passes(network, images, masks, *, multiple=False):
 
 
 class Small(torch.nn.Module):
-    """A convolution and two linear layers with a Dropout before each, on (N, 3, 8, 8) floats."""
+    """A convolution, and two linear layers with a Dropout before each; takes floats of shape (N, 3, 8, 8)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Small(torch.nn.Module):
 
 
 def build_small():
-    """Return a small network whose weights are large enough for its passes to disagree."""
+    """Return a small network with weights so large that its passes disagree."""
     torch.manual_seed(1)
     network = Small()
     with torch.no_grad():

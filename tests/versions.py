@@ -1,4 +1,4 @@
-"""Versions of a few bytes for tests of the repository."""
+"""Versions of a few bytes, for tests of the repository."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ def manifest(version):
 
 
 def fix_names(monkeypatch):
-    """Name versions alike in every run of a test, so that their masks, and ranks that hang by a hair, are the same."""
+    """Give versions the same names in every run, so that their masks, and ranks that are nearly tied, are the same."""
     numbers = itertools.count()
     monkeypatch.setattr(
         "contract.versions.repository.new_version", lambda now, *, after=None: f"20260102T{next(numbers):09}Z-0a1b2c"
@@ -35,18 +35,18 @@ def write_files(folder, content):
         (folder / name).write_bytes(content)
 
 
-def publish(repository, content, *, int8=None, write=lambda folder: None, **more):
-    """Publish a version whose files are `content`, with what `write` adds to its folder; `more` is in the manifest."""
+def publish(repository, content, *, int8=None, write=lambda folder: None, **fields):
+    """Publish a version whose files contain `content`; `write` adds files, `fields` are in the manifest."""
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, content)
         write(staged.path)
         if int8 is not None:
             (staged.path / INT8_BACKBONE_FILE).write_bytes(int8)
-        return staged.publish(dataclasses.replace(manifest(staged.version), **more))
+        return staged.publish(dataclasses.replace(manifest(staged.version), **fields))
 
 
 def publish_backbone(repository, backbone, head=b"head"):
-    """Publish a version with these bytes as weights of its backbone, and twice them as its backbone in int8."""
+    """Publish a version with these bytes as its backbone's weights, and repeated twice as its int8 backbone."""
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, head)
         (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(backbone)

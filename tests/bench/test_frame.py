@@ -21,7 +21,7 @@ def subject():
     return SimpleNamespace(version=SimpleNamespace(manifest=manifest), source="digits")
 
 
-def test_options_are_what_their_defaults_are():
+def test_an_option_has_the_type_of_its_default():
     assert vars(read_options("x", "Asks.", OPTIONS, [])) == {
         "quick": False,
         "image_size": 224,
@@ -37,7 +37,7 @@ def test_options_are_what_their_defaults_are():
             read_options("x", "Asks.", OPTIONS, wrong)
 
 
-def test_the_last_line_holds_figures_options_and_machine(subject, tmp_path, monkeypatch, capsys):
+def test_the_last_line_contains_figures_options_and_machine(subject, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(frame, "RESULTS", tmp_path)
     options = read_options("x", "Asks.", OPTIONS, ["--save"])
     report("x", options, subject, {"rate": 1 / 3, "rows": [{"s": 2 / 3}], "small": 1.23456e-7, "large": 12.34567})

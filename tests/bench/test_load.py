@@ -26,26 +26,26 @@ def make_reply(started, ended, scores=(0.5,), versions=("v",)):
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1))
-def test_a_percentile_is_the_least_value_that_covers_its_share(values, share):
-    found = percentile(values, share)
-    assert sum(value <= found for value in values) >= share * len(values) - 1e-9
-    assert sum(value < found for value in values) < share * len(values) + 1e-9
-    assert found in values
+def test_a_percentile_is_the_smallest_value_that_covers_its_share(values, share):
+    quantile = percentile(values, share)
+    assert sum(value <= quantile for value in values) >= share * len(values) - 1e-9
+    assert sum(value < quantile for value in values) < share * len(values) + 1e-9
+    assert quantile in values
 
 
 def test_the_rate_counts_scored_images_from_the_first_start_to_the_last_end():
-    """Requests at the same time do not add their seconds, and an image without a score does not count."""
+    """Seconds of concurrent requests are not added, and images without a score do not count."""
     replies = [make_reply(10, 12, (0.1, 0.2)), make_reply(11, 14, (0.3, None))]
     assert images_per_s(replies) == pytest.approx(3 / 4)
 
 
-def test_a_request_overlaps_a_window_that_shares_a_moment_with_it():
-    replies = {begun: make_reply(begun, begun + 2) for begun in range(8)}
+def test_overlapping_returns_requests_in_flight_during_a_window():
+    replies = {started: make_reply(started, started + 2) for started in range(8)}
     assert overlapping(replies.values(), [(3, 5)]) == [replies[2], replies[3], replies[4]]
 
 
-def test_what_has_no_score_of_one_version_has_failed(capsys):
-    """No request may mix versions; where a server is gone the load goes on, so that all failures are counted."""
+def test_tasks_without_a_score_or_with_mixed_versions_have_failed(capsys):
+    """After failed requests, as of a server that is gone, the load continues, so that all failures are counted."""
     assert make_reply(0, 1, (0.1, 0.2), ("v", "w")).failed == 2
     assert make_reply(0, 1, (0.1, None)).failed == 1
     with host() as gone:
@@ -58,8 +58,8 @@ def test_what_has_no_score_of_one_version_has_failed(capsys):
     assert "answered 0 results to 3 tasks" in capsys.readouterr().err
 
 
-def test_the_server_understands_a_request():
-    """The body is what the server reads of Label Studio, task by task; a class may be called what it likes."""
+def test_the_server_can_parse_a_request():
+    """Labels may contain characters that XML escapes."""
     urls = ["http://host/a.jpg", "http://host/b.jpg"]
     request = parse_predict(predict_body([make_task(i, url) for i, url in enumerate(urls)], label_config(LABELS)))
     assert [task.data["image"] for task in request.tasks] == urls

@@ -14,7 +14,7 @@ from contract.versions.signatures import Keys, generate_keys
 from contract.versions.version import MANIFEST_FILE
 from tests.malicious import MALICIOUS, ONE_OF_EACH
 
-EDITED = [case for case in MALICIOUS if case in ONE_OF_EACH or not case.digests_put_right]
+EDITED = [case for case in MALICIOUS if case in ONE_OF_EACH or not case.updates_digests]
 """Edits of manifests and files, and one of each kind of the rest, which a digest gives away."""
 
 pytestmark = pytest.mark.timeout(30)  # a pipe or a device that is opened would be read for ever
@@ -46,7 +46,9 @@ def open_whole(repository, name):
         return lower(graph, cut=version.manifest.backbone.tensor, multiple=version.manifest.multiple)
 
 
-@pytest.mark.parametrize("case", [each for each in MALICIOUS if each.seen_by == "contract"], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [each for each in MALICIOUS if each.detected_by == "contract"], ids=lambda case: case.name
+)
 def test_it_is_refused(version, case):
     """Quickly, with the error of the step that refused it."""
     repository, name = version

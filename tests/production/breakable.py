@@ -1,4 +1,4 @@
-"""The server's application with a few routes more, for what can only be done to it from within."""
+"""The server's application with additional routes that inject faults."""
 
 import time
 
@@ -8,18 +8,18 @@ from server.app import create_app
 
 
 def create_breakable_app() -> Flask:
-    """Build the application.
+    """Create the application.
 
-    POST /break ends its batcher as a bug or a dying GPU would, at the next image. POST /clock/<days> sets the time of
-    day, for all who ask `time.time`, so many days from now.
+    POST /break ends the batcher at the next image, like a bug or a GPU failure. POST /clock/<days> shifts `time.time`
+    by this number of days.
     """
     app = create_app()
     service, now = app.extensions["labelnext"], time.time
 
     @app.post("/break")
-    def break_it() -> str:
+    def break_batcher() -> str:
         def fail(*_: object) -> None:
-            raise SystemExit("the end")
+            raise SystemExit("injected fault")
 
         service.models.alone.engine.run_passes = fail
         return ""

@@ -1,6 +1,6 @@
-"""The smallest Ceph there is, in memory and on loopback: one monitor, one store, one gateway that speaks S3.
+"""A minimal Ceph cluster in memory and on loopback: one monitor, one object store daemon, one S3 gateway.
 
-Its programs are Debian's ceph-mon, ceph-osd, ceph-common and radosgw.
+It needs Debian's packages ceph-mon, ceph-osd, ceph-common and radosgw.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ _USERS = {
 
 
 def missing() -> list[str]:
-    """The programs that are not installed."""
+    """Return the programs that are not installed."""
     return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
 @contextmanager
 def running_ceph(folder: Path, *, access_key: str, secret_key: str) -> Iterator[str]:
-    """Run it until the block ends, and give the address where its S3 answers to a user of these keys."""
+    """Context manager for a running cluster with a user of these keys; yields the URL of its S3 gateway."""
     gateway, fsid = free_port(), str(uuid.uuid4())
     monitor = f"[v2:127.0.0.1:{free_port()},v1:127.0.0.1:{free_port()}]"
     for name in ("mon", "osd", "rgw", "run"):
@@ -68,15 +68,15 @@ def running_ceph(folder: Path, *, access_key: str, secret_key: str) -> Iterator[
     config = folder / "ceph.conf"
     config.write_text(_CONFIG.format(fsid=fsid, monitor=monitor, folder=folder, gateway=gateway), encoding="utf-8")
 
-    def do(program: str, *arguments: str | Path) -> None:
+    def run(program: str, *arguments: str | Path) -> None:
         subprocess.run([program, *arguments], cwd=folder, check=True, capture_output=True, timeout=120)
 
     for number, (name, capabilities) in enumerate(_USERS.items()):
         powers = [part for kind, power in capabilities.items() for part in ("--cap", kind, power)]
         create = ["--create-keyring"] if number == 0 else []
-        do("ceph-authtool", *create, "keyring", "--gen-key", "-n", name, *powers)
-    do("monmaptool", "--create", "--addv", "a", monitor, "--fsid", fsid, "monmap")
-    do("ceph-mon", "-c", config, "--mkfs", "-i", "a", "--monmap", "monmap")
+        run("ceph-authtool", *create, "keyring", "--gen-key", "-n", name, *powers)
+    run("monmaptool", "--create", "--addv", "a", monitor, "--fsid", fsid, "monmap")
+    run("ceph-mon", "-c", config, "--mkfs", "-i", "a", "--monmap", "monmap")
     with ExitStack() as daemons:
 
         def start(program: str, *arguments: str) -> Child:
@@ -85,15 +85,15 @@ def running_ceph(folder: Path, *, access_key: str, secret_key: str) -> Iterator[
             return daemons.enter_context(running(program, command, log=log, environment={}, cwd=folder))
 
         start("ceph-mon", "-i", "a")
-        do("ceph", "-c", config, "auth", "import", "-i", "keyring")
+        run("ceph", "-c", config, "auth", "import", "-i", "keyring")
         store = str(uuid.uuid4())
-        do("ceph", "-c", config, "osd", "new", store)
-        do("ceph-osd", "-c", config, "-i", "0", "--mkfs", "--osd-uuid", store)
+        run("ceph", "-c", config, "osd", "new", store)
+        run("ceph-osd", "-c", config, "-i", "0", "--mkfs", "--osd-uuid", store)
         start("ceph-osd", "-i", "0")
         (folder / "rgw" / "keyring").write_bytes((folder / "keyring").read_bytes())
         url = f"http://127.0.0.1:{gateway}"
         start("radosgw", "-n", "client.rgw").wait_for(url, timeout_s=120)
         user = ["--uid", "labelnext", "--display-name", "labelnext"]
         user += ["--access-key", access_key, "--secret-key", secret_key]
-        do("radosgw-admin", "-c", config, "user", "create", *user)
+        run("radosgw-admin", "-c", config, "user", "create", *user)
         yield url

@@ -1,7 +1,7 @@
-"""compose.yaml brought up whole: by Docker where its daemon answers, else by Debian's podman, as root.
+"""Starts compose.yaml with Docker, or without a Docker daemon with Debian's podman, as root.
 
-Where no registry of images can be reached, the images of others are built here, under their names: Label Studio's from
-PyPI, haproxy's from Debian's packages. Ours are built from their recipes in any case.
+With podman, third-party images are built locally under their names, because no registry may be reachable: Label Studio
+from PyPI, haproxy from Debian's packages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deploy.images.engine import CHECKOUT, Engine, EngineError, find_engine
 
 _PODMAN = Path("/usr/lib/podman")
 
-_STAND_INS = {
+_THIRD_PARTY = {
     "heartexlabs/label-studio": """
 FROM python:3.12-slim
 ARG VERSION
@@ -41,21 +41,21 @@ USER haproxy
 
 
 class CannotComposeError(RuntimeError):
-    """Compositions cannot be brought up here; the message says why."""
+    """compose.yaml cannot be started on this machine; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """compose.yaml as a project of its own."""
+    """compose.yaml as a separate compose project."""
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
 
     def run(self, *arguments: str, **variables: str) -> str:
-        """Do what `docker compose` does with the arguments, and return what it prints.
+        """Run `docker compose` with these arguments, and return its output.
 
         Raises:
-            AssertionError: if it fails; with the end of what it said.
+            AssertionError: if it fails; with the end of the output.
         """
         done = subprocess.run(
             [*self.command, *arguments],
@@ -74,15 +74,15 @@ class Composition:
 def composition(
     folder: Path, services: Mapping[str, Mapping[str, object]], environment: Mapping[str, str]
 ) -> Composition:
-    """Return the composition, with the images of these services in place.
+    """Return the composition after building the images of these services.
 
     Args:
-        folder: for recipes of stand-ins.
-        services: those of compose.yaml that will be started.
-        environment: variables that compose.yaml is read with.
+        folder: for the Dockerfiles of third-party images.
+        services: the services of compose.yaml that will be started.
+        environment: variables for compose.yaml.
 
     Raises:
-        CannotComposeError: if there is no engine for it, or the trainer's image was never built.
+        CannotComposeError: if there is no container engine, or the trainer's image was not built.
     """
     try:
         engine = find_engine()
@@ -97,7 +97,7 @@ def composition(
     if engine.is_podman:
         for service in services.values():
             if "build" not in service:
-                _stand_in(engine, str(service["image"]), folder)
+                _build_third_party(engine, str(service["image"]), folder)
     return Composition((*command, "--project-name", "labelnext-test", "--file", "compose.yaml"), environment)
 
 
@@ -121,11 +121,11 @@ def _podman(engine: Engine) -> tuple[str, ...]:
     return (str(compose), "--podman-path", engine.program)
 
 
-def _stand_in(engine: Engine, image: str, folder: Path) -> None:
-    """Build somebody else's image, unless it is there."""
+def _build_third_party(engine: Engine, image: str, folder: Path) -> None:
+    """Build a third-party image unless it exists."""
     name, _, version = (image if "/" in image else f"library/{image}").partition(":")
     tag = f"docker.io/{name}:{version}"
     if engine.inspect(tag) is None:
         recipe = folder / "Dockerfile"
-        recipe.write_text(_STAND_INS[name])
+        recipe.write_text(_THIRD_PARTY[name])
         engine.build(tag, str(recipe), {"VERSION": version})

@@ -1,4 +1,4 @@
-"""Requests to a real server, many at a time, and clients that send no more than a beginning."""
+"""Concurrent requests to a real server, and clients that send only the beginning of a request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.server.conftest import make_predict_body, make_tasks
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back, and after how long."""
+    """A reply, and the latency of its request."""
 
     status: int
     body: Any
@@ -33,7 +33,7 @@ class Reply:
 
 @dataclass(slots=True)
 class Client:
-    """Sends requests to one server, each over a connection of its own."""
+    """Sends requests to one server, each over a new connection."""
 
     url: str
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(300))
@@ -64,7 +64,7 @@ class Client:
 
 @contextmanager
 def serving_one(folder: Path, **settings: object) -> Iterator[tuple[Client, Server]]:
-    """Run a server with a version in use and these settings until the block ends."""
+    """Context manager for a server with a version in use and these settings."""
     publish(Repository(folder / "models"))
     variables = {f"LABELNEXT_{name.upper()}": str(value) for name, value in settings.items()}
     with serving(folder / "models", log=folder / "server.log", settings=variables) as server:
@@ -77,10 +77,9 @@ def connect(url: str) -> socket.socket:
 
 
 @contextmanager
-def idle_connections(url: str, count: int, first: bytes) -> Iterator[list[socket.socket]]:
-    """Clients that send the beginning of a request and no more."""
+def idle_connections(url: str, count: int, first: bytes) -> Iterator[None]:
+    """Context manager for clients that send the first bytes of a request and no more."""
     with ExitStack() as stack:
-        made = [stack.enter_context(connect(url)) for _ in range(count)]
-        for each in made:
-            each.sendall(first)
-        yield made
+        for _ in range(count):
+            stack.enter_context(connect(url)).sendall(first)
+        yield

@@ -1,7 +1,7 @@
-"""compose.yaml as it stands, brought up whole: one photo from local storage and one upload, from label to ranking.
+"""All services of compose.yaml, from labels to a ranking, with images of local storage and uploads.
 
-Without a Docker daemon this takes root, and Debian's podman, runc and what the images are built with; where these are
-missing it skips. The trainer's image has to be there (`make images TRAINER=1`).
+Without a Docker daemon this needs root, Debian's podman and runc, and the tools that build images; otherwise it skips.
+The trainer's image must exist (`make images TRAINER=1`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ USER, PASSWORD = "somebody@example.com", "compose-it-whole"
 SERVICES: Mapping[str, Any] = yaml.safe_load((CHECKOUT / "compose.yaml").read_text())["services"]
 STARTED = ("label-studio", "server", "proxy", "trainer", "watch")
 QUICK = ("--weights", "none", "--backbone", "vgg11_bn", "--image-size", "32", "--train", "all", "--epochs", "2")
-PATIENCE_S = 600.0
+TIMEOUT_S = 600.0
 
 pytestmark = [pytest.mark.rare, pytest.mark.timeout(2400)]
 
@@ -42,24 +42,24 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory, digits: Pool) -> Path:
-    """The folder of local files: half of the digits, where Label Studio's user can read them."""
+    """The folder of local files with half of the digits, readable by Label Studio's user."""
     folder = tmp_path_factory.mktemp("files")
     photos = folder / "photos"
     photos.mkdir(mode=0o755)
     for image in digits.images[::2]:
         (photos / image.name).write_bytes(image.path.read_bytes())
-    for path in (folder, *folder.parents[:2]):  # pytest's are for one user alone
+    for path in (folder, *folder.parents[:2]):  # pytest's folders are private
         path.chmod(0o755)
     return folder
 
 
 @pytest.fixture(scope="module")
 def composed(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composition]:
-    """The composition, which is taken down in the end with all that it kept."""
+    """The composition, removed in the end with its volumes."""
     for port in (8080, 9090):
-        with socket.socket() as taken:
-            if taken.connect_ex(("127.0.0.1", port)) == 0:
-                pytest.skip(f"somebody on this machine has port {port}, which compose.yaml publishes")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                pytest.skip(f"port {port}, which compose.yaml publishes, is in use on this machine")
     environment = {
         "LABEL_STUDIO_USERNAME": USER,
         "LABEL_STUDIO_PASSWORD": PASSWORD,
@@ -68,40 +68,40 @@ def composed(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     }
     started = {name: SERVICES[name] for name in STARTED}
     try:
-        made = composition(tmp_path_factory.mktemp("engine"), started, environment)
+        composed = composition(tmp_path_factory.mktemp("engine"), started, environment)
     except CannotComposeError as err:
         pytest.skip(str(err))
     try:
-        yield made
+        yield composed
     finally:
-        made.run("--profile", "train", "--profile", "watch", "down", "--volumes", "--timeout", "5")
+        composed.run("--profile", "train", "--profile", "watch", "down", "--volumes", "--timeout", "5")
 
 
-def test_the_composition_works_whole(composed: Composition, digits: Pool):
-    """A photo of local storage, whose reference names localhost, and an upload are labelled, trained on and ranked."""
+def test_the_composition_trains_and_ranks(composed: Composition, digits: Pool):
+    """With images of local storage, whose references name localhost, and with uploads."""
     public = SERVICES["label-studio"]["environment"]["LABEL_STUDIO_HOST"]
     composed.run("up", "--detach", "--no-build")
-    wait_until(lambda: _status(f"{public}/health") == 200, "Label Studio's health", timeout_s=PATIENCE_S)
+    wait_until(lambda: _status(f"{public}/health") == 200, "Label Studio's health", timeout_s=TIMEOUT_S)
     token = _personal_access_token(public)
     project = _project(LabelStudioClient(public, token), digits)
     with_token = {"LABELNEXT_LABEL_STUDIO_TOKEN": token, "LABELNEXT_PROJECT": str(project.id)}
     composed.run("up", "--detach", "--no-build", **with_token)
 
-    said = composed.run(
+    output = composed.run(
         "--profile", "train", "run", "--rm", "trainer", "run", "--project", str(project.id), *QUICK, **with_token
     )
-    assert "cannot be read" not in said
+    assert "cannot be read" not in output
     labelled = [task for task in project.tasks() if task.labelled]
-    assert f'"labels": {len(labelled)}' in said
+    assert f'"labels": {len(labelled)}' in output
 
     composed.run("--profile", "watch", "up", "--detach", "--no-build", **with_token)
-    wait_until(lambda: bool(project.settings()["model_version"]), "the watch's ranking", timeout_s=PATIENCE_S)
+    wait_until(lambda: bool(project.settings()["model_version"]), "the watch's ranking", timeout_s=TIMEOUT_S)
     version = project.settings()["model_version"]
     open_tasks = [task for task in project.tasks() if not task.labelled]
     assert {_is_local(task) for task in open_tasks} == {_is_local(task) for task in labelled} == {True, False}
     assert [[each.model_version for each in task.predictions] for task in open_tasks] == [[version]] * len(open_tasks)
 
-    # Through the proxy, as Label Studio sees it.
+    # Through the proxy, at the address that Label Studio uses.
     project.connect("http://proxy:9090", title="labelnext")
     page = urllib3.request("GET", "http://localhost:9090/", timeout=30.0, retries=False)
     assert page.status == 200
@@ -109,11 +109,11 @@ def test_the_composition_works_whole(composed: Composition, digits: Pool):
 
 
 def _project(session: LabelStudioClient, digits: Pool) -> Project:
-    """A project of which half the images are uploads and half lie in local storage; two of three are labelled."""
+    """Create a project with half of the images in local storage and half uploaded; two in three are labelled."""
     project = Project.create(session, title="Composed", labels=digits.labels)
     storage = {"project": project.id, "path": "/label-studio/files/photos", "use_blob_urls": True, "title": "photos"}
-    made = session.post("/api/storages/localfiles/", storage)
-    session.post(f"/api/storages/localfiles/{made['id']}/sync", {})
+    created = session.post("/api/storages/localfiles/", storage)
+    session.post(f"/api/storages/localfiles/{created['id']}/sync", {})
     project.upload({image.name: image.path.read_bytes() for image in digits.images[1::2]})
     tasks = project.tasks()
     assert len(tasks) == len(digits.images)
@@ -129,7 +129,7 @@ def _is_local(task: Task) -> bool:
 
 
 def _personal_access_token(url: str) -> str:
-    """What a person takes from Account & Settings after logging in at Label Studio's page."""
+    """Log in at Label Studio's login page, and return the token of Account & Settings."""
     cookies: dict[str, str] = {}
     http = urllib3.PoolManager(retries=False, timeout=60.0)
 

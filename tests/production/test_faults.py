@@ -1,4 +1,4 @@
-"""What goes wrong around a server: the last good version serves on, and log, metrics and /health say what it was."""
+"""Recovery of a server from killed workers, a dead batcher, and clock jumps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server.conftest import make_tasks
 
 @dataclass
 class Breakable:
-    """A server with a version, to which things can be done from within; each test leaves it fit for the next."""
+    """A server of `create_breakable_app`, shared by the tests of this module."""
 
     server: Server
     repository: Repository
@@ -29,14 +29,14 @@ class Breakable:
     def client(self) -> Client:
         return Client(self.server.url)
 
-    def do(self, path: str) -> None:
+    def inject(self, path: str) -> None:
         assert urllib3.request("POST", self.server.url + path).status == 200
 
     def check_serves(self) -> None:
         assert self.client.serves(self.repository.current())
 
     def kill_worker(self) -> None:
-        """Kill it, and see that the next one has requests wait for its version."""
+        """Kill the worker, and check that requests wait until the next one has its version."""
         (worker,) = self.server.workers
         os.kill(worker, signal.SIGKILL)
         wait_until(lambda: not (Path("/proc") / str(worker)).exists(), "the worker's end")
@@ -55,26 +55,26 @@ def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Breakable]:
         yield Breakable(server, repository)
 
 
-def test_a_worker_that_is_killed_is_replaced_and_waits_for_its_version(breakable: Breakable):
-    """Requests that come meanwhile wait at the socket, and are answered with scores."""
+def test_requests_wait_while_a_killed_worker_is_replaced(breakable: Breakable):
+    """They wait at the socket, and are answered with scores."""
     for _ in range(2):
         breakable.kill_worker()
 
 
 def test_a_worker_whose_batcher_died_is_replaced(breakable: Breakable):
-    """Liveness fails, gunicorn starts a new worker, and it serves: without anybody's help."""
+    """Liveness fails, gunicorn starts a new worker, and it serves."""
     breakable.check_serves()
-    breakable.do("/break")
+    breakable.inject("/break")
     assert breakable.client.predict(make_tasks(1)).status >= 500
     wait_until(lambda: breakable.client.predict(make_tasks(3)).status == 200, "the next worker")
     breakable.check_serves()
     assert "gunicorn starts a new worker" in breakable.server.process.log.read_text()
 
 
-def test_a_clock_that_jumps_costs_nothing(breakable: Breakable):
-    """Deadlines and polls go by the clock that cannot be set."""
+def test_clock_jumps_have_no_effect(breakable: Breakable):
+    """Deadlines and polls use the monotonic clock."""
     for days in (-3, 400):
-        breakable.do(f"/clock/{days}")
+        breakable.inject(f"/clock/{days}")
         breakable.check_serves()
         breakable.server.wait_until_ready(publish(breakable.repository))
         assert breakable.client.get("/health/ready").status == 200

@@ -1,6 +1,6 @@
-"""The images as they are built: what is in them, and the server's at work, confined as compose.yaml has it.
+"""The built images: their contents, and the server's image running with the confinement of compose.yaml.
 
-Without a Docker daemon this takes root, and Debian's podman, runc and debootstrap; without them the tests skip.
+Without a Docker daemon this needs root, and Debian's podman, runc and debootstrap; otherwise the tests skip.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ CONFINED = (
 )
 SITE = r"usr/local/lib/python3[^/]*/site-packages"
 
-# What a process may do, asked from inside.
-ABILITIES = """
+# Prints the privileges of a process.
+PRIVILEGES = """
 import json, os
 def writable(folder):
     try:
@@ -65,7 +65,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def summary() -> dict:
-    """What `python -m deploy.images` says in its last line."""
+    """The last line of `python -m deploy.images`."""
     done = subprocess.run(
         [sys.executable, "-m", "deploy.images"], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )
@@ -78,7 +78,7 @@ def summary() -> dict:
 
 @pytest.fixture(scope="module")
 def engine(summary: dict) -> Engine:
-    """What built the images."""
+    """The engine that built the images."""
     return find_engine()
 
 
@@ -90,10 +90,10 @@ def files(engine: Engine) -> Mapping[str, tarfile.TarInfo]:
 
 @pytest.fixture
 def models(tmp_path: Path) -> Repository:
-    """A repository that the image's user may read, with one tiny version."""
+    """A repository with one tiny version, readable by the image's user."""
     repository = Repository(tmp_path / "models")
     publish(repository)
-    # pytest's folders, and the weights as onnx writes them, are for one user alone.
+    # pytest's folders, and weights that onnx writes, are private.
     for path in [tmp_path, *tmp_path.parents[:2], *repository.root.rglob("*.data")]:
         path.chmod(0o755)
     return repository
@@ -112,13 +112,15 @@ def test_no_torch_in_the_servers_image(files: Mapping[str, tarfile.TarInfo]):
     assert "app/server/page/templates/page.html" in files
 
 
-def test_what_pip_was_told_is_not_in_the_image(engine: Engine, files: Mapping[str, tarfile.TarInfo]):
-    """Settings of the machine that builds, which may hold passwords, leave neither file nor folder nor history."""
+def test_pip_settings_of_the_build_machine_are_not_in_the_image(engine: Engine, files: Mapping[str, tarfile.TarInfo]):
+    """They may contain passwords, and are neither in files nor in the history."""
     assert [name for name in files if re.match(r"etc/pip\.conf|mnt/.|root/.*pip", name)] == []
-    told = [word for line in pip_config().text.splitlines() for word in line.partition(" = ")[2].split() if "/" in word]
+    values = [
+        word for line in pip_config().text.splitlines() for word in line.partition(" = ")[2].split() if "/" in word
+    ]
     history = engine.run("history", "--no-trunc", "--format", "{{.CreatedBy}}", SERVER)
     assert "pip install" in history
-    assert [word for word in told if word in history] == []
+    assert [value for value in values if value in history] == []
 
 
 def test_the_image_belongs_to_root(files: Mapping[str, tarfile.TarInfo]):
@@ -127,29 +129,29 @@ def test_the_image_belongs_to_root(files: Mapping[str, tarfile.TarInfo]):
     assert [member.name for member in regular if member.uid != 0 or member.mode & stat.S_IWOTH] == []
 
 
-def test_the_confined_server_may_do_nothing_but_read(engine: Engine, models: Repository):
-    """It runs as its own user, with no capability and no way to one, and can write to memory alone."""
+def test_the_confined_server_has_no_privileges(engine: Engine, models: Repository):
+    """It runs as its own user, without capabilities, and can write only to memory."""
     mount = f"--volume={models.root}:/models:ro"
-    told = json.loads(engine.run("run", *CONFINED, mount, SERVER, "python", "-c", ABILITIES))
-    assert set(told["ids"]) == {UID}
-    assert told["writable"] == ["/dev/shm", "/tmp"]
-    assert told["capabilities"] == [0, 0, 0]
-    assert told["no_new_privileges"] == 1
-    assert told["processes"] == ["1"]
+    privileges = json.loads(engine.run("run", *CONFINED, mount, SERVER, "python", "-c", PRIVILEGES))
+    assert set(privileges["ids"]) == {UID}
+    assert privileges["writable"] == ["/dev/shm", "/tmp"]
+    assert privileges["capabilities"] == [0, 0, 0]
+    assert privileges["no_new_privileges"] == 1
+    assert privileges["processes"] == ["1"]
 
 
 def test_the_check_of_a_version_works_in_the_image(engine: Engine, models: Repository):
-    """`python -m server check` validates the version that is mounted, without a writable folder."""
+    """`python -m server check` validates a mounted version without a writable folder."""
     command = [engine.program, "run", *CONFINED, f"--volume={models.root}:/models:ro", SERVER]
     done = subprocess.run([*command, "python", "-m", "server", "check"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["version"] == models.current()
-    # onnxruntime would report to its maker, and warns where it can keep no identity for that.
+    # onnxruntime's telemetry is off; otherwise it would warn that it cannot store its device id.
     assert "telemetry" not in done.stderr
 
 
 def test_the_image_serves(engine: Engine, models: Repository, tmp_path: Path):
-    """It scores by the definition of BALD, its health check tells life from death, and SIGTERM ends it."""
+    """Its scores match the definition of BALD, its health check works, and SIGTERM ends it."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     settings = (f"--env=LABELNEXT_BIND=127.0.0.1:{port}", "--env=LABELNEXT_PROVIDER=cpu", f"--name=images-{port}")
@@ -158,7 +160,7 @@ def test_the_image_serves(engine: Engine, models: Repository, tmp_path: Path):
         child.wait_for(f"{url}/health/ready", timeout_s=60)
         _check_scores(url, models.current())
         _check_health(engine, port)
-        # As the container's first process, gunicorn ends with status 0 within seconds, and leaves nothing behind.
+        # As the container's first process, gunicorn ends with status 0 within seconds.
         os.killpg(child.popen.pid, signal.SIGTERM)
         assert child.popen.wait(15) == 0, child.log.read_text()[-2000:]
         assert "Traceback" not in child.log.read_text()
@@ -183,34 +185,34 @@ def _check_scores(url: str, version: str) -> None:
 
 
 def _check_health(engine: Engine, port: int) -> None:
-    """The program that the image names succeeds beside a living server, and fails where none listens."""
-    known = engine.inspect(SERVER)
-    assert known
-    _, *program = (known["Config"].get("Healthcheck") or known["Healthcheck"])["Test"]
+    """The image's health check succeeds if the server listens, and fails at a free port."""
+    image = engine.inspect(SERVER)
+    assert image
+    _, *program = (image["Config"].get("Healthcheck") or image["Healthcheck"])["Test"]
     alive, dead = (
-        ["exec", f"images-{port}", *(re.sub(r"\b9090\b", str(asked), word) for word in program)]
-        for asked in (port, free_port())
+        ["exec", f"images-{port}", *(re.sub(r"\b9090\b", str(checked), word) for word in program)]
+        for checked in (port, free_port())
     )
     engine.run(*alive)
     with pytest.raises(EngineError, match="status 1"):
         engine.run(*dead)
 
 
-def test_extras_are_installed_when_asked_for(engine: Engine):
+def test_only_requested_extras_are_installed(engine: Engine):
     engine.build(EXTRAS, "Dockerfile.server", {"VARIANT": "cpu", "EXTRAS": "s3 signatures"})
-    for tag, wanted in ((SERVER, set()), (EXTRAS, {"obstore", "cryptography"})):
+    for tag, expected in ((SERVER, set()), (EXTRAS, {"obstore", "cryptography"})):
         installed = {name.rpartition("/")[2] for name in _files(engine, tag) if re.fullmatch(rf"{SITE}/[^/]+", name)}
-        assert installed & {"obstore", "cryptography"} == wanted
+        assert installed & {"obstore", "cryptography"} == expected
 
 
 def test_the_trainers_image_runs(engine: Engine):
-    """Where it was built, its command shows what it takes, without rights and without a writable folder."""
+    """Its command prints its help without privileges and without a writable folder."""
     if engine.inspect(TRAINER) is None:
         pytest.skip("the trainer's image was not built; `make images TRAINER=1` builds it")
     assert re.search(r"\brun\b.*\brank\b", engine.run("run", *CONFINED, TRAINER), re.DOTALL)
-    found = engine.run("run", *CONFINED, "--entrypoint=ls", TRAINER, "/app", "/app/trainer/report/templates").split()
-    assert "server" not in found
-    assert "version.html" in found
+    files = engine.run("run", *CONFINED, "--entrypoint=ls", TRAINER, "/app", "/app/trainer/report/templates").split()
+    assert "server" not in files
+    assert "version.html" in files
 
 
 def _files(engine: Engine, tag: str) -> Mapping[str, tarfile.TarInfo]:

@@ -1,4 +1,4 @@
-"""Too much to do: probes answer, nobody is refused who can be answered in time, and what was accepted is answered."""
+"""Overload: probes stay fast, requests are refused only if the deadline would pass, accepted ones are answered."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def scored(reply) -> int:
     return sum("score" in element for element in reply.body["results"])
 
 
-def test_probes_answer_while_everything_is_busy_and_patience_answers_everybody(tmp_path: Path, slow_host: Host):
-    """Ten times as many requests as places, and strangers that hold connections: health within 1 s, all are scored."""
+def test_probes_stay_fast_and_all_requests_are_answered_under_overload(tmp_path: Path, slow_host: Host):
+    """With ten times as many requests as threads, and 20 idle connections, /health answers within 1 s."""
     with serving_one(tmp_path, cache_mb=0, threads=4, allowed_origins=slow_host.url) as (client, server):
         with (
             idle_connections(client.url, 20, b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Le"),
@@ -53,10 +53,10 @@ def test_probes_answer_while_everything_is_busy_and_patience_answers_everybody(t
         assert percentile(health, 0.99) < 1.0
 
 
-def test_only_who_cannot_be_answered_in_time_is_refused_and_told_when_to_come(tmp_path: Path, slow_host: Host):
-    """503 comes with Retry-After, and nobody waits past the deadline to hear it."""
+def test_only_requests_that_would_miss_the_deadline_are_refused(tmp_path: Path, slow_host: Host):
+    """They get 503 with Retry-After before the deadline."""
     with serving_one(tmp_path, cache_mb=0, threads=2, deadline_s=4, allowed_origins=slow_host.url) as (client, server):
-        client.predict(slow_tasks(slow_host, 8))  # so that the server knows how long one takes: half a second
+        client.predict(slow_tasks(slow_host, 8))  # the server measures a request's time: half a second
         replies = [reply.result(60) for reply in [client.start_predict(slow_tasks(slow_host, 8)) for _ in range(60)]]
         statuses = Counter(reply.status for reply in replies)
         assert set(statuses) == {200, 503}
@@ -67,8 +67,8 @@ def test_only_who_cannot_be_answered_in_time_is_refused_and_told_when_to_come(tm
         assert server.metrics()['labelnext_rejected_requests_total{reason="deadline"}'] == statuses[503]
 
 
-def test_a_server_that_is_told_to_stop_answers_what_it_has_accepted(tmp_path: Path, slow_host: Host):
-    """In hand or in line: each request gets its scores, then the process ends with status 0."""
+def test_sigterm_ends_the_server_after_accepted_requests_are_answered(tmp_path: Path, slow_host: Host):
+    """Requests in progress and waiting ones get their scores, then the process ends with status 0."""
     with serving_one(tmp_path, cache_mb=0, threads=4, allowed_origins=slow_host.url) as (client, server):
         replies = [client.start_predict(slow_tasks(slow_host, 8)) for _ in range(16)]
         while server.metrics()["labelnext_waiting_requests"] < 8:

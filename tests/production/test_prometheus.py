@@ -1,4 +1,4 @@
-"""Debian's Prometheus itself: it accepts the rules, they fire when they should, and it scrapes a server that runs."""
+"""Prometheus with our files: its rules are valid and fire when they should, and it scrapes a running server."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def ask(url: str, path: str) -> dict:
 
 
 def test_the_files_are_valid():
-    """Expressions and templates of the alerts included."""
+    """So are the expressions and templates of the alerts."""
     for arguments in (("rules", "alerts.yaml"), ("config", "prometheus.yml")):
         done = promtool("check", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*_test.yaml")), ids=lambda path: path.stem)
-def test_alerts_fire_and_are_silent_when_they_should(path: Path):
+def test_alerts_fire_only_when_they_should(path: Path):
     done = promtool("test", "rules", path.name)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_query_of_dashboard_and_scaler_can_be_parsed(tmp_path: Path):
-    """Each becomes a rule, which promtool reads; Grafana's variables become what Grafana puts there."""
+    """As rules, checked by promtool, with values in place of Grafana's variables."""
     rules = [
         {"record": f"query:{number}", "expr": expression.replace("$__rate_interval", "1m").replace("$instance", ".*")}
         for number, expression in enumerate(EXPRESSIONS.values())
@@ -64,7 +64,7 @@ def test_every_query_of_dashboard_and_scaler_can_be_parsed(tmp_path: Path):
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus, which apt-get can install")
 def test_prometheus_scrapes_a_server(tmp_path: Path):
-    """By the job that the composition has, but for the address; its rules are evaluated, its queries have answers."""
+    """With the job of compose.yaml at another address; rules are evaluated, and queries have results."""
     repository = Repository(tmp_path / "models")
     name = publish(repository)
     with serving(repository.root, log=tmp_path / "server.log", settings={"LABELNEXT_PROVIDER": "cpu"}) as server:
@@ -77,8 +77,8 @@ def test_prometheus_scrapes_a_server(tmp_path: Path):
         ]
         with running("Prometheus", command, log=tmp_path / "prometheus.log", environment={}) as prometheus:
             url = f"http://127.0.0.1:{port}"
-            seen = "/api/v1/query?query=" + quote('labelnext_model_info{job="labelnext"}')
-            prometheus.wait_for(url + seen, timeout_s=60, until=lambda body: name.encode() in body)
+            query = "/api/v1/query?query=" + quote('labelnext_model_info{job="labelnext"}')
+            prometheus.wait_for(url + query, timeout_s=60, until=lambda body: name.encode() in body)
             [target] = ask(url, "/api/v1/targets")["activeTargets"]
             assert (target["health"], target["lastError"]) == ("up", "")
             _check_rules(url, prometheus)
@@ -98,9 +98,9 @@ def _configure(folder: Path, address: str) -> Path:
 
 
 def _check_rules(url: str, prometheus) -> None:
-    """Every rule is evaluated without error, and none fires at a server that does well.
+    """Every rule is evaluated without error, and none fires for a healthy server.
 
-    Before the first scrape there was no server, which one of them had noticed.
+    Before the first scrape, the rule for a missing server was pending.
     """
     prometheus.wait_for(f"{url}/api/v1/rules", timeout_s=60, until=_are_silent)
     rules = [rule for group in ask(url, "/api/v1/rules")["groups"] for rule in group["rules"]]
@@ -114,7 +114,7 @@ def _are_silent(body: bytes) -> bool:
 
 
 def _check_gauges(url: str) -> None:
-    """Panels that show how things stand have an answer at once; rates need traffic."""
+    """Panels of gauges have a result at once; rates need traffic."""
     for panel in PANELS:
         for target in panel["targets"]:
             expression = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")

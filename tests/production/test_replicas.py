@@ -1,4 +1,4 @@
-"""Three servers behind haproxy: they come, go and change versions, and nobody who asks them notices."""
+"""Replicas behind haproxy: clients do not notice restarts, drains, crashes and version swaps."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def pictures(folder: Path) -> tuple[Picture, ...]:
 
 @pytest.fixture(scope="module")
 def images(pictures: tuple[Picture, ...]) -> Iterator[ImageHost]:
-    with image_host([picture.path for picture in pictures]) as each:
-        yield each
+    with image_host([picture.path for picture in pictures]) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def repository(folder: Path) -> Repository:
 @pytest.fixture(scope="module")
 def servers(folder: Path, repository: Repository, images: ImageHost) -> Iterator[Fleet]:
     settings = {"LABELNEXT_POLL_S": "0.2", "LABELNEXT_ALLOWED_ORIGINS": images.url}
-    with fleet(repository.root, replicas=3, folder=folder / "logs", settings=settings) as each:
-        yield each
+    with fleet(repository.root, replicas=3, folder=folder / "logs", settings=settings) as servers:
+        yield servers
 
 
 @pytest.fixture
@@ -67,10 +67,10 @@ def references(images: ImageHost, pictures: tuple[Picture, ...]) -> list[str]:
     return [images.reference(picture.path) for picture in pictures]
 
 
-def test_nothing_is_lost_while_servers_die_drain_and_change_versions(
+def test_no_request_is_lost_while_servers_are_killed_drained_and_swap_versions(
     servers: Fleet, repository: Repository, references: list[str]
 ):
-    """Under load a worker, a whole server and a master are killed, one server is drained, a version is published."""
+    """Under load, a worker, a server and a master are killed, a server is drained, and a version is published."""
     _, second, third = servers.replicas
     client = Client(servers.url, LABELS)
     requests = [list(part) for part in split(references, 3)]
@@ -96,7 +96,7 @@ def test_nothing_is_lost_while_servers_die_drain_and_change_versions(
 
 @dataclass
 class Slow:
-    """Two servers, and a host that holds back an image until it is released."""
+    """Two servers, and a host that sends an image only after `release` is set."""
 
     servers: Fleet
     host: Host
@@ -107,8 +107,8 @@ class Slow:
     def url(self) -> str:
         return f"{self.host.url}/slow.png"
 
-    def await_asked(self, times: int = 1) -> None:
-        wait_until(lambda: len(self.host.requests_to("/slow.png")) == times, "a server to ask for the image")
+    def await_requests(self, count: int = 1) -> None:
+        wait_until(lambda: len(self.host.requests_to("/slow.png")) == count, "a server to request the image")
 
 
 @pytest.fixture
@@ -128,27 +128,27 @@ def slow(repository: Repository, pictures: tuple[Picture, ...], tmp_path: Path) 
         yield Slow(servers, each, release, pool)
 
 
-def test_a_request_in_hand_goes_to_another_server_when_its_own_dies(slow: Slow, pictures: tuple[Picture, ...]):
-    """With a body of a megabyte, which the proxy has kept."""
+def test_the_proxy_retries_a_request_whose_server_died(slow: Slow, pictures: tuple[Picture, ...]):
+    """Also if its body is a megabyte, which the proxy has buffered."""
     first, second = slow.servers.replicas
     second.stop()
     client = Client(slow.servers.url, LABELS)
-    asked = slow.pool.submit(client.predict, [slow.url, pictures[-1].inline])
-    slow.await_asked()
+    reply = slow.pool.submit(client.predict, [slow.url, pictures[-1].inline])
+    slow.await_requests()
     second.start()
     second.wait_until_ready()
     wait_until(lambda: client.predict([pictures[0].inline]).failed == 0 and _predicted(second) > 0, "the second's turn")
     first.kill()
-    slow.await_asked(2)
+    slow.await_requests(2)
     slow.release.set()
-    assert asked.result(30).failed == 0
+    assert reply.result(30).failed == 0
 
 
-def test_nobody_waits_for_a_server_that_drains(slow: Slow, pictures: tuple[Picture, ...]):
-    """It answers what it has in hand, and refuses connections, so that the proxy asks another one."""
+def test_requests_are_not_delayed_by_a_draining_server(slow: Slow, pictures: tuple[Picture, ...]):
+    """It answers requests in progress, and refuses connections, so that the proxy uses another server."""
     drained = slow.servers.replicas[1]
     held = slow.pool.submit(Client(drained.url, LABELS).predict, [slow.url])
-    slow.await_asked()
+    slow.await_requests()
     drain = slow.pool.submit(drained.drain)
     client = Client(slow.servers.url, LABELS)
     replies = [client.predict([pictures[0].inline]) for _ in range(100)]
@@ -162,17 +162,17 @@ def test_nobody_waits_for_a_server_that_drains(slow: Slow, pictures: tuple[Pictu
     assert drain.result(30) < 30
 
 
-def test_without_a_server_the_proxy_says_so_at_once(repository: Repository, tmp_path: Path):
-    """503 with Retry-After, as JSON, and no waiting for what may never come."""
+def test_the_proxy_answers_503_at_once_if_there_is_no_server(repository: Repository, tmp_path: Path):
+    """As JSON and with Retry-After."""
     with fleet(repository.root, replicas=1, folder=tmp_path, settings={}) as servers:
         servers.replicas[0].kill()
         reply = urllib3.request("POST", f"{servers.url}/predict", json={}, retries=False, timeout=30)
     assert (reply.status, reply.headers["Retry-After"], reply.json()["error"]) == (503, "5", "unavailable")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to answer in place of Docker's DNS on port 53")
-def test_the_proxy_finds_as_many_servers_as_docker_names(tmp_path: Path):
-    """Of the service's addresses each gets its share, and one that is added is found."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to replace Docker's DNS on port 53")
+def test_the_proxy_uses_every_server_that_docker_names(tmp_path: Path):
+    """Requests are spread over all addresses of the service, and an address that is added is found."""
     addresses = ["127.0.3.1", "127.0.3.2"]
     bind = f"127.0.0.1:{free_port()}"
     resolv_conf = tmp_path / "resolv.conf"
@@ -180,17 +180,17 @@ def test_the_proxy_finds_as_many_servers_as_docker_names(tmp_path: Path):
     with ExitStack() as stack:
         names = stack.enter_context(_docker_dns(addresses))
         for address in [*addresses, "127.0.3.3"]:
-            # On the port of the servers in compose.yaml, each path is answered with the address.
-            named = reply(json.dumps({"address": address}).encode())
-            stack.enter_context(host(address=address, port=9090)).default = named
+            # On the port of the servers in compose.yaml, every path is answered with the address.
+            answer = reply(json.dumps({"address": address}).encode())
+            stack.enter_context(host(address=address, port=9090)).default = answer
         command: list[str | Path] = ["unshare", "--mount", "sh", "-c", _IN_A_CONTAINER, "haproxy"]
         command += [resolv_conf, PROXY_CONFIG, DOCKER_CONFIG]
         environment = {"LABELNEXT_PROXY_BIND": bind}
         stack.enter_context(running("haproxy", command, log=tmp_path / "log", environment=environment))
 
         def found() -> set[str]:
-            patient = urllib3.Retry(connect=8, backoff_factor=0.05)  # it is only starting
-            replies = [urllib3.request("GET", f"http://{bind}/", retries=patient) for _ in range(12)]
+            retries = urllib3.Retry(connect=8, backoff_factor=0.05)  # haproxy may still be starting
+            replies = [urllib3.request("GET", f"http://{bind}/", retries=retries) for _ in range(12)]
             return {json.loads(reply.data).get("address") for reply in replies}
 
         wait_until(lambda: found() == set(addresses), "both servers", timeout_s=30)
@@ -199,7 +199,7 @@ def test_the_proxy_finds_as_many_servers_as_docker_names(tmp_path: Path):
 
 
 _IN_A_CONTAINER = 'mount --bind "$1" /etc/resolv.conf && exec haproxy -db -f "$2" -f "$3"'
-"""A container's own resolv.conf names the engine's DNS."""
+"""Runs haproxy with a resolv.conf that names Docker's DNS, as in a container."""
 
 
 def _predicted(replica) -> float:
@@ -209,7 +209,7 @@ def _predicted(replica) -> float:
 
 @contextmanager
 def _docker_dns(addresses: list[str]) -> Iterator[list[str]]:
-    """Names these addresses to who asks for A records, as Docker does for a service."""
+    """Context manager for a DNS server that returns these addresses as A records, as Docker does for a service."""
     names = list(addresses)
 
     class Handler(socketserver.BaseRequestHandler):

@@ -1,4 +1,4 @@
-"""A repository in a bucket: a real server follows it, publishers die and race, and the bucket goes away."""
+"""A repository in a bucket: a real server follows it, publishers are killed and race, and the bucket is unreachable."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ with open_repository(location, cache=cache).stage(datetime.now(UTC)) as staged:
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Where the S3 is, for all clients."""
+    """The port of the S3 store, with the environment of its clients."""
     port = free_port()
     for name, value in environment(f"http://127.0.0.1:{port}").items():
         monkeypatch.setenv(name, value)
@@ -69,9 +69,9 @@ def port(monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture
 def store(port: int, tmp_path: Path) -> Iterator[Store]:
-    """An S3 with an empty bucket, which stays for as long as the test takes."""
+    """An S3 store with an empty bucket."""
     with running_store(tmp_path, port=port) as store:
-        store.make("models")
+        store.create("models")
         yield store
 
 
@@ -85,7 +85,7 @@ def server_of(folder: Path, version: str) -> Iterator[tuple[Client, Server]]:
 
 @pytest.mark.usefixtures("store")
 def test_a_server_follows_the_bucket(tmp_path: Path) -> None:
-    """A version that another machine publishes is swapped in, and a rollback swaps it back; both are shown."""
+    """A version published by another machine is swapped in, a rollback swaps it back, and the page shows both."""
     trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
     first = publish(trainer, seed=1)
     with server_of(tmp_path, first) as (client, server):
@@ -102,7 +102,7 @@ def test_a_server_follows_the_bucket(tmp_path: Path) -> None:
     assert "not-to-be-seen" not in (tmp_path / "server.log").read_text()
 
 
-def test_the_commands_take_a_bucket_for_a_folder(store: Store, tmp_path: Path) -> None:
+def test_commands_accept_a_bucket_in_place_of_a_folder(store: Store, tmp_path: Path) -> None:
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "LABELNEXT_MODELS": LOCATION, "LABELNEXT_VERSION_CACHE": str(tmp_path / "desk")}
         program = [sys.executable, "-m", *command]
@@ -121,8 +121,8 @@ def test_the_commands_take_a_bucket_for_a_folder(store: Store, tmp_path: Path) -
     assert "Traceback" not in gone.stderr
 
 
-def test_a_bucket_that_goes_away_takes_no_server_along(store: Store, port: int, tmp_path: Path) -> None:
-    """What was loaded is served on, /health says why it may be old, and what comes back is followed again."""
+def test_a_server_survives_an_unreachable_bucket(store: Store, port: int, tmp_path: Path) -> None:
+    """It serves its version, /health says why the version may be old, and the bucket is followed when it is back."""
     trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
     first = publish(trainer, seed=1)
     with server_of(tmp_path, first) as (client, server):
@@ -134,27 +134,27 @@ def test_a_bucket_that_goes_away_takes_no_server_along(store: Store, port: int, 
         with running_store(tmp_path, port=port) as restarted:
             client.await_detail(LOCATION, "404 (NoSuchBucket)")
             assert client.serves(first)
-            restarted.make("models")
+            restarted.create("models")
             client.await_detail(f"no version has been published in {LOCATION}")
             assert client.serves(first)
             server.wait_until_ready(publish(open_repository(LOCATION, cache=tmp_path / "trainer"), seed=3))
 
 
-def test_a_download_that_breaks_off_is_taken_up_again(store: Store, port: int, tmp_path: Path) -> None:
-    """What a bucket did says nothing of the version."""
+def test_an_interrupted_download_is_retried(store: Store, port: int, tmp_path: Path) -> None:
+    """A version is not rejected because the bucket was unreachable."""
     trainer = open_repository(LOCATION, cache=tmp_path / "trainer")
     first = publish(trainer, seed=1)
     with server_of(tmp_path, first) as (client, server):
         folder = open_repository(LOCATION, cache=tmp_path / "cache").folder
         with (folder / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the server knows of the version, and waits with the download
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the server sees the version, but cannot download it
             second = publish(trainer, seed=2)
             client.await_detail(f"loading version {second}")
             store.child.stop()
         client.await_detail(second, "no answer")
         assert client.serves(first)
         with running_store(tmp_path, port=port) as restarted:
-            restarted.make("models")
+            restarted.create("models")
             bucket = Bucket("models", "labelnext/default")
             for file in (path for path in (trainer.folder / second).rglob("*") if path.is_file()):
                 bucket.upload(file.relative_to(trainer.folder).as_posix(), file)
@@ -163,8 +163,8 @@ def test_a_download_that_breaks_off_is_taken_up_again(store: Store, port: int, t
 
 
 @pytest.mark.usefixtures("store")
-def test_a_publisher_killed_at_any_object_is_never_seen(tmp_path: Path) -> None:
-    """Readers find the version before, whole, until the new one is whole."""
+def test_readers_never_see_the_version_of_a_killed_publisher(tmp_path: Path) -> None:
+    """Killed before any upload, it leaves the earlier version current and intact."""
 
     def read() -> tuple[str, list[str]]:
         repository = open_repository(LOCATION, cache=tmp_path / "reader")
@@ -181,18 +181,18 @@ def test_a_publisher_killed_at_any_object_is_never_seen(tmp_path: Path) -> None:
         status = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True).returncode
         killed += status == -signal.SIGKILL
     assert status == 0
-    assert killed == 7  # four files, the one of the backbone, the manifest, CURRENT
+    assert killed == 7  # four files, the shared backbone, the manifest, CURRENT
     current, versions = read()
-    # The one that died before CURRENT was whole, and may be rolled back to; the others are not there.
+    # The version whose publisher died before CURRENT is complete, so it is listed; the others are not.
     assert len(versions) == 3
     assert current == versions[-1] > first
 
 
 @pytest.mark.rare
-def test_a_real_store_keeps_the_conditions(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ceph checks signatures and tags as it sees fit: what is published, raced for and rolled back to holds there."""
-    if lacking := ceph.missing():
-        pytest.skip(f"needs Ceph; not installed: {', '.join(lacking)}")
+def test_publishing_and_rollback_work_with_ceph(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unlike moto, Ceph checks signatures and conditional writes itself."""
+    if missing := ceph.missing():
+        pytest.skip(f"needs Ceph; not installed: {', '.join(missing)}")
     keys = {"access_key": os.environ["AWS_ACCESS_KEY_ID"], "secret_key": os.environ["AWS_SECRET_ACCESS_KEY"]}
     with ceph.running_ceph(tmp_path / "ceph", **keys) as url:
         monkeypatch.setenv("AWS_ENDPOINT", url)

@@ -1,4 +1,4 @@
-"""The bills of materials, of the images where they were built and else of the environments."""
+"""The bills of materials of the images, or of the environments if the images were not built."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from deploy.images.engine import CHECKOUT
 
 pytestmark = pytest.mark.rare
 
-# What the server is made of: click, flask, gunicorn, idna, numpy, onnx, pillow, prometheus-client, pydantic, urllib3
-# and a runtime.
+# Direct requirements of the server: click, flask, gunicorn, idna, numpy, onnx, pillow, prometheus-client, pydantic,
+# urllib3 and a runtime.
 MOST_DIRECT = 11
 
 
-def test_bills_list_all_that_was_asked_for(tmp_path: Path):
-    """Every direct requirement in its pinned version, with a package URL; the server's is short and has no torch."""
+def test_bills_list_every_direct_requirement(tmp_path: Path):
+    """In its pinned version and with a package URL; the server's requirements are few, without torch."""
     if not (CHECKOUT / ".venv-audit/bin/syft").exists():
         pytest.skip("no .venv-audit; `make sbom` makes it")
     command = [sys.executable, "-m", "deploy.images.sbom", str(tmp_path)]
@@ -43,15 +43,15 @@ def test_bills_list_all_that_was_asked_for(tmp_path: Path):
 
 
 def _direct(file: str) -> list[tuple[str, str]]:
-    """Return names and versions that a requirements file pins, those of the files that it names included."""
-    found = []
+    """Return the names and versions pinned in a requirements file, and in those that it includes."""
+    pinned = []
     for line in Path(CHECKOUT / "requirements" / file).read_text().splitlines():
         if line.startswith("-r "):
-            found += _direct(line.split()[1])
+            pinned += _direct(line.split()[1])
         elif line and not line.startswith("#"):
             name, _, version = line.partition("==")
-            found.append((_normal(name.partition("[")[0]), version))
-    return found
+            pinned.append((_normal(name.partition("[")[0]), version))
+    return pinned
 
 
 def _normal(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The score pool on a real Ray of this machine, beside a real server."""
+"""The score pool on a local Ray cluster, compared with a real server."""
 
 import json
 import os
@@ -27,7 +27,7 @@ TIMEOUT_S = 300
 
 pytestmark = [
     pytest.mark.rare,
-    pytest.mark.skipif(not PYTHON.exists(), reason=".venv-ray is not there; make test-system makes it"),
+    pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-ray; make test-system makes it"),
 ]
 
 
@@ -58,7 +58,7 @@ def command(tmp_path, *options):
 
 
 def write_pool(tmp_path, references):
-    """Write shards whose ids say which image a row is of; of each shard one image is not there."""
+    """Write shards, and return the number of rows; ids contain the image's index, one image a shard is missing."""
     (tmp_path / "in").mkdir()
     for shard in range(SHARDS):
         numbers = [(shard + row) % IMAGES for row in range(ROWS)]
@@ -70,13 +70,13 @@ def write_pool(tmp_path, references):
 
 
 def workers(job):
-    """Return the processes of the job's workers."""
+    """Return the PIDs of the job's workers."""
     parents, names = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
             names[int(folder.name)] = (folder / "cmdline").read_bytes()
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
 
     def of_the_job(pid):
@@ -85,9 +85,9 @@ def workers(job):
     return [pid for pid, name in names.items() if name.startswith(b"ray::MapWorker") and of_the_job(pid)]
 
 
-def wait_until(found, job, log):
+def wait_until(condition, job, log):
     deadline = time.monotonic() + TIMEOUT_S
-    while not (value := found()):
+    while not (value := condition()):
         assert job.popen.poll() is None, log.read_text()[-4000:]
         assert time.monotonic() < deadline, log.read_text()[-4000:]
         time.sleep(0.05)
@@ -99,7 +99,7 @@ def summary_of(text):
 
 
 def server_scores(tmp_path, environment, version, references):
-    """What POST /score answers for each image."""
+    """Return the results of POST /score for each image."""
     with serving(tmp_path / "models", log=tmp_path / "server.log", settings=environment) as server:
         tasks = [{"id": index, "data": {"picture": url}} for index, url in enumerate(references)]
         body = {"tasks": tasks, "label_config": CONFIG, "version": version}
@@ -120,10 +120,10 @@ def test_a_killed_worker_costs_no_row(tmp_path, images, environment):
         os.kill(first[0], signal.SIGKILL)
         wait_until(lambda: set(workers(job.popen.pid)) - set(first), job, log)
         assert job.popen.wait(TIMEOUT_S) == 0, log.read_text()[-4000:]
-    found = summary_of(log.read_text())
-    assert (found["images"], found["failed"], found["shards"], found["skipped"]) == (total, SHARDS, SHARDS, 0)
-    assert found["version"] == version
-    assert "images/s" in log.read_text(), "no progress was told"
+    summary = summary_of(log.read_text())
+    assert (summary["images"], summary["failed"], summary["shards"], summary["skipped"]) == (total, SHARDS, SHARDS, 0)
+    assert summary["version"] == version
+    assert "images/s" in log.read_text(), "no progress was logged"
     rows = [row for path in sorted(tmp_path.glob("out/*.parquet")) for row in pq.read_table(path).to_pylist()]
     inputs = [pq.read_table(path) for path in sorted(tmp_path.glob("in/*.parquet"))]
     assert [row["id"] for row in rows] == pa.concat_tables(inputs)["key"].to_pylist()
@@ -138,8 +138,8 @@ def test_a_killed_worker_costs_no_row(tmp_path, images, environment):
             assert row["probabilities"] == pytest.approx(element["probabilities"], abs=1e-6)
             assert row["version"] == version
 
-    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.parquet")}
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.parquet")}
     env = {**os.environ, **environment}
     again = subprocess.run(command(tmp_path), cwd=CHECKOUT, env=env, stdout=subprocess.PIPE, text=True, check=True)
     assert [summary_of(again.stdout)[name] for name in ("shards", "skipped")] == [0, SHARDS]
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.parquet")} == made
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.parquet")} == written

@@ -235,7 +235,7 @@ def test_a_pool_may_lie_in_a_bucket(score_pool, version, tmp_path_factory, monke
     with running_store(tmp_path_factory.mktemp("moto")) as store:
         for name, value in {**store.environment, "AWS_ENDPOINT_URL": store.url}.items():
             monkeypatch.setenv(name, value)
-        store.make("pool")
+        store.create("pool")
         files = fs.FileSystem.from_uri("s3://pool")[0]
         for name in ("a", "sub/b"):
             table = pa.table({"id": range(len(REFERENCES)), "image": REFERENCES})

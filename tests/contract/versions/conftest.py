@@ -14,7 +14,7 @@ def files_of(folder):
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
     with running_store(tmp_path_factory.mktemp("moto")) as store:
-        store.make("models")
+        store.create("models")
         yield store
 
 

@@ -66,7 +66,7 @@ def test_a_place_that_is_none_is_refused(location):
 
 
 def test_the_whole_bucket_may_be_the_repository(store, location, tmp_path):
-    store.make("whole")
+    store.create("whole")
     published = publish(open_repository("s3://whole", "birds", tmp_path / "a"), b"1")
     assert open_repository("s3://whole/", "birds", tmp_path / "b").open(published.name).manifest == published.manifest
 

@@ -14,7 +14,7 @@ from server.inference.engine import Engine
 from server.inference.validation import admit
 from server.opening import engine_loader
 from server.settings import Precision
-from tests.malicious import MALICIOUS, put_digests_right
+from tests.malicious import MALICIOUS, update_digests
 from tests.server.inference.conftest import OPTIONS, load
 from tests.trainer.small import coloured_images, lively_network, publish_small
 from tests.versions import fix_names
@@ -25,7 +25,7 @@ def publish_with_graph(repository, graph, *, digests_right=True):
     name = publish(repository)
     save_graph(graph, repository.folder / name)
     if digests_right:
-        put_digests_right(repository.folder / name)
+        update_digests(repository.folder / name)
     return name
 
 
@@ -110,7 +110,7 @@ def test_a_backbone_in_8_bit_integers_that_cannot_be_used_is_served_in_fp32(repo
     model.graph.node.append(helper.make_node("Concat", ["features", "features"], ["twice"], axis=1))
     model.graph.output[0].name = "twice"
     onnx.save_model(model, path)
-    put_digests_right(repository.folder / name)
+    update_digests(repository.folder / name)
     caplog.clear()
     assert admit(repository, name, load_int8).engine.precision == "fp32"
     assert [(record.levelname, record.message) for record in caplog.records] == [("WARNING", "served in fp32")]
@@ -121,11 +121,11 @@ def publish_one(repository):
 
 
 IN_INT8 = [each for each in MALICIOUS if each.name.startswith("int8-")]
-SEEN_BY_ENGINE = [each for each in MALICIOUS if each.seen_by == "engine"]
+DETECTED_BY_ENGINE = [each for each in MALICIOUS if each.detected_by == "engine"]
 """Those that contract refuses before an engine sees them are refused in its tests."""
 
 
-@pytest.mark.parametrize("case", SEEN_BY_ENGINE, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", DETECTED_BY_ENGINE, ids=lambda case: case.name)
 def test_a_malicious_version_is_refused(repository, case):
     name = publish_one(repository)
     case.apply(repository.folder / name)
