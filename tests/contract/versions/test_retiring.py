@@ -120,7 +120,7 @@ def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, ver
     assert (repository.current() == versions[0]) == (outcome == ["rolled back"])
 
 
-@pytest.mark.parametrize("step", ["_load_manifest", "open", "point_to"])
+@pytest.mark.parametrize("step", ["_load_manifest", "open", "set_current"])
 def test_a_removal_amid_a_rollback_without_locks_is_noticed(repository, versions, monkeypatch, step):
     """Before its manifest is read, its files are compared, or CURRENT is replaced, which is undone."""
     monkeypatch.setattr("contract.versions.version.fcntl.flock", refuse_locks)
