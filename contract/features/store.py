@@ -102,7 +102,7 @@ class FeatureStore:
         return 0
 
     def get_many(self, backbone: str, digests: Sequence[bytes]) -> list[Features | None]:
-        """Return the known features, float32 (F,), of image files by sha256; `backbone` is a `features_key`."""
+        """Return the features of files by sha256, float32 (F,), None if unknown; `backbone` is a `features_key`."""
         rows = self._get([_features_key(backbone, digest) for digest in digests])
         return [None if row is None else _read_row(row) for row in rows]
 

@@ -60,7 +60,7 @@ def margin(mean_probabilities: Floats, *, multiple: bool = False) -> Floats:
     return ordered[..., -1] - ordered[..., -2]
 
 
-def greatest_bald(classes: int, *, multiple: bool = False) -> float:
+def max_bald(classes: int, *, multiple: bool = False) -> float:
     """Return the maximum of BALD in nats: ln C, or C ln 2 with `multiple` labels."""
     if multiple and classes >= 1:
         return classes * math.log(2)
@@ -71,7 +71,7 @@ def greatest_bald(classes: int, *, multiple: bool = False) -> float:
 
 def normalised_bald(nats: Floats, classes: int, *, multiple: bool = False) -> Floats:
     """Return BALD as a share of its maximum, clipped to [0, 1]: (N,) to (N,)."""
-    return np.clip(nats / greatest_bald(classes, multiple=multiple), 0.0, 1.0)
+    return np.clip(nats / max_bald(classes, multiple=multiple), 0.0, 1.0)
 
 
 def label_studio_score(nats: Floats, classes: int, *, multiple: bool = False) -> Floats:

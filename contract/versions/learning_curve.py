@@ -101,20 +101,20 @@ class Scale:
         bounds = [value for point in points for value in (point.macro_f1, *(point.interval or ()))]
         return cls(min(labels), max(labels), _tenths(min(bounds), max(bounds)))
 
-    def across(self, labels: int) -> float:
+    def x(self, labels: int) -> float:
         """Return the horizontal position in per cent of the width."""
         if self.most == self.least:
             return (_LEFT + _RIGHT) / 2
         return round(_LEFT + (_RIGHT - _LEFT) * (labels - self.least) / (self.most - self.least), 2)
 
-    def down(self, macro_f1: float) -> float:
+    def y(self, macro_f1: float) -> float:
         """Return the vertical position in pixels."""
         bottom, top = self.tenths[0] / 10, self.tenths[-1] / 10
         return round(HEIGHT * (top - macro_f1) / (top - bottom), 1)
 
-    def place(self, point: Point) -> tuple[float, float]:
+    def position(self, point: Point) -> tuple[float, float]:
         """Return the horizontal and vertical position of a point."""
-        return self.across(point.labels), self.down(point.macro_f1)
+        return self.x(point.labels), self.y(point.macro_f1)
 
     def label_ticks(self) -> Sequence[int]:
         """Return the ticks of the horizontal axis, in the smallest steps of 1, 2, 5, 10, 20, ... whose texts fit."""
@@ -143,21 +143,21 @@ def draw(points: Sequence[Point], *, in_use: str | None) -> str:
 
 def _draw_axes(scale: Scale) -> Iterator[str]:
     for tenth in scale.tenths:
-        y = scale.down(tenth / 10)
+        y = scale.y(tenth / 10)
         yield f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/>'
         yield f'<text class="down" x="0" y="{y}" dx="-8" dy="4">{tenth / 10:.1f}</text>'
     for labels in scale.label_ticks():
-        yield f'<text class="across" x="{scale.across(labels)}%" y="{HEIGHT + 22}">{labels:,}</text>'
+        yield f'<text class="across" x="{scale.x(labels)}%" y="{HEIGHT + 22}">{labels:,}</text>'
 
 
 def _draw_points(points: Sequence[Point], scale: Scale, in_use: str | None) -> Iterator[str]:
     line = find_line(points)
-    marks = [(point, *scale.place(point), " apart" if line and not point.is_joined else "") for point in points]
+    marks = [(point, *scale.position(point), " apart" if line and not point.is_joined else "") for point in points]
     for point, x, _, apart in marks:
         if point.interval:
-            low, high = map(scale.down, point.interval)
+            low, high = map(scale.y, point.interval)
             yield f'<line class="bar{apart}" x1="{x}%" x2="{x}%" y1="{low}" y2="{high}"/>'
-    for (x1, y1), (x2, y2) in pairwise(map(scale.place, line)):
+    for (x1, y1), (x2, y2) in pairwise(map(scale.position, line)):
         yield f'<line class="line" x1="{x1}%" y1="{y1}" x2="{x2}%" y2="{y2}"/>'
     for point, x, y, apart in marks:
         kind = "in-use" if point.version == in_use else "point"

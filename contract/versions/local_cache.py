@@ -5,22 +5,20 @@
     <prefix>/<model>/CURRENT          one line, the version in use
     <prefix>/<model>/<version>/RETIRED    of a removed version, of which only manifest and report are left
 
-Other names are as in a folder. To open a version, it is copied to the local cache while it is compared with its
-digests. A version exists once its manifest does. CURRENT is replaced on condition that it has not changed since the
-publisher began: of two publishers on different machines, the later gets an error.
+Other names are as in a folder. Opening a version copies it to the local cache and compares it with its digests. A
+version exists once its manifest does. CURRENT is replaced on condition that it has not changed since the publisher
+began: of two publishers on different machines, the later one gets an error.
 
-A shared object that no version lists any more is removed, while a publisher may be about to list it. There are no
-locks; the bucket only needs listings that show everything written before:
+A shared object that no version lists any more is removed, even while a publisher may be about to list it. There are no
+locks; listings of the bucket only need to show everything that was written before:
 
 - A publisher uploads the version's own files before it looks for shared objects, and the manifest last. While a listing
   shows files of a version without manifest, no shared object is removed.
-- It skips uploading only what the version in use lists, looked up after its own files are uploaded. Removing that
-  object
-  requires retiring that version first, which is impossible while it is in use; the listing after it shows the
-  publisher's files or manifest.
+- It skips uploading only objects of the version in use, which it looks up after uploading its own files. To remove such
+  an object, that version must be retired first, which is impossible while it is in use; the listing that follows shows
+  the publisher's files or manifest.
 - It uploads again what only earlier versions list. After its manifest it checks once more that all shared objects
-  exist,
-  since a removal decided before it began may have finished meanwhile.
+  exist, since a removal decided on before it began may have finished meanwhile.
 """
 
 import fcntl
@@ -305,7 +303,7 @@ class CachedRepository(Repository):
         """Return the folder of a version's manifest and signature: many are read, few versions are fetched."""
         return self.folder / _MANIFESTS / name
 
-    def _holds(self, name: str) -> bool:
+    def _exists(self, name: str) -> bool:
         kept = Documents(self._manifests(name))
         there = kept.names()
         if MANIFEST_FILE in there and (SIGNATURE_FILE in there or self.keys.verifying is None):

@@ -196,7 +196,7 @@ class Repository:
                 raise
             before = self._current_name()
             self.set_current(name)
-            if not self._holds(name):
+            if not self._exists(name):
                 if before is not None:
                     self.set_current(before)
                 self._find(name)
@@ -343,7 +343,7 @@ class Repository:
         return read_regular(self.folder / CURRENT_FILE, most_bytes=MOST_POINTER_BYTES)
 
     def _find(self, name: str) -> Path:
-        if not check_version(name) or not self._holds(name):
+        if not check_version(name) or not self._exists(name):
             raise self._explain_missing(name)
         return self.folder / name
 
@@ -356,7 +356,7 @@ class Repository:
             )
         return VersionNotFound(f"{self.location} has no version {name[:40]!r}; the latest there: {known}")
 
-    def _holds(self, name: str) -> bool:
+    def _exists(self, name: str) -> bool:
         return (self.folder / name).is_dir()
 
     def _load_manifest(self, folder: Path) -> Manifest:

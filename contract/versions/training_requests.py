@@ -77,7 +77,7 @@ def find_requests(repository: Repository) -> list[TrainingRequest]:
     return sorted(by_project.values(), key=lambda request: request.at)
 
 
-def remove(repository: Repository, request: TrainingRequest) -> None:
+def remove_request(repository: Repository, request: TrainingRequest) -> None:
     """Remove a request; equal ones that were submitted later stay."""
     for file in request.files:
         repository.shared_documents(REQUESTS_FOLDER).remove(file)

@@ -10,7 +10,7 @@ from bench.subjects.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_ima
 from contract.errors import FetchError, TemporaryFetchError
 from contract.graph.masks import draw_masks
 from contract.scores.calibration import temper
-from contract.scores.embedding import EMBEDDING, embed
+from contract.scores.embedding import EMBEDDING_SIZE, embed
 from server.settings import Score
 from tests.server.conftest import CallFetcher, make_predict_body, make_task, make_tasks, wait_until
 
@@ -68,7 +68,7 @@ def test_each_task_gets_what_the_passes_say(start_app, repository):
     )
     shown = [element["prediction"]["result"][0]["score"] for element in results]
     np.testing.assert_allclose(shown, temper(mean, 2.0).max(axis=1), atol=1e-5)
-    embeddings = np.stack([decode(element["embedding"], "<f2", EMBEDDING) for element in results])
+    embeddings = np.stack([decode(element["embedding"], "<f2", EMBEDDING_SIZE) for element in results])
     np.testing.assert_allclose(embeddings, embed(model.features(images).astype(np.float32)), atol=1e-3)
     passes = np.stack([decode(element["passes"], "<f4", PASSES, len(LABELS)) for element in results])
     np.testing.assert_allclose(passes, expected, atol=1e-5)

@@ -56,14 +56,14 @@ class CurvePoint:
         return f"{self.macro_f1:.2f}, {self.low:.2f} to {self.high:.2f}, on {self.images} random images"
 
 
-def advise(versions: Sequence[CurvePoint], *, images: int, greatest_bald: float, unseen: Sequence[str] = ()) -> Advice:
+def advise(versions: Sequence[CurvePoint], *, images: int, max_bald: float, unseen: Sequence[str] = ()) -> Advice:
     """Advise to stop labelling, or to continue and how many labels a gain takes.
 
     Args:
         versions: versions with the same classes, oldest first, the new one last; empty if it was not measured on the
             random holdout.
         images: labelled images of the random holdout.
-        greatest_bald: upper bound of BALD, in nats.
+        max_bald: upper bound of BALD, in nats.
         unseen: labels without an image in the random holdout.
     """
     if images < LEAST_IMAGES:
@@ -81,7 +81,7 @@ def advise(versions: Sequence[CurvePoint], *, images: int, greatest_bald: float,
     if gain >= FLAT:
         return _advise_more(slope, now, ahead)
     recent = _since(steps, now.labels / (1 + _AHEAD))
-    if reasons := _objections(recent, greatest_bald):
+    if reasons := _objections(recent, max_bald):
         promise = f"{labels} more labels promise less than {FLAT} macro-F1 (now {now})"
         return Advice(f"go on: {promise}, but {' and '.join(reasons)}", gain=gain, labels=labels)
     sentence = (
@@ -143,7 +143,7 @@ def _since(steps: Sequence[CurvePoint], labels: float) -> Sequence[CurvePoint]:
     return [step for step in steps[:-LEAST_VERSIONS] if step.labels >= labels] + list(steps[-LEAST_VERSIONS:])
 
 
-def _objections(recent: Sequence[CurvePoint], greatest_bald: float) -> list[str]:
+def _objections(recent: Sequence[CurvePoint], max_bald: float) -> list[str]:
     """Return the reasons not to stop although the curve is flat."""
     reasons = []
     if _stable_versions(recent) < len(recent):
@@ -155,7 +155,7 @@ def _objections(recent: Sequence[CurvePoint], greatest_bald: float) -> list[str]
     elif agreement < LEAST_KAPPA:
         reasons.append(f"the last versions disagree on their predictions (kappa {agreement:.2f}, not {LEAST_KAPPA})")
     first, last = recent[0].mean_bald, recent[-1].mean_bald
-    if last > _LOW_BALD * greatest_bald and last < _FALLING * first:
+    if last > _LOW_BALD * max_bald and last < _FALLING * first:
         reasons.append(f"uncertainty is still falling (mean BALD from {first:.3f} to {last:.3f} nats)")
     return reasons
 

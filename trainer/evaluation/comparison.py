@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sklearn.metrics import cohen_kappa_score
 
 from contract.errors import LabelnextError, RepositoryError
-from contract.scores.acquisition import greatest_bald
+from contract.scores.acquisition import max_bald
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
 from contract.versions.results import Advice, ComparedVersion, Comparison
@@ -213,6 +213,6 @@ def describe_advice(
         bald, agreement = manifests[each.version].metrics.mean_bald, agreements.get(each.version)
         if curve and bald is not None:
             points.append(CurvePoint(each.labels, curve.images, each.macro_f1, each.low, each.high, bald, agreement))
-    greatest = greatest_bald(len(manifest.labels), multiple=manifest.multiple)
+    greatest = max_bald(len(manifest.labels), multiple=manifest.multiple)
     images = manifest.training.audit_images or 0
-    return replace(advise(points, images=images, greatest_bald=greatest, unseen=unseen), kappa=kappa)
+    return replace(advise(points, images=images, max_bald=greatest, unseen=unseen), kappa=kappa)

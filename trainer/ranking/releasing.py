@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from contract.files import explaining
 from contract.scores.ranking import forget_ranking
 from contract.versions.repository import Repository
-from contract.versions.training_requests import find_requests, remove
+from contract.versions.training_requests import find_requests, remove_request
 from trainer import labelstudio
 from trainer.labelstudio import Project, task_lists
 from trainer.labelstudio.client import ProjectClient
@@ -117,7 +117,7 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
             shutil.rmtree(folder(environment, project_id), ignore_errors=True)
         for request in find_requests(repository):
             if request.project == project_id:
-                remove(repository, request)
+                remove_request(repository, request)
         forget_ranking(repository, project_id)
         now = labelstudio.read_project(client)
         repository.documents(PROJECTS_FOLDER).remove(f"{project_id}.json")

@@ -16,7 +16,7 @@ from typing import Any, Final
 from contract.errors import LabelnextError, NothingPublished
 from contract.label_studio import Unreachable
 from contract.versions.repository import Repository
-from contract.versions.training_requests import TrainingRequest, find_requests, remove
+from contract.versions.training_requests import TrainingRequest, find_requests, remove_request
 from trainer import labelstudio
 from trainer.ranking.names import base_name
 from trainer.settings import Environment
@@ -322,7 +322,7 @@ class Watcher:
         self._answered = (*self._answered, *requests)
         try:
             for request in requests:
-                remove(self._repository, request)
+                remove_request(self._repository, request)
             waiting = find_requests(self._repository)
             self._answered = tuple(request for request in self._answered if request in waiting)
         except OSError as err:

@@ -76,7 +76,7 @@ def test_of_several_labels_bald_lies_between_0_and_its_greatest(probabilities):
     nats = acquisition.bald(probabilities, multiple=True)
     classes = probabilities.shape[2]
     assert (nats >= 0).all()
-    assert (nats <= acquisition.greatest_bald(classes, multiple=True) + 1e-5 * classes).all()
+    assert (nats <= acquisition.max_bald(classes, multiple=True) + 1e-5 * classes).all()
     scores = acquisition.label_studio_score(nats, classes, multiple=True)
     assert ((scores >= 0) & (scores <= 1)).all()
     np.testing.assert_allclose(acquisition.normalised_bald(nats, classes, multiple=True), 1 - scores, atol=1e-6)
@@ -88,9 +88,9 @@ def test_of_several_labels_the_margin_is_that_of_the_least_certain():
 
 
 def test_wrong_shapes_are_refused():
-    assert acquisition.greatest_bald(1, multiple=True) == pytest.approx(math.log(2))
+    assert acquisition.max_bald(1, multiple=True) == pytest.approx(math.log(2))
     with pytest.raises(ValueError, match="at least 1 classes, got 0"):
-        acquisition.greatest_bald(0, multiple=True)
+        acquisition.max_bald(0, multiple=True)
     with pytest.raises(ValueError, match=r"\(N, T, C\), got 2 axes"):
         acquisition.bald(np.zeros((3, 4)))
     with pytest.raises(ValueError, match="at least 2 classes, got 1"):

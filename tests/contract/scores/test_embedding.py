@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from contract.scores.embedding import EMBEDDING, embed
+from contract.scores.embedding import EMBEDDING_SIZE, embed
 
 
 def test_embeddings_are_unit_vectors():
@@ -19,7 +19,7 @@ def test_distances_are_kept(width):
     features = np.maximum(rng.normal(size=(40, width)), 0).astype(np.float32)
     unit = np.sqrt(features) / np.linalg.norm(np.sqrt(features), axis=1, keepdims=True)
     embedded = embed(features)
-    assert embedded.shape == (40, EMBEDDING)
+    assert embedded.shape == (40, EMBEDDING_SIZE)
     pairs = np.triu_indices(40, 1)
 
     def squared(rows):

@@ -57,15 +57,15 @@ def test_versions_that_were_measured_on_the_same_images_are_joined():
 @given(st.lists(points, min_size=1, max_size=20))
 def test_everything_drawn_lies_within_the_plot(drawn):
     scale = Scale.of(drawn)
-    down = [scale.down(value) for each in drawn for value in (each.macro_f1, *(each.interval or ()))]
+    down = [scale.y(value) for each in drawn for value in (each.macro_f1, *(each.interval or ()))]
     assert all(0 <= place <= HEIGHT for place in down)
-    assert {HEIGHT, 0} <= {scale.down(tenth / 10) for tenth in scale.tenths}
-    assert all(0 <= scale.across(labels) <= 100 for labels in (*scale.label_ticks(), *(each.labels for each in drawn)))
+    assert {HEIGHT, 0} <= {scale.y(tenth / 10) for tenth in scale.tenths}
+    assert all(0 <= scale.x(labels) <= 100 for labels in (*scale.label_ticks(), *(each.labels for each in drawn)))
     assert 1 <= len(scale.label_ticks()) <= 6
     assert 3 <= len(scale.tenths) <= 6
     for one, other in pairwise(drawn):
-        assert (scale.across(one.labels) - scale.across(other.labels)) * (one.labels - other.labels) >= 0
-        assert (scale.down(one.macro_f1) - scale.down(other.macro_f1)) * (one.macro_f1 - other.macro_f1) <= 0
+        assert (scale.x(one.labels) - scale.x(other.labels)) * (one.labels - other.labels) >= 0
+        assert (scale.y(one.macro_f1) - scale.y(other.macro_f1)) * (one.macro_f1 - other.macro_f1) <= 0
 
 
 def test_ticks_are_round_numbers():
@@ -78,8 +78,8 @@ def test_ticks_are_round_numbers():
 
 def test_places_are_proportional():
     scale = Scale.of([point(0, 0.0), point(50, 0.5), point(100, 1.0)])
-    assert [scale.down(macro_f1) for macro_f1 in (0, 0.5, 1)] == [HEIGHT, HEIGHT / 2, 0]
-    assert scale.across(50) == (scale.across(0) + scale.across(100)) / 2 == Scale.of([point(48, 1.0)]).across(48)
+    assert [scale.y(macro_f1) for macro_f1 in (0, 0.5, 1)] == [HEIGHT, HEIGHT / 2, 0]
+    assert scale.x(50) == (scale.x(0) + scale.x(100)) / 2 == Scale.of([point(48, 1.0)]).x(48)
 
 
 def test_a_drawing_tells_apart_what_cannot_be_compared():

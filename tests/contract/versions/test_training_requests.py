@@ -2,7 +2,7 @@ import pytest
 
 from contract.versions.documents import Documents
 from contract.versions.repository import Repository
-from contract.versions.training_requests import MOST_REQUESTS, find_requests, remove, submit_request
+from contract.versions.training_requests import MOST_REQUESTS, find_requests, remove_request, submit_request
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_request_is_found_until_it_is_removed(repository, folder):
     assert projects_of(repository) == [None, 7]
     for request in find_requests(repository):
         assert request.at.endswith("+00:00")
-        remove(repository, request)
+        remove_request(repository, request)
     assert find_requests(repository) == []
 
 
@@ -52,7 +52,7 @@ def test_a_request_for_any_model_is_seen_by_all(tmp_path):
     submit_request(birds, 8)
     assert (projects_of(cars), projects_of(birds)) == ([None, 7], [None, 7, 8])
     for request in find_requests(cars):
-        remove(cars, request)
+        remove_request(cars, request)
     assert projects_of(birds) == [8]
 
 
@@ -72,7 +72,7 @@ def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, w
         monkeypatch.setattr(Documents, "remove", submit_and_remove)
     else:
         submit_request(repository, 7)
-    remove(repository, old)
+    remove_request(repository, old)
     [new] = find_requests(repository)
     assert new.at > old.at
 
@@ -87,7 +87,7 @@ def test_requests_for_one_project_that_came_at_once_are_one(repository, folder):
     [request] = find_requests(repository)
     assert len(request.files) == 2
     assert request.at > first.at
-    remove(repository, request)
+    remove_request(repository, request)
     assert files_in(folder) == 0
 
 

@@ -18,7 +18,7 @@ def measured(labels, macro_f1, *, bald=0.02, kappa=0.97, images=64, half=0.05):
 
 
 def say(versions, **arguments):
-    return advise(versions, **{"images": 64, "greatest_bald": LN_4, **arguments})
+    return advise(versions, **{"images": 64, "max_bald": LN_4, **arguments})
 
 
 SETTLED = [measured(1600, 0.82), measured(1800, 0.83), measured(2000, 0.83)]

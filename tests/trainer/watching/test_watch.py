@@ -341,7 +341,7 @@ def test_who_presses_again_does_not_wait_for_the_next_attempt(studio, caplog, mo
 @pytest.mark.slow
 def test_a_request_that_cannot_be_removed_is_answered_once(studio, caplog, monkeypatch):
     """The trainer may not be allowed to write where servers do."""
-    monkeypatch.setattr("trainer.watching.watcher.remove", Mock(side_effect=PermissionError("read-only")))
+    monkeypatch.setattr("trainer.watching.watcher.remove_request", Mock(side_effect=PermissionError("read-only")))
     for project in (None, 5):
         submit_request(studio.repository, project)
     studio.events = {10: lambda: submit_request(studio.repository, 5), 30: stop}
