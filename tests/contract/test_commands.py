@@ -19,7 +19,7 @@ class Base:
 
 
 @dataclass(frozen=True, config=DECLARED)
-class Told(Base):
+class Options(Base):
     names: Annotated[tuple[str, ...], parsed(split), Option("--name")] = ()
     """Of each."""
     kind: Annotated[str, Option(choices=("a", "b"))] = "a"
@@ -43,8 +43,8 @@ class Other:
 
 
 COMMANDS = {
-    "do": Command(print, "Do it.", {"these": Told}, excluded=("folder",)),
-    "both": Command(print, "Do both.", {"these": Told, "those": Other}),
+    "do": Command(print, "Do it.", {"these": Options}, excluded=("folder",)),
+    "both": Command(print, "Do both.", {"these": Options, "those": Other}),
 }
 
 
@@ -53,16 +53,16 @@ def read(*arguments):
 
 
 def test_what_is_given_goes_to_all_classes_that_have_it_and_the_rest_is_as_declared():
-    assert read("both", "here") == (COMMANDS["both"], [Told(), Other("here")])
+    assert read("both", "here") == (COMMANDS["both"], [Options(), Other("here")])
     given = ("--many", "5", "--name=-x,y", "--folder", "f", "--kind", "b", "--dry", "--no-loud")
-    told = Told(5, Path("f"), ("-x", "y"), "b", dry=True, loud=False)
-    assert read("both", *given, "here")[1] == [told, Other("here", 5)]
-    assert read("do", "--loud")[1] == [Told()]
+    options = Options(5, Path("f"), ("-x", "y"), "b", dry=True, loud=False)
+    assert read("both", *given, "here")[1] == [options, Other("here", 5)]
+    assert read("do", "--loud")[1] == [Options()]
 
 
 def test_values_come_from_their_fields_again():
-    told = Told(5, names=("x",), dry=True)
-    assert COMMANDS["do"].values(asdict(told)) == [told]
+    options = Options(5, names=("x",), dry=True)
+    assert COMMANDS["do"].values(asdict(options)) == [options]
 
 
 @pytest.mark.parametrize(

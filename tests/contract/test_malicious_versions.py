@@ -25,7 +25,7 @@ def sound(tmp_path_factory):
     """A version with all optional files, in its own repository."""
     repository = Repository(tmp_path_factory.mktemp("sound"))
     name = publish(repository, int8_of=TinyModel.draw(), report={"index.html": b"<p>"})
-    assert len(open_whole(repository, name).sites) == 2  # otherwise the refusals below would show nothing
+    assert len(open_completely(repository, name).sites) == 2  # otherwise the refusals below would show nothing
     return repository.root, name
 
 
@@ -37,7 +37,7 @@ def version(sound, tmp_path):
     return Repository(tmp_path / "models"), name
 
 
-def open_whole(repository, name):
+def open_completely(repository, name):
     """Open everything of a version that trainer and server open, without running it."""
     with repository.open_verified(name) as version:
         Probe.load(version.probe_path)
@@ -54,7 +54,7 @@ def test_it_is_refused(version, case):
     repository, name = version
     case.apply(repository.folder / name)
     with pytest.raises(LabelnextError) as caught:
-        open_whole(repository, name)
+        open_completely(repository, name)
     assert caught.type is case.error, caught.value
 
 
@@ -69,7 +69,7 @@ def test_where_signatures_are_demanded_its_manifest_is_not_parsed(tmp_path, case
     manifest = repository.folder / name / MANIFEST_FILE
     changed = manifest.is_file() and manifest.read_bytes() != signed
     with pytest.raises(LabelnextError) as caught:
-        open_whole(repository, name)
+        open_completely(repository, name)
     assert not changed or caught.type is SignatureError or "cannot be read" in str(caught.value)
 
 

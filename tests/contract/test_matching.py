@@ -46,10 +46,10 @@ def test_labels_that_came_or_went_since_the_training_are_no_mismatch(labels, cho
 def test_labels_of_another_subject_are_a_mismatch(labels, choices):
     with pytest.raises(LabelMismatch) as caught:
         match(labels, control(*choices))
-    said = str(caught.value)
-    assert f"version {VERSION} ({', '.join(labels)})" in said
-    assert f"kind: {', '.join(choices)}" in said
-    assert "train a version on this project" in said
+    message = str(caught.value)
+    assert f"version {VERSION} ({', '.join(labels)})" in message
+    assert f"kind: {', '.join(choices)}" in message
+    assert "train a version on this project" in message
 
 
 def test_of_the_controls_that_are_known_the_named_one_is_taken_and_else_the_one_sharing_most():

@@ -69,14 +69,14 @@ def annotate(backbone):
     backbone.graph.initializer.append(numpy_helper.from_array(np.ones(3), "unused"))
 
 
-def write_values_out(backbone):
+def store_as_numbers(backbone):
     """Store weights as numbers instead of bytes."""
     for tensor in [*backbone.graph.initializer, backbone.graph.node[0].attribute[0].t]:
         values = numpy_helper.to_array(tensor)
         tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT, values.shape, values.ravel().tolist()))
 
 
-@pytest.mark.parametrize("change", [rename, reorder_weights, annotate, write_values_out])
+@pytest.mark.parametrize("change", [rename, reorder_weights, annotate, store_as_numbers])
 def test_what_computes_the_same_has_the_same_fingerprint(change):
     """Names, doc strings and the encoding of weights do not matter."""
     backbone = make_backbone()

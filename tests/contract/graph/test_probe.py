@@ -59,16 +59,16 @@ def engine(small_graph):
 
 
 @pytest.fixture(scope="module")
-def several(small, small_graph, small_manifest):
+def multilabel(small, small_graph, small_manifest):
     """The small network with multiple labels: manifest, probe and engine."""
     manifest = dataclasses.replace(small_manifest, multiple=True)
     return manifest, compute_probe(small, manifest, count=24), Engine(lower(small_graph, cut=FEATURES, multiple=True))
 
 
 @pytest.fixture(params=["one label", "several labels"])
-def honest(request, small_manifest, probe, engine, several):
+def sound(request, small_manifest, probe, engine, multilabel):
     """Manifest, probe and engine of a sound version."""
-    return (small_manifest, probe, engine) if request.param == "one label" else several
+    return (small_manifest, probe, engine) if request.param == "one label" else multilabel
 
 
 def validate_with(engine, probe, small_manifest, *, backbone=None, head=None, reduced=False):
@@ -78,9 +78,9 @@ def validate_with(engine, probe, small_manifest, *, backbone=None, head=None, re
     )
 
 
-def test_honest_version_is_valid(honest):
+def test_sound_version_is_valid(sound):
     """The lowered graph agrees with torch, and the result has its mean BALD and the largest difference."""
-    manifest, probe, engine = honest
+    manifest, probe, engine = sound
     validation = validate_with(engine, probe, manifest)
     assert 0 < validation.largest_difference < 1e-4
     assert validation.rank_correlation == pytest.approx(1)
@@ -93,9 +93,9 @@ def test_honest_version_is_valid(honest):
 
 
 @pytest.mark.parametrize("site", [0, 1])
-def test_one_dead_dropout_of_two_is_refused(honest, site):
+def test_one_dead_dropout_of_two_is_refused(sound, site):
     """The passes still differ and BALD looks plausible, as if an optimiser had deleted one of two nodes."""
-    manifest, probe, engine = honest
+    manifest, probe, engine = sound
 
     def half_dead(features, masks):
         return engine.head(features, masks | {f"mask_{site}": np.ones_like(masks[f"mask_{site}"])})
@@ -104,9 +104,9 @@ def test_one_dead_dropout_of_two_is_refused(honest, site):
         validate_with(engine, probe, manifest, head=half_dead)
 
 
-def test_reference_with_other_dropout_is_refused(honest, small):
+def test_reference_with_other_dropout_is_refused(sound, small):
     """An error that masks and graph share, such as a wrong probability, differs from baal's free-running passes."""
-    manifest, probe, engine = honest
+    manifest, probe, engine = sound
     sites = tuple(DropoutSite(site.features, 0.05) for site in manifest.dropout_sites)
     masked = masked_passes(small, probe.images, draw_masks(VERSION, sites, 20), multiple=manifest.multiple)
     consistent = dataclasses.replace(probe, masked_probabilities=masked)
@@ -226,7 +226,7 @@ def test_reduced_backbone_that_overflows_is_refused_as_such(probe, small_manifes
         validate_with(engine, probe, small_manifest, backbone=overflow)
 
 
-def all_but_certain(probe, *, share, multiple=False):
+def nearly_certain(probe, *, share, multiple=False):
     """Return the probe of a network whose labels flip in a given share of passes, and a head that may."""
     certain, flipped = np.zeros((2, len(probe.images), 12), np.float32)
     if multiple:
@@ -251,10 +251,10 @@ def all_but_certain(probe, *, share, multiple=False):
 
 
 @pytest.mark.parametrize("flips_in_torch", [True, False])
-def test_all_but_certain_model_is_not_refused(honest, flips_in_torch):
+def test_nearly_certain_model_is_not_refused(sound, flips_in_torch):
     """Flips in one of hundreds of passes, in torch or the engine, are chance."""
-    manifest, probe, _ = honest
-    rare, run = all_but_certain(probe, share=flips_in_torch / PASSES, multiple=manifest.multiple)
+    manifest, probe, _ = sound
+    rare, run = nearly_certain(probe, share=flips_in_torch / PASSES, multiple=manifest.multiple)
     head = partial(run, flips=lambda _: [] if flips_in_torch else [1])
     assert validate_with(None, rare, manifest, backbone=lambda _: probe.features, head=head).mean_bald == 0
 
@@ -262,7 +262,7 @@ def test_all_but_certain_model_is_not_refused(honest, flips_in_torch):
 def test_rare_flips_that_all_images_share_are_no_dead_dropout(small_manifest, probe):
     """One mask of 200 flips all of them: the first comparison may miss it, the longer one does not."""
     share = 1 / 200
-    rare, run = all_but_certain(probe, share=share)
+    rare, run = nearly_certain(probe, share=share)
 
     def check(flips):
         validate_with(None, rare, small_manifest, backbone=lambda _: probe.features, head=partial(run, flips=flips))

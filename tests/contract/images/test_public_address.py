@@ -19,7 +19,7 @@ LOCAL = "/data/local-files/?d=sub/b%20c.png"
 
 
 @pytest.fixture
-def says(home):
+def report(home):
     """Make Label Studio report this LABEL_STUDIO_HOST, as version 1.23 does."""
 
     def serve(url):
@@ -42,7 +42,7 @@ def images(home):
 
 
 @pytest.mark.parametrize(
-    ("said", "reference", "own"),
+    ("reported", "reference", "own"),
     [
         (STUDIO, f"{STUDIO}{UPLOAD}", UPLOAD),
         (STUDIO, f"{STUDIO}{LOCAL}", LOCAL),
@@ -77,15 +77,15 @@ def images(home):
         ("", f"http://studio.localhost{UPLOAD}", UPLOAD),
     ],
 )
-@pytest.mark.parametrize("told_by", ["setting", "label studio"])
-def test_label_studio_is_asked_at_its_address_for_what_is_its_own(home, says, make, told_by, said, reference, own):
+@pytest.mark.parametrize("source", ["setting", "label studio"])
+def test_label_studio_is_asked_at_its_address_for_what_is_its_own(home, report, make, source, reported, reference, own):
     """With the token and without the prefix, whether the public address is set or reported by Label Studio.
 
     Another host, port, scheme or prefix is not Label Studio, and may show another image. All loopback names with one
     port are the same program; if Label Studio reports no address, loopback references are its own, as in compose.yaml.
     """
-    says("" if told_by == "setting" else said)
-    public = {"label_studio_public_url": f"{said}/"} if told_by == "setting" and said else {}
+    report("" if source == "setting" else reported)
+    public = {"label_studio_public_url": f"{reported}/"} if source == "setting" and reported else {}
     fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=unknown, **public)
     if own:
         assert fetcher.fetch(reference) == IMAGE
@@ -97,11 +97,11 @@ def test_label_studio_is_asked_at_its_address_for_what_is_its_own(home, says, ma
 
 
 @pytest.mark.parametrize("path", [UPLOAD, "/data/local-files/?d=sub/b.png"])
-def test_a_foreign_host_is_asked_for_its_own_image(home, elsewhere, says, make, monkeypatch, tmp_path, path):
+def test_a_foreign_host_is_asked_for_its_own_image(home, elsewhere, report, make, monkeypatch, tmp_path, path):
     """Even if a local file of that name exists, annotators see the host's image."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.png").write_bytes(b"the file that nobody sees")
-    says("")
+    report("")
     elsewhere.serve(path.partition("?")[0], b"what people see")
     connect = socket.create_connection
     monkeypatch.setattr(
@@ -114,10 +114,10 @@ def test_a_foreign_host_is_asked_for_its_own_image(home, elsewhere, says, make, 
     assert (tokens(elsewhere), images(home)) == ([None], [])
 
 
-@pytest.mark.parametrize("said", ["", "http://localhost:{}"])
-def test_an_allowed_origin_is_itself(home, elsewhere, says, make, said):
+@pytest.mark.parametrize("reported", ["", "http://localhost:{}"])
+def test_an_allowed_origin_is_itself(home, elsewhere, report, make, reported):
     """An allowed loopback origin has images of its own."""
-    says(said.format(elsewhere.port))
+    report(reported.format(elsewhere.port))
     elsewhere.serve(UPLOAD, b"what people see")
     fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
     assert fetcher.fetch(elsewhere.url + UPLOAD) == b"what people see"
@@ -131,7 +131,7 @@ def test_an_allowed_origin_is_itself(home, elsewhere, says, make, said):
         (STUDIO, "LABELNEXT_LABEL_STUDIO_PUBLIC_URL", STUDIO),
         ("http://localhost:8080", "LABELNEXT_LABEL_STUDIO_URL", "http://127.0.0.1:1"),
     ],
-    ids=["told", "not told"],
+    ids=["configured", "unknown"],
 )
 def test_local_files_at_the_public_address_are_read_from_disk(tmp_path, program, url, name, value):
     """One variable configures both programs."""
@@ -144,9 +144,9 @@ def test_local_files_at_the_public_address_are_read_from_disk(tmp_path, program,
             fetcher.fetch(f"{url}/data/local-files/?d=../b%20c.png")
 
 
-def test_label_studio_may_lead_to_itself_by_its_public_name_and_a_stranger_may_not(home, elsewhere, says, make):
+def test_label_studio_may_lead_to_itself_by_its_public_name_and_a_stranger_may_not(home, elsewhere, report, make):
     """Redirects are checked like references, and one from another host has ended the token."""
-    says(STUDIO)
+    report(STUDIO)
     home.serve("/tasks/7/resolve/", status=302, location=STUDIO + UPLOAD)
     elsewhere.serve("/a.png", status=302, location=home.url + UPLOAD)
     fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,), resolve=unknown)
@@ -156,7 +156,7 @@ def test_label_studio_may_lead_to_itself_by_its_public_name_and_a_stranger_may_n
     assert images(home)[2:] == [(UPLOAD, None)]
 
 
-def test_label_studio_is_asked_for_its_public_address_now_and_then(home, says, make):
+def test_label_studio_is_asked_for_its_public_address_now_and_then(home, report, make):
     """Every ten minutes if it reports one, else every minute, never with the token; the last report is kept.
 
     Usual references do not need it.
@@ -167,9 +167,9 @@ def test_label_studio_is_asked_for_its_public_address_now_and_then(home, says, m
         with suppress(FetchError):
             fetcher.fetch(usual)
     assert not home.requests_to(DESCRIPTION)
-    for seconds, said in ((0, ""), (59, STUDIO), (2, STUDIO), (598, new), (3, new)):
+    for seconds, reported in ((0, ""), (59, STUDIO), (2, STUDIO), (598, new), (3, new)):
         clock.now += seconds
-        says(said)
+        report(reported)
         with suppress(FetchError):
             outcomes.append(fetcher.fetch(STUDIO + UPLOAD) and seconds)
     assert outcomes == [2, 598]
@@ -183,7 +183,7 @@ def test_label_studio_is_asked_for_its_public_address_now_and_then(home, says, m
 @pytest.mark.parametrize(
     "answer", [b"", b"[]", b"{", b'{"servers": [{"url": 7}]}', b'{"servers": [{"url": "/studio"}]}']
 )
-def test_a_description_that_names_no_address_is_none(home, says, fetcher, answer):
+def test_a_description_that_names_no_address_is_none(home, report, fetcher, answer):
     """Label Studio may be older, or configured differently."""
     home.serve(DESCRIPTION, answer)
     assert fetcher.fetch(f"/studio{UPLOAD}") == IMAGE
@@ -192,7 +192,7 @@ def test_a_description_that_names_no_address_is_none(home, says, fetcher, answer
 
 
 @pytest.mark.parametrize(("public", "scheme"), [("https://labels.example.org", "https"), (None, "http")])
-def test_what_has_no_scheme_has_that_of_label_studios_page(home, says, make, public, scheme):
-    says("")
+def test_what_has_no_scheme_has_that_of_label_studios_page(home, report, make, public, scheme):
+    report("")
     fetcher = make(label_studio_url=home.url, label_studio_public_url=public)
     assert fetcher.source("//images.example.org/a.png") == f"{scheme}://images.example.org/a.png"

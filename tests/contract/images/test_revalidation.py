@@ -10,7 +10,7 @@ from contract.images.download import Validators
 from tests.contract.images.conftest import IMAGE, LEGACY, LONG_AGO, UPLOAD, jwt
 
 
-def dated(modified, *, etag=None):
+def conditional(modified, *, etag=None):
     """A response with the image and its validators, or 304 to requests that have them."""
 
     def answer(handler: Handler, request: Request) -> None:
@@ -33,7 +33,7 @@ class TestRevalidation:
         ("modified", "etag"), [(LONG_AGO, None), (None, '"tag"'), (LONG_AGO, 'W/"tag"')], ids=["date", "tag", "both"]
     )
     def test_an_unchanged_file_is_not_sent_again(self, home, make, modified, etag):
-        home.answers[UPLOAD] = dated(modified, etag=etag)
+        home.answers[UPLOAD] = conditional(modified, etag=etag)
         fetcher = make(label_studio_url=home.url, api_token=LEGACY)
         first = fetcher.fetch_if_changed(UPLOAD, known=None)
         assert (first.data, first.unchanged) == (IMAGE, False)
@@ -47,7 +47,7 @@ class TestRevalidation:
     def test_only_who_gave_validators_is_asked_with_them(self, home, elsewhere, make):
         """After a redirect, only the host of the file; the redirecting one might mean something else by 304."""
         home.serve("/tasks/7/resolve/", status=303, location=f"{elsewhere.url}/signed?signature=1")
-        elsewhere.answers["/signed"] = dated(None, etag='"tag"')
+        elsewhere.answers["/signed"] = conditional(None, etag='"tag"')
         fetcher = make(label_studio_url=home.url, allowed_origins=(elsewhere.url,))
         known = fetcher.fetch_if_changed("s3://bucket/a.png", known=None, task_id=7).validators
         home.serve("/tasks/7/resolve/", status=303, location=f"{elsewhere.url}/signed?signature=2")
@@ -66,7 +66,7 @@ class TestRevalidation:
             if moved == "to another host"
             else ((elsewhere, "/new.png"), (elsewhere, "/old.png"))
         ):
-            place.answers[path] = dated(modified, etag=etag)
+            place.answers[path] = conditional(modified, etag=etag)
             home.serve(UPLOAD, status=302, location=place.url + path)
             fetched = fetcher.fetch_if_changed(UPLOAD, known=known)
             assert (fetched.data, fetched.unchanged) == (IMAGE, False)
@@ -81,7 +81,7 @@ class TestRevalidation:
         home.serve("/api/token/refresh/", json.dumps({"access": jwt("access")}).encode())
 
         def refuse_once(handler, request):
-            home.answers[UPLOAD] = dated(None, etag='"tag"')
+            home.answers[UPLOAD] = conditional(None, etag='"tag"')
             reply(b"", status=401)(handler, request)
 
         home.answers[UPLOAD] = refuse_once

@@ -39,8 +39,8 @@ def test_what_is_no_share_is_refused(share):
         holdout.is_held_out(3, IDS, share)
 
 
-@pytest.mark.parametrize(("said", "share"), [(0.25, 0.25), (0, 0), (None, 0.1)])
-def test_a_version_says_under_which_share_it_was_trained(said, share):
+@pytest.mark.parametrize(("recorded", "share"), [(0.25, 0.25), (0, 0), (None, 0.1)])
+def test_a_version_says_under_which_share_it_was_trained(recorded, share):
     """If it does not, the default."""
-    version = dataclasses.replace(manifest("20260102T030405678Z-abcdef"), training=TrainingRecord(audit_share=said))
+    version = dataclasses.replace(manifest("20260102T030405678Z-abcdef"), training=TrainingRecord(audit_share=recorded))
     assert holdout.holdout_share(version) == share

@@ -108,12 +108,12 @@ REFUSAL = b"""<?xml version="1.0"?><Error><Code>SignatureDoesNotMatch</Code><AWS
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(403, "403 .SignatureDoesNotMatch.; check AWS_ACCESS_KEY_ID"), (500, "500 .*network")]
+    ("status", "advice"), [(403, "403 .SignatureDoesNotMatch.; check AWS_ACCESS_KEY_ID"), (500, "500 .*network")]
 )
-def test_a_refusal_is_told_without_what_is_in_it(stub, caplog, status, said):
-    """Status, code and remedy; no credentials in message or traceback."""
+def test_a_refusal_is_told_without_what_is_in_it(stub, caplog, status, advice):
+    """Status, code and remedy; no credentials in advice or traceback."""
     stub.serve("/bucket/x/CURRENT", REFUSAL, status=status)
-    with pytest.raises(RepositoryUnreachable, match=f"s3://bucket/x could not be read .CURRENT.: .*{said}") as caught:
+    with pytest.raises(RepositoryUnreachable, match=f"s3://bucket/x could not be read .CURRENT.: .*{advice}") as caught:
         Bucket("bucket", "x").read("CURRENT", most_bytes=MANY)
     shown = "".join(traceback.format_exception(caught.value))
     for secret in ("AKIAEXAMPLE", "not-to-be-seen", "secret-material"):
@@ -157,7 +157,7 @@ def test_a_host_that_is_not_there_or_may_not_be_asked_is_told(monkeypatch):
 @pytest.mark.parametrize("value", ["", "not a url", "ftp://host", "http://", "http://user:secret@host", "http://[::1"])
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 def test_an_endpoint_that_is_no_address_is_refused(monkeypatch, name, value):
-    """The library would panic; the message does not contain the value, which may have a password."""
+    """The library would panic; the advice does not contain the value, which may have a password."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"{name} must be an http or https URL") as caught:
         Bucket("bucket", "x")

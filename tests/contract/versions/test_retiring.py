@@ -96,7 +96,7 @@ def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, ver
             Repository(repository.root).rollback(versions[0])
             outcome.append("rolled back")
         except VersionNotFound:
-            outcome.append("told")
+            outcome.append("refused")
 
     def rename_and_roll_back(path, target):
         if path.name != versions[0] or outcome:

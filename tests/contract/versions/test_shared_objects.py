@@ -21,7 +21,7 @@ from tests.versions import publish_backbone as publish
 ONE, TWO, THREE = (bytes([number]) * 1000 for number in (1, 2, 3))
 
 
-def publish_least(repository, backbone):
+def publish_minimal(repository, backbone):
     """Publish a version with the required files only."""
     with repository.stage(datetime.now(UTC)) as staged:
         for file in (MODEL_FILE, PROBE_FILE, BACKBONE_WEIGHTS_FILE):
@@ -196,7 +196,7 @@ def interrupt(machine, step, in_use):
     """Publish with this happening before the request of that number; return False if there is no such request."""
     publisher, other = machine(f"publisher {step}"), machine(f"other {step}")
     for backbone in (ONE, in_use):
-        publish_least(other, backbone)
+        publish_minimal(other, backbone)
     delete, asked, late = other._bucket.delete, [], []
 
     def remove(keys):
@@ -208,7 +208,7 @@ def interrupt(machine, step, in_use):
 
     def meet(request, key):
         if len(asked) == step:
-            publish_least(other, THREE)
+            publish_minimal(other, THREE)
             for version in other.versions()[:-1]:
                 other.retire(version)
         asked.append(request)
@@ -223,6 +223,6 @@ def interrupt(machine, step, in_use):
         for request in ("read", "times", "size", "upload", "overwrite", "replace"):
             patch.setattr(publisher._bucket, request, met(request, getattr(publisher._bucket, request)))
         with suppress(PublishConflict):
-            publish_least(publisher, ONE)
+            publish_minimal(publisher, ONE)
     arrive()
     return len(asked) > step

@@ -19,7 +19,7 @@ from tests.versions import manifest, write_files
 from tests.versions import publish_backbone as publish
 
 
-def are_one(first, second, file=BACKBONE_WEIGHTS_FILE):
+def are_linked(first, second, file=BACKBONE_WEIGHTS_FILE):
     return (first.path / file).samefile(second.path / file)
 
 
@@ -31,7 +31,7 @@ def test_versions_of_one_backbone_have_its_files_in_common(repository):
     """As hard links; files of the head are never shared, even if equal, nor those of another backbone."""
     first, other, second = (publish(repository, content) for content in (b"one", b"two", b"one"))
     assert names_of(second) == {BACKBONE_WEIGHTS_FILE: 2, INT8_BACKBONE_FILE: 2, HEAD_WEIGHTS_FILE: 1, "model.onnx": 1}
-    assert all(are_one(first, second, file) for file in SHARED_FILES)
+    assert all(are_linked(first, second, file) for file in SHARED_FILES)
     assert (other.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"two"
     for version in (first, other, second):
         repository.open(version.name).verify()
@@ -77,14 +77,14 @@ def test_what_was_changed_is_not_shared(repository, spoil):
     second, third = publish(repository, b"right"), publish(repository, b"right")
     assert (second.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"right"
     second.verify()
-    assert are_one(second, third)
-    assert are_one(first, second, INT8_BACKBONE_FILE)
+    assert are_linked(second, third)
+    assert are_linked(first, second, INT8_BACKBONE_FILE)
 
 
 def test_a_version_that_cannot_be_read_is_passed_over(repository):
     first, second = publish(repository, b"one"), publish(repository, b"one")
     (second.path / "manifest.json").write_text("{")
-    assert are_one(first, publish(repository, b"one"))
+    assert are_linked(first, publish(repository, b"one"))
 
 
 def test_without_hard_links_each_version_has_its_own(repository, monkeypatch):
@@ -95,7 +95,7 @@ def test_without_hard_links_each_version_has_its_own(repository, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     first, second = publish(repository, b"one"), publish(repository, b"one")
-    assert not are_one(first, second)
+    assert not are_linked(first, second)
     second.verify()
 
 
@@ -104,7 +104,7 @@ def test_removing_one_of_them_takes_nothing_from_the_other(repository):
     repository.retire(first.name)
     assert names_of(second)[BACKBONE_WEIGHTS_FILE] == 1
     repository.open(second.name).verify()
-    assert are_one(second, publish(repository, b"one"))
+    assert are_linked(second, publish(repository, b"one"))
 
 
 def test_a_backbone_is_read_once_for_all_versions_that_have_it(repository, monkeypatch):
@@ -146,7 +146,7 @@ class TestSigned:
             (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(b"one")
             second = staged.publish(manifest(staged.version))
             assert not (staged.path / BACKBONE_WEIGHTS_FILE).samefile(first.path / BACKBONE_WEIGHTS_FILE)
-        assert are_one(first, second)
+        assert are_linked(first, second)
         assert (first.path / BACKBONE_WEIGHTS_FILE).stat().st_mtime == 1_000_000_000
         with repository.open_verified(second.name) as verified:
             assert (verified.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"one"
@@ -156,4 +156,4 @@ class TestSigned:
         damage(publish(repository, b"right").path / BACKBONE_WEIGHTS_FILE)
         publish(repository, b"right").verify()
         forged = publish(Repository(repository.root), b"one")
-        assert not are_one(forged, publish(repository, b"one"))
+        assert not are_linked(forged, publish(repository, b"one"))
