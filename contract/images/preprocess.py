@@ -26,7 +26,7 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_MEGAPIXELS: Final = 50
 """Default limit of decoded pixels in memory, checked before decoding; a file of 12 kB can claim 100 million pixels."""
 
-# Pillow's limit warns first, and suppressing warnings is not thread-safe.
+# Up to twice this limit Pillow only warns, and suppressing warnings is not thread-safe.
 Image.MAX_IMAGE_PIXELS = None
 
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
@@ -36,13 +36,13 @@ RECIPE: Final = "whole-bilinear-2"
 """Version of the preprocessing; change it with anything that changes a pixel, to invalidate stored features."""
 
 _DRAFT_MARGIN: Final = 2
-"""JPEGs are decoded at the smallest eighth of at least this many times the target, to keep detail for the filter."""
+"""JPEGs are decoded at the smallest scale, in eighths, of at least this many times the target, to keep detail."""
 
 _MAX_READS: Final = 400_000
-"""Reads from a file, which Pillow does in Python: about two seconds. An image of 20 MiB needs 30,000."""
+"""Limit of reads from a file, about two seconds of Pillow's Python code. An image of 20 MiB needs 30,000."""
 
 _MAX_SCANNED_PIXELS: Final = 2_000_000_000
-"""Pixels times scans of a JPEG, each of which visits all pixels: about two seconds. Usual images have 10 scans."""
+"""Limit of pixels times scans of a JPEG, about two seconds of decoding. Usual images have 10 scans."""
 
 _START_OF_SCAN: Final = b"\xff\xda"
 _SEQUENTIAL: Final = frozenset({b"\xff\xc0", b"\xff\xc1"})
