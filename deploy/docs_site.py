@@ -12,6 +12,8 @@ from mkdocs.structure.pages import Page
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[1]
 _PAGES: Final = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "models/README.md": "models.md"}
+_BOOSTED: Final = {"settings.md": 4}
+"""Pages that come before others with the same words in a search: their weight."""
 _LINK: Final = re.compile(r"(?<=\]\()(?!https?://|#)([^)#\s]+)")
 
 
@@ -27,7 +29,8 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite links from paths in the repository to paths in the site."""
+    """Rewrite links from paths in the repository to paths in the site, and weight pages for the search."""
+    page.meta["search"] = {"boost": _BOOSTED.get(page.file.src_uri, 1)}
     folder = posixpath.dirname(page.file.src_uri)
     return _LINK.sub(lambda link: posixpath.relpath(_in_site(_resolve(page.file, link[1])), folder or "."), markdown)
 
