@@ -1,1 +1,1 @@
-"""Benchmarks, one file a question. Each prints a table for people and, as its last line, one JSON object."""
+"""Benchmarks, one module per question. Each prints a table and, as its last line, a JSON object."""

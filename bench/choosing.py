@@ -1,8 +1,8 @@
 """How long does choosing take? `python -m bench.choosing [--images 100000] [--batch 100]`.
 
-The whole path from what servers say of a pool to its order, by the default strategy, with few labels and with many,
-near-duplicates looked for and not, on made-up scores of 10 and of 100 classes. Embeddings are of as few directions as
-those of photos: features of a random network with one hidden layer, on points of a space of some dozens.
+Measures the default strategy from scores to order, with few and many labels, with and without the search for
+near-duplicates, on synthetic scores of 10 and 100 classes. Embeddings are low-dimensional like those of photos:
+features of a random network with one hidden layer on points with a few dozen dimensions.
 """
 
 import time
@@ -17,18 +17,18 @@ from contract.scores.embedding import embed
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates, LabelledImages
 
-_OPTIONS = {"images": (100_000, "without a label"), "batch": (100, "that are about to be labelled")}
+_OPTIONS = {"images": (100_000, "unlabelled images"), "batch": (100, "images to label next")}
 _CLASSES: Final = (10, 100)
 _DIRECTIONS, _HIDDEN = 48, 320
 _SPREAD: Final = 4.0
-"""Of the logits."""
+"""Standard deviation of the logits."""
 _AT_ONCE: Final = 10_000
 _LABELS_A_CLASS: Final = (1, 40)
-"""On average: few, and many."""
+"""On average."""
 
 
 def make_candidates(images: int, *, classes: int) -> Candidates:
-    """Return candidates of which few are sure and few are rare, and whose embeddings are all different."""
+    """Return candidates, few of them certain, of common and rare classes, all with different embeddings."""
     rng = np.random.default_rng(classes)
     scales = 1 / np.sqrt(1 + np.arange(_DIRECTIONS))
     layer = rng.normal(size=(_DIRECTIONS, _HIDDEN)).astype(np.float32)
@@ -47,7 +47,7 @@ def make_candidates(images: int, *, classes: int) -> Candidates:
 
 
 def measure(candidates: Candidates, *, batch: int, labels: int, duplicates: bool) -> float:
-    """Return the seconds that it takes to put candidates in order, with so many labels of each class."""
+    """Return the seconds taken to order candidates, given `labels` labels of each class."""
     classes = candidates.probabilities.shape[1]
     started = time.perf_counter()
     arrange(
@@ -68,7 +68,7 @@ def measure(candidates: Candidates, *, batch: int, labels: int, duplicates: bool
 
 
 def main() -> None:
-    """Measure, and print a table and one line of JSON."""
+    """Measure, and print a table and a line of JSON."""
     options = read_options("choosing", __doc__, _OPTIONS)
     rows = []
     for classes in _CLASSES:

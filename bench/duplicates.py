@@ -1,13 +1,13 @@
 """Does an order waste labels on near-copies? `python -m bench.duplicates [--image-size 224] [--originals 150]`.
 
-Photos that a version was not trained on, and nine near-copies of each, as bursts, re-encodings and scans of one thing
-leave them: shifted, cropped, darker, brighter, of more contrast, saved as JPEG twice, noisy, blurred. The server's
-engine scores and embeds them all, and they are put in order. Reported:
+Takes photos that a version was not trained on and nine near-copies of each, like those of bursts, re-encoding and
+repeated scans: shifted, cropped, darker, brighter, with more contrast, JPEGs of two qualities, noisy, blurred. The
+server's engine scores and embeds them, and they are ordered. Reported are
 
-    distinct    different photos among the first 100 of an order: the default one as it is, as it would be with
-                near-duplicates kept, and the same of plain BALD
-    claimed     the share of each kind of copy that is taken for a near-duplicate of its photo, when photo and copies
-                are compared as all others are; and the share of the photos, without copies, that are claimed by others
+    distinct    distinct photos among the first 100, in the default order and by plain BALD, each with and without
+                moving near-duplicates back
+    claimed     the share of each kind of copy recognised as a near-duplicate of its photo, and the share of photos
+                mistaken for near-duplicates of other photos
 """
 
 import io
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from bench.harness.frame import print_table, read_options, report
-from bench.subjects.model import Subject, trained
+from bench.subjects.model import Subject, train_subject
 from bench.subjects.photos import save
 from contract.images.preprocess import decode_image
 from contract.scores.embedding import embed
@@ -36,24 +36,24 @@ Edit = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 _OPTIONS: Mapping[str, tuple[object, str]] = {
     "image_size": (224, "in pixels"),
-    "labels": (400, "that the version is trained on"),
+    "labels": (400, "photos to train the version on"),
     "originals": (150, "photos to copy"),
-    "first": (100, "places that are looked at"),
+    "first": (100, "images at the top of an order to count distinct photos in"),
 }
 _PROJECT = 1
 _SHIFTED, _CROPPED = 0.03, 0.05
-"""Shares of the sides."""
+"""As shares of width and height."""
 
 
 def near_copies(photo: Image.Image, rng: np.random.Generator) -> dict[str, Image.Image]:
-    """Return a near-copy of an RGB image of each kind, of its size."""
+    """Return a near-copy of each kind of an RGB image, of equal size."""
     return {kind: edit(photo, rng) for kind, edit in EDITS.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print tables and one line of JSON."""
+    """Measure, and print tables and a line of JSON."""
     options = read_options("duplicates", __doc__, _OPTIONS, arguments)
-    subject = trained(image_size=options.image_size, labels=options.labels)
+    subject = train_subject(image_size=options.image_size, labels=options.labels)
     pool = _score(subject, subject.photos[: options.originals])
     counts = _count_in_orders(subject, pool, first=options.first)
     by_kind, photos_claimed = _measure_claims(pool)
@@ -80,7 +80,7 @@ def _score(subject: Subject, photos: Sequence[Path]) -> Candidates:
             upright = image.convert("RGB")
         files = [save(each, "PNG", compress_level=1) for each in (upright, *near_copies(upright, rng).values())]
         features = engine.backbone.compute(np.stack([decode_image(file, manifest.input) for file in files]))
-        embeddings.append(embed(features, last=engine.last_stage).astype(np.float16))  # as they travel
+        embeddings.append(embed(features, last=engine.last_stage).astype(np.float16))  # as sent by the server
         outputs.append(engine.run_passes(features))
     names = ("mean_probabilities", "bald", "entropy")
     mean, bald, nats = (np.concatenate([getattr(each, name) for each in outputs]) for name in names)
@@ -112,15 +112,15 @@ def _measure_claims(pool: Candidates) -> tuple[dict[str, float], float]:
     numbers = pool.task_ids
     photos, copies = numbers[numbers % _EACH == 0], numbers[numbers % _EACH > 0]
     claimed_by = find_representatives(pool.embeddings, np.concatenate([photos, copies]), PredictedLabels.of(pool))
-    found = (claimed_by // _EACH == numbers // _EACH) & (claimed_by != numbers)  # (N,)
-    by_kind = found.reshape(-1, _EACH).mean(axis=0)
+    claimed = (claimed_by // _EACH == numbers // _EACH) & (claimed_by != numbers)  # (N,)
+    by_kind = claimed.reshape(-1, _EACH).mean(axis=0)
     photo = pool.take(photos)
     alone = find_representatives(photo.embeddings, np.arange(len(photos)), PredictedLabels.of(photo))
     return dict(zip(EDITS, by_kind[1:].tolist(), strict=True)), float((alone != np.arange(len(photos))).mean())
 
 
 def _shift(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Move the photo, and repeat its border where nothing is left."""
+    """Shift the photo, and repeat its border."""
     pixels = np.asarray(photo)
     reach = max(1, round(_SHIFTED * max(photo.size)))
     padded = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
@@ -129,7 +129,7 @@ def _shift(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _crop(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Cut a border off, not evenly, and enlarge what is left."""
+    """Crop at a random position, and enlarge to the original size."""
     left, top = (rng.uniform(0, _CROPPED) * side for side in photo.size)
     width, height = ((1 - _CROPPED) * side for side in photo.size)
     box = (left, top, left + width, top + height)
@@ -157,7 +157,7 @@ EDITS: Final[Mapping[str, Edit]] = {
     "blurred": lambda photo, _: photo.filter(ImageFilter.GaussianBlur(photo.width / 200)),
 }
 _EACH: Final = 1 + len(EDITS)
-"""A photo and its copies."""
+"""Number of images of a photo: itself and its copies."""
 
 
 if __name__ == "__main__":

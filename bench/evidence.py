@@ -1,17 +1,16 @@
 """Does it save labels? `python -m bench.evidence [--quick] [--only NAMES] [--save]`.
 
-Runs `python -m trainer simulate` on real images, on the features of an EfficientNet-Lite0 that was trained on
-ImageNet: CIFAR-10 with tails of 100:1, 200:1 and 30:1 and without one, TrashNet with tails of 20:1 and 50:1, drawings
-of several dozen subjects, letters of many fonts (bench/subjects/sets.py); the default against random on those of a
-VGG-16, too. Where the developers' shared folder is not there, on scikit-learn's handwritten digits and convolutions
-that nobody has trained. Prints for each strategy
+Runs `python -m trainer simulate` on real images with an EfficientNet-Lite0 pretrained on ImageNet: CIFAR-10 with long
+tails of 100:1, 200:1 and 30:1 and without, TrashNet with tails of 20:1 and 50:1, drawings of several dozen subjects,
+letters of many fonts (bench/subjects/sets.py); and compares the default with random on a VGG-16. Without the
+developers' shared folder it uses scikit-learn's handwritten digits and untrained convolutions. Prints for each strategy
 
-    macro_f1, minority_f1, accuracy   area over labels less random's, marked where its interval leaves out zero
-    of random: ...                    labels that it needs for random's final level, over all of random's
-    of reference: ...                 labels for the level of a pinned study of random labels (bench/references)
+    macro_f1, minority_f1, accuracy   area over labels minus random's, starred if its interval excludes zero
+    of random: ...                    labels needed for random's final level, over all of random's
+    of reference: ...                 labels needed for the level of a pinned study of random labels (bench/references)
 
-What has been computed stays below .cache/bench, where an interrupted bench goes on. `--quick` takes smaller images, and
-fewer sets, strategies, seeds and rounds; `--save` puts the reports below bench/results.
+Results are cached in .cache/bench, where an interrupted bench continues. `--quick` uses smaller images and fewer sets,
+strategies, seeds and rounds; `--save` copies the reports to bench/results.
 """
 
 import json
@@ -43,41 +42,41 @@ _RATIO: Final = ("ratio", "low", "high")
 _SEEDS: Final = 8
 
 _OPTIONS: Final[Mapping[str, tuple[object, str]]] = {
-    "quick": (False, "a few minutes, for a first impression"),
-    "only": ("", "some of the sets, with commas between them; all without"),
+    "quick": (False, "take a few minutes, for a first impression"),
+    "only": ("", "comma-separated names of sets; all if empty"),
 }
 
 Options = Mapping[str, Any]
-"""Of `simulate`, by name."""
+"""Options of `simulate` by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """Images, and how they are studied."""
+    """A set of images, and its study."""
 
     images: Callable[[], Images]
     options: Options
     pixels: int
-    """Of a side, for EfficientNet-Lite0; else for VGG-16."""
+    """Image size for EfficientNet-Lite0."""
     pixels_vgg16: int
 
 
 def _grow(*query: int, initial: int = 20, **options: Any) -> Options:
-    """Return the options of a study whose queries grow."""
-    asked = {"initial": initial, "query": ",".join(map(str, query)), "rounds": len(query)}
-    return {**asked, **{name.replace("_", "-"): value for name, value in options.items()}}
+    """Return the options of a study with the given query of each round."""
+    labels = {"initial": initial, "query": ",".join(map(str, query)), "rounds": len(query)}
+    return {**labels, **{name.replace("_", "-"): value for name, value in options.items()}}
 
 
 _CIFAR: Final = ("automobile", "airplane", "truck", "ship", "dog", "cat", "horse", "bird", "deer", "frog")
 _ALL: Final = dict.fromkeys(_CIFAR, 5000)
-"""All that there are, which is 100:1."""
+"""All images of the pool, a tail of 100:1."""
 _OTHER_ORDER: Final = ("automobile", "truck", "ship", "dog", "cat", "horse", "bird", "deer", "frog", "airplane")
-"""A class that is common above the rarest one."""
+"""A tail in which a common class is the rarest."""
 _THIRD_TAIL: Final = {
     "ship": 1077, "truck": 738, "dog": 506, "automobile": 347, "cat": 237, "airplane": 163, "horse": 111, "bird": 76,
     "deer": 52, "frog": 36,
 }  # fmt: skip
-"""30:1, in a third order."""
+"""A tail of 30:1, in a third order."""
 _EVEN: Final = dict.fromkeys(_CIFAR[:7], 232)
 _OTHER_WASTE: Final = ("plastic", "metal", "trash", "cardboard", "glass", "paper")
 
@@ -85,7 +84,7 @@ _TO_900: Final = (20, 20, 40, 40, 80, 80, 200, 400)
 _TO_500: Final = (20, 20, 40, 40, 80, 80, 200)
 _TO_220: Final = (20, 20, 20, 40, 40, 60)
 _MANY: Final = (75, 150, 200)
-"""After three labels a class."""
+"""After three initial labels per class."""
 
 _SETS: Final[Mapping[str, _Set]] = {
     "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _ALL), _grow(*_TO_900), 224, 128),
@@ -94,16 +93,16 @@ _SETS: Final[Mapping[str, _Set]] = {
     "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 224, 128),
     "letters": _Set(sets.letters, _grow(*_MANY, initial=141), 64, 64),
     "cifar10-200": _Set(
-        partial(sets.cifar, "cifar10-200", sets.tail(_OTHER_ORDER, 2600, 200)), _grow(*_TO_500), 224, 128
+        partial(sets.cifar, "cifar10-200", sets.long_tail(_OTHER_ORDER, 2600, 200)), _grow(*_TO_500), 224, 128
     ),
     "cifar10-30": _Set(partial(sets.cifar, "cifar10-30", _THIRD_TAIL), _grow(*_TO_500), 224, 128),
     "trashnet-50": _Set(partial(sets.trashnet, "trashnet-50", _OTHER_WASTE, 50), _grow(*_TO_220), 224, 224),
 }
-"""Where the developers' shared folder is."""
+"""Sets that need the developers' shared folder."""
 
 
 def plan_studies(*, quick: bool, only: Sequence[str] = ()) -> dict[str, Options]:
-    """Return the studies to run, by name, on what there is on this machine; `only` names some of the sets."""
+    """Return the options of the studies by name, given the data on this machine; `only` selects sets."""
     if sets.CIFAR.is_dir() and sets.TRASHNET.is_dir() and WEIGHTS.is_file():
         chosen = {name: each for name, each in _SETS.items() if name in (only or (_QUICK_SETS if quick else _SETS))}
         plans = {name: plan for name, each in chosen.items() for name, plan in _plan(name, each, quick=quick)}
@@ -124,13 +123,13 @@ def _plan(name: str, each: _Set, *, quick: bool) -> Iterator[tuple[str, Options]
 
 
 def _shorten(plan: Options) -> dict[str, Any]:
-    """Make a study of minutes: images whose features are computed quickly, and half the rounds."""
+    """Shorten a study to minutes: smaller images, fewer rounds, seeds and strategies."""
     less = {"image-size": min(plan["image-size"], 64), "rounds": plan["rounds"] // 2, "seeds": 2}
     return {**plan, **less, "strategies": _QUICK_STRATEGIES}
 
 
 def run_study(name: str, plan: Options) -> dict[str, Any]:
-    """Run a study as far as it has not been run, and return what it says of each strategy."""
+    """Run or continue a study, and return its summary."""
     out = CACHE / "evidence" / name
     options = [f"--{option}={value}" for option, value in {"name": name, **plan, "out": out}.items()]
     log(f"{name}: kept in {out.relative_to(CHECKOUT)}")
@@ -141,15 +140,15 @@ def run_study(name: str, plan: Options) -> dict[str, Any]:
 
 
 def save(name: str) -> None:
-    """Copy a study's reports to where results are kept."""
+    """Copy a study's reports to bench/results."""
     folder = RESULTS / f"{datetime.now(UTC).date().isoformat()}-evidence-{name}"
     folder.mkdir(parents=True, exist_ok=True)
     for file in _SAVED:
         shutil.copyfile(CACHE / "evidence" / name / file, folder / file)
 
 
-def _tell(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """What the table says of a strategy: ends, areas less random's, labels for two levels."""
+def _table_row(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a strategy's final metrics, areas minus random's, and label ratios."""
     return {
         **{f"{measure} end": figures[f"{measure}_final"] for measure in _MEASURES},
         **{f"{measure} area": _signed(figures[f"aulc_{measure}_vs_random"]) for measure in _MEASURES},
@@ -161,30 +160,30 @@ def _tell(figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _signed(found: Mapping[str, Any] | None) -> str:
-    """A difference; a star says that its interval leaves out zero."""
-    return f"{found['mean']:+.3f}{'*' if Difference(**found).sign else ''}" if found else ""
+def _signed(difference: Mapping[str, Any] | None) -> str:
+    """Format a difference, starred if its interval excludes zero."""
+    return f"{difference['mean']:+.3f}{'*' if Difference(**difference).sign else ''}" if difference else ""
 
 
-def _share(found: Mapping[str, Any] | None) -> str:
-    if not found:
+def _share(ratio: Mapping[str, Any] | None) -> str:
+    if not ratio:
         return ""
-    shares = [f">{found['most']:.2f}" if each is None else f"{each:.2f}" for each in map(found.get, _RATIO)]
-    return "{} ({} to {})".format(*shares) if found["low"] is not None else shares[0]
+    shares = [f">{ratio['most']:.2f}" if each is None else f"{each:.2f}" for each in map(ratio.get, _RATIO)]
+    return "{} ({} to {})".format(*shares) if ratio["low"] is not None else shares[0]
 
 
 def main() -> None:
-    """Run the studies, print a table and one line of JSON."""
+    """Run the studies, and print tables and a line of JSON."""
     options = read_options("evidence", __doc__, _OPTIONS)
     plans = plan_studies(quick=options.quick, only=split(options.only))
-    found: dict[str, Any] = {}
+    summaries: dict[str, Any] = {}
     for name, plan in plans.items():
-        found[name] = run_study(name, plan)
+        summaries[name] = run_study(name, plan)
         if options.save:
             save(name)
         print(name)
-        print_table([{"strategy": strategy, **_tell(figures)} for strategy, figures in found[name].items()])
-    print(json.dumps({"bench": "evidence", "quick": options.quick, "sets": found, "machine": describe()}))
+        print_table([{"strategy": strategy, **_table_row(figures)} for strategy, figures in summaries[name].items()])
+    print(json.dumps({"bench": "evidence", "quick": options.quick, "sets": summaries, "machine": describe()}))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 """What does a second round cost? `python -m bench.rerank [--image-size 224] [--images 1000] [--few 500] [--many 4000]`.
 
-A pool is scored, the head is trained again on more labels, which leaves the backbone as it is, and the pool is scored
-again. Measured over HTTP under gunicorn, by one client with requests of 100 tasks:
+Scores a pool, changes to a version with the same backbone and a head trained on more labels, and scores the pool again.
+Measured over HTTP under gunicorn, by one client with requests of 100 tasks:
 
-    again      the second round over the first, its median over three changes of version, and once more after a restart
-               of the server, whose features then come from the disk; and then by a server that asks for each image
-               whether it has changed; images come from a web server, and in a second run from local files
-    growth     at `--growth-image-size`, a server that has just started scores few images and then many others, its
-               cache in memory and as large as by default: by which factor time grows, and by how many MB the peak of
-               memory
+    again      speed of the second round over the first: the median over three changes of version, after a restart of
+               the server, with features read from disk, and by a server that revalidates each image; with images from a
+               web server and from local files
+    growth     at `--growth-image-size`, a freshly started server with its default cache in memory scores few images and
+               then many others: the factor by which time grows, and the MB by which the peak of memory grows
 
-Every image must get a score, the second head another one than the first, and what is scored again by the first head
-the same one as before; and no image may be downloaded twice, nor asked about but at the end; otherwise the bench fails.
+The bench fails unless every image gets a score, the two heads score differently, a head scores equally both times, no
+image is downloaded twice, and images are revalidated only at the end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from bench.harness.frame import log, print_table, read_options, report
 from bench.harness.hosts import common_folder, image_host
 from bench.harness.load import Client, images_per_s, send, split
 from bench.harness.serving import serving
-from bench.subjects.model import Subject, small_images, trained, workplace
+from bench.subjects.model import Subject, small_images, train_subject, working_folder
 from contract.versions.repository import Repository
 from contract.versions.version import Version
 
@@ -37,23 +36,23 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
     "images": (1000, "in the pool"),
     "rounds": (3, "changes of version"),
     "labels": (300, "of the first version"),
-    "more_labels": (400, "of the second one"),
+    "more_labels": (400, "of the second version"),
     "growth_image_size": (112, "in pixels"),
     "provider": (("cpu", "cuda"), "of the server"),
-    "few": (500, "images"),
-    "many": (4000, "images"),
+    "few": (500, "images of the first request of `growth`"),
+    "many": (4000, "images of the second request of `growth`"),
 }
 _TASKS = 100
 _HITS = "labelnext_feature_cache_hits_total"
-_SAME = 1e-4
-"""How far two scores of one version may be apart: the passes of an image are computed beside those of others."""
+_TOLERANCE = 1e-4
+"""Largest difference of two scores by the same version: results depend slightly on the batch."""
 
-_MOSTLY = 0.9
-"""Share of the scores that another head must change; where all passes agree for sure, two heads score alike."""
+_CHANGED_SHARE = 0.9
+"""Share of the scores that another head must change; heads score equally where all passes are certain."""
 
 
 class Scored(NamedTuple):
-    """A pool that was scored."""
+    """Scores of a pool."""
 
     scores: npt.NDArray[np.float64]
     """(N,)"""
@@ -62,10 +61,10 @@ class Scored(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print a table and one line of JSON."""
+    """Measure, and print tables and a line of JSON."""
     options = read_options("rerank", __doc__, _OPTIONS, arguments)
     first, second = (
-        trained(image_size=options.image_size, labels=labels) for labels in (options.labels, options.more_labels)
+        train_subject(image_size=options.image_size, labels=labels) for labels in (options.labels, options.more_labels)
     )
     assert first.version.manifest.backbone == second.version.manifest.backbone, "two heads on one backbone are needed"
     settings = {"LABELNEXT_POLL_S": "0.5", "LABELNEXT_DEADLINE_S": "900", "LABELNEXT_PROVIDER": options.provider}
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     root = common_folder(photos)
     references = [f"/data/local-files/?d={quote(photo.relative_to(root).as_posix())}" for photo in photos]
     local = _rerank(versions, references, {**settings, "LABELNEXT_LOCAL_FILES_ROOT": str(root)}, rounds=options.rounds)
-    small = trained(image_size=options.growth_image_size, labels=options.labels)
+    small = train_subject(image_size=options.growth_image_size, labels=options.labels)
     few, many = _grow(small, small_images(options.few + options.many), settings, few=options.few)
     print_table([{"images from": name, **row} for name, row in (("web server", web), ("local files", local))])
     print_table([few, many])
@@ -97,12 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check_scores(scored: Sequence[Scored], *, restarted: Scored) -> None:
-    """Make sure that the heads of two versions in turns score differently, and each as before, also after a restart."""
+    """Check that two alternating heads score differently, and each as before, also after a restart."""
     for earlier, later in pairwise(scored):
-        assert np.mean(earlier.scores != later.scores) > _MOSTLY, "another head gave the same scores"
+        assert np.mean(earlier.scores != later.scores) > _CHANGED_SHARE, "another head gave the same scores"
     for earlier, later in [*zip(scored, scored[2:], strict=False), (scored[-1], restarted)]:
-        farthest = np.abs(earlier.scores - later.scores).max()
-        assert farthest <= _SAME, f"a version's scores moved by {farthest:.2g} between two requests"
+        difference = np.abs(earlier.scores - later.scores).max()
+        assert difference <= _TOLERANCE, f"a version's scores moved by {difference:.2g} between two requests"
 
 
 def summarise(scored: Sequence[Scored], *, restarted: Scored) -> dict[str, float]:
@@ -119,8 +118,8 @@ def summarise(scored: Sequence[Scored], *, restarted: Scored) -> dict[str, float
 def _rerank(
     versions: Sequence[Version], references: Sequence[str], settings: Mapping[str, str], *, rounds: int
 ) -> dict[str, float]:
-    """Score under the first version, then `rounds` times under the second and the first in turns, then restart."""
-    with workplace(*versions) as folder:
+    """Score with the first version, then `rounds` times with alternating versions, then after restarts."""
+    with working_folder(*versions) as folder:
         repository = Repository(folder / "models")
         settings = {**settings, "LABELNEXT_CACHE_DIR": str(folder / "cache")}
         labels = versions[0].manifest.labels
@@ -137,21 +136,21 @@ def _rerank(
         with serving(repository.root, log=folder / "restarted.log", settings=settings) as server:
             restarted = _score(Client(server.url, labels), references, version)
             hits_after_restart = int(server.metrics()[_HITS])
-        asking = {**settings, "LABELNEXT_RECHECK_S": "0"}
-        with serving(repository.root, log=folder / "asking.log", settings=asking) as server:
-            asked = _score(Client(server.url, labels), references, version)
-    for later in (restarted, asked):
+        revalidating = {**settings, "LABELNEXT_RECHECK_S": "0"}
+        with serving(repository.root, log=folder / "revalidating.log", settings=revalidating) as server:
+            revalidated = _score(Client(server.url, labels), references, version)
+    for later in (restarted, revalidated):
         check_scores(scored, restarted=later)
     hits = int(after[_HITS] - before[_HITS])
     assert hits == rounds * len(references), f"{hits} hits for {rounds} times {len(references)} images"
     assert hits_after_restart == len(references), f"{hits_after_restart} hits for {len(references)} images on a restart"
-    return {**summarise(scored, restarted=restarted), "images_per_s_again_asked": asked.rate, "cache_hits": hits}
+    return {**summarise(scored, restarted=restarted), "images_per_s_again_asked": revalidated.rate, "cache_hits": hits}
 
 
 def _grow(subject: Subject, images: Sequence[Path], settings: Mapping[str, str], *, few: int) -> list[dict[str, float]]:
-    """Score few images and then the others: seconds, and the peak of memory afterwards."""
-    found = []
-    with image_host(images) as host, workplace(subject.version) as folder:
+    """Score `few` images and then the others; return seconds and the peak of memory of both."""
+    rows = []
+    with image_host(images) as host, working_folder(subject.version) as folder:
         settings = {**settings, "LABELNEXT_ALLOWED_ORIGINS": host.url}
         references = [host.reference(image) for image in images]
         with serving(folder / "models", log=folder / "server.log", settings=settings) as server:
@@ -159,8 +158,8 @@ def _grow(subject: Subject, images: Sequence[Path], settings: Mapping[str, str],
             server.reset_peak_rss()
             for part in (references[:few], references[few:]):
                 seconds = len(part) / _score(client, part, subject.version.name).rate
-                found.append({"images": len(part), "seconds": seconds, "peak_rss_mb": server.peak_rss_mb()})
-    return found
+                rows.append({"images": len(part), "seconds": seconds, "peak_rss_mb": server.peak_rss_mb()})
+    return rows
 
 
 def _score(client: Client, references: Sequence[str], version: str) -> Scored:

@@ -1,17 +1,15 @@
-"""How soon does the new order stand? `python -m bench.round [--tasks 10000] [--labels 500] [--new-labels 50]`.
+"""How soon is the new order in place? `python -m bench.round [--tasks 10000] [--labels 500] [--new-labels 50]`.
 
-A real Label Studio holds the tasks, their images come from a web server, a server runs under gunicorn, and `python -m
-trainer watch` beside it, with default options. The labels that are there from the start are trained on and the pool is
-ranked: that is preparation, in which the features of all images become known; they are kept below .cache for the next
-time. Then the tasks in front are labelled, and the clock runs from the last of these labels:
+Runs a real Label Studio, a web server for its images, a server under gunicorn, and `python -m trainer watch` with
+default options. A first round trains on the initial labels and ranks the pool, which computes the features of all
+images; they are cached in .cache. Then the first tasks of the order are labelled. Measured from the last label:
 
-    round_s   until the label stream serves the first task of the new order and the Data Manager's score column shows it
-    stages    of that, in seconds, as the watch tells them; "start" is what processes take to start, and "unseen" what
-              remains of round_s: mostly until the watch looks again
-    clear_s   how long the watch is busy afterwards, with the old ranking's predictions
+    round_s   seconds until the label stream serves the first task of the new order and the Data Manager shows its score
+    stages    seconds of each stage, from the log of the watch; "start" is the start of processes, and "unseen" the rest
+              of round_s, mostly waiting for the next poll
+    clear_s   seconds that the watch takes afterwards to delete predictions of the previous ranking
 
-At the end each unlabelled task must have one prediction of the new ranking and none of another; otherwise the bench
-fails.
+The bench fails unless each unlabelled task has exactly one prediction, of the new ranking.
 """
 
 import argparse
@@ -33,7 +31,7 @@ from bench.harness.frame import log, print_table, read_options, report
 from bench.harness.hosts import image_host
 from bench.harness.serving import Server
 from bench.subjects.model import CACHE, Subject, clean_environment, labelled_photos
-from bench.subjects.photos import vary
+from bench.subjects.photos import make_variations
 from contract.label_studio import LabelStudioClient
 from contract.versions.repository import Repository
 from demo.label_studio import label_studio
@@ -43,40 +41,40 @@ from trainer.labelstudio.tasks import condition
 
 _OPTIONS: Mapping[str, tuple[object, str]] = {
     "tasks": (10_000, "in the project"),
-    "labels": (500, "there from the start"),
-    "new_labels": (50, "after which the clock runs"),
-    "label_s": (0.5, "between two of them, as a quick person has"),
+    "labels": (500, "before the first round"),
+    "new_labels": (50, "before the measured round"),
+    "label_s": (0.5, "seconds between two labels, as of a fast annotator"),
     "image_size": (224, "in pixels"),
 }
 _FOLDER: Final = CACHE / "round"
 _TASKS_AN_IMPORT: Final = 2500
 _SETTLE_S: Final = 15.0
-"""What was imported in the seconds before the tasks are listed is asked for a second time; people take longer."""
-_LOOK_S: Final = 0.25
+"""Pause after the import: tasks imported seconds before they are listed are read twice, which is unrealistic."""
+_POLL_S: Final = 0.25
 _LONGEST_S: Final = 4 * 3600.0
-"""Of a round: the first one runs the backbone for every image."""
+"""Timeout of a round; the first one runs the backbone on every image."""
 _ROUND: Final = re.compile(r"; round (?P<seconds>[\d.]+) s: (?P<stages>[^;]+)(?:; clear (?P<clear>[\d.]+) s)?$")
 
 
 class Round(NamedTuple):
-    """What the watch says of a round, in seconds."""
+    """Durations of a round in seconds, from the log of the watch."""
 
     seconds: float
-    """Until the new order stood."""
+    """Until the new order was in place."""
     stages: Mapping[str, float]
     clear_s: float
 
     @classmethod
-    def read(cls, line: str) -> Self | None:
-        """Read it from a line of the watch; None from one that tells of no round."""
-        if (found := _ROUND.search(line)) is None:
+    def parse(cls, line: str) -> Self | None:
+        """Parse a line of the log; None for a line without a round."""
+        if (match := _ROUND.search(line)) is None:
             return None
-        stages = (stage.rsplit(" ", 1) for stage in found["stages"].split(", "))
-        return cls(float(found["seconds"]), {name: float(took) for name, took in stages}, float(found["clear"] or 0))
+        stages = (stage.rsplit(" ", 1) for stage in match["stages"].split(", "))
+        return cls(float(match["seconds"]), {name: float(took) for name, took in stages}, float(match["clear"] or 0))
 
 
 class Watch:
-    """A watch that is at work, whose words are passed on to stderr with the seconds since it began."""
+    """A running watch; copies its log to stderr, with the seconds since its start."""
 
     def __init__(self, options: Sequence[str], environment: Mapping[str, str]) -> None:
         self.started = time.perf_counter()
@@ -91,34 +89,34 @@ class Watch:
         self._rounds: SimpleQueue[Round | None] = SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def note(self, text: str) -> None:
-        """Say something at its place among the watch's words."""
+    def log(self, text: str) -> None:
+        """Write a line with the seconds since the start of the watch."""
         log(f"{time.perf_counter() - self.started:8.1f}  {text}")
 
     def next_round(self) -> Round:
-        """Return what it says of the next round when that has ended, be it in hours."""
-        if (found := self._rounds.get(timeout=_LONGEST_S)) is None:
-            raise RuntimeError(f"the watch ended with status {self.process.wait()}; its words are above")
-        return found
+        """Wait for the end of the next round, and return its durations."""
+        if (result := self._rounds.get(timeout=_LONGEST_S)) is None:
+            raise RuntimeError(f"the watch ended with status {self.process.wait()}; its log is above")
+        return result
 
     def stop(self) -> None:
-        """End it."""
+        """Terminate the watch."""
         self.process.terminate()
         self.process.wait()
 
     def _read(self) -> None:
         for line in self.process.stderr or ():
-            self.note(line.rstrip())
-            if found := Round.read(line.rstrip()):
-                self._rounds.put(found)
+            self.log(line.rstrip())
+            if result := Round.parse(line.rstrip()):
+                self._rounds.put(result)
         self._rounds.put(None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print a table and one line of JSON."""
+    """Measure, and print a table and a line of JSON."""
     options = read_options("round", __doc__, _OPTIONS, arguments)
     photos = labelled_photos()
-    images = vary(photos.files, options.tasks, folder=_FOLDER / f"images-{photos.name}")
+    images = make_variations(photos.files, options.tasks, folder=_FOLDER / f"images-{photos.name}")
     with (
         image_host([path for path, _ in images]) as host,
         tempfile.TemporaryDirectory(dir=CACHE, prefix=".round-") as folder,
@@ -136,10 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         server = Server(settings["LABELNEXT_MODELS"], log=_FOLDER / "server.log", settings=settings)
         stack.callback(server.stop)
         server.start()
-        told = f"--project={pool.project.id} --labels={options.new_labels} --rounds=2 --train=classifier".split()
-        told += [f"--weights={photos.weights}", f"--image-size={options.image_size}"]
+        arguments = f"--project={pool.project.id} --labels={options.new_labels} --rounds=2 --train=classifier".split()
+        arguments += [f"--weights={photos.weights}", f"--image-size={options.image_size}"]
         settings |= {"LABELNEXT_CACHE": str(Path(folder) / "cache"), "LABELNEXT_SERVER": server.url}
-        watch = Watch(told, clean_environment(**settings))
+        watch = Watch(arguments, clean_environment(**settings))
         stack.callback(watch.stop)
         result = _measure(watch, pool, options)
         repository = Repository(Path(settings["LABELNEXT_MODELS"]))
@@ -149,16 +147,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A project, and what its images show."""
+    """A project with known labels."""
 
     project: Project
     client: LabelStudioClient
     truth: Mapping[str, str]
-    """By reference."""
+    """True labels by image reference."""
 
     @classmethod
     def fill(cls, client: LabelStudioClient, images: Sequence[tuple[str, str]], labels: int) -> Self:
-        """Make a project with a task for each image, of which the first so many are labelled."""
+        """Create a project with a task for each image, the first `labels` of them labelled."""
         started, truth = time.perf_counter(), dict(images)
         project = Project.create(client, title="A pool", labels=sorted(set(truth.values())))
         tasks = [
@@ -171,23 +169,23 @@ class Pool:
         time.sleep(_SETTLE_S)
         return cls(project, client, truth)
 
-    def front(self, count: int) -> list[tuple[int, str]]:
-        """Return the first tasks by the score column, which must not be empty, lowest first: numbers and references."""
+    def first_tasks(self, count: int) -> list[tuple[int, str]]:
+        """Return ids and image references of the tasks with the lowest scores, in this order; all must have a score."""
         query = json.dumps({"ordering": ["tasks:predictions_score"]})
-        shown = {"fields": "task_only", "resolve_uri": "false"}
-        tasks = self.client.get("/api/tasks", project=self.project.id, query=query, page_size=count, **shown)["tasks"]
+        fields = {"fields": "task_only", "resolve_uri": "false"}
+        tasks = self.client.get("/api/tasks", project=self.project.id, query=query, page_size=count, **fields)["tasks"]
         assert all(task.get("predictions_score") is not None for task in tasks), "the score column is empty"
         return [(task["id"], task["data"]["image"]) for task in tasks]
 
-    def shows(self) -> str:
-        """Return the model version that the project sorts by."""
+    def shown_version(self) -> str:
+        """Return the model version whose scores the project sorts by."""
         return str(self.project.settings()["model_version"])
 
     def check(self, unlabelled: int) -> None:
-        """Make sure that so many unlabelled tasks have one prediction each, and all are of what the project shows."""
+        """Check that `unlabelled` unlabelled tasks have one prediction each, all of the version shown."""
         versions = self.client.get(f"/api/projects/{self.project.id}/model-versions/", extended="true")["static"]
-        found = [each["model_version"] for each in versions]
-        assert found == [self.shows()], f"predictions of {self.shows()} alone were expected, found {found}"
+        names, shown = [each["model_version"] for each in versions], self.shown_version()
+        assert names == [shown], f"predictions of {shown} alone were expected, found {names}"
         once = [condition("total_annotations", "equal", 0), condition("total_predictions", "equal", 1)]
         query = json.dumps({"filters": {"conjunction": "and", "items": once}})
         count = self.client.get("/api/tasks", project=self.project.id, query=query, page_size=1)["total"]
@@ -195,20 +193,20 @@ class Pool:
 
 
 def _measure(watch: Watch, pool: Pool, options: argparse.Namespace) -> dict[str, object]:
-    """Have the first round end, label the tasks in front as a person would, and time the second one."""
+    """Wait for the first round, label the first tasks like an annotator, and time the second round."""
     first = watch.next_round()
-    before = pool.shows()
-    for task, reference in pool.front(options.new_labels):
+    before = pool.shown_version()
+    for task, reference in pool.first_tasks(options.new_labels):
         time.sleep(options.label_s)
         pool.project.annotate(task, pool.truth[reference])
     labelled = time.perf_counter()
-    watch.note("the last label")
-    while (now := pool.shows()) == before:
-        time.sleep(_LOOK_S)
-    [(lowest, _)], served = pool.front(1), pool.project.next_task_id()
+    watch.log("the last label")
+    while (now := pool.shown_version()) == before:
+        time.sleep(_POLL_S)
+    [(lowest, _)], served = pool.first_tasks(1), pool.project.next_task_id()
     assert served == lowest, f"the label stream serves task {served}, the lowest score is task {lowest}'s"
     round_s = time.perf_counter() - labelled
-    watch.note(f"the new order stands, by {now}: {round_s:.1f} s")
+    watch.log(f"the new order stands, by {now}: {round_s:.1f} s")
     second = watch.next_round()
     pool.check(len(pool.truth) - options.labels - options.new_labels)
     stages = {**second.stages, "unseen": round_s - second.seconds}

@@ -1,16 +1,16 @@
 """What does a pool of 10^8 images cost? `python -m bench.score_pool [--image-size 224] [--images 256] [--labels 400]`.
 
-By what few images do, since all is proportional to their number but a worker's start:
+Extrapolates from few images, since all costs but the start of workers are proportional to their number:
 
-    score-pool       the command itself on photos from a web server on this machine, in fp32 and int8, with one worker
-                     that has all cores, and with one for each core: images/s while workers score, core-seconds of an
-                     image, the most memory of a worker, and what is not scoring (Ray, loading and validating a version)
-    parts            core-milliseconds to fetch an image over loopback, and to decode it as it is and in the sizes of a
-                     web page and of a camera
-    output           bytes of a row in a file of many
+    score-pool       the command on photos from a local web server, in fp32 and int8, with one worker that has all
+                     cores, and with one worker for each core: images/s while scoring, core-seconds per image, peak
+                     memory of a worker, and seconds beside scoring (Ray, loading and validating a version)
+    parts            core-milliseconds to fetch an image over loopback, and to decode it, also in the sizes of web pages
+                     and cameras
+    output           bytes per row of a large file
 
-Every image must get a score, otherwise the bench fails. Core-seconds are those of a worker's process, so that they mean
-something on a machine that has other work, too.
+The bench fails unless every image gets a score. Core-seconds are CPU time of the worker processes, so that other
+work on the machine hardly matters.
 """
 
 import json
@@ -28,7 +28,7 @@ from pyarrow import parquet as pq
 
 from bench.harness.frame import print_table, read_options, report
 from bench.harness.hosts import ImageHost, image_host
-from bench.subjects.model import clean_environment, trained, workplace
+from bench.subjects.model import clean_environment, train_subject, working_folder
 from bench.subjects.photos import save
 from contract.images.fetch import Fetcher, FetchSettings
 from contract.images.preprocess import decode_image
@@ -44,7 +44,7 @@ from server.settings import Precision, Score
 _PYTHON = CHECKOUT / ".venv-ray" / "bin" / "python"
 _OPTIONS: Mapping[str, tuple[object, str]] = {
     "image_size": (224, "in pixels"),
-    "labels": (400, "photos that the version is trained on"),
+    "labels": (400, "photos to train the version on"),
     "images": (256, "photos to score in each run"),
 }
 _POOL = 100_000_000
@@ -54,11 +54,11 @@ _ENLARGED = 8
 
 
 def main() -> None:
-    """Measure, print a table and one line of JSON."""
+    """Measure, and print a table and a line of JSON."""
     options = read_options("score_pool", __doc__, _OPTIONS)
-    subject = trained(image_size=options.image_size, labels=options.labels)
+    subject = train_subject(image_size=options.image_size, labels=options.labels)
     cores = available_cpus()
-    with workplace(subject.version) as folder, image_host(subject.photos) as host:
+    with working_folder(subject.version) as folder, image_host(subject.photos) as host:
         photos = subject.photos[: options.images]
         references = [host.reference(photo) for photo in photos]
         _write_shards(folder, references, cores)
@@ -97,7 +97,7 @@ def _write_shards(folder: Path, references: Sequence[str], shards: int) -> None:
 
 
 def _run(folder: Path, host: ImageHost, *, precision: Precision, workers: int) -> dict[str, Any]:
-    """Run the command, with all cores shared by the workers."""
+    """Run the command, with all cores divided among the workers."""
     environment = clean_environment(
         LABELNEXT_MODELS=str(folder / "models"),
         LABELNEXT_PROVIDER="cpu",
@@ -122,7 +122,7 @@ def _run(folder: Path, host: ImageHost, *, precision: Precision, workers: int) -
 
 
 def _measure_fetching(host: ImageHost, references: Sequence[str], version: Version) -> dict[str, float]:
-    """Fetch and decode one image after the other, in this thread alone."""
+    """Fetch and decode images one by one in this thread, and return core-milliseconds per image."""
     fetching = decoding = 0.0
     with Fetcher(FetchSettings(allowed_origins=(host.url,))) as fetcher:
         for reference in references:
@@ -136,20 +136,20 @@ def _measure_fetching(host: ImageHost, references: Sequence[str], version: Versi
 
 
 def _measure_decoding(photos: Sequence[Path], version: Version) -> dict[str, float]:
-    """Decode photos that were enlarged, which makes them smoother than those of a camera."""
-    found = {}
+    """Decode enlarged photos, which are smoother than a camera's, and return core-milliseconds per image."""
+    times = {}
     for width, height in _SIZES_PX:
         enlarged = (Image.open(photo).convert("RGB").resize((width, height)) for photo in photos)
         files = [save(image, "JPEG", quality=90) for image in enlarged]
         started = time.thread_time()
         for data in files:
             decode_image(data, version.manifest.input)
-        found[f"decode_core_ms_{width}x{height}"] = 1000 * (time.thread_time() - started) / len(files)
-    return found
+        times[f"decode_core_ms_{width}x{height}"] = 1000 * (time.thread_time() - started) / len(files)
+    return times
 
 
 def _measure_output(manifest: Manifest, folder: Path) -> float:
-    """Write many rows of numbers drawn by chance, which compress worse than scores do; return the bytes of one."""
+    """Write rows of random numbers, which compress worse than scores, and return the bytes per row."""
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(len(manifest.labels)), _ROWS).astype(np.float32)
     bald, entropy = rng.random((2, _ROWS))

@@ -1,18 +1,17 @@
 """What does serving cost over scoring? `python -m bench.server [--image-size 224] [--rounds 3] [--precision int8]`.
 
-JPEGs are fetched from a host in a process of its own and scored by the server under gunicorn, as Label Studio would
-have it, with the server's cache off: every image pays for its backbone. Measured are
+The server under gunicorn fetches JPEGs from a web server in another process and scores them, with its cache off, so
+that the backbone runs on every image. Measured are
 
-    starts     seconds from starting gunicorn to the first answer of /health that names a version; the version's files
-               are in the page cache
-    rounds     images/s of the engine alone, in this process on decoded arrays while the server is idle, then of the
-               server by one client with a large request, then by 16 clients with requests of 16; ratios are taken
-               within a round, so that a machine whose speed drifts does not matter
-    load       the server by 1 to 32 clients with requests of 1 and 16: p50, p99, and in which stages the time went
-    swaps      4 clients with requests of 1, while two versions, a round apart, take turns in CURRENT: requests
-               under way between the change of CURRENT and the new version's taking over, against those of quiet times
+    starts     seconds from starting gunicorn until /health names a version, with the version's files in the page cache
+    rounds     images/s of the engine alone, in this process on decoded arrays while the server is idle; of the server
+               with one client and a large request; and with 16 clients and requests of 16. Ratios are taken within a
+               round, so that drifting speed of the machine cancels out
+    load       the server with 1 to 32 clients and requests of 1 and 16 tasks: p50, p99 and time per stage
+    swaps      4 clients with requests of 1 task while CURRENT alternates between two versions: latencies of requests
+               during a change of version, compared with other requests
 
-Ends with status 1 if any image got no score.
+Exits with status 1 if any image got no score.
 """
 
 import sys
@@ -30,7 +29,7 @@ from bench.harness.frame import Row, log, print_table, read_options, report
 from bench.harness.hosts import image_host
 from bench.harness.load import Client, Reply, images_per_s, latencies, overlapping, send, sending, split
 from bench.harness.serving import Server, serving, stage_seconds
-from bench.subjects.model import trained, workplace
+from bench.subjects.model import train_subject, working_folder
 from contract.images.preprocess import decode_image
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
@@ -43,34 +42,34 @@ Images = npt.NDArray[np.uint8]
 _OPTIONS: Mapping[str, tuple[object, str]] = {
     "image_size": (224, "in pixels"),
     "images": (500, "in the largest request"),
-    "rounds": (3, "and starts"),
-    "labels": (400, "to train on"),
+    "rounds": (3, "rounds, and starts"),
+    "labels": (400, "photos to train the version on"),
     "precision": (("int8", "fp32", "fp16"), "of the backbone"),
     "provider": (("cpu", "cuda"), "of the server"),
-    "swap_requests": (300, "to meet a swap"),
+    "swap_requests": (300, "least number of requests during changes of version"),
 }
 _LOADS = ((1, 1), (4, 1), (16, 1), (32, 1), (1, 16), (4, 16), (32, 16))
-"""Clients and tasks a request, beside the two of the rounds."""
+"""Clients and tasks per request, in addition to those of the rounds."""
 _SWAP_CLIENTS = 4
 _LABELS_A_ROUND = 50
-"""Which one of the two versions that take turns knows more than the other."""
+"""Difference of the two versions in labels."""
 _FEWEST_SWAPS = 3
 _MOST_SWAPS = 40
 _SHORTEST_QUIET_S = 2.0
 _WAITING = "queue"
-"""The stage in which an image waits for its batch, which is no work."""
+"""The stage in which an image waits for its batch, without using a processor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What came of some requests."""
+    """Results of requests by concurrent clients."""
 
     clients: int
     tasks: int
-    """In each request."""
+    """Tasks per request."""
     replies: tuple[Reply, ...]
     stages: Mapping[str, float]
-    """Seconds in each stage, over all threads."""
+    """Seconds by stage, summed over threads."""
 
     @property
     def rate(self) -> float:
@@ -78,7 +77,7 @@ class Load:
         return images_per_s(self.replies)
 
     def to_json(self) -> dict[str, object]:
-        """Return rates, latencies and where the time went."""
+        """Return rate, latencies and time by stage."""
         images = sum(len(reply.scores) for reply in self.replies)
         working = {name: seconds for name, seconds in self.stages.items() if name != _WAITING}
         return {
@@ -93,23 +92,23 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Images/s of the engine alone and of the server, measured one after the other."""
+    """Images/s of the engine alone and loads of the server, measured in sequence."""
 
     engine: float
     loads: tuple[Load, ...]
-    """Of the same clients and tasks in each round."""
+    """With the same clients and tasks in each round."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A server, and what is asked of it."""
+    """A server under measurement."""
 
     server: Server
     client: Client
     references: Sequence[str]
 
-    def load(self, clients: int, tasks: int) -> Load:
-        """Send each image once, but at least one request a client; over one client with one task a quarter."""
+    def measure_load(self, clients: int, tasks: int) -> Load:
+        """Send each image once, or a quarter with one client and one task, but at least one request per client."""
         images = len(self.references) // 4 if (clients, tasks) == (1, 1) else len(self.references)
         turn = cycle(self.references)
         requests = [list(islice(turn, tasks)) for _ in range(max(clients, -(-images // tasks)))]
@@ -117,23 +116,23 @@ class Bench:
         replies = send(self.client, requests, clients=clients)
         after = stage_seconds(self.server.metrics())
         stages = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
-        found = Load(clients, tasks, tuple(replies), stages)
-        log(f"{clients} clients, requests of {tasks}: {found.rate:.2f} images/s")
-        return found
+        load = Load(clients, tasks, tuple(replies), stages)
+        log(f"{clients} clients, requests of {tasks}: {load.rate:.2f} images/s")
+        return load
 
-    def round(self, engine: Engine, images: Images) -> Round:
-        """Measure the engine alone on uint8 images (N, H, W, 3) in its largest batches, then the server."""
+    def measure_round(self, engine: Engine, images: Images) -> Round:
+        """Measure the engine alone on uint8 images (N, H, W, 3) in its largest batch size, then the server."""
         batch, started = engine.buckets[-1], time.perf_counter()
         for start in range(0, len(images), batch):
             engine.run(images[start : start + batch])
         alone = len(images) / (time.perf_counter() - started)
         log(f"the engine alone {alone:.2f} images/s")
-        return Round(alone, (self.load(1, len(images)), self.load(16, 16)))
+        return Round(alone, (self.measure_load(1, len(images)), self.measure_load(16, 16)))
 
     def measure_swaps(self, repository: Repository, *, requests: int) -> tuple[Row, Sequence[Reply]]:
-        """Let the repository's two versions take turns under load until so many requests have met a swap.
+        """Alternate between the repository's two versions under load until `requests` requests overlap a swap.
 
-        A quiet time lies before each swap and after the last, about as long as a swap.
+        Before each swap and after the last is a quiet time, at least as long as the previous swap.
         """
         windows: list[tuple[float, float]] = []
         quiet_s = _SHORTEST_QUIET_S
@@ -149,8 +148,9 @@ class Bench:
                 quiet_s = max(_SHORTEST_QUIET_S, windows[-1][1] - started)
                 log(f"swap {len(windows)}: {windows[-1][1] - started:.2f} s")
             time.sleep(quiet_s)
-        met = overlapping(replies, windows)
-        during, quiet = latencies(met), latencies([reply for reply in replies if reply not in met])
+        affected = overlapping(replies, windows)
+        others = [reply for reply in replies if reply not in affected]
+        during, quiet = latencies(affected), latencies(others)
         swap = {
             "clients": _SWAP_CLIENTS,
             "swaps": len(windows),
@@ -162,17 +162,17 @@ class Bench:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table and one line of JSON; return the exit status."""
+    """Measure, and print a table and a line of JSON; return the exit status."""
     options = read_options("server", __doc__, _OPTIONS, arguments)
     precision: Literal["auto", "fp32"] = "auto" if options.precision == "int8" else "fp32"
     first, second = (
-        trained(image_size=options.image_size, labels=labels, precision=precision)
+        train_subject(image_size=options.image_size, labels=labels, precision=precision)
         for labels in (options.labels, options.labels + _LABELS_A_ROUND)
     )
     photos = first.photos[: options.images]
     settings = {"LABELNEXT_CACHE_MB": "0", "LABELNEXT_POLL_S": "0.5", "LABELNEXT_DEADLINE_S": "900"}
     settings |= {"LABELNEXT_PRECISION": options.precision, "LABELNEXT_PROVIDER": options.provider}
-    with workplace(first.version, second.version) as folder, image_host(photos) as host:
+    with working_folder(first.version, second.version) as folder, image_host(photos) as host:
         settings["LABELNEXT_ALLOWED_ORIGINS"] = host.url
         repository = Repository(folder / "models")
         starts = []
@@ -188,16 +188,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             assert engine.precision == options.precision, f"{options.precision} cannot be had here: see the warning"
             images = np.stack([decode_image(photo.read_bytes(), engine.manifest.input) for photo in photos])
             engine.run(images[: engine.buckets[-1]])
-            rounds = [bench.round(engine, images) for _ in range(options.rounds)]
-            loads = [*(bench.load(*each) for each in _LOADS), *rounds[-1].loads]
+            rounds = [bench.measure_round(engine, images) for _ in range(options.rounds)]
+            loads = [*(bench.measure_load(*each) for each in _LOADS), *rounds[-1].loads]
             peak_rss_mb = server.peak_rss_mb()
             swaps, swapping = bench.measure_swaps(repository, requests=options.swap_requests)
             peak_rss_mb_with_swap = server.peak_rss_mb()
     all_loads = [*loads, *(load for each in rounds[:-1] for load in each.loads)]
     failed = sum(reply.failed for replies in (swapping, *(load.replies for load in all_loads)) for reply in replies)
     served = Settings.read(settings)
-    told = [load.to_json() for load in loads]
-    print_table([{name: value for name, value in row.items() if name != "stage_ms_per_image"} for row in told])
+    rows = [load.to_json() for load in loads]
+    print_table([{name: value for name, value in row.items() if name != "stage_ms_per_image"} for row in rows])
     result = {
         **summarise_rounds(rounds),
         **swaps,
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "peak_rss_mb": peak_rss_mb,
         "peak_rss_mb_with_swap": peak_rss_mb_with_swap,
         "images_failed": failed,
-        "load": told,
+        "load": rows,
         "threads": {"engine": available_cpus(), "requests": served.threads, "fetch": served.fetch_threads},
         "photo_bytes_median": median(photo.stat().st_size for photo in photos),
     }
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def summarise_rounds(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
-    """Return the medians of images/s and of the server's ratios to the engine alone, by clients and tasks a request."""
+    """Return median images/s, and median ratios of the server to the engine alone, by clients and tasks per request."""
     ratios, rates = {}, {"engine_alone": median(each.engine for each in rounds)}
     for loads in zip(*(each.loads for each in rounds), strict=True):
         name = f"clients_{loads[0].clients}_tasks_{loads[0].tasks}"

@@ -1,1 +1,1 @@
-"""What the trainer and the server agree on: versions, their validation, pixels and scores."""
+"""The contract between trainer and server: versions, their validation, pixels and scores."""

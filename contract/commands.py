@@ -22,7 +22,7 @@ _WIDTH: Final = 110
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a field does not say about its option; one of the annotations of its type."""
+    """Properties of an option beyond its field's type and docstring; one of the annotations of the type."""
 
     name: str | None = None
     """Such as `--train`; by default made from the field's name."""

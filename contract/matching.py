@@ -1,4 +1,4 @@
-"""Whether a model fits a project, by their labels.
+"""Matches the labels of a model with the controls of a project.
 
 A labelling config may change after a training. Added labels get no probability, and images predicted as a removed label
 get no label; neither is an error. A project on another subject is.

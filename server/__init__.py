@@ -1,9 +1,6 @@
-"""The inference server: Label Studio's predict calls, answered with a label and an uncertainty.
-
-Imports no torch and no trainer; what it serves comes from the model repository alone.
-"""
+"""The inference server: answers Label Studio's predict calls with a label and an uncertainty for each image."""
 
 import os
 
-# onnxruntime reports its use to its maker unless told not to, before it is imported.
+# Disables onnxruntime's telemetry, which must be done before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,6 +1,6 @@
 """The server's command line.
 
-python -m server check [MODELS]   would a server with these settings do its work here? one line of JSON
+python -m server check [MODELS]   check a server's settings and models on this machine; prints one line of JSON
 python -m server score-pool ...   score parquet files of image references, on any number of machines
 """
 
@@ -22,7 +22,7 @@ from server.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status."""
+    """Run a command and return its exit status."""
     command, values = parse("python -m server", COMMANDS, arguments, about="Labelnext's inference server.")
     try:
         return command.run(*values) or 0
@@ -38,12 +38,12 @@ class _Check:
 
 
 def _check(options: _Check) -> int:
-    """Print what would come of serving as the environment says, on this machine; return the exit status."""
+    """Print the report of all checks as JSON, and faults to stderr; return the exit status."""
     from server import check as checking
 
     try:
         settings = Settings.read()
-    except ConfigError as err:  # nothing else can be asked then
+    except ConfigError as err:  # all other checks need settings
         report = checking.Report([checking.Check("settings", False, str(err))], {})
     else:
         report = checking.check(dataclasses.replace(settings, models=options.models or settings.models))
@@ -54,7 +54,7 @@ def _check(options: _Check) -> int:
 
 
 def _score_pool(options: PoolOptions) -> None:
-    """Score a pool that is not in Label Studio."""
+    """Score parquet files of image references."""
     settings = Settings.read()
     try:
         from server.pool import cluster, job

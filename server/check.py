@@ -1,8 +1,7 @@
-"""What is asked before a roll-out: would a server with these settings, on this machine, do its work?
+"""Checks before a roll-out that a server with these settings would work on this machine.
 
-Owns which questions there are and what their answers look like; each is answered by the parts that serve. A question
-that another one's failure leaves without a subject is not asked. Nothing is changed but for a file in the cache's
-folder, which is removed again.
+Uses the same code as the server. Checks that depend on a failed one are left out. Nothing is changed, except that a
+temporary file is written to the cache's folder.
 """
 
 import json
@@ -27,16 +26,15 @@ from server.inference.validation import admit
 from server.opening import engine_loader, open_models
 from server.settings import Precision, Settings
 
-_ASKING_S: Final = 10.0
-"""The most that Label Studio may take for an answer; its own patience with a backend is shorter."""
-_RUNS: Final = 3
+_LABEL_STUDIO_TIMEOUT_S: Final = 10.0
+_TIMED_RUNS: Final = 3
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question and its answer: what was found, or what is wrong and what to do."""
+    """The result of one check; `detail` describes what was found, or what is wrong and what to do."""
 
     name: str
     ok: bool
@@ -45,35 +43,34 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All answers."""
+    """The results of all checks."""
 
     checks: Sequence[Check]
     figures: Mapping[str, object]
-    """What is known of the version in use and of this machine; empty without a version. Where there are several models,
-    what is known of their versions stands in `models`, by name."""
+    """Figures of the current version and this machine; those of several models are in `models`, by name."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether all checks passed."""
         return all(check.ok for check in self.checks)
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong."""
+        """Details of the failed checks."""
         return [check.detail for check in self.checks if not check.ok]
 
     def to_json(self) -> str:
-        """Return one line."""
+        """Return the report as one line of JSON."""
         return json.dumps({"ok": self.ok, **self.figures, "checks": [asdict(check) for check in self.checks]})
 
 
 def check(settings: Settings) -> Report:
-    """Ask everything."""
-    return _Questions(settings).ask_all()
+    """Run all checks."""
+    return _Checker(settings).run()
 
 
-class _Questions:
-    """What is asked with some settings, and what has been found so far. Each question raises what is wrong."""
+class _Checker:
+    """Runs the checks one after the other; each is a function that returns a detail, or raises."""
 
     def __init__(self, settings: Settings) -> None:
         self.checks: list[Check] = []
@@ -83,39 +80,39 @@ class _Questions:
         self._repositories: tuple[Repository, ...] = ()
         self._load = engine_loader(settings)
         self._engines: list[Engine] = []
-        """Of the versions that are valid, which are in memory together as they are when they are served."""
+        """Engines of all valid versions, in memory together as in the server."""
 
-    def ask_all(self) -> Report:
+    def run(self) -> Report:
         self.checks.append(Check("settings", True, "all are valid"))
-        self._ask("repository", self._read_repository)
+        self._check("repository", self._read_repository)
         for repository in self._repositories:
-            self._ask_of(repository)
+            self._check_model(repository)
         if self._engines:
-            self._ask("memory", self._weigh)  # after the largest batch has been run
-        self._ask("cache", partial(_use_cache, self._settings))
-        self._ask("label_studio", partial(_reach_label_studio, self._settings))
+            self._check("memory", self._measure_memory)  # after the largest batch has been run
+        self._check("cache", partial(_check_cache, self._settings))
+        self._check("label_studio", partial(_check_label_studio, self._settings))
         return Report(self.checks, self.figures)
 
-    def _ask_of(self, repository: Repository) -> None:
-        """Ask what is asked of each model; where there are several, the questions and the figures name it."""
+    def _check_model(self, repository: Repository) -> None:
+        """Check a model's version; if there are several models, checks and figures name theirs."""
         of, figures, before = "", self.figures, len(self._engines)
         if len(self._repositories) > 1:
             of, figures = f" of {repository.model}", {}
             self.figures.setdefault("models", {})[repository.model] = figures
-        self._ask(f"version{of}", partial(self._validate, repository, figures))
+        self._check(f"version{of}", partial(self._validate, repository, figures))
         for engine in self._engines[before:]:
             runs_on = f"runs on {engine.provider}, LABELNEXT_PROVIDER is {self._settings.provider}"
             self.checks.append(Check(f"provider{of}", True, runs_on))
-            self._ask(f"precision{of}", partial(self._compare_precision, engine))
-            self._ask(f"speed{of}", partial(self._time, engine, figures))
+            self._check(f"precision{of}", partial(self._check_precision, engine))
+            self._check(f"speed{of}", partial(self._measure_speed, engine, figures))
 
-    def _ask(self, name: str, question: Callable[[], str]) -> None:
+    def _check(self, name: str, run: Callable[[], str]) -> None:
         try:
-            check = Check(name, True, question())
+            check = Check(name, True, run())
         except (LabelnextError, OSError) as err:
             check = Check(name, False, str(err))
-        except Exception as err:  # whatever a bad version does, the other questions are asked
-            _log.debug("%s failed in a way that was not foreseen", name, exc_info=True)
+        except Exception as err:  # a bad version may raise anything; the other checks are still run
+            _log.debug("%s failed unexpectedly", name, exc_info=True)
             check = Check(name, False, f"{type(err).__name__}: {err}")
         self.checks.append(check)
 
@@ -133,7 +130,7 @@ class _Questions:
 
     def _validate(self, repository: Repository, figures: dict[str, Any]) -> str:
         admitted = admit(repository, repository.current(), self._load)
-        engine, found = admitted.engine, admitted.validation
+        engine, validation = admitted.engine, admitted.validation
         self._engines.append(engine)
         figures |= {
             "version": engine.version,
@@ -141,17 +138,17 @@ class _Questions:
             "dropout_sites": len(engine.sites),
             "provider": engine.provider,
             "precision": engine.precision,
-            "mean_bald": found.mean_bald,
-            "largest_difference": found.largest_difference,
+            "mean_bald": validation.mean_bald,
+            "largest_difference": validation.largest_difference,
             "labels": engine.manifest.labels,
             "image_size": [engine.manifest.input.height, engine.manifest.input.width],
         }
         return (
-            f"{engine.version} reproduces the trainer's passes to {found.largest_difference:.2g}; "
-            f"mean BALD of the probe {found.mean_bald:.3g} nats"
+            f"{engine.version} reproduces the trainer's passes to {validation.largest_difference:.2g}; "
+            f"mean BALD of the probe {validation.mean_bald:.3g} nats"
         )
 
-    def _compare_precision(self, engine: Engine) -> str:
+    def _check_precision(self, engine: Engine) -> str:
         wanted = self._settings.precision
         if wanted not in (Precision.AUTO, engine.precision):
             raise ConfigError(
@@ -161,9 +158,9 @@ class _Questions:
             )
         return f"the backbone computes in {engine.precision}, LABELNEXT_PRECISION is {wanted}"
 
-    def _time(self, engine: Engine, figures: dict[str, Any]) -> str:
+    def _measure_speed(self, engine: Engine, figures: dict[str, Any]) -> str:
         images, deadline_s = self._settings.max_batch_images, self._settings.deadline_s
-        one_s, batch_s = _seconds(engine, 1), _seconds(engine, images)
+        one_s, batch_s = _median_s(engine, 1), _median_s(engine, images)
         figures |= {"image_ms": round(one_s * 1000, 3), "batch_ms": round(batch_s * 1000, 3)}
         if batch_s > deadline_s:
             raise ConfigError(
@@ -175,13 +172,13 @@ class _Questions:
             f"{images / batch_s:.3g} images/s"
         )
 
-    def _weigh(self) -> str:
-        """While versions are swapped the one in use and all that loading the next one takes are there at once."""
+    def _measure_memory(self) -> str:
+        """Estimate the memory while versions are swapped: the resident memory, and what loading a version takes."""
         after, limit = resident_bytes(), memory_limit_bytes()
         if self._before is None or after is None:
             return "this system does not say"
-        (before, _), (now, most) = self._before, after
-        now_mb, swap_mb = _mebibytes(now), _mebibytes(now + most - before)
+        (before, _), (now, peak) = self._before, after
+        now_mb, swap_mb = _mebibytes(now), _mebibytes(now + peak - before)
         self.figures |= {"memory_mb": now_mb, "swap_memory_mb": swap_mb}
         if limit is not None and swap_mb > _mebibytes(limit):
             raise ConfigError(
@@ -192,39 +189,40 @@ class _Questions:
         return f"{now_mb} MiB are resident, swapping versions takes about {swap_mb}; {allowed}"
 
 
-def _seconds(engine: Engine, images: int) -> float:
-    """The median time of scoring so many at once."""
+def _median_s(engine: Engine, images: int) -> float:
+    """Return the median time of scoring a batch of `images` random images, in seconds."""
     spec = engine.manifest.input
     batch = np.random.default_rng(0).integers(0, 256, (images, spec.height, spec.width, 3), np.uint8)
-    return statistics.median(timeit.repeat(lambda: engine.run(batch), number=1, repeat=_RUNS))
+    return statistics.median(timeit.repeat(lambda: engine.run(batch), number=1, repeat=_TIMED_RUNS))
 
 
 def _mebibytes(size: int) -> int:
     return round(size / 2**20)
 
 
-def _use_cache(settings: Settings) -> str:
-    folder, most = settings.cache_dir, settings.cache_bytes
-    if not most:
+def _check_cache(settings: Settings) -> str:
+    folder, limit = settings.cache_dir, settings.cache_bytes
+    if not limit:
         return "nothing is kept"
     if folder is None:
-        return f"features are kept in memory, {_mebibytes(most)} MiB at most"
+        return f"features are kept in memory, {_mebibytes(limit)} MiB at most"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         room = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    if room < most:
+    if room < limit:
         raise ConfigError(
-            f"{folder} has room for {_mebibytes(room)} MiB of features, {_mebibytes(most)} may be kept; set "
+            f"{folder} has room for {_mebibytes(room)} MiB of features, {_mebibytes(limit)} may be kept; set "
             "LABELNEXT_CACHE_MB lower, or LABELNEXT_CACHE_DIR to a folder on another disk"
         )
-    return f"{folder} can be written, and has room for {_mebibytes(most)} MiB"
+    return f"{folder} can be written, and has room for {_mebibytes(limit)} MiB"
 
 
-def _reach_label_studio(settings: Settings) -> str:
+def _check_label_studio(settings: Settings) -> str:
     if settings.label_studio_url is None:
         return "LABELNEXT_LABEL_STUDIO_URL is not set: uploads and cloud storage cannot be read"
     token, retries = settings.label_studio_token, RetryPolicy(total_s=0.0)
-    studio = LabelStudioClient(settings.label_studio_url, token or "", timeout_s=_ASKING_S, retries=retries)
+    timeout_s = _LABEL_STUDIO_TIMEOUT_S
+    studio = LabelStudioClient(settings.label_studio_url, token or "", timeout_s=timeout_s, retries=retries)
     try:
         studio.get(WHOAMI)
     except TokenRefused:
@@ -232,4 +230,4 @@ def _reach_label_studio(settings: Settings) -> str:
             raise
         unset = "LABELNEXT_LABEL_STUDIO_TOKEN is not set: uploads and cloud storage cannot be read"
         return f"{studio.url} answers; {unset}"
-    return f"{studio.url} answers, and knows the token"
+    return f"{studio.url} answers, and matches_any the token"

@@ -1,4 +1,4 @@
-"""What the settings say is to be opened: repository, engines and feature store."""
+"""Opens the repository, engines and feature store that the settings describe."""
 
 from contract.features.store import FeatureStore
 from contract.settings import DEFAULT_MODEL
@@ -14,19 +14,19 @@ from server.settings import Settings
 
 
 def open_models(settings: Settings) -> Repository:
-    """Return the repository of the model that the settings name, else of `default`; a key that is set verifies it.
+    """Return the repository of the model in the settings, else of `default`, with its key for signatures.
 
     Raises:
-        ConfigError: if it cannot be opened, or the key cannot be used.
+        ConfigError: if the repository cannot be opened or the key cannot be used.
     """
     keys = Keys.read(verifying=settings.verify_key)
     return open_repository(settings.models, settings.model or DEFAULT_MODEL, settings.version_cache, keys=keys)
 
 
 def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngine:
-    """Return what turns a version into an engine under these settings; None takes every processor there is.
+    """Return a function that opens versions as engines, which share equal backbones.
 
-    Engines that it has opened have a backbone in common where it is the same.
+    Runs use `threads` threads; by default one for each available processor.
     """
     options = EngineOptions(
         device=settings.provider,
@@ -40,7 +40,7 @@ def engine_loader(settings: Settings, *, threads: int | None = None) -> LoadEngi
 
 
 def open_store(settings: Settings, metrics: Metrics) -> FeatureStore | None:
-    """Open the feature store that the settings ask for; None if they ask for none."""
+    """Open the feature store; return None if the settings disable it."""
     if not settings.cache_bytes:
         return None
     store = FeatureStore(

@@ -1,7 +1,4 @@
-"""The server's settings: read from the environment once, validated whole.
-
-Knows nothing of what the settings are used for.
-"""
+"""The server's settings, read from the environment."""
 
 import re
 from enum import StrEnum
@@ -14,22 +11,22 @@ from pydantic.dataclasses import dataclass
 from contract.settings import DECLARED, Count, Seconds, SharedSettings, parsed, split
 
 _CACHE_MB_IN_MEMORY = 256
-"""About 60,000 images of VGG-16."""
+"""Features of about 60,000 images by VGG-16."""
 _CACHE_MB_IN_A_FOLDER = 4096
-"""About a million of them."""
+"""Features of about a million images."""
 
 
 class Score(StrEnum):
-    """What Label Studio gets as a prediction's score."""
+    """The score of predictions in Label Studio."""
 
     AGREEMENT = "agreement"
-    """1 - BALD / ln C: lowest is labelled first, as Label Studio's uncertainty sampling sorts."""
+    """1 - BALD / ln C, for ascending order as in Label Studio's uncertainty sampling."""
     BALD = "bald"
-    """BALD / ln C, for those who sort descending."""
+    """BALD / ln C, for descending order."""
 
 
 class Device(StrEnum):
-    """Where the graph may run."""
+    """The device that runs the graphs."""
 
     AUTO = "auto"
     CPU = "cpu"
@@ -37,10 +34,10 @@ class Device(StrEnum):
 
 
 class Precision(StrEnum):
-    """What the backbone computes in; the head always computes in float32."""
+    """Precision of the backbone; the head always computes in float32."""
 
     AUTO = "auto"
-    """fp16 on a GPU, int8 on a CPU where the version has it, else fp32."""
+    """fp16 on a GPU, int8 on a CPU if the version has it, else fp32."""
     FP32 = "fp32"
     FP16 = "fp16"
     INT8 = "int8"
@@ -62,7 +59,7 @@ def _parse_hosts(value: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=DECLARED)
 class Settings(SharedSettings):
-    """Everything that can be set. The defaults serve a laptop."""
+    """All settings of the server. The defaults suit a laptop."""
 
     model: str | None = None
     """Serve only this model of the repository: the name of its folder. By default all models are served
@@ -115,13 +112,13 @@ class Settings(SharedSettings):
     keeps none."""
 
     @property
-    def images_under_way(self) -> int:
-        """The most images that are fetched or wait for the graph: one batch running, one waiting, and every thread."""
+    def max_images_in_flight(self) -> int:
+        """Limit on images being fetched or waiting for the graph: by default two batches and one per thread."""
         return self.queue_images or 2 * self.max_batch_images + self.fetch_threads
 
     @property
     def cache_bytes(self) -> int:
-        """The most that the feature cache holds; 0 for no cache."""
+        """Size limit of the feature store; 0 for no store."""
         mebibytes = self.cache_mb
         if mebibytes is None:
             mebibytes = _CACHE_MB_IN_MEMORY if self.cache_dir is None else _CACHE_MB_IN_A_FOLDER

@@ -1,4 +1,4 @@
-"""README and docs against the code: settings, commands, links and files that they name are real ones."""
+"""README and docs against the code: the settings, commands, links and files that they name exist."""
 
 import re
 import shlex
@@ -26,13 +26,13 @@ README = PAGES["README.md"]
 COMMANDS = {"trainer": trainer.__main__.COMMANDS, "server": server.__main__.COMMANDS}
 
 
-def found(pattern, pages=PAGES):
-    """What a pattern finds, with the page it is on."""
+def matches(pattern, pages=PAGES):
+    """Return the matches of a pattern as pairs of page and text."""
     return sorted({(page, text) for page in pages for text in re.findall(pattern, PAGES[page])})
 
 
 def commands(page):
-    """The lines of a page's code blocks."""
+    """Return the lines of a page's code blocks."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGES[page], re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
 
@@ -41,16 +41,16 @@ def anchors(text):
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"(?m)^#+ (.+)$", text)}
 
 
-@pytest.mark.parametrize(("page", "link"), found(r"\]\(((?!http)[^)]+)\)"))
-def test_links_lead_somewhere(page, link):
+@pytest.mark.parametrize(("page", "link"), matches(r"\]\(((?!http)[^)]+)\)"))
+def test_links_have_existing_targets(page, link):
     file, _, fragment = link.partition("#")
     path = (ROOT / page).parent / file if file else ROOT / page
     assert path.exists()
     assert not fragment or fragment in anchors(path.read_text(encoding="utf-8"))
 
 
-def leads_to(page):
-    """The pages that a page links to."""
+def linked_pages(page):
+    """Return the pages that a page links to."""
     links = {link.partition("#")[0] for link in re.findall(r"\]\(((?!http)[^)]+)\)", PAGES[page])}
     return {normpath(join(dirname(page), link)) for link in links} & PAGES.keys()
 
@@ -61,9 +61,8 @@ def test_the_readme_is_short_and_shows_the_two_commands():
 
 
 def test_every_page_is_within_two_clicks_of_the_readme():
-    """So are the settings, metrics, alerts and figures on them."""
-    once = leads_to("README.md")
-    assert {"README.md"} | once | {target for page in once for target in leads_to(page)} == PAGES.keys()
+    first = linked_pages("README.md")
+    assert {"README.md"} | first | {target for page in first for target in linked_pages(page)} == PAGES.keys()
 
 
 def test_every_decision_is_listed_under_its_title():
@@ -73,9 +72,9 @@ def test_every_decision_is_listed_under_its_title():
 
 
 @pytest.mark.parametrize(
-    ("page", "path"), found(r"`((?:contract|server|trainer|deploy|requirements|tests|bench)/[\w./-]+)`")
+    ("page", "path"), matches(r"`((?:contract|server|trainer|deploy|requirements|tests|bench)/[\w./-]+)`")
 )
-def test_files_that_are_named_exist(page, path):
+def test_named_files_exist(page, path):
     assert (ROOT / path).exists()
 
 
@@ -98,13 +97,13 @@ def test_commands_parse(line):
 
 
 def options(declarations):
-    """The names of options; one that is on by default has two."""
+    """Return the names of options; an option that is on by default has two."""
     return {name for each in declarations for name in each.usage.split()[0].split("/")}
 
 
-@pytest.mark.parametrize(("page", "usage"), found(r"`(?:python -m )?((?:trainer|server) [a-z-]+ [^`]*--[^`]*)`"))
-def test_options_are_the_command_s(page, usage):
-    """Where a sentence shows how a command is called, its --help lists them."""
+@pytest.mark.parametrize(("page", "usage"), matches(r"`(?:python -m )?((?:trainer|server) [a-z-]+ [^`]*--[^`]*)`"))
+def test_options_of_a_command_exist(page, usage):
+    """In commands within sentences; `test_commands_parse` checks code blocks."""
     program, name, *rest = usage.split()
     command = COMMANDS[program][name]
     kinds = command.groups.values()
@@ -112,34 +111,33 @@ def test_options_are_the_command_s(page, usage):
     assert set(re.findall(r"(?<![\w-])--[a-z-]+", " ".join(rest))) <= known | {"--help"}
 
 
-@pytest.mark.parametrize(("page", "option"), found(r"`(--[a-z][a-z-]*)"))
-def test_options_that_stand_alone_are_ones(page, option):
-    """Of some command, of the GPU's bench or of Docker's."""
+@pytest.mark.parametrize(("page", "option"), matches(r"`(--[a-z][a-z-]*)"))
+def test_options_without_a_command_exist(page, option):
+    """They are options of any command, of the GPU benchmark or of Docker."""
     kinds = [kind for each in COMMANDS.values() for command in each.values() for kind in command.groups.values()]
     known = options(each for kind in kinds for each in option_rows(kind))
     assert option in known | {"--parts", "--build-arg", "--profile"}
 
 
-def test_a_machine_without_internet_is_told_which_file_it_needs():
-    """Where a project begins to be used, and it is the one that a training would have downloaded."""
+def test_the_guide_names_the_weights_for_a_machine_without_internet():
+    """It is the file that training would download."""
     url = get_model_weights(Training().backbone).IMAGENET1K_V1.url
-    [begin] = re.findall(r"## Your own project\n(.*?)\n## ", PAGES["docs/guide.md"], re.DOTALL)
-    assert url in begin
-    assert f"--weights {url.rpartition('/')[2]}" in begin
+    [text] = re.findall(r"## Your own project\n(.*?)\n## ", PAGES["docs/guide.md"], re.DOTALL)
+    assert url in text
+    assert f"--weights {url.rpartition('/')[2]}" in text
 
 
-@pytest.mark.parametrize("target", sorted({text for _, text in found(r"make ([a-z-]+)\b(?=`|\s+#| [A-Z]+=)")}))
+@pytest.mark.parametrize("target", sorted({text for _, text in matches(r"make ([a-z-]+)\b(?=`|\s+#| [A-Z]+=)")}))
 def test_make_targets_exist(target):
     assert re.search(rf"(?m)^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"))
 
 
 def test_every_setting_and_option_is_described():
-    """With its default, in the order of the declarations, and no other is: `make fix` writes what is missing here."""
+    """With its default and in the order of the declarations; `make fix` updates docs/settings.md."""
     assert PAGES["docs/settings.md"] == settings_page.render(PAGES["docs/settings.md"])
 
 
 @pytest.mark.parametrize("kind", [Settings, Environment])
-def test_secrets_are_called_secrets(kind):
-    """What logs mask is what the table says to keep."""
+def test_settings_masked_in_logs_are_documented_as_secrets(kind):
     masked = {name for name, info in kind.__pydantic_fields__.items() if not info.repr}
     assert masked == {name for name in kind.__pydantic_fields__ if field_docstring(kind, name).endswith("Secret.")}

@@ -1,4 +1,4 @@
-"""Who may import whom: trainer -> contract <- server, sub-packages one way, and each heavy library in few folders."""
+"""Import rules: trainer -> contract <- server, sub-packages in layers, and each heavy library in few folders."""
 
 import ast
 from functools import cache
@@ -28,8 +28,8 @@ LAYERS = {
         {"watching"},
     ],
 }
-"""The sub-packages of each package, from the bottom to the top. One imports those of lower layers, and modules beside
-the sub-packages that rely on nothing but these."""
+"""The sub-packages of each package in layers, from bottom to top. A sub-package may import lower layers, and modules
+beside the sub-packages that themselves import only lower layers."""
 CONFINED = {
     "onnxruntime": {"server/inference", "trainer/model/backbones", "trainer/model/graphs"},
     "flask": {"server"},
@@ -48,7 +48,7 @@ CONFINED = {
 
 
 def imports(path, *, for_types=True):
-    """Return what a file imports, inside functions included: "a.b.c" also for `from a.b import c`."""
+    """Yield the imports of a file, also those inside functions; `from a.b import c` as "a.b.c"."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     if not for_types:
         tree.body = [
@@ -67,43 +67,43 @@ LIBRARIES = {file: {name.partition(".")[0] for name in imports(path, for_types=F
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_import_one_way(package):
-    wrong = {file: found & FORBIDDEN[package] for file, found in LIBRARIES.items() if file.startswith(f"{package}/")}
+    wrong = {file: names & FORBIDDEN[package] for file, names in LIBRARIES.items() if file.startswith(f"{package}/")}
     assert {file: names for file, names in wrong.items() if names} == {}
 
 
 @pytest.mark.parametrize("library", CONFINED)
 def test_a_library_stays_in_its_folders(library):
-    """Replacing a library means editing files of the folders named here and no others."""
-    assert {str(Path(file).parent) for file, found in LIBRARIES.items() if library in found} == CONFINED[library]
+    """So that only files of these folders must change if the library is replaced."""
+    assert {str(Path(file).parent) for file, names in LIBRARIES.items() if library in names} == CONFINED[library]
 
 
 @pytest.mark.parametrize("package", LAYERS)
-def test_every_sub_package_has_its_layer(package):
-    there = {path.parent.name for path in (ROOT / package).glob("*/*.py")}
-    assert there == set.union(*LAYERS[package])
+def test_every_sub_package_has_a_layer(package):
+    sub_packages = {path.parent.name for path in (ROOT / package).glob("*/*.py")}
+    assert sub_packages == set.union(*LAYERS[package])
 
 
 @pytest.mark.parametrize("package", LAYERS)
 def test_sub_packages_import_downwards(package):
-    """None imports its neighbours, what lies above it, or a module that would."""
-    found = {
+    """No sub-package imports its own layer or a higher one, directly or by modules beside the sub-packages."""
+    violations = {
         (folder(file), target)
         for file in FILES
         if file.startswith(f"{package}/") and folder(file)
         for target in targets(file)
         if folder(target) != folder(file) and layer(target) >= layer(file)
     }
-    assert found == set()
+    assert violations == set()
 
 
 def folder(file):
-    """Return the sub-package that a file is in, "" for those beside them."""
+    """Return the sub-package of a file; "" for modules beside the sub-packages."""
     return file.split("/")[1] if file.count("/") > 1 else ""
 
 
 @cache
 def layer(file):
-    """Return the number of a file's layer; beside the sub-packages, of the highest layer that it relies on, or -1."""
+    """Return a file's layer; for a module beside the sub-packages the highest layer that it imports, or -1."""
     if name := folder(file):
         return next(number for number, names in enumerate(LAYERS[file.split("/")[0]]) if name in names)
     return max((layer(target) for target in reached(file) if folder(target)), default=-1)
@@ -111,12 +111,12 @@ def layer(file):
 
 @cache
 def reached(file):
-    """Return what a file beside the sub-packages imports, of its own package, by way of such files too."""
-    found, new = set(), {file}
+    """Return the files of its package that a module beside the sub-packages imports, directly or by such modules."""
+    seen, new = set(), {file}
     while new:
-        found |= new
-        new = {target for each in new if not folder(each) for target in targets(each)} - found
-    return found - {file}
+        seen |= new
+        new = {target for each in new if not folder(each) for target in targets(each)} - seen
+    return seen - {file}
 
 
 @cache
@@ -124,8 +124,8 @@ def targets(file):
     """Return the files of its own package that a file imports."""
     package = file.split("/")[0]
     names = [name.split(".") for name in imports(FILES[file]) if name.startswith(f"{package}.")]
-    found = set()
+    imported = set()
     for name in names:
-        choices = ("/".join(name) + ".py", "/".join(name[:-1]) + ".py", "/".join([*name[:-1], "__init__.py"]))
-        found.update([choice for choice in choices if choice in FILES][:1])
-    return found
+        candidates = ("/".join(name) + ".py", "/".join(name[:-1]) + ".py", "/".join([*name[:-1], "__init__.py"]))
+        imported.update([path for path in candidates if path in FILES][:1])
+    return imported

@@ -1,4 +1,4 @@
-"""docs/operations.md, the alerts and the dashboard against the code: nothing is missing, nothing is stale."""
+"""docs/operations.md, the alerts and the dashboard against the code: complete and up to date."""
 
 import json
 import re
@@ -32,13 +32,13 @@ SUFFIXES = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_sum
 
 
 def section(title):
-    """The text below a heading, up to the next of its level or above."""
+    """Return the text below a heading, up to the next heading of its level or above."""
     match = re.search(rf"^(#+) {title}\n(.*?)(?=^#{{1,3}} |\Z)", TEXT, re.MULTILINE | re.DOTALL)
     return match[2]
 
 
 def rows(title):
-    """The cells of the table in a section, its head left out."""
+    """Return the cells of the table in a section, without its header."""
     return [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in section(title).splitlines()
@@ -55,7 +55,7 @@ def anchor(heading):
 
 
 def exposed():
-    """The names of all samples that a server can expose, by family."""
+    """Return the names of all samples that a server can expose, by family."""
     return {family.name: [family.name + suffix for suffix in SUFFIXES[family.type]] for family in families()}
 
 
@@ -73,8 +73,8 @@ def test_every_metric_is_described_with_its_type_and_labels():
 
 
 @pytest.mark.parametrize("where", EXPRESSIONS)
-def test_metrics_and_labels_that_are_asked_for_exist(where):
-    """In an alert, a panel or a trigger; `up`, `job` and `instance` are Prometheus' own."""
+def test_metrics_and_labels_of_expressions_exist(where):
+    """In alerts, panels and triggers; `up`, `job` and `instance` are Prometheus' own."""
     expression = EXPRESSIONS[where]
     known = {each._name: set(each._labelnames) for each in vars(Metrics()).values() if hasattr(each, "_labelnames")}
     by_sample = {name: known.get(family, set()) for family, samples in exposed().items() for name in samples}
@@ -86,11 +86,11 @@ def test_metrics_and_labels_that_are_asked_for_exist(where):
         assert used <= by_sample[name] | {"job", "instance"} | ({"le"} if name.endswith("_bucket") else set())
 
 
-def test_what_alerts_wait_for_is_counted_from_nought():
-    """Prometheus sees no increase in a series that begins at 1, so the first refusal would go unnoticed."""
+def test_counters_of_alerts_start_at_zero():
+    """Prometheus sees no increase in a series that starts at 1, so the first event would be missed."""
     metrics = Metrics()
-    metrics.begin("default")
-    counted = metrics.render().decode().splitlines()
+    metrics.add_model("default")
+    lines = metrics.render().decode().splitlines()
     for series in (
         'labelnext_model_reloads_total{model="default",result="rejected"}',
         'labelnext_images_total{model="default",outcome="not_finite"}',
@@ -98,12 +98,12 @@ def test_what_alerts_wait_for_is_counted_from_nought():
         'labelnext_repository_faults_total{kind="read"}',
         *(f'labelnext_feature_cache_faults_total{{kind="{each}"}}' for each in ("open", "write")),
     ):
-        assert f"{series} 0.0" in counted
+        assert f"{series} 0.0" in lines
 
 
-def test_the_buckets_that_are_asked_for_exist():
-    """A bound that no bucket has matches nothing, and an alert on it never fires."""
-    asked = {
+def test_buckets_of_expressions_exist():
+    """An alert on a bound without a bucket would never fire."""
+    bounds = {
         (name, bound)
         for expression in EXPRESSIONS.values()
         for name, bound in re.findall(r'(labelnext_\w+)_bucket\{[^}]*le="([^"]+)"', expression)
@@ -111,8 +111,8 @@ def test_the_buckets_that_are_asked_for_exist():
     metrics = Metrics()
     metrics.bald.labels("default").observe(0.5)
     text = metrics.render().decode()
-    assert asked
-    assert all(f'{name}_bucket{{le="{bound}",model="default"}}' in text for name, bound in asked)
+    assert bounds
+    assert all(f'{name}_bucket{{le="{bound}",model="default"}}' in text for name, bound in bounds)
 
 
 def test_every_alert_has_its_section():
@@ -121,7 +121,7 @@ def test_every_alert_has_its_section():
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
-def test_an_alert_says_what_it_is_and_where_to_read_on(rule):
+def test_an_alert_has_a_severity_a_description_and_a_runbook(rule):
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
     assert "\n" not in rule["annotations"]["summary"]
@@ -129,7 +129,7 @@ def test_an_alert_says_what_it_is_and_where_to_read_on(rule):
     assert "*Do*" in section(rule["alert"]) or "As [" in section(rule["alert"])
 
 
-def test_every_alert_is_seen_to_fire_and_to_be_silent():
+def test_every_alert_is_tested_to_fire_and_to_be_silent():
     fires, silent = set(), set()
     for path in sorted((DEPLOY / "prometheus").glob("*_test.yaml")):
         for test in yaml.safe_load(path.read_text())["tests"]:
@@ -139,8 +139,8 @@ def test_every_alert_is_seen_to_fire_and_to_be_silent():
     assert fires == silent == {rule["alert"] for rule in RULES}
 
 
-def test_thresholds_go_by_the_defaults():
-    """Four fifths of the line, and before the deadline."""
+def test_thresholds_match_the_default_settings():
+    """Four fifths of the queue, less than the deadline, and ten polls."""
     by_name = {rule["alert"]: rule["expr"] for rule in RULES}
     settings = Settings()
     bound = int(by_name["LabelnextQueueNearBound"].rpartition(">")[2])
@@ -149,8 +149,8 @@ def test_thresholds_go_by_the_defaults():
     assert float(by_name["LabelnextRepositoryNotPolled"].rpartition(">")[2]) > 10 * settings.poll_s
 
 
-def test_prometheus_scrapes_what_the_rules_are_written_for():
-    """The job's name is that in the rules, the path one that the server answers without credentials."""
+def test_the_scrape_job_matches_the_rules():
+    """By its name; its path needs no credentials."""
     settings = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
     [job] = settings["scrape_configs"]
     assert job["job_name"] == "labelnext"
@@ -161,8 +161,8 @@ def test_prometheus_scrapes_what_the_rules_are_written_for():
     assert set(discovery["names"]) <= compose["services"].keys()
 
 
-def test_the_dashboard_can_be_shown():
-    """Panels have ids of their own, and ask the data source that is chosen; no row of them is empty."""
+def test_the_dashboard_is_valid():
+    """Panels have unique ids and use the chosen data source; no row is empty."""
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     assert all(panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"} for panel in PANELS)
@@ -172,8 +172,7 @@ def test_the_dashboard_can_be_shown():
     assert ("row", "row") not in pairwise([*kinds, "row"])
 
 
-def test_health_routes_are_those_that_are_open():
-    """What is described as asking for no credentials asks for none, and nothing else does so."""
+def test_health_routes_are_those_that_need_no_credentials():
     assert {codes(row[0])[0] for row in rows("Health")} == set(OPEN)
 
 

@@ -28,7 +28,7 @@ from contract.errors import ConfigError, LabelError, LabelMismatch, LabelnextErr
 from contract.files import explain
 from contract.settings import DECLARED, PREFIX, Count
 from contract.versions.signatures import generate_keys
-from trainer.ranking.options import OfProject, Ranking, RankOptions
+from trainer.ranking.options import ProjectOption, RankingOptions, RankOptions
 from trainer.settings import Environment, Server, Source, Training, check_weights
 from trainer.stages import collect_stages
 from trainer.study.options import StudyOptions
@@ -138,7 +138,7 @@ def _rank(environment: Environment, options: RankOptions) -> None:
     _print_summary(rank(options, environment))
 
 
-def _watch(environment: Environment, options: WatchOptions, training: Training, ranking: Ranking) -> int:
+def _watch(environment: Environment, options: WatchOptions, training: Training, ranking: RankingOptions) -> int:
     check_weights(training.weights)
     from trainer.watching.watch import watch
 
@@ -152,7 +152,7 @@ def _simulate(environment: Environment, options: StudyOptions, training: Trainin
 
 
 @dataclass(frozen=True, config=DECLARED)
-class _Activate(OfProject):
+class _Activate(ProjectOption):
     version: Annotated[str | None, Option(metavar="VERSION")] = None
     """The version to sort by (default: the current version)."""
     keep_sampling: bool = False
@@ -161,19 +161,19 @@ class _Activate(OfProject):
 
 def _activate(environment: Environment, options: _Activate) -> None:
     from trainer.labelstudio import UNCERTAINTY_SAMPLING, connect, read_project, switch_model_version
-    from trainer.ranking.releasing import remember
+    from trainer.ranking.releasing import save_original
 
     repository = environment.repository()
     version = options.version or repository.current()
     client = connect(*environment.label_studio(), options.project)
     sampling = None if options.keep_sampling else UNCERTAINTY_SAMPLING
-    remember(repository, read_project(client))
+    save_original(repository, read_project(client))
     switch_model_version(client, version, sampling=sampling)
     print(f"project {options.project} now sorts by the scores of {version}", file=sys.stderr)
 
 
 @dataclass(frozen=True, config=DECLARED)
-class _Release(OfProject):
+class _Release(ProjectOption):
     server: Server = None
     """The server whose webhooks are removed (default: LABELNEXT_SERVER)."""
 
@@ -293,7 +293,7 @@ COMMANDS: Final = {
     "watch": Command(
         _watch,
         "Train and rank whenever labels have come in, or somebody presses Start Training.",
-        {"watching": WatchOptions, "training": Training, "ranking": Ranking},
+        {"watching": WatchOptions, "training": Training, "ranking": RankingOptions},
         excluded=("force", "dry_run"),
         interrupted="the watch is over",
     ),

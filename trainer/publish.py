@@ -158,9 +158,9 @@ def choose_probe(data: TrainingData) -> Indices:
     classes = strata(data.pixels.targets)
     rank = np.empty(len(classes), np.int64)
     seen = Counter[int]()
-    for place in sorted(range(len(classes)), key=lambda place: data.pixels.digests[place]):
-        rank[place] = seen[classes[place]]
-        seen[classes[place]] += 1
+    for row in sorted(range(len(classes)), key=lambda row: data.pixels.digests[row]):
+        rank[row] = seen[classes[row]]
+        seen[classes[row]] += 1
     in_turn: Indices = np.lexsort((classes, rank))
     return in_turn[:PROBE_IMAGES]
 

@@ -92,8 +92,8 @@ def _read_labels(source: Source, environment: Environment) -> tuple[labels.Label
     client = labelstudio.connect(*environment.label_studio(), number)
     state = labelstudio.read_status(client)
     project = ProjectState(number, state.total_annotations, state.newest_updated_at)
-    kept = cache_folder(environment, number)
-    return labels.from_project(client, source.control, kept=kept), project
+    cache = cache_folder(environment, number)
+    return labels.from_project(client, source.control, cache=cache), project
 
 
 def _read_text(path: Path | None) -> str | None:

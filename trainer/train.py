@@ -97,8 +97,8 @@ def _fit_head(
     fit_to = stage("fit")(partial(fit_head, classes=len(data.pool.labels), device=device))
     trained_on, held_out = data.parts.train, data.parts.validation
     if len(held_out):
-        alike = held_out[draw_as_unlabelled(pixels.task_ids[held_out], data.unlabelled, len(unlabelled))]
-        others = np.concatenate([unlabelled, features[alike]])
+        without_label = held_out[draw_as_unlabelled(pixels.task_ids[held_out], data.unlabelled, len(unlabelled))]
+        others = np.concatenate([unlabelled, features[without_label]])
         fit_to(head, features[trained_on], pixels.targets[trained_on], training, unlabelled=others)
     evaluation = _evaluate(head, features[held_out], data, training)
     head.load_state_dict(start)

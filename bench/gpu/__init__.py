@@ -1,1 +1,1 @@
-"""`python -m bench.gpu`: whether all of it runs on a GPU, and how fast."""
+"""`python -m bench.gpu`: whether everything runs on the GPU, and how fast."""

@@ -1,18 +1,17 @@
-"""Does all of it really run on the GPU, how exactly, how fast? `python -m bench.gpu [--parts gate,server]`.
+"""Does everything run on the GPU, how exactly, how fast? `python -m bench.gpu [--parts gate,server]`.
 
-Needs no network, and some eight minutes. Parts, each with its seconds, or why it was skipped or failed:
+Needs no network, and takes some eight minutes. Each part reports its seconds, or why it was skipped or failed:
 
-    placement   which nodes of backbone and head ran on which provider; a convolution or product elsewhere is a failure
-    gate        the server's validation in fp32 and in fp16: the largest difference from torch, and how
-                alike they rank
-    roofline    images/s of the backbone with copies to the card and back, and its share of the card's peak, which may
-                pass 1 in fp32, since cuDNN has ways to convolve with fewer multiplications
+    placement   the provider of each node of backbone and head; convolutions and products must run on the GPU
+    gate        the server's validation in fp32 and fp16: the largest difference from torch, and the rank correlation
+    roofline    images/s of the backbone with copies to the card and back, and the share of the card's peak, which may
+                exceed 1 in fp32, since cuDNN's algorithms need fewer multiplications
     training    images/s of an epoch of `--train all` in torch
     run         `python -m trainer run --train all`, from images to a published version
     passes      bench.passes, short
     server      bench.server, short
 
-`--device cpu --quick` shows, where there is no GPU, that the bench itself works. Ends with status 1 if a part failed.
+Without a GPU, `--device cpu --quick` tests the bench itself. Exits with status 1 if a part failed.
 """
 
 import json
@@ -35,11 +34,11 @@ import numpy.typing as npt
 import torch
 
 from bench.gpu.cards import describe_card, peak_tflops
-from bench.gpu.placement import read_nodes, recording, work_by_provider
+from bench.gpu.placement import profiling, read_nodes, work_by_provider
 from bench.harness.frame import Row, log, read_options, report
 from bench.passes.contenders import build_network
 from bench.passes.rounds import time_in_turn
-from bench.subjects.model import Subject, clean_environment, trained
+from bench.subjects.model import Subject, clean_environment, train_subject
 from contract.graph.lowering import FEATURES
 from contract.graph.probe import Probe
 from contract.images.preprocess import decode_image
@@ -58,39 +57,39 @@ from trainer.model.recipe import choose_recipe
 from trainer.settings import Training
 
 _OPTIONS: Mapping[str, tuple[object, str]] = {
-    "device": (("cuda", "cpu"), "that all is to run on"),
-    "quick": (False, "images of 32 pixels, and few of them"),
-    "parts": ("all", "those to run, with commas between them"),
+    "device": (("cuda", "cpu"), "to run on"),
+    "quick": (False, "use few images of 32 pixels"),
+    "parts": ("all", "comma-separated parts to run"),
 }
 
 _VGG16_MULTIPLY_ADDS = 15.35e9
-"""Of the convolutions, for an image of 224 x 224 pixels."""
+"""Multiply-adds of the convolutions for an image of 224 x 224 pixels."""
 
-_TOLD_ONCE = {"bench", "machine", "source", "options", "backbone"}
-"""Of another bench's result, since it stands in this one."""
-_RATE = 1e-3
+_COMMON_KEYS = {"bench", "machine", "source", "options", "backbone"}
+"""Keys of other benches' results that this bench reports itself."""
+_LEARNING_RATE = 1e-3
 """Too low to diverge in an epoch."""
 
 
 class Skipped(Exception):
-    """Could not be measured here, which is no fault."""
+    """The part cannot be measured on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured."""
+    """The extent of the measurements."""
 
     image_size: int
     labels: int
-    """Photos that the version is trained on."""
+    """Photos to train the version on."""
     batches: tuple[int, ...]
-    """Of the roofline, rising."""
+    """Batch sizes of the roofline, ascending."""
     runs: int
-    """Of each batch."""
+    """Runs of each batch size."""
     images: int
-    """That an epoch in torch is of."""
+    """Images of an epoch."""
     options: Mapping[str, str]
-    """Of other benches, by their names."""
+    """Options of other benches by name."""
 
 
 FULL = Sizes(
@@ -118,8 +117,8 @@ QUICK = Sizes(
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is measured on, and until when."""
+class Setup:
+    """The device, sizes and version to measure."""
 
     device: Device
     sizes: Sizes
@@ -127,50 +126,50 @@ class Setting:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """What the device is for."""
+        """The precisions to measure on the device."""
         return (Precision.FP32, Precision.FP16) if self.device is Device.CUDA else (Precision.FP32,)
 
     @cached_property
     def images(self) -> npt.NDArray[np.uint8]:
-        """As many photos as the largest batch takes, uint8 (N, H, W, 3), repeated where there are fewer."""
+        """Photos for the largest batch, uint8 (N, H, W, 3), repeated if there are fewer."""
         spec, count = self.subject.version.manifest.input, self.sizes.batches[-1]
         photos = np.stack([decode_image(photo.read_bytes(), spec) for photo in self.subject.photos[:count]])
         return np.resize(photos, (count, *photos.shape[1:]))
 
     def open(self, version: Version, precision: Precision) -> Engine:
-        """Open a version in a precision."""
+        """Return an engine for a version."""
         threads, most = available_cpus(), self.sizes.batches[-1]
         options = EngineOptions(device=self.device, threads=threads, max_batch_images=most, precision=precision)
         return Engine(version, options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, tell of each part when it is over, and print one line of JSON; return the exit status."""
+    """Measure, log the result of each part, and print a line of JSON; return the exit status."""
     started = time.monotonic()
     options = read_options("gpu", __doc__, _OPTIONS, arguments)
-    asked = list(_PARTS) if options.parts == "all" else options.parts.split(",")
-    if unknown := sorted(set(asked) - _PARTS.keys()):
+    names = list(_PARTS) if options.parts == "all" else options.parts.split(",")
+    if unknown := sorted(set(names) - _PARTS.keys()):
         sys.exit(f"--parts: expected some of {','.join(_PARTS)}; got {','.join(unknown)}")
     device, sizes = Device(options.device), QUICK if options.quick else FULL
     check_device(device)
-    subject = trained(image_size=sizes.image_size, labels=sizes.labels, precision="fp32")
+    subject = train_subject(image_size=sizes.image_size, labels=sizes.labels, precision="fp32")
     log(f"a version to measure on, after {time.monotonic() - started:.0f} s")
-    setting = Setting(device, sizes, subject)
-    parts = {name: _measure(name, setting) for name in asked}
+    setup = Setup(device, sizes, subject)
+    parts = {name: _measure(name, setup) for name in names}
     failed = [name for name, part in parts.items() if "failed" in part]
-    told = {"failed": failed, "seconds": time.monotonic() - started, "card": describe_card(), "parts": parts}
-    report("gpu", options, subject, told)
+    result = {"failed": failed, "seconds": time.monotonic() - started, "card": describe_card(), "parts": parts}
+    report("gpu", options, subject, result)
     return 1 if failed else 0
 
 
-def _measure(name: str, setting: Setting) -> Row:
-    """Run a part, and say at once what came of it, in case that the process is ended before its last line."""
+def _measure(name: str, setup: Setup) -> Row:
+    """Run a part and log its result at once, in case the process is killed before the end."""
     started, part = time.monotonic(), dict[str, object]()
     try:
-        part.update(_PARTS[name](setting))
+        part.update(_PARTS[name](setup))
     except Skipped as err:
         part["skipped"] = str(err)
-    except Exception as err:  # whatever one part meets, the others are to be measured
+    except Exception as err:  # the other parts must run whatever happens in this one
         traceback.print_exc()
         part["failed"] = f"{type(err).__name__}: {err}"
     part["seconds"] = time.monotonic() - started
@@ -178,34 +177,33 @@ def _measure(name: str, setting: Setting) -> Row:
     return part
 
 
-# Of the server's engine: where it computes, how exactly, and how fast.
+# ---- the server's engine
 
 
-def _by_precision(measure: Callable[[Setting, Precision], Row], setting: Setting) -> Row:
-    rows: dict[str, Row] = {precision.value: measure(setting, precision) for precision in setting.precisions}
+def _by_precision(measure: Callable[[Setup, Precision], Row], setup: Setup) -> Row:
+    rows: dict[str, Row] = {precision.value: measure(setup, precision) for precision in setup.precisions}
     faults = [f"{name}: {row['failed']}" for name, row in rows.items() if "failed" in row]
     rows.setdefault(Precision.FP16.value, {"skipped": "no CUDA here"})
     return _with_faults(rows, faults)
 
 
 def _with_faults(row: Row, faults: list[str]) -> Row:
-    """Return what was measured, and under `failed` what is wrong with it, if anything is."""
+    """Return the row, with faults, if any, under the key `failed`."""
     return {**row, "failed": "; ".join(faults)} if faults else row
 
 
-def _place(setting: Setting, precision: Precision) -> Row:
-    """Tell where the nodes of backbone and head ran."""
+def _measure_placement(setup: Setup, precision: Precision) -> Row:
     with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
-        with recording(Path(folder)) as sessions:
-            engine = setting.open(setting.subject.version, precision)
-            engine.run(setting.images[: setting.sizes.batches[0]])
+        with profiling(Path(folder)) as sessions:
+            engine = setup.open(setup.subject.version, precision)
+            engine.run(setup.images[: setup.sizes.batches[0]])
         placed = {}
         for session in sessions:
             nodes = read_nodes(Path(session.end_profiling()))
             for name, tensors in (("backbone", session.get_outputs()), ("head", session.get_inputs())):
                 if FEATURES in [tensor.name for tensor in tensors]:
                     placed[name] = nodes
-    expected = CUDA if setting.device is Device.CUDA else "CPUExecutionProvider"
+    expected = CUDA if setup.device is Device.CUDA else "CPUExecutionProvider"
     faults = [] if engine.precision is precision else [f"the backbone computes in {engine.precision}"]
     for name, nodes in placed.items():
         if set(work := work_by_provider(nodes)) != {expected}:
@@ -213,40 +211,38 @@ def _place(setting: Setting, precision: Precision) -> Row:
     return _with_faults(placed, faults)
 
 
-def _validate(setting: Setting, precision: Precision) -> Row:
-    """Tell what the server's own validation says of the version, and, as it logs, why it does not serve it as asked."""
-    subject, logger = setting.subject, logging.getLogger("server.inference")
-    logger.addHandler(told := BufferingHandler(sys.maxsize))
-    told.setLevel(logging.WARNING)
+def _validate(setup: Setup, precision: Precision) -> Row:
+    """Run the server's validation of the version; a fallback to another precision is a fault, with its reasons."""
+    subject, logger = setup.subject, logging.getLogger("server.inference")
+    logger.addHandler(records := BufferingHandler(sys.maxsize))
+    records.setLevel(logging.WARNING)
     try:
-        admitted = admit(
-            Repository(subject.root), subject.version.name, lambda version: setting.open(version, precision)
-        )
+        admitted = admit(Repository(subject.root), subject.version.name, lambda version: setup.open(version, precision))
     finally:
-        logger.removeHandler(told)
-    probe, engine, found = Probe.load(subject.version.probe_path), admitted.engine, admitted.validation
+        logger.removeHandler(records)
+    probe, engine, validation = Probe.load(subject.version.probe_path), admitted.engine, admitted.validation
     row = {
         "precision": engine.precision.value,
         "provider": engine.provider,
-        "largest_difference": found.largest_difference,
-        "rank_correlation": found.rank_correlation,
-        "mean_bald": found.mean_bald,
+        "largest_difference": validation.largest_difference,
+        "rank_correlation": validation.rank_correlation,
+        "mean_bald": validation.mean_bald,
         "features_largest_difference": float(np.abs(engine.backbone.compute(probe.images) - probe.features).max()),
         "features_largest": float(np.abs(probe.features).max()),
     }
-    reasons = [str(getattr(record, "reason", record.getMessage())) for record in told.buffer]
+    reasons = [str(getattr(record, "reason", record.getMessage())) for record in records.buffer]
     return _with_faults(row, [] if engine.precision is precision else [f"refused: {'; '.join(reasons)}"])
 
 
-def _time(setting: Setting, precision: Precision) -> Row:
-    """Tell how many images/s the backbone takes, by batch, and what share of the card's peak that is."""
-    engine = setting.open(setting.subject.version, precision)
-    peak = peak_tflops(torch.cuda.get_device_name(0), precision) if setting.device is Device.CUDA else None
+def _measure_roofline(setup: Setup, precision: Precision) -> Row:
+    """Return images/s of the backbone by batch size, and the share of the card's peak."""
+    engine = setup.open(setup.subject.version, precision)
+    peak = peak_tflops(torch.cuda.get_device_name(0), precision) if setup.device is Device.CUDA else None
     spec, known = engine.manifest.input, engine.manifest.backbone.name == "vgg16"
-    # Two for each multiplication and addition.
+    # A multiply-add counts as two operations.
     operations = 2 * _VGG16_MULTIPLY_ADDS * spec.height * spec.width / 224**2 if known else None
-    backbone, batches = {"backbone": engine.backbone.compute}, setting.sizes.batches
-    timings = time_in_turn(backbone, setting.images, batches, rounds=setting.sizes.runs)
+    backbone, batches = {"backbone": engine.backbone.compute}, setup.sizes.batches
+    timings = time_in_turn(backbone, setup.images, batches, rounds=setup.sizes.runs)
     rows: dict[str, Row] = {}
     for batch, rate in timings.images_per_s("backbone").items():
         tflops = operations and rate * operations / 1e12
@@ -255,13 +251,13 @@ def _time(setting: Setting, precision: Precision) -> Row:
     return {**rows, "peak_tflops": peak or "unknown"}
 
 
-def _train_an_epoch(setting: Setting) -> Row:
-    """Time an epoch of VGG-16, all of it, behind one on a batch that warms up; what images show does not matter."""
-    device, classes = torch.device(setting.device.value), len(setting.subject.version.manifest.labels)
-    training = Training(weights="none", image_size=setting.sizes.image_size, epochs=1, learning_rate=_RATE)
+def _measure_training(setup: Setup) -> Row:
+    """Time an epoch of training the whole VGG-16 with arbitrary labels, after warming up on one batch."""
+    device, classes = torch.device(setup.device.value), len(setup.subject.version.manifest.labels)
+    training = Training(weights="none", image_size=setup.sizes.image_size, epochs=1, learning_rate=_LEARNING_RATE)
     torch.manual_seed(training.seed)
     network = build_network(training, classes=classes).to(device)
-    images = np.resize(setting.images, (setting.sizes.images, *setting.images.shape[1:]))
+    images = np.resize(setup.images, (setup.sizes.images, *setup.images.shape[1:]))
     targets = np.arange(len(images)) % classes
     recipe = choose_recipe(training, "all", len(images))
     fit_standardisation(network.head, sample_features(network.backbone, images, device=device))
@@ -275,44 +271,46 @@ def _train_an_epoch(setting: Setting) -> Row:
         "attempts": fitted.attempts,
         "epoch_s": seconds / fitted.attempts,
         "images_per_s": len(images) * fitted.attempts / seconds,
-        "peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if setting.device is Device.CUDA else None,
+        "peak_gpu_gb": torch.cuda.max_memory_allocated() / 1e9 if setup.device is Device.CUDA else None,
     }
 
 
-# Of other programs, each in a process of its own.
+# ---- other programs, in processes of their own
 
 
-def _run_trainer(setting: Setting) -> Row:
-    """Have the trainer train everything for one epoch on the device, on the version's own images, and publish."""
-    labelled = setting.subject.root.with_name("labelled")
-    options = f"--image-size {setting.sizes.image_size} --weights none --train all --epochs 1 --learning-rate {_RATE}"
-    command = ["trainer", "run", f"--images={labelled}", *options.split(), f"--device={setting.device.value}"]
+def _run_trainer(setup: Setup) -> Row:
+    """Run the trainer with `--train all` for one epoch, on the images of the version."""
+    labelled = setup.subject.root.with_name("labelled")
+    options = (
+        f"--image-size {setup.sizes.image_size} --weights none --train all --epochs 1 --learning-rate {_LEARNING_RATE}"
+    )
+    command = ["trainer", "run", f"--images={labelled}", *options.split(), f"--device={setup.device.value}"]
     with tempfile.TemporaryDirectory(prefix="labelnext-") as folder:
-        told = _run(command, LABELNEXT_MODELS=f"{folder}/models", LABELNEXT_CACHE_DIR=f"{folder}/cache")
-    return {"images": setting.sizes.labels, **json.loads(told.splitlines()[-1])}
+        output = _run(command, LABELNEXT_MODELS=f"{folder}/models", LABELNEXT_CACHE_DIR=f"{folder}/cache")
+    return {"images": setup.sizes.labels, **json.loads(output.splitlines()[-1])}
 
 
-def _run_bench(name: str, setting: Setting) -> Row:
-    """Have another bench measure: servers in the precision that they take by default on a GPU, all else in float32."""
-    on_gpu, size = setting.device is Device.CUDA, setting.sizes
+def _run_bench(name: str, setup: Setup) -> Row:
+    """Run another bench: the server in the default precision of the device, all else in fp32."""
+    on_gpu, size = setup.device is Device.CUDA, setup.sizes
     needed = {"passes": () if on_gpu else ("openvino", "nncf"), "server": ("flask", "gunicorn", "prometheus_client")}
     if missing := [package for package in needed[name] if find_spec(package) is None]:
         raise Skipped(f"not installed: {', '.join(missing)}")
     precision = Precision.FP16 if on_gpu and name == "server" else Precision.FP32
-    own = f"--provider {setting.device.value} --image-size {size.image_size} --labels {size.labels}"
+    own = f"--provider {setup.device.value} --image-size {size.image_size} --labels {size.labels}"
     options = f"{own} --precision {precision.value} {size.options[name]}"
-    told = json.loads(_run([f"bench.{name}", *options.split()]).splitlines()[-1])
-    return {key: value for key, value in told.items() if key not in _TOLD_ONCE}
+    result = json.loads(_run([f"bench.{name}", *options.split()]).splitlines()[-1])
+    return {key: value for key, value in result.items() if key not in _COMMON_KEYS}
 
 
 def find_library_folders(roots: Iterable[str]) -> list[Path]:
-    """Return the folders of CUDA's libraries below folders `nvidia` in which pip puts them."""
+    """Return the folders of CUDA's libraries in pip's folders `nvidia`."""
     return sorted({library.parent for root in roots for library in Path(root).glob("*/lib/lib*.so*")})
 
 
 def _run(module: Sequence[str], **settings: str) -> str:
-    """Run a module with its options, and return what it prints; a RuntimeError has its last words if it fails."""
-    environment = clean_environment(**_where_libraries_are(), **settings)
+    """Run a module and return its output; raises RuntimeError with the end of its log if it fails."""
+    environment = clean_environment(**_library_path(), **settings)
     command = [sys.executable, "-m", *module]
     done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -320,11 +318,11 @@ def _run(module: Sequence[str], **settings: str) -> str:
     return done.stdout
 
 
-def _where_libraries_are() -> dict[str, str]:
-    """Return where the dynamic loader is to look.
+def _library_path() -> dict[str, str]:
+    """Return LD_LIBRARY_PATH with the folders of CUDA's libraries.
 
-    onnxruntime looks for CUDA's libraries beside itself alone. Where it lies in another folder than torch, a process
-    that imports torch has them loaded already, and a server, which does not, finds them so.
+    onnxruntime looks for them beside itself only. If torch is installed in another folder, processes that import torch
+    have loaded them already, but a server does not.
     """
     spec = find_spec("nvidia")
     folders = find_library_folders(spec.submodule_search_locations or () if spec else ())
@@ -332,11 +330,11 @@ def _where_libraries_are() -> dict[str, str]:
     return {"LD_LIBRARY_PATH": os.pathsep.join([*map(str, folders), *before])} if folders else {}
 
 
-_PARTS: Mapping[str, Callable[[Setting], Row]] = {
-    "placement": partial(_by_precision, _place),
+_PARTS: Mapping[str, Callable[[Setup], Row]] = {
+    "placement": partial(_by_precision, _measure_placement),
     "gate": partial(_by_precision, _validate),
-    "roofline": partial(_by_precision, _time),
-    "training": _train_an_epoch,
+    "roofline": partial(_by_precision, _measure_roofline),
+    "training": _measure_training,
     "run": _run_trainer,
     "passes": partial(_run_bench, "passes"),
     "server": partial(_run_bench, "server"),

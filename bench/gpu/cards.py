@@ -1,4 +1,4 @@
-"""The NVIDIA card of this machine: what it is, and what its maker says that it can do at most."""
+"""The NVIDIA card of this machine, and peak performance by NVIDIA's data sheets."""
 
 import re
 import subprocess
@@ -18,30 +18,30 @@ _PEAKS: Mapping[str, tuple[float, float]] = {
     r"\bL4\b": (30.3, 121.0),
     r"\bT4\b": (8.1, 65.0),
 }
-"""Name of a card, the special ones first, to TFLOP/s: of its cores in float32, which TF32 is not, and of its tensor
-cores in float16 without sparsity. From NVIDIA's data sheets."""
+"""Pattern of a card's name, specific ones first, to peak TFLOP/s: in float32 without tensor cores (not TF32), and in
+float16 with tensor cores without sparsity. From NVIDIA's data sheets."""
 
-_ASKED = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm", "power.limit")
+_QUERIED = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm", "power.limit")
 
 
 def peak_tflops(name: str, precision: Precision) -> float | None:
-    """Return the most that a card of this name computes; None where that is not known."""
+    """Return the peak TFLOP/s of a card by its name, or None if unknown."""
     peaks = next((peaks for pattern, peaks in _PEAKS.items() if re.search(pattern, name)), ())
     return dict(zip((Precision.FP32, Precision.FP16), peaks, strict=False)).get(precision)
 
 
 def describe_card() -> dict[str, object]:
-    """Return name, driver and memory of the first card, and the CUDA that torch was built with; None where none is."""
+    """Return torch's versions of CUDA and cuDNN, and name, driver, memory and clocks of the first card, if any."""
     versions = {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
     if not torch.cuda.is_available():
         return {"name": None, **versions}
-    return {"name": torch.cuda.get_device_name(0), **versions, **_ask_driver()}
+    return {"name": torch.cuda.get_device_name(0), **versions, **_query_driver()}
 
 
-def _ask_driver() -> dict[str, object]:
-    command = ["nvidia-smi", f"--query-gpu={','.join(_ASKED)}", "--format=csv,noheader", "--id=0"]
+def _query_driver() -> dict[str, object]:
+    command = ["nvidia-smi", f"--query-gpu={','.join(_QUERIED)}", "--format=csv,noheader", "--id=0"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return {"driver_version": None}
-    return dict(zip(_ASKED, (field.strip() for field in told.splitlines()[0].split(",")), strict=True))
+    return dict(zip(_QUERIED, (field.strip() for field in output.splitlines()[0].split(",")), strict=True))

@@ -1,7 +1,6 @@
-"""Which nodes of a graph ran on which of onnxruntime's providers, by its own record of a run.
+"""The execution provider of each node of a graph, from onnxruntime's profile of a run.
 
-A session that is opened for CUDA may still run nodes on the CPU: those that CUDA has no kernel for, and shapes, which
-are computed there by design.
+A session opened for CUDA may run nodes on the CPU: those without a CUDA kernel, and shape computations by design.
 """
 
 import json
@@ -15,15 +14,15 @@ from unittest import mock
 import onnxruntime
 
 _COMPUTING = ("Conv", "Gemm", "MatMul")
-"""Parts of the names of operators in which the work is, fused ones included."""
+"""Parts of the names of compute-heavy operators, including fused ones."""
 
 
 Nodes = Mapping[str, Mapping[str, int]]
-"""Of one graph: provider to operator to the number of nodes that ran there."""
+"""Number of a graph's nodes by provider and operator."""
 
 
 def read_nodes(profile: Path) -> Nodes:
-    """Read what a session recorded; a node that ran several times is one."""
+    """Read a session's profile; a node that ran several times counts once."""
     ran = {
         (event["name"], event["args"]["provider"], event["args"]["op_name"])
         for event in json.loads(profile.read_text(encoding="utf-8"))
@@ -36,7 +35,7 @@ def read_nodes(profile: Path) -> Nodes:
 
 
 def work_by_provider(nodes: Nodes) -> dict[str, int]:
-    """Return on which providers convolutions and products ran, and how many of them."""
+    """Return the number of convolutions and matrix products that ran on each provider."""
     work = Counter[str]()
     for provider, counts in nodes.items():
         work[provider] += sum(count for name, count in counts.items() if any(part in name for part in _COMPUTING))
@@ -44,19 +43,19 @@ def work_by_provider(nodes: Nodes) -> dict[str, int]:
 
 
 @contextmanager
-def recording(folder: Path) -> Iterator[list[onnxruntime.InferenceSession]]:
-    """Have sessions that are opened in the block record their runs into the folder; they are added to the list.
+def profiling(folder: Path) -> Iterator[list[onnxruntime.InferenceSession]]:
+    """Context manager in which new sessions write profiles to a folder; yields the list they are added to.
 
-    `read_nodes(Path(session.end_profiling()))` tells of one.
+    Read a profile with `read_nodes(Path(session.end_profiling()))`.
     """
     opened: list[onnxruntime.InferenceSession] = []
 
-    class Recorded(onnxruntime.InferenceSession):  # type: ignore[misc]  # has no types
+    class Profiled(onnxruntime.InferenceSession):  # type: ignore[misc]  # has no types
         def __init__(self, model: Any, settings: onnxruntime.SessionOptions, **others: Any) -> None:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(folder / f"session-{len(opened)}")
             super().__init__(model, settings, **others)
             opened.append(self)
 
-    with mock.patch("onnxruntime.InferenceSession", Recorded):
+    with mock.patch("onnxruntime.InferenceSession", Profiled):
         yield opened

@@ -1,1 +1,1 @@
-"""`python -m bench.passes`: what T passes cost and are worth."""
+"""`python -m bench.passes`: the cost of T passes, and how well they rank."""

@@ -1,12 +1,11 @@
-"""Who runs against whom in `bench.passes`, all on the same version, images and threads.
+"""The contenders of `bench.passes`, on the same version, images and threads.
 
-Those that repeat the whole network T times are slow by design, and are timed apart from those that run it once, so that
-neither baal's memory nor a dozen models at once slow down the others.
+Those that repeat the whole network T times are slow by design. They are timed apart from those that run it once, so
+that neither baal's memory nor a dozen models at once slow down the others.
 
-One deterministic pass is the least that any use of the network costs, as people run it without uncertainty. In
-onnxruntime it is the literal graph, whose Dropout the optimiser deletes. OpenVINO refuses Dropout in training mode, and
-is given the graph without. It is compiled for each batch size apart, which suits OpenVINO best: in float32, or in int8
-as NNCF, OpenVINO's own quantiser, makes it by default from the float32 network and real images.
+One deterministic pass, without uncertainty, is a lower bound. In onnxruntime it is the literal graph, whose Dropout the
+optimiser deletes. OpenVINO refuses Dropout in training mode, and gets the graph without. It is compiled for each batch
+size, which suits OpenVINO best, in float32, or in int8 as quantised by NNCF's defaults from real images.
 """
 
 from __future__ import annotations
@@ -37,25 +36,25 @@ NAMES = {Precision.FP32: "ours", Precision.FP16: "ours_fp16", Precision.INT8: "o
 
 _CALIBRATION_IMAGES = 64
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-"""As the server's: the same arithmetic, so that a ratio compares passes and not precisions."""
+"""As in the server, so that ratios compare equal precisions."""
 
 
 def repeated(version: Version, *, passes: int, device: Device, threads: int) -> dict[str, Run]:
-    """Return what computes T passes by running the network T times: baal in torch, and a plain loop in onnxruntime.
+    """Return the contenders that run the network T times: baal in torch, and a loop in onnxruntime.
 
-    baal's network has fresh weights: nothing is faster or slower for what it knows.
+    baal's network has fresh weights, which do not affect its speed.
     """
     torch.set_num_threads(threads)
     spec, labels = version.manifest.input, version.manifest.labels
-    asked = Training(weights="none", backbone=version.manifest.backbone.name, image_size=spec.height)
-    network = build_network(asked, classes=len(labels))
+    training = Training(weights="none", backbone=version.manifest.backbone.name, image_size=spec.height)
+    network = build_network(training, classes=len(labels))
     on_gpu = device is Device.CUDA
     wrapper = ModelWrapper(network.cuda() if on_gpu else network, TrainingArgs(use_cuda=on_gpu))
     wrapper.eval()
     naive = open_session(version, device=device, threads=threads, keep_dropout=True)
 
     def run_baal(images: Images) -> object:
-        # On a GPU the result is there only when it has been copied.
+        # The copy waits for the GPU to finish.
         return wrapper.predict_on_batch(torch.from_numpy(images), iterations=passes).cpu()
 
     def run_naive(images: Images) -> object:
@@ -65,7 +64,7 @@ def repeated(version: Version, *, passes: int, device: Device, threads: int) -> 
 
 
 def build_network(training: Training, *, classes: int) -> Network:
-    """Return a network of fresh weights, all of it in torch."""
+    """Return a network with fresh weights, with its backbone in torch."""
     backbone = open_backbone_for(training, cache=Path())
     assert isinstance(backbone, LoadedBackbone)
     assert backbone.module is not None
@@ -74,9 +73,9 @@ def build_network(training: Training, *, classes: int) -> Network:
 
 
 def single(version: Version, images: Images, *, device: Device, threads: int) -> dict[str, Run]:
-    """Return what runs the network once, without uncertainty; OpenVINO takes part on the CPU alone.
+    """Return the contenders that run the network once, without uncertainty; OpenVINO only on the CPU.
 
-    Its int8 is calibrated on the images, uint8 (N, H, W, 3).
+    Its int8 network is calibrated on the images, uint8 (N, H, W, 3).
     """
     session = open_session(version, device=device, threads=threads)
     runs: dict[str, Run] = {"single": lambda images: session.run(None, {"images": images})}
@@ -90,7 +89,7 @@ def single(version: Version, images: Images, *, device: Device, threads: int) ->
 def open_session(
     version: Version, *, device: Device, threads: int, keep_dropout: bool = False
 ) -> onnxruntime.InferenceSession:
-    """Open a version's literal graph in onnxruntime: as it is by default, or so that its Dropout lives."""
+    """Open a version's literal graph in onnxruntime, by default without Dropout, which the optimiser deletes."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     cuda: list[Any] = [("CUDAExecutionProvider", _CUDA_OPTIONS)] if device is Device.CUDA else []
@@ -103,7 +102,7 @@ def open_session(
 
 
 def _read_plain(version: Version) -> openvino.Model:
-    """Return a version's network without dropout: images uint8 (N, H, W, 3) to logits (N, C), N free."""
+    """Return a version's network without dropout: uint8 (N, H, W, 3) to logits (N, C), with dynamic N."""
     import openvino
 
     graph = onnx.load(version.model_path)
@@ -115,8 +114,8 @@ def _read_plain(version: Version) -> openvino.Model:
 
 
 def _quantise(model: openvino.Model, images: Images) -> openvino.Model:
-    """Return the network in int8 after NNCF, calibrated on the last of the images, uint8 (N, H, W, 3)."""
-    with contextlib.redirect_stdout(sys.stderr):  # it shows its progress, and stdout belongs to results
+    """Quantise a network to int8 with NNCF, calibrated on the last images, uint8 (N, H, W, 3)."""
+    with contextlib.redirect_stdout(sys.stderr):  # NNCF prints its progress; stdout is for results
         import nncf
 
         nncf.set_log_level(logging.WARNING)
@@ -126,12 +125,12 @@ def _quantise(model: openvino.Model, images: Images) -> openvino.Model:
 
 
 def _compile_by_batch(model: openvino.Model, *, threads: int) -> Run:
-    """Return what runs a network in OpenVINO, compiled anew for each batch size that it meets."""
+    """Return a function that runs a network in OpenVINO, compiled once for each batch size."""
     import openvino
 
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # of what is not quantised; the default may be a shorter type
+        "INFERENCE_PRECISION_HINT": "f32",  # of layers that are not quantised; the default may be a smaller type
         "INFERENCE_NUM_THREADS": threads,
     }
     requests: dict[int, openvino.InferRequest] = {}

@@ -1,7 +1,7 @@
-"""Contenders timed in turn, and the ratios between them.
+"""Times contenders in turn, and computes ratios of their times.
 
-A round runs every contender once on every batch size, and a ratio is the median over the rounds of the ratio within a
-round: a machine whose speed drifts is as kind to one as to another.
+A round runs every contender once on every batch size, and a ratio is the median over rounds of the ratio within a
+round, so that drifting speed of the machine cancels out.
 """
 
 import time
@@ -14,25 +14,25 @@ import numpy.typing as npt
 
 Images = npt.NDArray[np.uint8]
 Run = Callable[[Images], object]
-"""One way to the result, from uint8 (N, H, W, 3)."""
+"""Runs a contender on images, uint8 (N, H, W, 3)."""
 
 _SETTLE_S = 0.1
-"""Between two turns: after a run, onnxruntime's threads were seen to spin for 40 ms, torch's and OpenVINO's for 6."""
+"""Pause between runs: onnxruntime's threads were seen to spin for 40 ms afterwards, torch's and OpenVINO's for 6."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """What the rounds took."""
+    """The times of all rounds."""
 
     seconds: Mapping[str, Mapping[int, Sequence[float]]]
-    """Contender to batch size to seconds, in the order of the rounds."""
+    """Seconds of each round, by contender and batch size."""
 
     def images_per_s(self, name: str) -> dict[int, float]:
-        """Return a contender's rate by batch size, from the median of its rounds."""
+        """Return a contender's median rate by batch size."""
         return {batch: batch / median(runs) for batch, runs in self.seconds[name].items()}
 
     def ratio(self, name: str, over: str) -> dict[int, float]:
-        """Return how many times as long `name` takes as `over`, by batch size."""
+        """Return the median ratio of the times of `name` and `over`, by batch size."""
         ours, theirs = self.seconds[name], self.seconds[over]
         return {batch: median(a / b for a, b in zip(runs, theirs[batch], strict=True)) for batch, runs in ours.items()}
 
@@ -40,9 +40,9 @@ class Timings:
 def time_in_turn(
     contenders: Mapping[str, Run], images: Images, batches: Sequence[int], *, rounds: int, slow: Collection[str] = ()
 ) -> Timings:
-    """Time contenders on the first images, of uint8 (N, H, W, 3), once a round for each batch size.
+    """Time contenders on batches of the images, uint8 (N, H, W, 3), once per round and batch size.
 
-    Before, each is warmed up with all of them, and the slow ones with the smallest.
+    Contenders are warmed up with each batch size, slow ones with the smallest only.
     """
     if len(images) < max(batches):
         raise ValueError(

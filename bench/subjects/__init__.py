@@ -1,1 +1,1 @@
-"""What is measured on: versions, photos, sets of labelled images."""
+"""The subjects of benchmarks: versions, photos, sets of labelled images."""

@@ -1,8 +1,7 @@
-"""What the benches measure on: a version that the trainer really made, and photos that it has not seen.
+"""The subject of benchmarks: a version made by the trainer, and photos it was not trained on.
 
-A version is trained once for each set of arguments and kept below .cache/bench, under a name that holds a digest of the
-sources it was made by; the next bench takes it from there. The photos are real ones where the developers' shared folder
-lies beside the checkout, and otherwise scikit-learn's handwritten digits.
+Versions are cached in .cache/bench by their arguments and a digest of the trainer's source code. Photos come from the
+developers' shared folder beside the checkout, or else are scikit-learn's handwritten digits.
 """
 
 import csv
@@ -21,7 +20,7 @@ from typing import Literal
 
 from PIL import Image
 
-from bench.subjects.photos import coloured_noise
+from bench.subjects.photos import pink_noise
 from contract.errors import NothingPublished
 from contract.versions.repository import Repository
 from contract.versions.version import Version
@@ -31,13 +30,13 @@ from demo.product import CHECKOUT
 CACHE = CHECKOUT / ".cache" / "bench"
 
 SHARED = CHECKOUT.parent / "shared"
-"""The developers' folder of photos and weights, which lies beside the checkout, or does not."""
+"""The developers' folder of photos and weights beside the checkout, which may not exist."""
 _TRASHNET = SHARED / "data" / "trashnet"
 WEIGHTS = SHARED / "weights" / "vgg16_features.pth"
-"""Of VGG-16's convolutions, made on ImageNet."""
+"""Weights of VGG-16's convolutions, pretrained on ImageNet."""
 DIGITS_OF_EACH = 170
-_ORDER = 20_261_123
-"""Seeds the order of the photos: subjects of one source differ in how many they label, not in which."""
+_SEED = 20_261_123
+"""Seed of the order of the photos, so that subjects with more labels include those with fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +45,29 @@ class Subject:
 
     version: Version
     root: Path
-    """Of the repository that holds the version, and no other."""
+    """Root of a repository that holds this version only."""
     photos: tuple[Path, ...]
-    """Those that the version was not trained on, in an order that is always the same."""
+    """Photos the version was not trained on, in a fixed order."""
     source: str
-    """The description of the photos."""
+    """Description of the photos."""
 
 
 @dataclass(frozen=True, slots=True)
 class Photos:
-    """Labelled photos, and what a network that learns them starts from."""
+    """Labelled photos, and the initial weights of networks trained on them."""
 
     files: tuple[tuple[Path, str], ...]
     name: str
     description: str
-    """What the photos are and what the network starts from, for people."""
+    """Description of photos and weights."""
     weights: str
 
 
-def trained(*, image_size: int = 224, labels: int = 400, precision: Literal["auto", "fp32"] = "auto") -> Subject:
-    """Return a head on VGG-16 that the trainer published, trained now unless it was; its progress goes to stderr.
+def train_subject(*, image_size: int = 224, labels: int = 400, precision: Literal["auto", "fp32"] = "auto") -> Subject:
+    """Return a version of VGG-16 published by the trainer, from the cache if possible; logs to stderr.
 
-    It is trained on the first `labels` photos of an order that the other arguments do not change. All that are made for
-    one size of images have one backbone.
+    Its head is trained on the first `labels` photos, whatever the other arguments. Versions with equal image sizes
+    share a backbone.
     """
     photos = labelled_photos()
     if not 0 < labels < len(photos.files):
@@ -78,7 +77,7 @@ def trained(*, image_size: int = 224, labels: int = 400, precision: Literal["aut
     folder = CACHE / f"{arguments}-{_digest_of_sources()}"
     repository = Repository(folder / "models")
     with suppress(NothingPublished):
-        return _subject(repository, photos, labels)
+        return _open_subject(repository, photos, labels)
     for stale in CACHE.glob(f"{arguments}-*"):
         shutil.rmtree(stale)
     for path, label in photos.files[:labels]:
@@ -89,46 +88,46 @@ def trained(*, image_size: int = 224, labels: int = 400, precision: Literal["aut
     command += [f"--precision={precision}", "--train=classifier", f"--weights={photos.weights}"]
     environment = clean_environment(LABELNEXT_MODELS=str(folder / "models"))
     subprocess.run(command, cwd=CHECKOUT, env=environment, stdout=sys.stderr, check=True)
-    return _subject(repository, photos, labels)
+    return _open_subject(repository, photos, labels)
 
 
 def labelled_photos() -> Photos:
-    """Return all photos, in the order that `trained` takes them in."""
+    """Return all photos, in the order of `train_subject`."""
     if _TRASHNET.is_dir() and WEIGHTS.is_file():
         name, weights, description = "trashnet", str(WEIGHTS), "trashnet photos, VGG-16 from shared weights"
         with (_TRASHNET / "manifest.csv").open(encoding="utf-8", newline="") as file:
-            found = [(_TRASHNET / row["path"], row["label"]) for row in csv.DictReader(file)]
+            files = [(_TRASHNET / row["path"], row["label"]) for row in csv.DictReader(file)]
     else:
         name, weights, description = "digits", "none", "digits"
         folder = CACHE / "digits"
         write_digits(folder, (DIGITS_OF_EACH,) * 10)
-        found = [(path, path.parent.name) for path in sorted(folder.glob("*/*.png"))]
-    files = random.Random(_ORDER).sample(found, len(found))  # noqa: S311  # an order, not a secret
+        files = [(path, path.parent.name) for path in sorted(folder.glob("*/*.png"))]
+    files = random.Random(_SEED).sample(files, len(files))  # noqa: S311  # an order, not a secret
     return Photos(tuple(files), name, description, weights)
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """Return this process's environment, with these settings of ours and no others."""
+    """Return this process's environment, with these LABELNEXT_ variables only."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LABELNEXT_")}
     return {**kept, **settings}
 
 
 def small_images(count: int) -> list[Path]:
-    """Return different images of few pixels, as rough as photos are, written once."""
+    """Return the paths of distinct small images with the texture of photos, cached."""
     folder = CACHE / "small-images"
     paths = [folder / f"{number}.png" for number in range(count)]
     if not paths[-1].exists():
         folder.mkdir(parents=True, exist_ok=True)
-        for path, pixels in zip(paths, coloured_noise(count, size=32), strict=True):
+        for path, pixels in zip(paths, pink_noise(count, size=32), strict=True):
             Image.fromarray(pixels).save(path)
     return paths
 
 
 @contextmanager
-def workplace(*versions: Version) -> Iterator[Path]:
-    """Give a folder whose repository `models` has links to the versions, the first one current, until the block ends.
+def working_folder(*versions: Version) -> Iterator[Path]:
+    """Context manager for a temporary folder whose repository `models` links to the versions, the first one current.
 
-    Their files have been read once, so that none comes from a cold disk afterwards.
+    Their files have been read once, so that they are in the page cache.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=".work-") as folder:
@@ -148,6 +147,6 @@ def _digest_of_sources() -> str:
     return sha256.hexdigest()[:12]
 
 
-def _subject(repository: Repository, photos: Photos, labels: int) -> Subject:
+def _open_subject(repository: Repository, photos: Photos, labels: int) -> Subject:
     version = repository.open(repository.current())
     return Subject(version, repository.root, tuple(path for path, _ in photos.files[labels:]), photos.description)

@@ -1,4 +1,4 @@
-"""As many different images as a bench needs: of noise, or photos in other cuts, sides and brightness of each."""
+"""Generates distinct images: noise, or variations of photos."""
 
 import io
 import random
@@ -12,29 +12,29 @@ import numpy.typing as npt
 from PIL import Image, ImageEnhance, ImageOps
 
 
-def vary(photos: Sequence[tuple[Path, str]], count: int, *, folder: Path) -> list[tuple[Path, str]]:
-    """Return so many files and their classes: each photo in turn, then each in another variation, and so on.
+def make_variations(photos: Sequence[tuple[Path, str]], count: int, *, folder: Path) -> list[tuple[Path, str]]:
+    """Return `count` variations of photos, in turn, with their classes: random crops, mirrored, brighter or darker.
 
-    Those that are in the folder already stay.
+    Files that exist in the folder are reused.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
+    variations = []
     for number, (path, label) in enumerate(islice(cycle(photos), count)):
         file = folder / f"{number}.jpg"
         if not file.exists():
-            _write(path, file, random.Random(number))  # noqa: S311  # an order, not a secret
-        made.append((file, label))
-    return made
+            _write_variation(path, file, random.Random(number))  # noqa: S311  # an order, not a secret
+        variations.append((file, label))
+    return variations
 
 
 def save(image: Image.Image, file_format: str, **options: Any) -> bytes:
-    """Return an image as a file."""
+    """Return the content of an image file."""
     file = io.BytesIO()
     image.save(file, file_format, **options)
     return file.getvalue()
 
 
-def _write(photo: Path, file: Path, rng: random.Random) -> None:
+def _write_variation(photo: Path, file: Path, rng: random.Random) -> None:
     with Image.open(photo) as opened:
         image = opened.convert("RGB")
     width, height = (max(1, round(side * rng.uniform(0.6, 1.0))) for side in image.size)
@@ -47,10 +47,10 @@ def _write(photo: Path, file: Path, rng: random.Random) -> None:
     draft.replace(file)
 
 
-def coloured_noise(count: int, *, size: int) -> npt.NDArray[np.uint8]:
-    """Return images, uint8 (count, size, size, 3), that are always the same and as rough at each scale as photos are.
+def pink_noise(count: int, *, size: int) -> npt.NDArray[np.uint8]:
+    """Return images of noise with the spectrum of photos, uint8 (count, size, size, 3), from a fixed seed.
 
-    Their amplitude falls as one over the frequency, after Field 1987 (doi 10.1364/JOSAA.4.002379).
+    The amplitude is inversely proportional to the frequency, after Field 1987 (doi 10.1364/JOSAA.4.002379).
     """
     rng = np.random.default_rng(0)
     rows, columns = np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :]

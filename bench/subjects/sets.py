@@ -1,8 +1,7 @@
-"""The sets of labelled images that studies are made on, each with its manifest, written once below .cache/bench.
+"""Sets of labelled images for studies, deterministic and cached in .cache/bench.
 
-Of the developers' shared folder: CIFAR-10 and TrashNet, with long tails of several ratios and orders, and one without.
-Of Debian's packages: drawings of several dozen subjects (openclipart-png, public domain), and letters of many fonts.
-Which images are in a set is always the same.
+From the developers' shared folder: CIFAR-10 and TrashNet, with long tails of several ratios and orders, and without.
+From Debian packages: drawings of several dozen subjects (openclipart-png, public domain), and letters of many fonts.
 """
 
 import csv
@@ -24,7 +23,7 @@ TRASHNET: Final = SHARED / "data" / "trashnet"
 _SETS: Final = CACHE / "sets"
 _PACKAGES: Final = CACHE / "packages"
 _TESTED_EACH: Final = 200
-"""Images of each class of CIFAR-10 to test on."""
+"""Test images of each class of CIFAR-10."""
 
 _LEAST_DRAWINGS, _MOST_DRAWINGS = 24, 72
 _DRAWING_PX: Final = 64
@@ -34,37 +33,37 @@ _FONTS: Final = (
     "fonts-adf-mekanus", "fonts-adf-oldania", "fonts-adf-romande", "fonts-adf-tribun", "fonts-adf-universalis",
     "fonts-comic-neue", "fonts-dustin", "fonts-fantasque-sans", "fonts-lato", "fonts-open-sans", "fonts-tuffy",
 )  # fmt: skip
-"""Debian's packages of fonts of Latin letters."""
+"""Debian packages of Latin fonts."""
 _STYLES_EACH: Final = 8
 _LETTERS: Final = string.digits + string.ascii_uppercase + "abdefghnqrt"
-"""Those of EMNIST's 47 classes: a letter whose small form looks like the large one comes once."""
+"""EMNIST's 47 classes: letters with similar upper and lower case are one class."""
 _LETTER_PX: Final = 32
 
 Images = Mapping[str, Path]
-"""Options of `simulate` by name: where a set's images are and, unless they lie in class folders, their manifest."""
+"""Options of `simulate` by name: the path of the images and, unless they are in class folders, their manifest."""
 _Row = Mapping[str, str]
 
 
-def tail(order: Sequence[str], largest: int, ratio: float) -> dict[str, int]:
-    """Return numbers of images that fall evenly until the first class has `ratio` times as many as the last."""
+def long_tail(order: Sequence[str], largest: int, ratio: float) -> dict[str, int]:
+    """Return numbers of images that fall geometrically from `largest` to `largest / ratio`, by class in this order."""
     return {label: round(largest * ratio ** (-place / (len(order) - 1))) for place, label in enumerate(order)}
 
 
 def cifar(name: str, counts: Mapping[str, int]) -> Images:
-    """Return CIFAR-10 with so many images of each class that may be labelled; classes without are left out."""
+    """Return CIFAR-10 with these numbers of images of each class in the pool; other classes are left out."""
     rows = _read(CIFAR / "manifest.csv")
     tested = _choose(rows, dict.fromkeys(counts, _TESTED_EACH), test=True)
     return {"images": CIFAR / "pool.zip", "manifest": _write(name, [*_choose(rows, counts, test=False), *tested])}
 
 
 def trashnet(name: str = "", order: Sequence[str] = (), ratio: float = 1) -> Images:
-    """Return TrashNet, its classes in an `order` thinned out until the first is `ratio` times as large as the last."""
+    """Return TrashNet, optionally with a long tail in which the first class is `ratio` times as large as the last."""
     manifest = TRASHNET / "manifest.csv"
     if order:
         rows = _read(manifest)
         largest = sum(row["label"] == order[0] and row["split"] == "pool" for row in rows)
         tested = [row for row in rows if row["split"] == "test"]
-        manifest = _write(name, [*_choose(rows, tail(order, largest, ratio), test=False), *tested])
+        manifest = _write(name, [*_choose(rows, long_tail(order, largest, ratio), test=False), *tested])
     return {"images": TRASHNET, "manifest": manifest}
 
 
@@ -76,7 +75,7 @@ def digits() -> Images:
 
 
 def clipart() -> Images:
-    """Return drawings by their subjects: small images of several dozen classes, the smallest a third of the largest."""
+    """Return drawings by subject: small images of several dozen classes, the smallest a third of the largest."""
     folder = _SETS / "clipart"
     if not folder.exists():
         root = unpack([PACKAGE], _PACKAGES / PACKAGE) / PACKAGE / "usr" / "share" / "openclipart" / "png"
@@ -94,7 +93,7 @@ def clipart() -> Images:
 
 
 def letters() -> Images:
-    """Return letters and digits of many fonts, small and of 47 classes, with a tail of 6:1 in an order of chance."""
+    """Return letters and digits in many fonts: small images of 47 classes, in a random order with a tail of 6:1."""
     folder = _SETS / "letters"
     if not folder.exists():
         draft = folder.with_suffix(".draft")
@@ -119,7 +118,7 @@ def _read(path: Path) -> list[_Row]:
 
 
 def _choose(rows: Sequence[_Row], counts: Mapping[str, int], *, test: bool) -> list[_Row]:
-    """Return so many of each class; what a smaller number keeps is among what a larger one keeps."""
+    """Return `counts` rows of each class; a smaller number selects a subset of the rows of a larger one."""
     chosen = []
     for label, count in counts.items():
         members = [row for row in rows if row["label"] == label and (row["split"] == "test") is test]
@@ -138,7 +137,7 @@ def _write(name: str, rows: Sequence[_Row]) -> Path:
     return path
 
 
-# ---- Debian's packages
+# ---- Debian packages
 
 
 def _write_drawing(source: Path, folder: Path) -> None:
@@ -165,7 +164,7 @@ def _has_letters(path: Path) -> bool:
 
 
 def _write_letter(letter: str, path: Path, file: Path, rng: np.random.Generator) -> None:
-    """Draw a letter of some size somewhere, in some grey on another."""
+    """Draw a letter of random size, position and grey on a random grey, with noise."""
     font = ImageFont.truetype(path, int(rng.integers(16, 27)))
     left, top, right, bottom = font.getbbox(letter)
     grey = int(rng.integers(0, 256))

@@ -1,8 +1,7 @@
-"""A network small enough to read, as a literal ONNX graph and as the numpy that the graph must agree with.
+"""A tiny network as a literal ONNX graph, and its reference implementation in numpy.
 
-Its versions are published in a moment and without torch, for whoever asks how a server behaves and not how fast it
-scores. `python -m bench.subjects.tiny_model MODELS SEED` publishes one from a process of its own; with a number behind
-the seed, so many, one after the other.
+Its versions are published quickly and without torch, to test the behaviour of servers.
+`python -m bench.subjects.tiny_model MODELS SEED [COUNT]` publishes COUNT versions with consecutive seeds, by default 1.
 """
 
 import sys
@@ -36,7 +35,7 @@ LABELS = ("ant", "bee", "cat")
 SPEC = InputSpec(SIDE, SIDE)
 SITES = (DropoutSite((HIDDEN,), 0.5), DropoutSite((HIDDEN,), 0.25))
 
-_FREE_PASSES = 256
+_PROBE_PASSES = 256
 _SHAPES = ((SIDE * SIDE * 3, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, len(LABELS)))
 
 Images = npt.NDArray[np.uint8]
@@ -46,27 +45,27 @@ Doubles = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TinyModel:
-    """Two hidden layers with a Dropout behind each: (N, 8, 8, 3) to (N, 3)."""
+    """A network of two hidden layers, each followed by Dropout: (N, 8, 8, 3) to (N, 3)."""
 
     weights: tuple[npt.NDArray[np.float32], ...]
 
     @classmethod
     def draw(cls, seed: int = 0) -> Self:
-        """Draw weights that answer most images with some doubt."""
+        """Draw weights with which most predictions are uncertain."""
         rng = np.random.default_rng(seed)
         return cls(tuple(rng.normal(0, 3 / np.sqrt(shape[0]), shape).astype(np.float32) for shape in _SHAPES))
 
     def with_head_of(self, other: "TinyModel") -> "TinyModel":
-        """Return the same backbone with another head, as after a retrain of the head alone."""
+        """Return this backbone with the head of another model, as if only the head was retrained."""
         return TinyModel((self.weights[0], *other.weights[1:]))
 
     def features(self, images: Images) -> Doubles:
-        """(N, H, W, 3) to (N, D), rounded to what float16 holds."""
+        """Return the features of images, rounded to float16: (N, H, W, 3) to (N, D)."""
         exact = np.maximum(images.reshape(len(images), -1) / 255.0 @ self.weights[0].astype(np.float64), 0)
         return np.asarray(exact.astype(np.float32).astype(np.float16), np.float64)
 
     def passes(self, images: Images, masks: Mapping[str, Floats]) -> Doubles:
-        """(N, H, W, 3) and masks (T, D) to probabilities (N, T, C), in float64 and one pass at a time."""
+        """Return the probabilities under masks (T, D), in float64: (N, H, W, 3) to (N, T, C)."""
         _, second, last = (weights.astype(np.float64) for weights in self.weights)
         backbone = self.features(images)
         each_pass = zip(masks["mask_0"], masks["mask_1"], strict=True)
@@ -75,7 +74,7 @@ class TinyModel:
         return np.asarray(exps / exps.sum(axis=2, keepdims=True))
 
     def graph(self, *, dropouts: int = 2) -> ModelProto:
-        """Return the literal graph, with that many of its two Dropouts."""
+        """Return the literal graph, with the first `dropouts` of its two Dropout nodes."""
         drop = [
             f"Dropout ({source}, ratio_{site}, training)" if site < dropouts else f"Identity ({source})"
             for site, source in enumerate((FEATURES, "r1"))
@@ -118,11 +117,11 @@ def publish(
     report: Mapping[str, bytes] | None = None,
     **described: Any,
 ) -> str:
-    """Publish a model, by default that of the seed, and return the version's name.
+    """Publish a model, by default drawn with `seed`, and return the version's name.
 
-    The probe is that of `probe_of`, as after a faulty export: every server must refuse the version. The backbone of
-    `int8_of` is published as that in 8-bit integers, though it is none. `report` has files by name; what else is given
-    stands in the manifest.
+    A probe of another model, `probe_of`, simulates a faulty export, which every server must refuse. The backbone of
+    `int8_of` is published as the int8 backbone, without being quantised. `report` has the content of files by name;
+    other arguments are fields of the manifest.
     """
     model = model or TinyModel.draw(seed)
     with repository.stage(datetime.now(UTC)) as staged:
@@ -148,7 +147,7 @@ def publish(
 
 
 def save_graph(graph: ModelProto, folder: Path) -> None:
-    """Write a graph and its weights where a version has them."""
+    """Write a graph and its external weights to the files of a version."""
     files = {"w0": BACKBONE_WEIGHTS_FILE, "w1": HEAD_WEIGHTS_FILE}
     for tensor in graph.graph.initializer:
         if file := files.get(tensor.name):
@@ -158,32 +157,32 @@ def save_graph(graph: ModelProto, folder: Path) -> None:
 
 
 def draw_images(count: int, seed: int = 0) -> Images:
-    """Draw images of noise: (N, H, W, 3)."""
+    """Return random images, uint8 (N, H, W, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3)).astype(np.uint8)
 
 
 def draw_probe(model: TinyModel, version: str) -> Probe:
-    """Return what a model makes of a few images under the version's masks, and under free ones."""
+    """Return a probe of a few images: predictions under the version's masks, and statistics under independent masks."""
     images = draw_images(4, seed=99)
     exact = model.passes(images, draw_masks(version, SITES, PASSES))
     rng = np.random.default_rng(1)
-    free_masks = {
-        f"mask_{i}": (rng.random((_FREE_PASSES, HIDDEN)) >= site.probability) / (1 - site.probability)
+    independent_masks = {
+        f"mask_{i}": (rng.random((_PROBE_PASSES, HIDDEN)) >= site.probability) / (1 - site.probability)
         for i, site in enumerate(SITES)
     }
-    free = model.passes(images, free_masks)
+    independent = model.passes(images, independent_masks)
     return Probe(
         images=images,
         features=model.features(images).astype(np.float32),
-        passes=_FREE_PASSES,
-        mean=free.mean(axis=1).astype(np.float32),
-        variance=free.var(axis=1, ddof=1).astype(np.float32),
+        passes=_PROBE_PASSES,
+        mean=independent.mean(axis=1).astype(np.float32),
+        variance=independent.var(axis=1, ddof=1).astype(np.float32),
         masked_probabilities=exact.astype(np.float32),
     )
 
 
 def expected_bald(model: TinyModel, version: str, images: Images) -> Doubles:
-    """Return BALD in nats by its definition, under the version's masks: (N, H, W, 3) to (N,)."""
+    """Return BALD in nats, by its definition, under the version's masks: (N, H, W, 3) to (N,)."""
     p = model.passes(images, draw_masks(version, SITES, PASSES))  # (N, T, C)
     of_mean, of_passes = (-(q * np.log(q)).sum(axis=-1) for q in (p.mean(axis=1), p))
     return np.asarray(of_mean - of_passes.mean(axis=1))

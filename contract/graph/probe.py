@@ -134,7 +134,7 @@ class Validation:
     mean_bald: float
     """In nats, over the probe's images."""
     largest_difference: float
-    """Of a probability from torch's under equal masks."""
+    """Largest difference of a probability from torch's under equal masks."""
     rank_correlation: float
     """Spearman's correlation of BALD with torch's under equal masks."""
 

@@ -44,7 +44,7 @@ _DESCRIPTION_S: Final = 15.0
 
 @dataclass(frozen=True, slots=True)
 class FetchSettings:
-    """Where images may come from, with limits per image."""
+    """Allowed sources of images, and limits per image."""
 
     label_studio_url: str | None = None
     """Label Studio's address for this program; may have a path."""

@@ -81,7 +81,7 @@ class Ranking:
     unscored: tuple[_Count, ...] = ()
     """Tasks whose images could not be scored, to be retried; some have a place from an earlier ranking."""
     sure: Sure | None = None
-    """What may be confirmed in bulk; None if not requested."""
+    """Offers for bulk confirmation; None if not requested."""
 
 
 _RANKING: Final = TypeAdapter(Ranking)

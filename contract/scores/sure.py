@@ -69,7 +69,7 @@ class Shadow:
 
 @dataclass(frozen=True, slots=True)
 class Sure:
-    """What a ranking offers for bulk confirmation, and the evidence."""
+    """A ranking's offers for bulk confirmation, and the evidence."""
 
     ranking: str
     """The name of the ranking."""

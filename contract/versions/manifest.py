@@ -103,7 +103,7 @@ class Backbone:
     name: Annotated[str, Field(min_length=1)]
     """As in `--backbone`."""
     fingerprint: _Sha256
-    """Of its graph in float32 (`contract.graph.fingerprint`): equal if versions compute equal features."""
+    """Fingerprint of its float32 graph (`contract.graph.fingerprint`): equal if versions compute equal features."""
     tensor: Annotated[str, Field(min_length=1)]
     """The tensor of the literal graph where it ends: float32 (N, F), rounded to float16 precision."""
     precision: Literal["fp32", "int8"]

@@ -1,7 +1,7 @@
-"""Who may ask what: basic auth for the server, and a secret of its own for Label Studio's event webhooks.
+"""Authorisation: basic auth for the server, and a bearer token for Label Studio's event webhooks.
 
-Label Studio sends a backend's basic auth with everything but events, to which only headers can be added that somebody
-put on the webhook. Nothing that was sent or set is ever logged.
+Label Studio sends a backend's basic auth with all requests except events, which only carry the headers configured for
+the webhook. Credentials are never logged.
 """
 
 import hmac
@@ -12,7 +12,7 @@ from werkzeug.datastructures import Authorization, WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
 OPEN: Final = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
-"""Asked by containers and monitoring, which have no password. They hold figures, and neither images nor secrets."""
+"""Routes for containers and monitoring, which have no password; they show neither images nor secrets."""
 
 WEBHOOK: Final = "/webhook"
 
@@ -20,22 +20,21 @@ _log = logging.getLogger(__name__)
 
 
 class Guard:
-    """Lets a request to a route pass, or refuses it.
+    """Checks the credentials of requests.
 
-    A password protects every route but those in `OPEN`, and /webhook takes the secret as well. A secret alone protects
-    /webhook and nothing else; Start Training, with which Label Studio sends the backend's basic auth or nothing at all,
-    is then refused.
+    Basic auth protects all routes except those in `OPEN`; /webhook accepts the webhook secret as well. A secret without
+    basic auth protects only /webhook, and refuses Start Training, with which Label Studio sends basic auth or nothing.
     """
 
     def __init__(self, basic_auth: str | None, webhook_secret: str | None) -> None:
-        """Take `user:password` and the secret; None for what is not to be asked for."""
+        """Require `user:password` and the webhook secret, unless they are None."""
         self._basic_auth = basic_auth
         self._secret = webhook_secret
 
     def check(self, route: str | None, authorization: Authorization | None) -> None:
-        """Raise Unauthorized if credentials are missing or wrong; `route` is None where there is none by its path."""
-        is_closed = self._basic_auth is not None or (route == WEBHOOK and self._secret is not None)
-        if route in OPEN or not is_closed or self._accepts(route, authorization):
+        """Raise Unauthorized if credentials are missing or wrong; `route` is None if no route has the path."""
+        is_protected = self._basic_auth is not None or (route == WEBHOOK and self._secret is not None)
+        if route in OPEN or not is_protected or self._accepts(route, authorization):
             return
         if route == WEBHOOK:
             _log.warning(
@@ -53,7 +52,7 @@ class Guard:
             return False
         if given.type == "basic" and self._basic_auth is not None:
             user, _, password = self._basic_auth.partition(":")
-            # Both parts are compared whatever comes of the first: the time that it takes tells nothing.
+            # Both parts are always compared, so that the time taken reveals nothing.
             return _same(given.username or "", user) & _same(given.password or "", password)
         if given.type == "bearer" and route == WEBHOOK and self._secret is not None:
             return _same(given.token or "", self._secret)

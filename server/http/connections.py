@@ -1,8 +1,8 @@
-"""A client's connection: what has come in and what is to go out, between the worker's loop and its threads.
+"""Client connections whose requests and responses are buffered in memory.
 
-The loop alone reads and writes sockets, and never waits for one. A thread is given a request that has come in whole,
-takes it from memory and leaves its answer there, so that no client can hold one. gunicorn still parses requests and
-writes answers: it takes a `Wire` for the socket.
+Only the worker's loop reads and writes sockets, without blocking. A thread gets a complete request and leaves the
+response in memory, so a slow client occupies no thread. gunicorn parses requests and writes responses through a
+`BufferSocket`.
 """
 
 import json
@@ -18,118 +18,118 @@ from gunicorn.workers.gthread import TConn
 
 from server.observe.logs import accept_request_id
 
-HEAD_BYTES: Final = 1 << 16
-"""Of a head; clients that mean well send a few hundred."""
+MAX_HEAD_BYTES: Final = 1 << 16
+"""Largest request head; usual ones have a few hundred bytes."""
 _HEAD_END: Final = b"\r\n\r\n"
 
 
 class Stage(Enum):
-    """What the loop waits for."""
+    """What the loop waits for on a connection."""
 
     HEAD = "head"
     BODY = "body"
-    ANSWER = "answer"
-    """That the client takes it."""
-    END = "end"
-    """That the client closes, whose request nobody read to its end: it might lose the answer else."""
+    RESPONSE = "response"
+    """The client takes the response."""
+    CLOSING = "closing"
+    """The client closes; input that nobody reads is discarded, because the client might lose the response otherwise."""
 
 
-class Wire:
-    """What gunicorn reads requests from and writes answers to, as if it were a socket that never makes it wait."""
+class BufferSocket:
+    """A non-blocking socket for gunicorn, with buffers in memory instead of a network."""
 
     def __init__(self) -> None:
         self.received = bytearray()
         self.unsent = bytearray()
-        self.began = time.monotonic()
-        """When the request in hand began to come in."""
+        self.request_started = time.monotonic()
+        """When the first byte of the current request arrived."""
 
     def recv(self, size: int) -> bytes:
-        """Take what has come in; nothing is the end, for a request is given to threads when it is whole."""
-        piece = bytes(self.received[:size])
+        """Return up to `size` received bytes; b"" at the end of the request, which is complete."""
+        data = bytes(self.received[:size])
         del self.received[:size]
-        return piece
+        return data
 
     def sendall(self, data: bytes) -> None:
-        """Leave what is to go out."""
+        """Append to the data to be sent."""
         self.unsent += data
 
     def gettimeout(self) -> float:
-        """As of a socket that does not block."""
+        """Return 0, the timeout of a non-blocking socket."""
         return 0.0
 
     def close(self, _: object = None) -> None:
-        """Do nothing: nothing here blocks, and the loop shuts down and closes once the answer has gone out."""
+        """Do nothing: the loop closes the real socket after the response has been sent."""
 
     settimeout = setblocking = shutdown = close
 
 
 class _Parser(RequestParser):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's parser, in two steps: heads are read where they come in, and faults are answered where answers are."""
+    """gunicorn's parser, which parses a head in the loop, and raises its errors later in the thread that responds."""
 
-    _found: Any = None
+    _parsed: Any = None
 
     def read_head(self) -> Any:
-        """Parse the next head, all of which must have come in; None for one that gunicorn refuses."""
+        """Parse the next head, which must be complete; return None if gunicorn refuses it."""
         try:
-            self._found = super().__next__()
+            self._parsed = super().__next__()
         except Exception as err:
-            self._found = err
+            self._parsed = err
             return None
-        return self._found
+        return self._parsed
 
     def __next__(self) -> Any:
-        if isinstance(self._found, Exception):
-            raise self._found
-        return self._found
+        if isinstance(self._parsed, Exception):
+            raise self._parsed
+        return self._parsed
 
 
 class Connection(TConn):  # type: ignore[misc]
-    """One client's connection, as gunicorn's threads know it, and how far its request has come."""
+    """A client's connection as gunicorn's threads use it, with the state of its current request."""
 
-    sock: Wire
+    sock: BufferSocket
 
     def __init__(self, cfg: Any, client: socket.socket, address: Any, server: Any) -> None:
-        """Take a socket that has been accepted, and the addresses of its ends."""
-        super().__init__(cfg, Wire(), address, server)
-        self.initialized = self.data_ready = True  # or a thread would wait for the socket
+        """Wrap an accepted socket; `address` and `server` are the client's and the server's address."""
+        super().__init__(cfg, BufferSocket(), address, server)
+        self.initialized = self.data_ready = True  # otherwise a thread would wait for the socket
         self.socket = client
         self.parser = _Parser(cfg, self.sock, address)
         self.stage = Stage.HEAD
-        self.end = 0.0
-        """Until when the loop waits, by `time.monotonic`."""
-        self.asks_first = False
-        """Whether the client sends its body only when it has been told to."""
-        self.is_kept = True
+        self.deadline = 0.0
+        """End of the current stage, by `time.monotonic`."""
+        self.expects_continue = False
+        """Whether the client waits for "100 Continue" before it sends the body."""
+        self.keep_alive = True
         """Whether another request may follow."""
-        self.sent_several = False
-        """Whether the client sent this request before it had the answer to the last one."""
-        self.more_may_come = False
-        """Whether the client may go on to send what nobody reads."""
-        self.read_away_bytes = 0
+        self.is_pipelined = False
+        """Whether the client sent this request before it had the response to the last one."""
+        self.has_unread_input = False
+        """Whether the client may still send data that nobody will read."""
+        self.discarded_bytes = 0
         self.counted_bytes = 0
-        """What the loop has counted of `held_bytes`."""
+        """The part of `buffered_bytes` that the loop has counted."""
         self.request: Any = None
-        """gunicorn's, once it has been parsed."""
+        """gunicorn's request, once its head has been parsed."""
         self._body_bytes = 0
 
     @property
-    def held_bytes(self) -> int:
-        """What lies in memory, in and out."""
+    def buffered_bytes(self) -> int:
+        """Size of the buffered input and output."""
         return self._unread_bytes + len(self.sock.unsent)
 
     @property
     def is_idle(self) -> bool:
-        """Whether a request may come, and nothing of it has."""
+        """Whether no byte of the next request has arrived."""
         return self.stage is Stage.HEAD and not self.sock.received
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all has come in of the request that will be read."""
+    def is_complete(self) -> bool:
+        """Whether the part of the request that will be read has arrived."""
         return self._unread_bytes >= self._body_bytes
 
     @property
     def is_closed(self) -> bool:
-        """Whether it has been closed here."""
+        """Whether the server has closed the socket."""
         return self.socket.fileno() < 0
 
     @property
@@ -137,39 +137,39 @@ class Connection(TConn):  # type: ignore[misc]
         return len(self.sock.received) + int(self.parser.unreader.buf.getbuffer().nbytes)
 
     def has_head(self, new_bytes: int) -> bool:
-        """Whether a whole head has come in, with the last so many bytes."""
+        """Return whether the head is complete; only the last `new_bytes` have not been searched yet."""
         received = self.sock.received
         return received.find(_HEAD_END, max(0, len(received) - new_bytes - len(_HEAD_END) + 1)) >= 0
 
     def read_head(self) -> Any:
-        """Parse the head, which has come in; None if gunicorn refuses it, as a thread will tell the client."""
+        """Parse the complete head; return None if gunicorn refuses it, to which a thread will respond."""
         self.request = request = self.parser.read_head()
         if request is None:
-            self.more_may_come = True
+            self.has_unread_input = True
         elif isinstance(request.body.reader, LengthReader):
             self._body_bytes = request.body.reader.length
-            self.asks_first, request._expected_100_continue = request._expected_100_continue, False
+            self.expects_continue, request._expected_100_continue = request._expected_100_continue, False
         else:  # chunks, which the application refuses
-            self.leave_body()
+            self.skip_body()
         return request
 
-    def leave_body(self) -> None:
-        """Have the request answered without what has not come in of its body."""
+    def skip_body(self) -> None:
+        """Treat the request as complete without the rest of its body."""
         self._body_bytes = 0
         self.request._expected_100_continue = False
         self.request.force_close()
-        self.more_may_come = True
+        self.has_unread_input = True
 
-    def begin_again(self) -> None:
-        """Make ready for the next request, of which some may have come in behind the one that was answered."""
+    def start_next_request(self) -> None:
+        """Reset the state for the next request, the beginning of which may have arrived already."""
         self.sock.received[:0] = self.parser.unreader.take_buffered()
-        self.sent_several = bool(self.sock.received)
-        self.sock.began = time.monotonic()
+        self.is_pipelined = bool(self.sock.received)
+        self.sock.request_started = time.monotonic()
         self.request, self._body_bytes = None, 0
 
     def refuse(self, status: HTTPStatus, detail: str) -> None:
-        """Leave an answer that no thread makes, and that looks like the application's; it ends the connection."""
-        self.forget()
+        """Write an error response like the application's; the connection is closed after it."""
+        self.discard_input()
         busy = status is HTTPStatus.SERVICE_UNAVAILABLE
         error = "overloaded" if busy else status.phrase.lower().replace(" ", "_")
         body = json.dumps({"error": error, "detail": detail, "request_id": accept_request_id(None)}).encode()
@@ -179,13 +179,13 @@ class Connection(TConn):  # type: ignore[misc]
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         self.sock.sendall(head.encode() + body)
-        self.is_kept, self.more_may_come = False, True
+        self.keep_alive, self.has_unread_input = False, True
 
-    def forget(self) -> None:
-        """Drop what has come in and will not be read."""
+    def discard_input(self) -> None:
+        """Drop received data that will not be read."""
         self.sock.received.clear()
         self.parser.unreader.take_buffered()
 
     def close(self, graceful: bool = False) -> None:
-        """Close the socket at once; the loop has waited for the client if need be."""
+        """Close the socket at once."""
         self.socket.close()

@@ -1,7 +1,7 @@
-"""Label Studio's JSON: what its requests mean, and what it accepts as a prediction.
+"""Label Studio's JSON: parses its requests, and builds predictions.
 
-The only place in the server that knows its field names. Where a body is not what Label Studio sends, RequestError names
-the field. Knows no HTTP and no graph.
+The only module of the server that knows Label Studio's field names. An invalid body raises RequestError, which names
+the field.
 """
 
 import base64
@@ -22,20 +22,20 @@ from contract.scores.holdout import holdout_share, is_held_out
 from contract.tasks import find_reference
 from contract.versions.manifest import Manifest
 from server.inference.batching import Extras, ImageScores, Outcome
-from server.inference.known_images import ImageReference, NoImage
+from server.inference.feature_lookup import ImageReference, NoImage
 from server.settings import Score
 
 NO_VERSION = "INITIAL"
-"""What /setup answers before any version is in use, as label-studio-ml does."""
+"""The version in /setup's response before any is in use, as in label-studio-ml."""
 
 START_TRAINING = "START_TRAINING"
-"""The action of a webhook when somebody presses Start Training."""
+"""The action of the webhook that the button Start Training sends."""
 
-_MOST_ACTION = 100
-"""Characters; Label Studio's longest has about 30."""
+_MAX_ACTION_CHARS = 100
+"""Label Studio's longest action has about 30."""
 
-_MOST_ID = 2**63 - 1
-"""What Label Studio's databases number tasks up to."""
+_MAX_ID = 2**63 - 1
+"""Largest task id in Label Studio's database."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is needed of a task."""
+    """Id and data of a task."""
 
     id: int | None
     data: Mapping[str, object]
@@ -54,7 +54,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class PredictRequest:
-    """The body of /predict or /score. Interactive requests are no different: their context changes no image."""
+    """The body of /predict or /score. The context of interactive requests is ignored."""
 
     tasks: tuple[Task, ...]
     label_config: str
@@ -69,20 +69,20 @@ class Event:
     action: str
     project: int | None
     label_config: str | None
-    """The project's, where the event brings it along, as START_TRAINING does."""
+    """The project's labelling config, if the event has it, as START_TRAINING does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The control that a version's predictions are for, and what each of its labels is stored as there."""
+    """The control that predictions are for, and the stored form of each of the version's labels."""
 
     control: ChoicesControl
     stored: tuple[str | None, ...]
-    """In the order of the version's labels; None for a label that the config does not have."""
+    """In the order of the version's labels; None for a label that the config lacks."""
 
 
 def parse_predict(body: object) -> PredictRequest:
-    """Read the body of /predict."""
+    """Parse the body of /predict."""
     fields = _expect(body, dict, "the body")
     tasks = _expect(fields.get("tasks"), list, "tasks")
     return PredictRequest(
@@ -93,9 +93,9 @@ def parse_predict(body: object) -> PredictRequest:
 
 
 def parse_score(body: object) -> tuple[PredictRequest, str]:
-    """Read the body of /score, and which version is to answer.
+    """Parse the body of /score; return the request and the requested version.
 
-    It is that of /predict with `version`, and with `embeddings` and `passes`, which are false by default.
+    The body is that of /predict with `version`, and optionally `embeddings` and `passes`.
     """
     fields = _expect(body, dict, "the body")
     version = _expect(fields.get("version"), str, "version")
@@ -104,7 +104,7 @@ def parse_score(body: object) -> tuple[PredictRequest, str]:
 
 
 def parse_setup(body: object) -> tuple[str | None, int | None]:
-    """Read the body of /setup: the labelling config, None if the project has none yet, and the project."""
+    """Parse the body of /setup; return the labelling config, None if the project has none yet, and the project id."""
     fields = _expect(body, dict, "the body")
     schema = fields.get("schema")
     label_config = None if schema is None else _expect(schema, str, "schema")
@@ -112,11 +112,11 @@ def parse_setup(body: object) -> tuple[str | None, int | None]:
 
 
 def parse_webhook(body: object) -> Event:
-    """Read the body of /webhook."""
+    """Parse the body of /webhook."""
     fields = _expect(body, dict, "the body")
     action = _expect(fields.get("action"), str, "action")
-    if len(action) > _MOST_ACTION:
-        raise RequestError(f"action must have at most {_MOST_ACTION} characters, got {len(action)}")
+    if len(action) > _MAX_ACTION_CHARS:
+        raise RequestError(f"action must have at most {_MAX_ACTION_CHARS} characters, got {len(action)}")
     project = fields.get("project")
     if not isinstance(project, dict):
         return Event(action, None, None)
@@ -125,86 +125,86 @@ def parse_webhook(body: object) -> Event:
 
 
 def resolve_target(label_config: str, version: str, control: str | None, labels: tuple[str, ...]) -> Target:
-    """Find the control that a version answers for, and log the labels that it does not have.
+    """Return the control that a version's predictions are for; log labels of the version that the control lacks.
 
     Raises:
-        LabelMismatch: if the version knows the labels of no control.
+        LabelMismatch: if no control has the version's labels.
         ConfigError: if the config classifies no image.
     """
-    chosen = match_control(parse_label_config(label_config), version=version, name=control, labels=labels)
-    shown = {choice.displayed: choice.stored for choice in reversed(chosen.choices)}
-    known = {**shown, **{choice.stored: choice.stored for choice in chosen.choices}}
-    stored = tuple(known.get(label) for label in labels)
-    if missing := [label for label, found in zip(labels, stored, strict=True) if found is None]:
+    matched = match_control(parse_label_config(label_config), version=version, name=control, labels=labels)
+    by_shown = {choice.displayed: choice.stored for choice in reversed(matched.choices)}
+    by_name = {**by_shown, **{choice.stored: choice.stored for choice in matched.choices}}
+    stored = tuple(by_name.get(label) for label in labels)
+    if missing := [label for label, form in zip(labels, stored, strict=True) if form is None]:
         _log.warning(
             "the labelling config lacks labels of the model; images predicted as one of them get a score and no label",
-            extra={"model_version": version, "from_name": chosen.from_name, "missing": missing},
+            extra={"model_version": version, "from_name": matched.from_name, "missing": missing},
         )
-    return Target(chosen, stored)
+    return Target(matched, stored)
 
 
 def find_images(request: PredictRequest, target: Target) -> list[ImageReference | NoImage]:
-    """Return each task's image reference, or why it has none."""
+    """Return the image reference of each task, or an error for a task without one."""
     return [_find_image(task, target.control.value_key, request.project_id) for task in request.tasks]
 
 
 def build_predictions(
     outcomes: Sequence[Outcome], manifest: Manifest, target: Target, direction: Score
 ) -> list[JsonObject]:
-    """Return one element per outcome, in order; of an image without a score an empty one, which Label Studio skips.
+    """Return one prediction per outcome, in order; an empty one, which Label Studio skips, for an image without scores.
 
-    A result is a region with the predicted labels, or empty if the config lacks them. A region's probability is for
-    people and so calibrated. Label Studio sorts by the prediction's score, which is not.
+    The result is a region with the predicted labels, or empty if the config lacks them. The region's probability is
+    calibrated; the prediction's score, by which Label Studio sorts, is not.
     """
     predictions: list[JsonObject] = [{} for _ in outcomes]
     scored = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, ImageScores)}
     if not scored:
         return predictions
-    measure = label_studio_score if direction is Score.AGREEMENT else normalised_bald
+    to_score = label_studio_score if direction is Score.AGREEMENT else normalised_bald
     bald = np.array([scores.bald for scores in scored.values()])  # (N,)
-    directed = measure(bald, len(manifest.labels), multiple=manifest.multiple).tolist()
+    sort_scores = to_score(bald, len(manifest.labels), multiple=manifest.multiple).tolist()
     means = np.stack([scores.mean_probabilities for scores in scored.values()])  # (N, C)
     predicted = _predict_labels(means, manifest, target)
     calibrated = temper(means, manifest.temperature, multiple=manifest.multiple)  # (N, C)
     values = {choice.stored: choice.result_value for choice in target.control.choices}
-    for (index, scores), score, labels, shown in zip(scored.items(), directed, predicted, calibrated, strict=True):
+    for (index, scores), score, labels, shown in zip(scored.items(), sort_scores, predicted, calibrated, strict=True):
         predictions[index] = {"model_version": manifest.version, "score": score, "result": []}
         if chosen := {label: stored for label in labels if (stored := target.stored[label]) is not None}:
             probability = float(shown[list(chosen)].min())
-            about = {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version}
+            meta = {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version}
             region = {
                 "from_name": target.control.from_name,
                 "to_name": target.control.to_name,
                 "type": "choices",
                 "value": {"choices": [values[stored] for stored in dict.fromkeys(chosen.values())]},
                 "score": probability,
-                "meta": {**about, "probability": probability},
+                "meta": {**meta, "probability": probability},
             }
             predictions[index]["result"] = [region]
     return predictions
 
 
 def withhold_labels(request: PredictRequest, predictions: Sequence[JsonObject], manifest: Manifest) -> list[JsonObject]:
-    """Return predictions of a request's tasks, in order, those that are held out with their score and without a label.
+    """Return the predictions without the labels of tasks in the random holdout, which keep their scores.
 
-    Label Studio ticks what is predicted when it opens a task, and what versions are measured on must not be agreed to.
-    Which tasks are held out can only be told of those that have a number, in a project that has one.
+    Label Studio preselects the predicted label when it opens a task, which would bias the labels that versions are
+    measured on. Only tasks with an id in a project with an id can be in the holdout.
     """
     if request.project_id is None:
         return list(predictions)
-    numbered = np.array([task.id is not None for task in request.tasks], bool)  # (N,)
+    has_id = np.array([task.id is not None for task in request.tasks], bool)  # (N,)
     task_ids = np.array([task.id or 0 for task in request.tasks], np.int64)
-    audit = is_held_out(request.project_id, task_ids, holdout_share(manifest)) & numbered
+    held_out = is_held_out(request.project_id, task_ids, holdout_share(manifest)) & has_id
     return [
-        {**prediction, "result": []} if prediction and withheld else prediction
-        for prediction, withheld in zip(predictions, audit.tolist(), strict=True)
+        {**prediction, "result": []} if prediction and is_withheld else prediction
+        for prediction, is_withheld in zip(predictions, held_out.tolist(), strict=True)
     ]
 
 
 def build_scores(
     request: PredictRequest, outcomes: Sequence[Outcome], *, manifest: Manifest, target: Target, direction: Score
 ) -> list[JsonObject]:
-    """Return one element per outcome, in order: the prediction and what it was made from, or the error."""
+    """Return one element per outcome, in order: the prediction with its probabilities and uncertainty, or the error."""
     predictions = build_predictions(outcomes, manifest, target, direction)
     return [
         {"task": task.id, **_build_score(outcome, prediction)}
@@ -230,9 +230,9 @@ def _encode(array: npt.NDArray[np.float32], kind: str) -> str:
 
 
 def _predict_labels(means: npt.NDArray[np.float32], manifest: Manifest, target: Target) -> list[list[int]]:
-    """Return the likeliest label of each image or, of several, those that hold.
+    """Return the labels of each image: the most probable one, or for `multiple` all that reach `LABEL_THRESHOLD`.
 
-    Where none does, it is still the likeliest: something to correct, with a score below one half.
+    If none does, the most probable one is returned, for annotators to correct.
     """
     likeliest = [[label] for label in means.argmax(axis=1).tolist()]
     if not (manifest.multiple and target.control.multiple):
@@ -254,19 +254,19 @@ def _parse_task(task: object, index: int) -> Task:
     fields = _expect(task, dict, f"tasks[{index}]")
     identifier = fields.get("id")
     data = _expect(fields.get("data"), dict, f"tasks[{index}].data")
-    return Task(identifier if type(identifier) is int and abs(identifier) <= _MOST_ID else None, data)
+    return Task(identifier if type(identifier) is int and abs(identifier) <= _MAX_ID else None, data)
 
 
 def _project_id(project: object) -> int | None:
-    """Label Studio sends "<id>.<time of creation>"; only the id is of use, and only to fetch from cloud storage."""
+    """Return the project's id; Label Studio sends "<id>.<time of creation>"."""
     head = str(project).partition(".")[0]
     return int(head) if head.isascii() and head.isdecimal() and len(head) < 19 else None
 
 
 def _expect(value: object, kind: type[_T], name: str) -> _T:
     if not isinstance(value, kind):
-        found = _JSON_TYPES.get(type(value), "something else")
-        raise RequestError(f"{name} must be {_JSON_TYPES[kind]}, got {found}")
+        given = _JSON_TYPES.get(type(value), "something else")
+        raise RequestError(f"{name} must be {_JSON_TYPES[kind]}, got {given}")
     return value
 
 

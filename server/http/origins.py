@@ -1,8 +1,7 @@
-"""By which names the server answers, and which web pages may send to it: what keeps other people's pages away.
+"""Protection against requests that a foreign web page has a visitor's browser send.
 
-A page that somebody visits can have the browser send requests anywhere it reaches. What it sends under our own name
-gives itself away by its `Origin` or by what it cannot send, JSON; what it sends under a name of its own, whose address
-it has changed to ours (DNS rebinding), by its `Host`.
+Cross-site requests to the server's own name are recognised by their `Origin`, or because they cannot be JSON; requests
+to a foreign name that resolves to the server's address (DNS rebinding) by their `Host`.
 """
 
 import ipaddress
@@ -20,24 +19,24 @@ ANY_HOST: Final = "*"
 _HOST: Final = re.compile(
     r"(?:\[(?P<address>[0-9a-f:.]{2,45})\]|(?P<name>[a-z0-9_.-]{1,253}))(?::[0-9]{1,5})?", re.ASCII
 )
-_OURS: Final = (".localhost", ".internal", ".svc", ".cluster.local")
-"""Ends of names that nobody can have on the internet: of this machine, of Docker's host, of services in Kubernetes."""
+_LOCAL: Final = (".localhost", ".internal", ".svc", ".cluster.local")
+"""Suffixes that do not exist on the internet: this machine, Docker's host, services in Kubernetes."""
 _SHOWN: Final = 100
 
 _log = logging.getLogger(__name__)
 
 
 class Origins:
-    """Lets a request pass, or refuses it, by where it says that it goes and comes from."""
+    """Checks the Host, Origin and Content-Type of requests."""
 
     def __init__(self, hosts: Iterable[str], pages: Iterable[str | None]) -> None:
-        """Take names by which the server is known, and URLs of those whose pages may send to it, None for none."""
+        """Accept requests to the names `hosts`, and from web pages of the URLs `pages`, of which None is ignored."""
         self._hosts = frozenset(host.lower() for host in hosts)
         self._pages = frozenset(_origin(page) for page in pages if page)
 
     def check_host(self, host: str | None) -> None:
-        """Raise MisdirectedRequest unless it is for an address, for a name that no stranger has, or for one set."""
-        if not host or ANY_HOST in self._hosts or self._knows(host.lower()):  # browsers always name one
+        """Raise MisdirectedRequest unless `host` is an IP address, a local name, or one of the server's names."""
+        if not host or ANY_HOST in self._hosts or self._accepts(host.lower()):  # browsers always send a host
             return
         _log.warning("a request for another host was refused", extra={"host": _shown(host)})
         raise MisdirectedRequest(
@@ -46,11 +45,11 @@ class Origins:
         )
 
     def check_sender(self, headers: Headers) -> None:
-        """Refuse a POST that a page of a stranger can have sent.
+        """Refuse a POST that a foreign web page may have sent.
 
         Raises:
-            Forbidden: if a page has that is neither the server's own nor Label Studio's.
-            UnsupportedMediaType: if its body is not said to be JSON, as browsers say it for own pages only.
+            Forbidden: if its origin is neither the server nor Label Studio.
+            UnsupportedMediaType: if the body is not declared as JSON, which browsers do not allow across origins.
         """
         origin = headers.get("Origin")
         own = headers.get("Host", "").lower()
@@ -64,12 +63,12 @@ class Origins:
         if kind != "application/json" and headers.get("Content-Length", "0") != "0":
             raise UnsupportedMediaType("the body must be JSON, with the header Content-Type: application/json")
 
-    def _knows(self, host: str) -> bool:
-        found = _HOST.fullmatch(host)
-        if found is None:
+    def _accepts(self, host: str) -> bool:
+        match = _HOST.fullmatch(host)
+        if match is None:
             return False
-        name = (found["name"] or "").removesuffix(".")
-        return _is_address(found["address"] or name) or "." not in name or name.endswith(_OURS) or name in self._hosts
+        name = (match["name"] or "").removesuffix(".")
+        return _is_address(match["address"] or name) or "." not in name or name.endswith(_LOCAL) or name in self._hosts
 
 
 def _is_address(text: str) -> bool:
@@ -81,10 +80,10 @@ def _is_address(text: str) -> bool:
 
 
 def _origin(url: str) -> str:
-    """The origin of a URL as browsers write it: without the port that goes without saying."""
+    """Return the origin of a URL as browsers send it, without the default port."""
     parts = urlsplit(url.lower())
-    usual = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
-    return f"{parts.scheme}://{parts.netloc.removesuffix(usual)}"
+    default_port = {"http": ":80", "https": ":443"}.get(parts.scheme, "")
+    return f"{parts.scheme}://{parts.netloc.removesuffix(default_port)}"
 
 
 def _shown(text: str) -> str:

@@ -1,8 +1,8 @@
-"""gunicorn's worker with threads, and what it lacks: clients that cost no thread, and an eye on the server's health.
+"""A threaded gunicorn worker whose clients occupy no threads, and which exits when the service has failed.
 
-Requests come in, and answers go out, in one loop that waits for nobody (`server.http.connections`). Each stage of a
-connection has its time, and all connections together have a number and a size; beyond these, those go that have waited
-longest.
+One non-blocking loop reads all requests and sends all responses (`server.http.connections`). Each stage of a connection
+has a timeout, and the number of connections and the size of their buffers are limited; above a limit, the connections
+that have waited longest are closed.
 """
 
 import logging
@@ -21,78 +21,75 @@ from gunicorn.http import wsgi
 from gunicorn.http.errors import ConfigurationProblem
 from gunicorn.workers.gthread import ThreadWorker
 
-from server.http.connections import HEAD_BYTES, Connection, Stage
+from server.http.connections import MAX_HEAD_BYTES, Connection, Stage
 
-HEAD_S: Final = 10.0
-"""In which a request's head must have come in."""
-BODY_S: Final = 30.0
-"""In which its body must have, from the end of the head on, or within the deadline for the whole if that is sooner."""
-ANSWER_S: Final = 30.0
-"""In which the client must have taken the answer."""
-_CLOSING_S: Final = 5.0
-"""For a client to close whose request was not read to its end."""
+_HEAD_TIMEOUT_S: Final = 10.0
+_BODY_TIMEOUT_S: Final = 30.0
+"""From the end of the head; the request's deadline may be earlier."""
+_RESPONSE_TIMEOUT_S: Final = 30.0
+_CLOSING_TIMEOUT_S: Final = 5.0
 
-_PIECE_BYTES: Final = 1 << 18
-"""Of what is read or written at a time."""
-_READ_AWAY_BYTES: Final = 64 * 2**20
-"""Of a body that nobody wants, which some clients send to its end before they read."""
-_BODIES_HELD: Final = 8
-"""So many of the largest that may come, or as much of smaller ones and of answers, are in memory at most."""
-_ACCEPTED_AT_ONCE: Final = 512
-_AT_ONCE: Final = 64
-"""Connections that are served, or closed because there are too many, before more is read."""
-_RUNNING: Final = 16
-"""Requests that threads work on beside those for scores."""
-_RUNNING_WITH_PROBES: Final = 24
+_CHUNK_BYTES: Final = 1 << 18
+"""Bytes that are read or written at a time."""
+_MAX_DISCARDED_BYTES: Final = 64 * 2**20
+"""Limit on unwanted input: some clients send their whole body before they read the response."""
+_MAX_BODIES: Final = 8
+"""Limit on buffered input and output, in bodies of the largest allowed size."""
+_ACCEPT_BATCH: Final = 512
+_BATCH: Final = 64
+"""Connections that are served, or closed above a limit, before the loop reads again."""
+_MAX_RUNNING: Final = 16
+"""Requests in threads, besides those in the service's limiter."""
+_MAX_RUNNING_WITH_PROBES: Final = 24
 _PROBES: Final = (b"GET /health", b"GET /metrics")
 _SWEEP_S: Final = 0.25
-"""Between two looks for connections whose time is over."""
+"""Interval between checks for timeouts."""
 
 _log = logging.getLogger(__name__)
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """Gives threads requests that are whole, tells the application of its end, and ends if it is broken.
+    """Passes complete requests to threads, drains the service on shutdown, and exits when the service has failed.
 
-    gunicorn starts a new worker in the place of one that ended; connections wait at the listening socket meanwhile.
+    gunicorn then starts a new worker, while new connections wait at the listening socket.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stopping = False
-        self._waiting: dict[Connection, None] = {}
-        """Connections that the loop waits for, those that have waited longest first; no thread has one of these."""
+        self._watched: dict[Connection, None] = {}
+        """Connections that the loop polls, the longest waiting first; no thread uses any of them."""
         self._probes: deque[Connection] = deque()
-        """Connections that are to be served, and ask for health or metrics; they come first."""
+        """Requests for health or metrics that wait for a thread; they come first."""
         self._ready: deque[Connection] = deque()
-        """All others, in the order in which they have come."""
-        self._ready_again: deque[Connection] = deque()
-        """Those whose client sent several requests at once; they come last."""
-        self._first_is_next = cycle((True, False))
-        """By turns, so that a probe waits neither for thousands before it nor for those behind it."""
+        """Other requests that wait for a thread, in the order of their arrival."""
+        self._pipelined: deque[Connection] = deque()
+        """Requests of clients that sent several at once; they come last."""
+        self._serve_oldest = cycle((True, False))
+        """Serves the oldest and the newest probe by turns, so that thousands of others delay neither."""
         self._in_threads = 0
-        self._held_bytes = 0
-        self._most_bytes = 0
-        self._body_s = BODY_S
+        self._buffered_bytes = 0
+        self._max_buffered_bytes = 0
+        self._body_timeout_s = _BODY_TIMEOUT_S
         self._next_sweep = 0.0
-        self._piece = memoryview(bytearray(_PIECE_BYTES))
-        self._steps = {
+        self._chunk = memoryview(bytearray(_CHUNK_BYTES))
+        self._handlers = {
             Stage.HEAD: self._receive,
             Stage.BODY: self._receive,
-            Stage.ANSWER: self._send,
-            Stage.END: self._read_away,
+            Stage.RESPONSE: self._send,
+            Stage.CLOSING: self._discard,
         }
 
     def load_wsgi(self) -> None:
-        """Load the application, and what it lets a request be."""
+        """Load the application, and derive the limits on bodies from its settings."""
         super().load_wsgi()
         settings = self._service().settings
-        self._most_bytes = _BODIES_HELD * settings.max_body_bytes
-        self._body_s = min(BODY_S, settings.deadline_s)
+        self._max_buffered_bytes = _MAX_BODIES * settings.max_body_bytes
+        self._body_timeout_s = min(_BODY_TIMEOUT_S, settings.deadline_s)
 
     def accept(self, listener: socket.socket) -> None:
-        """Take connections, a bounded number, for those that have been taken want to be served meanwhile."""
-        for _ in range(_ACCEPTED_AT_ONCE):
+        """Accept a batch of connections; the batch is limited so that earlier connections are served in between."""
+        for _ in range(_ACCEPT_BATCH):
             if not self._accept_one(listener):
                 break
 
@@ -101,75 +98,75 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             client, address = listener.accept()
         except (BlockingIOError, ConnectionError):
             return False
-        except OSError:  # there are no more files, or there is no more memory
+        except OSError:  # no file descriptor or memory left
             _log.exception("a connection could not be accepted; those that have waited longest are closed")
             self._evict()
             return False
         client.setblocking(False)
         self.nr_conns += 1
-        self._wait(Connection(self.cfg, client, address, listener.getsockname()), Stage.HEAD, HEAD_S)
+        self._watch(Connection(self.cfg, client, address, listener.getsockname()), Stage.HEAD, _HEAD_TIMEOUT_S)
         if self.nr_conns >= self.worker_connections:
             self._evict()
         return True
 
-    def _wait(self, conn: Connection, stage: Stage, seconds: float) -> None:
-        """Have the loop go on with a connection when something happens, or end it when the stage's time is over."""
-        if conn not in self._waiting:
-            self._waiting[conn] = None
-            event = selectors.EVENT_WRITE if stage is Stage.ANSWER else selectors.EVENT_READ
+    def _watch(self, conn: Connection, stage: Stage, timeout_s: float) -> None:
+        """Have the loop handle a connection when its socket is ready, or end it after the timeout."""
+        if conn not in self._watched:
+            self._watched[conn] = None
+            event = selectors.EVENT_WRITE if stage is Stage.RESPONSE else selectors.EVENT_READ
             self.poller.register(conn.socket, event, conn)
-        conn.stage, conn.end = stage, time.monotonic() + seconds
+        conn.stage, conn.deadline = stage, time.monotonic() + timeout_s
 
-    def _leave(self, conn: Connection) -> None:
-        if conn in self._waiting:
-            del self._waiting[conn]
+    def _unwatch(self, conn: Connection) -> None:
+        if conn in self._watched:
+            del self._watched[conn]
             self.poller.unregister(conn.socket)
 
     def _close(self, conn: Connection) -> None:
         if not conn.is_closed:
-            self._leave(conn)
-            self._held_bytes -= conn.counted_bytes
+            self._unwatch(conn)
+            self._buffered_bytes -= conn.counted_bytes
             self.nr_conns -= 1
             conn.close()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """Take what comes in, or wait for it, and serve some of those whose requests have come."""
+        """Handle sockets that are ready, waiting for them if no request waits, and serve a batch of requests."""
         for key, _ in self.poller.select(0.0 if self._next_queue() is not None else timeout):
             if isinstance(key.data, Connection):
-                self._step(self._steps[key.data.stage], key.data)
-            else:  # gunicorn's: a listener, or what threads have finished
+                self._handle(self._handlers[key.data.stage], key.data)
+            else:  # gunicorn's: a listener, or the queue of finished threads
                 key.data(key.fileobj)
-        for _ in range(_AT_ONCE):
+        for _ in range(_BATCH):
             if (queue := self._next_queue()) is None:
                 break
-            takes_last = queue is self._probes and not next(self._first_is_next)
-            self._step(self._serve, queue.pop() if takes_last else queue.popleft())
+            serve_newest = queue is self._probes and not next(self._serve_oldest)
+            self._handle(self._serve, queue.pop() if serve_newest else queue.popleft())
 
     def _next_queue(self) -> "deque[Connection] | None":
-        """Where the next one to be served stands, if a thread may be given a request now.
+        """Return the queue of the next request; None if no request waits or no thread may start one.
 
-        Few run at a time, for many hold up each other and this loop; those for scores only wait.
+        Few requests run at a time, because threads delay each other and this loop; requests in the limiter only wait.
         """
         running = self._in_threads - self._service().limiter.entered
-        if self._in_threads >= self.cfg.threads or running >= _RUNNING_WITH_PROBES:
+        if self._in_threads >= self.cfg.threads or running >= _MAX_RUNNING_WITH_PROBES:
             return None
-        others = (self._ready, self._ready_again) if running < _RUNNING else ()
+        others = (self._ready, self._pipelined) if running < _MAX_RUNNING else ()
         return next((queue for queue in (self._probes, *others) if queue), None)
 
     def _serve(self, conn: Connection) -> None:
-        """Parse a request if only its head has come in so far, and give it to a thread when it is whole."""
+        """Parse the head unless that is done, and pass the request to a thread if it is complete."""
         if conn.request is None:
-            self._begin_body(conn)
-        if conn.is_whole:
-            self._leave(conn)
+            self._start_body(conn)
+        if conn.is_complete:
+            self._unwatch(conn)
             self._in_threads += 1
             self.enqueue_req(conn)
 
-    def _step(self, step: Callable[[Connection], None], conn: Connection) -> None:
-        if conn.is_closed:  # in this very round
+    def _handle(self, handler: Callable[[Connection], None], conn: Connection) -> None:
+        if conn.is_closed:  # by an earlier handler of this round
             return
         try:
-            step(conn)
+            handler(conn)
         except Exception:
             _log.exception("a connection failed in a way that it should not; the others go on")
             self._close(conn)
@@ -184,202 +181,203 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._close(conn)
             return
         if conn.is_idle:
-            conn.sock.began = time.monotonic()
-            conn.end = conn.sock.began + HEAD_S
-        conn.sock.received += self._piece[:count]
+            conn.sock.request_started = time.monotonic()
+            conn.deadline = conn.sock.request_started + _HEAD_TIMEOUT_S
+        conn.sock.received += self._chunk[:count]
         self._count(conn)
-        self._relieve()
-        if conn in self._waiting and conn.stage in (Stage.HEAD, Stage.BODY):
+        self._limit_buffers()
+        if conn in self._watched and conn.stage in (Stage.HEAD, Stage.BODY):
             self._advance(conn, count)
 
     def _read(self, conn: Connection) -> int | None:
-        """Return how many bytes came, 0 at the end of all that the client sends, and None if there are none yet."""
+        """Read a chunk and return its size: 0 at the end of the stream, None if nothing has arrived."""
         try:
-            return conn.socket.recv_into(self._piece)
+            return conn.socket.recv_into(self._chunk)
         except BlockingIOError:
             return None
         except OSError:
             return 0
 
     def _advance(self, conn: Connection, new_bytes: int) -> None:
-        """See how far a request has come, of which the last so many bytes are new."""
+        """Queue a request whose head or body is complete with the last `new_bytes`."""
         if conn.stage is Stage.BODY:
-            if conn.is_whole:
+            if conn.is_complete:
                 self._queue(conn)
         elif conn.has_head(new_bytes):
             self._queue(conn)
-        elif len(conn.sock.received) > HEAD_BYTES:
-            told = f"a request's head may have {HEAD_BYTES} bytes; send shorter headers"
-            self._refuse(conn, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, told)
+        elif len(conn.sock.received) > MAX_HEAD_BYTES:
+            detail = f"a request's head may have {MAX_HEAD_BYTES} bytes; send shorter headers"
+            self._refuse(conn, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
 
     def _queue(self, conn: Connection) -> None:
-        self._leave(conn)
-        if conn.sent_several:
-            self._ready_again.append(conn)
+        self._unwatch(conn)
+        if conn.is_pipelined:
+            self._pipelined.append(conn)
         elif conn.request is None and conn.sock.received.startswith(_PROBES):
             self._probes.append(conn)
         else:
             self._ready.append(conn)
 
-    def _begin_body(self, conn: Connection) -> None:
-        """Parse the head, and have the body come in if there is one that is wanted."""
+    def _start_body(self, conn: Connection) -> None:
+        """Parse the head, and wait for the body if there is one that the application will read."""
         request = conn.read_head()
-        if request is None or conn.is_whole:
+        if request is None or conn.is_complete:
             return
         if not self._wants_body(conn, request):
-            conn.leave_body()
+            conn.skip_body()
             return
-        if conn.asks_first:
+        if conn.expects_continue:
             with suppress(OSError):
                 conn.socket.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._wait(conn, Stage.BODY, self._body_s)
+        self._watch(conn, Stage.BODY, self._body_timeout_s)
 
     def _wants_body(self, conn: Connection, request: Any) -> bool:
-        """Whether the application reads the body: a stranger's, or one that is too large, is not waited for."""
+        """Return whether the application will read the body, which it does not if it refuses the request's head."""
         try:
             _, environ = wsgi.create(request, conn.sock, conn.client, conn.server, self.cfg)
-        except ConfigurationProblem:  # a thread meets it, too, and tells the client
+        except ConfigurationProblem:  # raised again in the thread, which responds
             return False
         return bool(self.wsgi.extensions["labelnext.wants_body"](environ))
 
     def finish_request(self, conn: Connection, fs: Any) -> None:
-        """Send what a thread has left as the answer."""
+        """Send the response that a thread has left."""
         self._in_threads -= 1
-        conn.is_kept = not fs.cancelled() and fs.exception() is None and bool(fs.result())
-        self._step(self._begin_answer, conn)
+        conn.keep_alive = not fs.cancelled() and fs.exception() is None and bool(fs.result())
+        self._handle(self._start_response, conn)
 
-    def _begin_answer(self, conn: Connection) -> None:
+    def _start_response(self, conn: Connection) -> None:
         self._count(conn)
         self._send(conn)
-        self._relieve()
+        self._limit_buffers()
 
     def _send(self, conn: Connection) -> None:
         unsent = conn.sock.unsent
         try:
             while unsent:
-                del unsent[: conn.socket.send(unsent[:_PIECE_BYTES])]
+                del unsent[: conn.socket.send(unsent[:_CHUNK_BYTES])]
         except BlockingIOError:
-            if conn not in self._waiting:
-                self._wait(conn, Stage.ANSWER, ANSWER_S)
+            if conn not in self._watched:
+                self._watch(conn, Stage.RESPONSE, _RESPONSE_TIMEOUT_S)
         except OSError:
             self._close(conn)
         else:
-            self._leave(conn)
-            self._go_on(conn)
+            self._unwatch(conn)
+            self._finish_response(conn)
         self._count(conn)
 
-    def _go_on(self, conn: Connection) -> None:
-        """See what comes after an answer that has gone out."""
-        if conn.is_kept:
-            conn.begin_again()
-            self._wait(conn, Stage.HEAD, HEAD_S if conn.sock.received else float(self.cfg.keepalive))
+    def _finish_response(self, conn: Connection) -> None:
+        """Wait for the next request, or close the connection."""
+        if conn.keep_alive:
+            conn.start_next_request()
+            self._watch(conn, Stage.HEAD, _HEAD_TIMEOUT_S if conn.sock.received else float(self.cfg.keepalive))
             self._advance(conn, len(conn.sock.received))
-        elif conn.more_may_come or conn.held_bytes:
+        elif conn.has_unread_input or conn.buffered_bytes:
             with suppress(OSError):
                 conn.socket.shutdown(socket.SHUT_WR)
-            conn.forget()
-            self._wait(conn, Stage.END, _CLOSING_S)
+            conn.discard_input()
+            self._watch(conn, Stage.CLOSING, _CLOSING_TIMEOUT_S)
         else:
             self._close(conn)
 
-    def _read_away(self, conn: Connection) -> None:
-        """Let the client send what nobody reads: closed before, it might lose the answer."""
+    def _discard(self, conn: Connection) -> None:
+        """Read and drop input, because the client might lose the response if the socket were closed now."""
         count = self._read(conn)
         if count is not None:
-            conn.read_away_bytes += count
-            if not count or conn.read_away_bytes > _READ_AWAY_BYTES:
+            conn.discarded_bytes += count
+            if not count or conn.discarded_bytes > _MAX_DISCARDED_BYTES:
                 self._close(conn)
 
     def _refuse(self, conn: Connection, status: HTTPStatus, detail: str) -> None:
-        """Answer in place of the application: thousands of slow clients, all late at once, must cost no thread."""
-        self._leave(conn)
+        """Respond with an error from the loop, because thousands of slow clients at once must not occupy threads."""
+        self._unwatch(conn)
         conn.refuse(status, detail)
         metrics = self._service().metrics
         metrics.http_requests.labels("unmatched", status.value).inc()
         metrics.rejected_requests.labels("slow").inc()
         self._send(conn)
 
-    def _give_up(self, conn: Connection) -> None:
-        """Close a connection without an answer, for there is none to give or it would not be taken."""
+    def _drop(self, conn: Connection) -> None:
+        """Close the connection of a slow client without a response."""
         self._service().metrics.rejected_requests.labels("slow").inc()
         self._close(conn)
 
     def _count(self, conn: Connection) -> None:
         if not conn.is_closed:
-            self._held_bytes += conn.held_bytes - conn.counted_bytes
-            conn.counted_bytes = conn.held_bytes
+            self._buffered_bytes += conn.buffered_bytes - conn.counted_bytes
+            conn.counted_bytes = conn.buffered_bytes
 
-    def _relieve(self) -> None:
-        """Where too much is in memory, let go of what has been coming in, or going out, for longest."""
-        if self._held_bytes <= self._most_bytes:
+    def _limit_buffers(self) -> None:
+        """Above the limit on buffered bytes, end the connections that have waited longest."""
+        if self._buffered_bytes <= self._max_buffered_bytes:
             return
-        for conn in list(self._waiting):
-            if self._held_bytes <= self._most_bytes * 3 / 4:
+        for conn in list(self._watched):
+            if self._buffered_bytes <= self._max_buffered_bytes * 3 / 4:
                 break
             if conn.stage is Stage.BODY:
                 self._refuse(conn, HTTPStatus.SERVICE_UNAVAILABLE, "too many large bodies come in at once; ask again")
-            elif conn.held_bytes:
-                self._give_up(conn)
+            elif conn.buffered_bytes:
+                self._drop(conn)
 
     def _evict(self) -> None:
-        """Close those connections that have been waited for longest."""
-        for conn in list(islice(self._waiting, min(_AT_ONCE, len(self._waiting) - 1))):
-            self._give_up(conn)
+        """Close a batch of the connections that have waited longest."""
+        for conn in list(islice(self._watched, min(_BATCH, len(self._watched) - 1))):
+            self._drop(conn)
 
     def murder_pending(self) -> None:
-        """End the connections whose time is over; gunicorn calls this in each round."""
+        """End connections that have timed out; gunicorn calls this in each round."""
         now = time.monotonic()
         if now < self._next_sweep:
             return
         self._next_sweep = now + _SWEEP_S
-        for conn in [conn for conn in self._waiting if conn.end <= now]:
+        for conn in [conn for conn in self._watched if conn.deadline <= now]:
             if conn.stage is Stage.BODY:
-                told = f"the body did not arrive within {self._body_s:.0f} s; send it at once"
-                self._refuse(conn, HTTPStatus.REQUEST_TIMEOUT, told)
-            elif conn.stage is Stage.END or conn.is_idle:
+                detail = f"the body did not arrive within {self._body_timeout_s:.0f} s; send it at once"
+                self._refuse(conn, HTTPStatus.REQUEST_TIMEOUT, detail)
+            elif conn.stage is Stage.CLOSING or conn.is_idle:
                 self._close(conn)
             else:
-                self._give_up(conn)
+                self._drop(conn)
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """Close what still waits, in the end; until then `murder_pending` does."""
-        for conn in list(self._waiting) if force else []:
+        """Close all watched connections on shutdown; before, `murder_pending` closes idle ones."""
+        for conn in list(self._watched) if force else []:
             self._close(conn)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Have connections that are idle end by the deadline: gunicorn stops."""
-        for conn in self._waiting:
+        """Limit the remaining time of idle connections; gunicorn calls this on shutdown."""
+        for conn in self._watched:
             if conn.is_idle:
-                conn.end = min(conn.end, deadline)
+                conn.deadline = min(conn.deadline, deadline)
 
     def notify(self) -> None:
-        """Tell gunicorn that the worker is alive; end it in good order if its application is not."""
+        """Send gunicorn a heartbeat, and begin to exit if the service has failed."""
         super().notify()
         service = self._service()
         if self.alive and service is not None and not service.live:  # type: ignore[has-type]  # gunicorn has no types
-            why = "the server cannot work any more; gunicorn starts a new worker"
-            _log.critical(why, extra={"fault": service.fault})
+            _log.critical(
+                "the server cannot work any more; gunicorn starts a new worker", extra={"fault": service.fault}
+            )
             self.alive = False
             service.drain()
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
-        """Begin to stop: readiness ends, and what has been accepted is answered."""
+        """Begin to stop: the service is no longer ready, and accepted requests are finished."""
         if (service := self._service()) is not None:
             service.drain()
         self._stopping = True
         super().handle_exit(sig, frame)
 
     def is_parent_alive(self) -> bool:
-        """Whether gunicorn's master is; without it, begin to stop as if it had asked."""
+        """Return whether gunicorn's master is alive; begin to stop if it is not."""
         alive = bool(super().is_parent_alive())
         if not alive:
             self.handle_exit(None, None)
         return alive
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        """Begin or cease to take connections; in the end, take those that wait and give the address free.
+        """Start or stop accepting connections; on shutdown, accept waiting ones and close the listening sockets.
 
-        Who connects later is then refused at once, and not left waiting until the last request has been answered.
+        Later clients are then refused at once, instead of waiting until the last request is finished.
         """
         super().set_accept_enabled(enabled)
         if not enabled and self._stopping:
@@ -389,5 +387,5 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 listener.close()
 
     def _service(self) -> Any:
-        """The application's service; None until it has been made."""
+        """Return the application's service; None before it is loaded."""
         return getattr(getattr(self, "wsgi", None), "extensions", {}).get("labelnext")

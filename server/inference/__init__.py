@@ -1,1 +1,1 @@
-"""From references to scores: the session, batches, caches, and the versions in use."""
+"""Models in use, and the scoring of images: fetching, batching, and onnxruntime."""

@@ -1,6 +1,6 @@
-"""A backbone ready to run: which precision it really computes in, and on which device.
+"""A version's backbone in an onnxruntime session, in the best available precision.
 
-Versions of one backbone share it, so that a new head takes neither its memory again nor the time to open it.
+Versions with the same backbone share a session, so that a new head needs neither time nor memory for another one.
 """
 
 import logging
@@ -22,100 +22,100 @@ from server.settings import Device, Precision
 Images = npt.NDArray[np.uint8]
 Features = npt.NDArray[np.float32]
 
-_IMAGES_A_RUN = 16
-"""On the CPU: as fast as more, and VGG-16's feature maps at 224 pixels take 0.5 GB."""
+_MAX_CPU_IMAGES = 16
+"""Images in one run on the CPU: more are no faster, and VGG-16's feature maps at 224 pixels take 0.5 GB already."""
 
-_REMEMBERED = 64
-"""Images of probes, of 5 kB of features each for VGG-16."""
+_MAX_PROBE_IMAGES = 64
+"""Probe images whose features are cached, 5 kB each for VGG-16."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Backbone:
-    """A backbone in an onnxruntime session. What runs it raises InferenceError if onnxruntime fails."""
+    """A backbone in an onnxruntime session. Methods that run it raise InferenceError if onnxruntime fails."""
 
     key: str
-    """Names all that features depend on besides the image: of equal keys equal features come."""
+    """Key of the features in the feature store: backbones with the same key compute the same features."""
     precision: Precision
     features: int
-    """F"""
+    """F, the length of a feature vector."""
     session: Session
     _warm: set[int] = field(default_factory=set)
-    """By how many images at once it has been warmed."""
-    _remembered: dict[bytes, Features] = field(default_factory=dict)
-    """Features (F,) by the digest of the image, those last asked for at the end."""
+    """Batch sizes that have been run by `warm`."""
+    _probe_features: dict[bytes, Features] = field(default_factory=dict)
+    """Features (F,) of probe images by digest, the last used ones at the end."""
 
     def compute(self, images: Images) -> Features:
-        """Compute the features of uint8 (N, H, W, 3): float32 (N, F)."""
-        most = len(images) if self.session.provider == Device.CUDA else _IMAGES_A_RUN
-        (features,) = self.session.run([FEATURES], images, most=most)
+        """Return the features, float32 (N, F), of images, uint8 (N, H, W, 3)."""
+        max_rows = len(images) if self.session.provider == Device.CUDA else _MAX_CPU_IMAGES
+        (features,) = self.session.run([FEATURES], images, max_rows=max_rows)
         return features
 
     def warm(self, images: Images) -> None:
-        """Run on so many images at once, unless that has been done before."""
+        """Run the backbone, unless it has run before with this batch size."""
         if len(images) not in self._warm:
             self.compute(images)
             self._warm.add(len(images))
 
     def compute_probe(self, images: Images) -> Features:
-        """As `compute`, and remember: the probes of versions that share a backbone are mostly of the same images.
+        """Return the features of probe images as `compute` does, with a cache.
 
-        A swap would otherwise take the processors from requests for as long as so many of them take.
+        Probes of versions with the same backbone mostly have the same images; without the cache, swapping versions
+        would take processor time from requests.
         """
         digests = [sha256(image.tobytes()).digest() for image in images]
-        new = [row for row, digest in enumerate(digests) if digest not in self._remembered]
-        found = {each: self._remembered.pop(each) for each in dict.fromkeys(digests) if each in self._remembered}
+        cache = self._probe_features
+        new = [row for row, digest in enumerate(digests) if digest not in cache]
+        features = {digest: cache.pop(digest) for digest in dict.fromkeys(digests) if digest in cache}
         if new:
-            found |= zip([digests[row] for row in new], self.compute(images[new]), strict=True)
-        self._remembered.update(found)
-        for digest in [*self._remembered][:-_REMEMBERED]:
-            del self._remembered[digest]
-        return np.stack([found[digest] for digest in digests])
+            features |= zip([digests[row] for row in new], self.compute(images[new]), strict=True)
+        cache.update(features)
+        for digest in [*cache][:-_MAX_PROBE_IMAGES]:
+            del cache[digest]
+        return np.stack([features[digest] for digest in digests])
 
 
 Backbones = WeakValueDictionary[tuple[str, SessionOptions], Backbone]
-"""The backbones that somebody uses, by their key and how they are run: one session for all versions that share it.
-
-A backbone leaves with the last engine that has it.
-"""
+"""Open backbones by key and options. A backbone is closed with the last engine that uses it."""
 
 
 def open_backbone(
-    version: Version, graph: ModelProto, wanted: Precision, options: SessionOptions, *, used: Backbones
+    version: Version, graph: ModelProto, wanted: Precision, options: SessionOptions, *, backbones: Backbones
 ) -> Backbone:
-    """Open a version's backbone in the precision that is wanted, or in float32 where that fails.
+    """Return a version's backbone in the wanted precision, or in float32 if that fails.
 
-    `graph` is in float32, and its weights lie in the version's folder. Of those that are used, one that is the same is
-    taken; a new one joins them.
+    `graph` is the backbone in float32, with its weights in the version's folder. An equal backbone among `backbones` is
+    shared; otherwise the new one is added to them.
 
     Raises:
-        ConfigError: if CUDA is demanded and the session would run elsewhere.
+        ConfigError: if CUDA is required and not available.
     """
     precision = _choose_precision(wanted, version, options.device)
-    key = features_key(_source(version, precision), precision)
-    if (found := used.get((key, options))) is not None:
-        return found
+    key = features_key(_fingerprint(version, precision), precision)
+    if (shared := backbones.get((key, options))) is not None:
+        return shared
     try:
-        session = open_session(_in_precision(graph, version, precision), version.path, options)
+        session = open_session(_convert(graph, version, precision), version.path, options)
         (output,) = session.graph.get_outputs()
         features = int(output.shape[1])
-    except Exception as err:  # of a converter, a processor without the instructions, a file that is no backbone
+    except Exception as err:  # the converter, onnxruntime and a damaged file may raise anything
         if precision is Precision.FP32:
             raise
         _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
     else:
-        opened = used[key, options] = Backbone(key, precision, features, session)
+        opened = backbones[key, options] = Backbone(key, precision, features, session)
         return opened
-    return open_backbone(version, graph, Precision.FP32, options, used=used)  # with nothing kept of what failed
+    # Outside of `except`, so that the traceback does not keep the failed session in memory.
+    return open_backbone(version, graph, Precision.FP32, options, backbones=backbones)
 
 
-def _source(version: Version, precision: Precision) -> str:
+def _fingerprint(version: Version, precision: Precision) -> str:
     manifest = version.manifest
     return manifest.files[INT8_BACKBONE_FILE].sha256 if precision is Precision.INT8 else manifest.backbone.fingerprint
 
 
-def _in_precision(graph: ModelProto, version: Version, precision: Precision) -> ModelProto:
+def _convert(graph: ModelProto, version: Version, precision: Precision) -> ModelProto:
     if precision is Precision.FP32:
         return graph
     if precision is Precision.INT8:
@@ -130,7 +130,7 @@ def _in_precision(graph: ModelProto, version: Version, precision: Precision) -> 
 
 
 def _choose_precision(wanted: Precision, version: Version, device: Device) -> Precision:
-    """Return the precision that was asked for if it can be had here, else float32."""
+    """Return the wanted precision if it is available here, else float32."""
     has_int8 = version.int8_backbone_path is not None
     fastest = Precision.FP16 if device is Device.CUDA else Precision.INT8 if has_int8 else Precision.FP32
     if wanted is Precision.AUTO or wanted in (fastest, Precision.FP32):

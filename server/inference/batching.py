@@ -1,8 +1,8 @@
-"""The batcher: one thread owns every run of a graph, and takes what is queued.
+"""The batcher: one thread runs all graphs, on batches of queued images.
 
-Batches are as large as the queue is when the thread comes free; nothing waits for company. An image is bound to its
-engine before it is queued, so a version that is swapped meanwhile changes nothing for it. Those whose features are
-known are queued many at once, skip the backbone and do not wait for that of others. Knows no HTTP and no files.
+A batch is what is queued when the thread is free; there is no batching delay. Each image is queued with its engine, so
+swapping the version does not affect it. Stored features are queued many rows at a time; they skip the backbone, and do
+not wait for the backbone of other images.
 """
 
 import logging
@@ -25,31 +25,31 @@ from server.inference.backbone import Features, Images
 from server.inference.engine import Engine
 from server.observe.metrics import Metrics
 
-MOST_KNOWN = 256
-"""Images of known features in one batch: as fast as more, and their passes take 20 times as many rows in memory."""
+MAX_FEATURE_ROWS = 256
+"""Rows of stored features in one batch: larger batches are no faster, and 20 passes take 20 times the memory."""
 
-_HUNG_S = 5.0
-"""How long to wait, on closing, for a batch that runs for too long already."""
+_CLOSE_TIMEOUT_S = 5.0
+"""Longest wait in `close` for a batch that has stalled."""
 
 _log = logging.getLogger(__name__)
 
 
 class Expired(ImageError):
-    """Was not reached before the request's deadline."""
+    """Was not scored before the request's deadline."""
 
     code = "expired"
     later = True
 
 
 class NotFinite(ImageError):
-    """Got a probability or an uncertainty from the graph that is no number."""
+    """Got NaN or infinity as a probability or an uncertainty."""
 
     code = "not_finite"
 
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What is wanted of an image beside its scores."""
+    """Optional outputs for each image, besides its scores."""
 
     embedding: bool = False
     passes: bool = False
@@ -57,43 +57,43 @@ class Extras:
 
 @dataclass(frozen=True, slots=True)
 class ImageScores:
-    """What the passes say of one image."""
+    """Mean prediction and uncertainty of one image over its passes."""
 
     mean_probabilities: npt.NDArray[np.float32]
     """(C,)"""
     bald: float
     """In nats."""
     entropy: float
-    """Of the mean, in nats."""
+    """Entropy of the mean probabilities, in nats."""
     embedding: npt.NDArray[np.float32] | None = None
-    """(E,), a unit vector; None if it was not asked for."""
+    """(E,), a unit vector; None if not requested."""
     pass_probabilities: npt.NDArray[np.float32] | None = None
-    """(T, C); None if they were not asked for."""
+    """(T, C); None if not requested."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pixels:
-    """An image whose features are not known yet."""
+    """A decoded image whose features are not stored."""
 
     image: Images
     """(H, W, 3)"""
     digest: bytes | None = None
-    """sha256 of its file, under which its features are to be kept; None keeps none."""
+    """sha256 of the file, the key under which its features are stored; None does not store them."""
 
 
 Sample = Pixels | Features
-"""An image, or the float32 (N, F) that the engine's backbone has made of some."""
+"""One image, or stored features of N images, float32 (N, F)."""
 
 Outcome = ImageScores | ImageError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """What a request asks of each of its images."""
+    """The parameters that all images of a request share."""
 
     engine: Engine
     deadline: float
-    """On the batcher's clock."""
+    """By the batcher's clock."""
     extras: Extras = Extras()
 
 
@@ -102,7 +102,7 @@ class _Item:
     work: Work
     sample: Sample
     outcome: "Future[list[Outcome]]"
-    """One for each of its images, in order."""
+    """One outcome per image, in order."""
     queued_at: float = field(default_factory=time.perf_counter)
 
     @property
@@ -122,7 +122,7 @@ class Batcher:
         stall_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`store` gets the features that are computed; a run of more than `stall_s` seconds is a fault."""
+        """Put computed features into `store`; report a batch that runs longer than `stall_s` seconds as a fault."""
         self._max_batch_images = max_batch_images
         self._metrics = metrics
         self._store = store
@@ -144,20 +144,20 @@ class Batcher:
         return self._fault
 
     def start(self) -> None:
-        """Begin to run batches."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """Run what is queued, then stop; what comes later fails with Unavailable."""
+        """Run what is queued, then stop; `submit` raises Unavailable from now on."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         if self._thread.is_alive():
-            self._thread.join(_HUNG_S if self.fault else None)
+            self._thread.join(_CLOSE_TIMEOUT_S if self.fault else None)
         self._abandon("the server is shutting down")
 
     def submit(self, sample: Sample, work: Work, outcome: "Future[list[Outcome]]") -> None:
-        """Queue one image, or features of up to `MOST_KNOWN`; `outcome` gets what was scored, Expired or another error.
+        """Queue one image, or up to `MAX_FEATURE_ROWS` rows of features; `outcome` gets the scores or an error.
 
         Raises:
             Unavailable: if the batcher has stopped.
@@ -170,61 +170,62 @@ class Batcher:
 
     def _run(self) -> None:
         try:
-            while batch := self._take():
+            while batch := self._next_batch():
                 self._busy_since = self._clock()
                 self._score(batch)
                 self._busy_since = None
-                del batch  # it would keep its version alive until the next one
+                del batch  # or it would keep its version in memory until the next batch
         except BaseException:
             _log.exception("the batcher failed; no image can be scored until the server is restarted")
             self._abandon("the batcher failed; restart the server")
 
-    def _take(self) -> list[_Item]:
-        """Wait for images, and take the oldest with all others of its engine that fit; empty when closing."""
+    def _next_batch(self) -> list[_Item]:
+        """Wait for items; return the oldest and all others of its engine that fit, or no item when closing."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closing)
             batch: list[_Item] = []
             others: deque[_Item] = deque()
-            room = {True: self._max_batch_images, False: MOST_KNOWN}  # by whether they come as pixels
+            room = {True: self._max_batch_images, False: MAX_FEATURE_ROWS}  # for pixels and for features
             for item in self._queue:
-                as_pixels = isinstance(item.sample, Pixels)
-                fits = item.images <= room[as_pixels] and item.work.engine is self._queue[0].work.engine
+                is_pixels = isinstance(item.sample, Pixels)
+                fits = item.images <= room[is_pixels] and item.work.engine is self._queue[0].work.engine
                 if fits or not batch:
                     batch.append(item)
-                    room[as_pixels] -= item.images
+                    room[is_pixels] -= item.images
                 else:
                     others.append(item)
             self._queue = others
             return batch
 
     def _score(self, batch: Sequence[_Item]) -> None:
-        """Score a batch; an error of any kind becomes that of each of its images."""
+        """Score a batch; any error becomes the outcome of all its images."""
         try:
-            waiting = [item for item in batch if not self._end_if_late(item)]
+            waiting = [item for item in batch if not self._expire(item)]
             if waiting:
                 self._metrics.batch_images.observe(sum(item.images for item in waiting))
-            if known := [item for item in waiting if not isinstance(item.sample, Pixels)]:
-                self._run_passes(known, np.concatenate([item.sample for item in known]))
+            if stored := [item for item in waiting if not isinstance(item.sample, Pixels)]:
+                self._run_passes(stored, np.concatenate([item.sample for item in stored]))
             if new := [(item, item.sample) for item in waiting if isinstance(item.sample, Pixels)]:
                 features = self._compute([sample for _, sample in new], batch[0].work.engine)
                 self._run_passes([item for item, _ in new], features)
         except BaseException as err:
-            # What ends this thread must not be raised in those that wait for it, where it would end them, too.
-            told = err if isinstance(err, Exception) else Unavailable("the batcher failed")
+            # SystemExit and the like end this thread, but must not be raised in the waiting threads.
+            error = err if isinstance(err, Exception) else Unavailable("the batcher failed")
             for item in batch:
                 if not item.outcome.done():
-                    item.outcome.set_exception(told)
-            if told is not err:
+                    item.outcome.set_exception(error)
+            if error is not err:
                 raise
 
-    def _end_if_late(self, item: _Item) -> bool:
+    def _expire(self, item: _Item) -> bool:
+        """Return whether the deadline has passed; if so, set the outcome."""
         self._metrics.stage_duration.labels("queue").observe(time.perf_counter() - item.queued_at)
         if is_late := item.work.deadline <= self._clock():
             item.outcome.set_exception(Expired("the image waited past the request's deadline"))
         return is_late
 
     def _compute(self, pixels: Sequence[Pixels], engine: Engine) -> Features:
-        """Run the backbone (N, H, W, 3) -> (N, F), and keep what it makes."""
+        """Run the backbone, (N, H, W, 3) -> (N, F), and store the features."""
         with self._metrics.stage("backbone"):
             rows = engine.backbone.compute(np.stack([each.image for each in pixels]))
         for each, row in zip(pixels, rows, strict=True):
@@ -233,7 +234,7 @@ class Batcher:
         return rows
 
     def _run_passes(self, items: Sequence[_Item], features: Features) -> None:
-        """Run the head on the items' features (N, F), and hand out what comes of it."""
+        """Run the head on the items' features (N, F), and set their outcomes."""
         engine = items[0].work.engine
         with self._metrics.stage("passes"):
             outputs = engine.run_passes(features)
@@ -242,7 +243,7 @@ class Batcher:
         start = 0
         for item in items:
             end = start + item.images
-            item.outcome.set_result(_read(outputs, embeddings, slice(start, end), item.work.extras))
+            item.outcome.set_result(_to_outcomes(outputs, embeddings, slice(start, end), item.work.extras))
             start = end
 
     def _abandon(self, reason: str) -> None:
@@ -254,20 +255,20 @@ class Batcher:
             item.outcome.set_exception(Unavailable(reason))
 
 
-def _read(
+def _to_outcomes(
     outputs: PassOutputs, embeddings: npt.NDArray[np.float32] | None, rows: slice, extras: Extras
 ) -> list[Outcome]:
     mean, bald, entropy = outputs.mean_probabilities[rows], outputs.bald[rows], outputs.entropy[rows]
     finite = np.isfinite(mean).all(axis=1) & np.isfinite(bald) & np.isfinite(entropy)  # (n,)
-    nothing = [None] * len(mean)
+    none = [None] * len(mean)
     scored = map(
         ImageScores,
         mean,
         bald.tolist(),
         entropy.tolist(),
-        # copies, since a row would keep the whole batch in memory
-        embeddings[rows].copy() if embeddings is not None and extras.embedding else nothing,
-        outputs.pass_probabilities[rows].copy() if extras.passes else nothing,
+        # copies, because a view would keep the whole batch in memory
+        embeddings[rows].copy() if embeddings is not None and extras.embedding else none,
+        outputs.pass_probabilities[rows].copy() if extras.passes else none,
     )
     return [
         scores if is_finite else NotFinite("the graph returned numbers that are not finite; publish a new version")

@@ -1,7 +1,4 @@
-"""A version made ready to run.
-
-Lowers the literal graph, so that the backbone runs once per image and all passes of a batch in one run of the head.
-"""
+"""A version in onnxruntime, lowered so that the backbone runs once per image, and the head once for all passes."""
 
 from dataclasses import dataclass, replace
 
@@ -16,77 +13,77 @@ from server.inference.backbone import Backbones, Features, Images, open_backbone
 from server.inference.sessions import SessionOptions, batch_buckets, choose_device, open_session
 from server.settings import Device, Precision
 
-_ROWS_A_RUN = 1024
-"""Of features in one run of the head, which would take memory for the rows of all passes at once."""
+_MAX_ROWS = 1024
+"""Feature vectors in one run of the head, which limits the memory for all their passes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """How versions are run."""
+    """Options for running versions."""
 
     device: Device = Device.AUTO
     threads: int
-    """Of one run on the CPU."""
+    """Threads of one run on the CPU."""
     max_batch_images: int = 32
     passes: int | None = None
-    """T; None takes the manifest's."""
+    """T; None for the number in the manifest."""
     precision: Precision = Precision.AUTO
-    """Of the backbone; the head always computes in float32."""
+    """Precision of the backbone; the head always computes in float32."""
 
 
 class Engine:
-    """One version, backbone and head each in an onnxruntime session, with its masks.
+    """A version's backbone and head in onnxruntime sessions, with its dropout masks.
 
-    What runs either raises InferenceError if onnxruntime fails.
+    Methods that run them raise InferenceError if onnxruntime fails.
     """
 
     def __init__(self, version: Version, options: EngineOptions, *, backbones: Backbones | None = None) -> None:
-        """Lower the version's graph and open the sessions, but for a backbone that is among `backbones`.
+        """Lower the version's graph and open its sessions; an equal backbone among `backbones` is shared.
 
         Raises:
-            InvalidVersion: if the graph cannot be lowered, or is not that of the manifest.
-            ConfigError: if CUDA is demanded and the session would run elsewhere.
+            InvalidVersion: if the graph cannot be lowered, or does not match the manifest.
+            ConfigError: if CUDA is required and not available.
         """
         lowered = lower_version(version)
         self.manifest: Manifest = version.manifest
         self.version = self.manifest.version
-        """Its name, which predictions are stamped with."""
         self.passes = options.passes or self.manifest.passes
         self.sites = lowered.sites
         self.buckets = batch_buckets(options.max_batch_images)
         self._options = options
-        self._opened = version
+        self._source = version
         self._backbones = Backbones() if backbones is None else backbones
-        how = SessionOptions(
+        session_options = SessionOptions(
             choose_device(options.device), options.device is Device.CUDA, options.threads, self.buckets
         )
-        self.backbone = open_backbone(version, lowered.backbone, options.precision, how, used=self._backbones)
+        self.backbone = open_backbone(
+            version, lowered.backbone, options.precision, session_options, backbones=self._backbones
+        )
         self.provider = self.backbone.session.provider
-        """Where it runs: "cuda" or "cpu"."""
+        """The device: "cuda" or "cpu"."""
         self.precision = self.backbone.precision
-        """In which it runs, which may not be the one that was asked for."""
+        """The actual precision of the backbone, which may differ from the one in the options."""
         self.last_stage = self.manifest.backbone.last_stage
-        """How many of the features, the last ones, embeddings are made of; None for all."""
-        self._head = open_session(lowered.head, version.path, how)
+        """Number of features, at the end of the vector, that embeddings are made of; None for all."""
+        self._head = open_session(lowered.head, version.path, session_options)
         self._masks = draw_masks(version.name, lowered.sites, self.passes)
 
     def in_fp32(self) -> "Engine":
-        """Return an engine of the same version and options, but in full precision."""
-        return Engine(self._opened, replace(self._options, precision=Precision.FP32), backbones=self._backbones)
+        """Return an engine of the same version and options in float32."""
+        return Engine(self._source, replace(self._options, precision=Precision.FP32), backbones=self._backbones)
 
     def run(self, images: Images, masks: Masks | None = None) -> PassOutputs:
-        """Compute all passes of uint8 (N, H, W, 3), as `run_passes` does of their features."""
+        """Run backbone and head on images, uint8 (N, H, W, 3)."""
         return self.run_passes(self.backbone.compute(images), masks)
 
     def run_passes(self, features: Features, masks: Masks | None = None) -> PassOutputs:
-        """Run the head, all passes at once, on float32 (N, F), under the version's masks unless others are given."""
-        return PassOutputs(*self._head.run(OUTPUTS, features, masks or self._masks, most=_ROWS_A_RUN))
+        """Run all passes of the head on features, float32 (N, F), by default with the version's masks."""
+        return PassOutputs(*self._head.run(OUTPUTS, features, masks or self._masks, max_rows=_MAX_ROWS))
 
     def warm(self) -> None:
-        """Run what a first request would pay for: on a GPU every bucket, for each has an algorithm search of its own.
+        """Run a batch of each bucket size on a GPU, which searches algorithms for each; on the CPU of the smallest.
 
-        On the CPU no bucket is slower for being the first of its size, and the smallest stands for all. A backbone that
-        another version has warmed is not run again.
+        A shared backbone that is warm already is not run again.
         """
         spec = self.manifest.input
         for size in reversed(self.buckets if self.provider == Device.CUDA else self.buckets[:1]):

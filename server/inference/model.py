@@ -1,6 +1,6 @@
-"""A model's version in use: follows the repository's CURRENT, and changes only for a version that passed validation.
+"""One served model: loads each newly published version, and puts it into use if it passes validation.
 
-One thread polls and loads, `server.inference.models`; everybody else reads one reference.
+Polled by the thread of `server.inference.models`; all other threads only read `Model.engine`.
 """
 
 import logging
@@ -25,10 +25,10 @@ from server.inference.validation import Admitted, LoadEngine, admit
 from server.observe.metrics import Metrics
 
 _SILENT_S: Final = 60.0
-"""A repository that has not answered for so long, and for ten polls, is said to be silent: a volume may hang."""
+"""Time without an answer, and at least ten polls, after which the repository is reported as not answering."""
 _RETRY_S: Final = 30.0
-"""After which a version is tried again that failed for reasons which may pass; doubled each time."""
-_LONGEST_RETRY_S: Final = 600.0
+"""Delay before a version that failed for a temporary reason is loaded again; doubled each time."""
+_MAX_RETRY_S: Final = 600.0
 
 _log = logging.getLogger(__name__)
 
@@ -38,12 +38,12 @@ class _Refusal:
     version: str
     reason: str
     retry_at: float
-    """On the clock; infinite for a version that cannot become better."""
+    """Infinite if the reason is permanent."""
     attempts: int
 
 
 class Model:
-    """One model: follows its repository, and holds the engine of the version in use."""
+    """Follows a model's repository, and holds the engine of the version in use."""
 
     def __init__(
         self,
@@ -52,41 +52,41 @@ class Model:
         *,
         poll_s: float,
         metrics: Metrics,
-        is_waiting: Callable[[], bool] = lambda: False,
+        is_poller_busy: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take whom to follow; `is_waiting` says whether whoever polls is at work on another model."""
+        """Follow a repository; `is_poller_busy` tells whether its thread is loading a version of any model."""
         self.repository = repository
         self.name = repository.model
         self.engine: Engine | None = None
         """The engine in use; None before the first. Read it once per request."""
         self.loading: str | None = None
-        """The version that is being loaded."""
         self.fault: str | None = "the repository has not been looked at yet"
-        """Why the last look did not tell which version is published; None if it did."""
+        """Why the last poll did not find the published version; None if it did."""
         self.projects: Mapping[int, float] = {}
-        """Which projects it has ranked, and when it last did, in seconds since 1970; filled where there are others."""
+        """Projects that the model ranked, with the time of the last ranking in seconds since 1970; empty if it is the
+        only model."""
         self._load = load
         self._poll_s = poll_s
         self._metrics = metrics
-        self._is_waiting = is_waiting
+        self._is_poller_busy = is_poller_busy
         self._hold = ExitStack()
         """Keeps the version in use from being removed."""
-        self._refused: _Refusal | None = None
+        self._refusal: _Refusal | None = None
         self._clock = clock
         self._answered_at = clock()
         self._unpublished = False
-        metrics.begin(self.name)
+        metrics.add_model(self.name)
 
     @property
     def detail(self) -> str | None:
         """Why the version in use is not the published one, or may not be; None if it is."""
-        silent_s, refused = self._clock() - self._answered_at, self._refused
+        silent_s, refusal = self._clock() - self._answered_at, self._refusal
         if (loading := self.loading) is not None:
             return f"loading version {loading}"
-        if silent_s > max(_SILENT_S, 10 * self._poll_s) and not self._is_waiting():
+        if silent_s > max(_SILENT_S, 10 * self._poll_s) and not self._is_poller_busy():
             return f"the repository has not answered for {silent_s:.0f} s; look at its volume"
-        return self.fault or (refused.reason if refused else None)
+        return self.fault or (refusal.reason if refusal else None)
 
     @property
     def unpublished(self) -> bool:
@@ -94,46 +94,46 @@ class Model:
         return self.engine is None and self._unpublished
 
     def close(self) -> None:
-        """Let go of the version in use, which may then be removed."""
+        """Release the version in use, so that it may be removed."""
         self._hold.close()
 
     def poll(self) -> None:
-        """Look at CURRENT once, and take up what it names if that is new and validates."""
+        """Read CURRENT once, and load the version that it names if it is new."""
         try:
             published = self.repository.current()
         except NothingPublished as err:
-            # A folder that is away, or whose pointer is being replaced by hand, says nothing of what was published.
+            # An unmounted folder, or a missing CURRENT beside versions, does not mean that nothing was published.
             self._unpublished = self.repository.root.is_dir() and not self.repository.versions()
-            self._note(str(err))
+            self._set_fault(str(err))
         except (LabelnextError, OSError) as err:
             self._metrics.repository_faults.labels("read").inc()
             if isinstance(err, VersionNotFound):
                 self._unpublished = False
-            self._note(f"the repository cannot be read: {err}")
+            self._set_fault(f"the repository cannot be read: {err}")
             return
         else:
             self._unpublished = False
-            self._note(None)
-            self._follow(published)
+            self._set_fault(None)
+            self._load_published(published)
         self._answered_at = self._clock()
         self._metrics.repository_polled.labels(self.name).set_to_current_time()
 
-    def _follow(self, published: str) -> None:
+    def _load_published(self, published: str) -> None:
         if self.engine is not None and published == self.engine.version:
-            self._refused = None
+            self._refusal = None
             return
-        if (refused := self._refused) and refused.version == published and self._clock() < refused.retry_at:
+        if (refusal := self._refusal) and refusal.version == published and self._clock() < refusal.retry_at:
             return
 
-        def say_loading(seconds: float) -> None:
+        def log_loading(seconds: float) -> None:
             _log.info("still loading version %s", published, extra={"model": self.name, "seconds": round(seconds, 1)})
 
         _log.info("loading version %s", published, extra={"model": self.name})
         self.loading = published
         try:
-            with self.repository.shared_lock(published), heartbeat(say_loading):
+            with self.repository.shared_lock(published), heartbeat(log_loading):
                 admitted = admit(self.repository, published, self._load)
-        except Exception as err:  # whatever a bad version does, the one in use stays in use
+        except Exception as err:  # any failure of a new version leaves the one in use
             self._refuse(published, err)
         else:
             self._swap(admitted)
@@ -141,48 +141,48 @@ class Model:
             self.loading = None
 
     def _swap(self, admitted: Admitted) -> None:
-        engine, former = admitted.engine, self.engine
-        self.engine, self._refused = engine, None
+        engine, previous = admitted.engine, self.engine
+        self.engine, self._refusal = engine, None
         self._hold.close()
         self._hold.enter_context(self.repository.shared_lock(engine.version))
-        runs_on = {"provider": engine.provider, "precision": engine.precision.value}
-        result = "rolled_back" if former and engine.version < former.version else "ok"
-        self._metrics.serve(self.name, version=engine.version, result=result, **runs_on)
+        runtime = {"provider": engine.provider, "precision": engine.precision.value}
+        result = "rolled_back" if previous and engine.version < previous.version else "ok"
+        self._metrics.set_version(self.name, version=engine.version, result=result, **runtime)
         _log.info(
             "version taken into use",
             extra={
                 "model": self.name,
                 "model_version": engine.version,
-                "former_version": former.version if former else None,
-                **runs_on,
+                "former_version": previous.version if previous else None,
+                **runtime,
                 "passes": engine.passes,
                 "mean_bald": admitted.validation.mean_bald,
             },
         )
 
     def _refuse(self, published: str, err: Exception) -> None:
-        former = self._refused
-        attempts = former.attempts + 1 if former and former.version == published else 1
-        retry_s = min(_LONGEST_RETRY_S, _RETRY_S * 2.0 ** min(attempts - 1, 30)) if _may_pass(err) else float("inf")
+        previous = self._refusal
+        attempts = previous.attempts + 1 if previous and previous.version == published else 1
+        retry_s = min(_MAX_RETRY_S, _RETRY_S * 2.0 ** min(attempts - 1, 30)) if _is_temporary(err) else float("inf")
         self._metrics.model_reloads.labels(self.name, "rejected").inc()
         reason = str(err) if isinstance(err, LabelnextError) else "an unexpected error, see the server's log"
         kept = f"; {self.engine.version} stays in use" if self.engine else ""
         detail = f"version {published} was refused: {reason}{kept}"
-        self._refused = _Refusal(published, detail, self._clock() + retry_s, attempts)
+        self._refusal = _Refusal(published, detail, self._clock() + retry_s, attempts)
         _log.error(
             "version refused",
             exc_info=not isinstance(err, LabelnextError),
             extra={"model": self.name, "model_version": published, "reason": str(err), "error": type(err).__name__},
         )
 
-    def _note(self, fault: str | None) -> None:
+    def _set_fault(self, fault: str | None) -> None:
         if fault != self.fault:
             self.fault = fault
             _log.info(fault or "the repository can be read")
 
 
-def _may_pass(err: Exception) -> bool:
-    """Whether a refused version may be admitted later, such as after a want of memory or an outage of its volume."""
+def _is_temporary(err: Exception) -> bool:
+    """Return whether loading a version again may succeed, such as after a lack of memory or an outage of its volume."""
     if not isinstance(err, LabelnextError) or isinstance(err, OSError) or isinstance(err.__cause__, OSError):
         return True
     return isinstance(err, RepositoryError) and not isinstance(err, (ManifestError, SignatureError))

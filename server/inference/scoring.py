@@ -1,9 +1,8 @@
-"""From image references to scores: fetch and decode in shared threads, queue for the graph, collect in order.
+"""Scores image references: fetches and decodes images in shared threads, queues them for the batcher, and collects.
 
-Images whose features are known go to the graph at once, many at a time; of all others the source is asked, and only
-what it sends anew is decoded. One image's failure is its own. Memory is bounded for requests of any length: of all of
-them together only so many images are on their way at a time, and of each so many features. Knows no HTTP server and
-nothing of Label Studio's JSON.
+Images with stored features go to the batcher at once, many at a time; the others are fetched, and decoded if they are
+new. A failure of one image does not affect others. Memory is bounded for requests of any length, by limits on the
+images in flight of all requests and on the feature vectors of each.
 """
 
 import logging
@@ -22,48 +21,48 @@ from contract.errors import ImageError
 from contract.images.preprocess import MAX_MEGAPIXELS, decode_image
 from contract.images.urls import is_data_uri, normalise_reference
 from contract.settings import DEFAULT_MODEL
-from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, ImageScores, Outcome, Pixels, Work
+from server.inference.batching import MAX_FEATURE_ROWS, Batcher, Expired, Extras, ImageScores, Outcome, Pixels, Work
 from server.inference.engine import Engine
+from server.inference.feature_lookup import FeatureLookup, ImageFile, ImageReference
 from server.inference.host_queues import HostQueues
-from server.inference.known_images import File, ImageReference, KnownImages
 from server.observe.metrics import Metrics
 
 _log = logging.getLogger(__name__)
-_EXAMPLES = 5
-"""How many of a request's failures are told in full."""
-_KNOWN_BYTES = 4 * 2**20
-"""Features of one request that are read at a time; twice as many are in memory."""
+_MAX_LOGGED = 5
+"""Failures of a request that are logged in full."""
+_FEATURE_BYTES = 4 * 2**20
+"""Stored features of one request that are read at a time; twice as many are in memory."""
 
-_LABELS = {"fetch": "fetch_error", "decode": "decode_error"}
-"""Error codes to outcomes in the metrics, where they differ."""
+_OUTCOMES = {"fetch": "fetch_error", "decode": "decode_error"}
+"""Outcomes in the metrics by error code, where they differ."""
 
 
 class Scorer:
-    """Scores the images of requests, with one set of fetching threads for all of them."""
+    """Scores the images of requests, with fetching threads that all requests share."""
 
     def __init__(
         self,
-        known: KnownImages,
+        features: FeatureLookup,
         batcher: Batcher,
         *,
         fetch_threads: int,
-        queue_images: int,
+        max_in_flight: int,
         max_megapixels: int = MAX_MEGAPIXELS,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start the fetching threads; at most `queue_images` images are fetched or wait for the graph."""
-        self._known = known
+        """Start the fetching threads; at most `max_in_flight` images are fetched or wait for the batcher."""
+        self._features = features
         self._batcher = batcher
         self._max_megapixels = max_megapixels
         self._metrics = metrics
         self._clock = clock
-        self._queues = HostQueues(threads=fetch_threads, most_under_way=queue_images)
-        self._decoding = threading.BoundedSemaphore(fetch_threads)  # which takes memory; fetching mostly waits
+        self._queues = HostQueues(threads=fetch_threads, max_in_flight=max_in_flight)
+        self._decoding = threading.BoundedSemaphore(fetch_threads)  # limits memory
         metrics.queue_images.set_function(lambda: self._queues.unfinished)
 
     def close(self) -> None:
-        """Stop the fetching threads once they have done what they are doing."""
+        """Stop the fetching threads after their current images."""
         self._queues.close()
 
     def score(
@@ -75,23 +74,23 @@ class Scorer:
         extras: Extras = Extras(),
         model: str = DEFAULT_MODEL,
     ) -> list[Outcome]:
-        """Return one outcome per image, in order; those not reached by `deadline` (time.monotonic) are Expired.
+        """Return one outcome per image, in order: scores or an error; Expired after `deadline` (time.monotonic).
 
-        An image that is an error already stays one. `model` is whose the engine is, for the metrics.
+        Errors among `images` are returned as they are. `model` is the name of the engine's model in the metrics.
 
         Raises:
-            Unavailable, InferenceError: if the failure is the server's and not an image's.
+            Unavailable, InferenceError: if the server fails rather than a single image.
         """
         outcomes: list[Outcome] = [image if isinstance(image, ImageError) else _expired() for image in images]
         references = {index: image for index, image in enumerate(images) if isinstance(image, ImageReference)}
         for indices, future in [*self._start(references, Work(engine, deadline, extras))]:
             try:
-                found = future.result(timeout=max(0.0, deadline - self._clock()))
+                results = future.result(timeout=max(0.0, deadline - self._clock()))
             except TimeoutError:
                 continue
             except ImageError as err:
-                found = [err] * len(indices)
-            for index, outcome in zip(indices, found, strict=True):
+                results = [err] * len(indices)
+            for index, outcome in zip(indices, results, strict=True):
                 outcomes[index] = outcome
         self._report(images, outcomes, model)
         return outcomes
@@ -99,16 +98,16 @@ class Scorer:
     def _start(
         self, images: Mapping[int, ImageReference], work: Work
     ) -> Iterator[tuple[Sequence[int], "Future[list[Outcome]]"]]:
-        """Begin with all images: what is known of the next ones is looked up while the last ones are scored.
+        """Yield the indices of images and the future of their outcomes.
 
-        Yields which images, and what becomes of them.
+        Stored features of the next images are read while those of the last ones are scored.
         """
-        step = max(1, min(MOST_KNOWN, _KNOWN_BYTES // (4 * work.engine.backbone.features)))
+        step = max(1, min(MAX_FEATURE_ROWS, _FEATURE_BYTES // (4 * work.engine.backbone.features)))
         last: Future[list[Outcome]] | None = None
         for first in range(0, len(images), step):
             part = dict([*images.items()][first : first + step])
-            rows = self._known.recall(part, work.engine)
-            yield from (([index], self._ask(image, work)) for index, image in part.items() if index not in rows)
+            rows = self._features.recall(part, work.engine)
+            yield from (([index], self._queue(image, work)) for index, image in part.items() if index not in rows)
             if not rows:
                 continue
             if last is not None:
@@ -119,25 +118,25 @@ class Scorer:
             self._batcher.submit(np.stack([*rows.values()]), work, last)
             yield [*rows], last
 
-    def _ask(self, image: ImageReference, work: Work) -> "Future[list[Outcome]]":
+    def _queue(self, image: ImageReference, work: Work) -> "Future[list[Outcome]]":
         outcome: Future[list[Outcome]] = Future()
-        # In a copy of the request's context, so that its id stands in the log.
+        # A copy of the request's context keeps its id in the log.
         prepare = partial(copy_context().run, self._prepare, image, work, outcome)
-        self._queues.submit(_host(image.reference), work, prepare, outcome)
+        self._queues.submit(_host_key(image.reference), work, prepare, outcome)
         return outcome
 
     def _prepare(self, image: ImageReference, work: Work, outcome: "Future[list[Outcome]]") -> None:
-        """Get one image, or its features, and queue it for the graph."""
+        """Fetch and decode an image, or read its features, and queue it for the batcher."""
         if self._clock() >= work.deadline:
             raise _expired()
         with self._metrics.stage("fetch"):
-            found = self._known.find(image, work.engine, work.deadline)
-        if not isinstance(found, File):
-            self._batcher.submit(found[None], work, outcome)
+            fetched = self._features.fetch(image, work.engine, work.deadline)
+        if not isinstance(fetched, ImageFile):
+            self._batcher.submit(fetched[None], work, outcome)
             return
         with self._decoding, self._metrics.stage("decode"):
-            pixels = decode_image(found.data, work.engine.manifest.input, max_megapixels=self._max_megapixels)
-        self._batcher.submit(Pixels(pixels, found.digest), work, outcome)
+            pixels = decode_image(fetched.data, work.engine.manifest.input, max_megapixels=self._max_megapixels)
+        self._batcher.submit(Pixels(pixels, fetched.digest), work, outcome)
 
     def _report(self, images: Sequence[ImageReference | ImageError], outcomes: Sequence[Outcome], model: str) -> None:
         bald, counts, failures = self._metrics.bald.labels(model), Counter[str](), []
@@ -146,20 +145,20 @@ class Scorer:
                 counts["ok"] += 1
                 bald.observe(outcome.bald)
                 continue
-            counts[_LABELS.get(outcome.code, outcome.code)] += 1
+            counts[_OUTCOMES.get(outcome.code, outcome.code)] += 1
             task = None if isinstance(image, ImageError) else image.task_id
             failures.append(str(outcome) if task is None else f"task {task}: {outcome}")
-        for label, count in counts.items():
-            self._metrics.images.labels(model, label).inc(count)
+        for name, count in counts.items():
+            self._metrics.images.labels(model, name).inc(count)
         if failures:
             _log.warning(
                 "images without a score",
-                extra={"images": len(outcomes), "failed": len(failures), "first_failures": failures[:_EXAMPLES]},
+                extra={"images": len(outcomes), "failed": len(failures), "first_failures": failures[:_MAX_LOGGED]},
             )
 
 
-def _host(reference: str) -> str:
-    """Name what is asked for the image, as far as the reference says: a host, Label Studio, or nobody."""
+def _host_key(reference: str) -> str:
+    """Return the key of the queue for a reference: its host and port, Label Studio, or no host."""
     if is_data_uri(reference):
         return "data"
     reference = normalise_reference(reference)

@@ -1,6 +1,6 @@
-"""Sessions of onnxruntime: how they are opened, on which device, and what becomes of their errors.
+"""Opens and runs onnxruntime sessions, and chooses their device.
 
-Whether CUDA can be had is found out by running something on it.
+CUDA is considered available if a small graph runs on it.
 """
 
 import contextlib
@@ -38,83 +38,85 @@ Array = npt.NDArray[Any]
 
 
 class InferenceError(LabelnextError):
-    """Ran a batch and got an error from onnxruntime instead of numbers."""
+    """Got an error from onnxruntime for a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """How graphs are run."""
+    """Options of a session."""
 
     device: Device
-    """The CPU or CUDA, as chosen."""
-    must_be: bool
-    """Whether the device is demanded, rather than taken where it can be had."""
+    """CPU or CUDA."""
+    is_device_required: bool
+    """Whether to fail if the session runs on another device."""
     threads: int
-    """Of one run on the CPU."""
+    """Threads of one run on the CPU."""
     buckets: tuple[int, ...]
-    """Batch sizes that are run, rising: on a GPU each new one costs a search for an algorithm."""
+    """Batch sizes, ascending; on a GPU each new size costs a search for algorithms."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Session:
-    """A graph that is ready to run."""
+    """An open session, which pads batches to the bucket sizes."""
 
     graph: onnxruntime.InferenceSession
     buckets: tuple[int, ...]
 
     @property
     def provider(self) -> str:
-        """Where it runs: "cuda" or "cpu"."""
+        """The device: "cuda" or "cpu"."""
         return Device.CUDA.value if self.graph.get_providers()[0] == CUDA else Device.CPU.value
 
     def run(
-        self, outputs: Sequence[str], rows: Array, others: Mapping[str, Array] | None = None, *, most: int
+        self, outputs: Sequence[str], rows: Array, others: Mapping[str, Array] | None = None, *, max_rows: int
     ) -> list[Array]:
-        """Compute outputs of (N, ...), which is the graph's first input, at most so many rows at a time.
+        """Return outputs for `rows` (N, ...), the graph's first input, in runs of at most `max_rows` rows.
+
+        `others` are the graph's other inputs, the same in all runs.
 
         Raises:
             InferenceError: if onnxruntime fails.
         """
         (name, *_) = (each.name for each in self.graph.get_inputs())
         parts = []
-        for start in range(0, len(rows), most):
-            part = rows[start : start + most]
+        for start in range(0, len(rows), max_rows):
+            part = rows[start : start + max_rows]
             try:
-                found = self.graph.run(outputs, {name: self._pad(part), **(others or {})})
+                values = self.graph.run(outputs, {name: self._pad(part), **(others or {})})
             except Exception as err:  # onnxruntime's exceptions share no base class of their own
                 raise InferenceError(f"onnxruntime failed on a batch of {len(part)}: {err}") from err
-            parts.append([each[: len(part)] for each in found])
+            parts.append([each[: len(part)] for each in values])
         return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
     def _pad(self, rows: Array) -> Array:
-        """Fill up with zeros to a batch size that is run."""
+        """Pad with zeros to the next bucket size."""
         bucket = next((size for size in self.buckets if size >= len(rows)), len(rows))
         padded = np.zeros((bucket, *rows.shape[1:]), rows.dtype)
         padded[: len(rows)] = rows
         return padded
 
 
-def batch_buckets(most: int) -> tuple[int, ...]:
-    """Return the batch sizes that are run: powers of two below `most`, and `most`."""
-    return (*(2**i for i in range((most - 1).bit_length())), most)
+def batch_buckets(largest: int) -> tuple[int, ...]:
+    """Return the bucket sizes: powers of two below `largest`, and `largest`."""
+    return (*(2**i for i in range((largest - 1).bit_length())), largest)
 
 
 def open_session(model: ModelProto, folder: Path, options: SessionOptions) -> Session:
-    """Open a graph whose external weights are in the folder.
+    """Open a session for a graph with external weights in `folder`.
 
     Raises:
-        ConfigError: if CUDA is demanded and the session would run elsewhere.
+        ConfigError: if the required device is not available.
     """
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    settings.enable_mem_pattern = False  # it would hold feature maps twice, once for each way of allocating them
+    settings.enable_mem_pattern = False  # it would keep a second copy of the feature maps
     settings.add_session_config_entry(_WEIGHTS_FOLDER, str(folder))
     providers = [(CUDA, _CUDA_OPTIONS), _CPU] if options.device is Device.CUDA else [_CPU]
     graph = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=providers)
-    graph.disable_fallback()  # a failing GPU is an error to report, not a reason to go on 50 times slower
+    graph.disable_fallback()  # a failing GPU must be reported, instead of running 50 times slower on the CPU
     session = Session(graph, options.buckets)
-    if options.must_be and session.provider != options.device:
+    if options.is_device_required and session.provider != options.device:
         raise ConfigError(
             f"LABELNEXT_PROVIDER=cuda, but onnxruntime opened the model on {graph.get_providers()}; "
             "see its messages above, or set LABELNEXT_PROVIDER=auto"
@@ -123,7 +125,7 @@ def open_session(model: ModelProto, folder: Path, options: SessionOptions) -> Se
 
 
 def check_device(wanted: Device) -> None:
-    """Raise ConfigError now, rather than at the first version, if CUDA is demanded and cannot be had."""
+    """Raise ConfigError if CUDA is required and not available."""
     if wanted is Device.CUDA and (fault := _cuda_fault()) is not None:
         raise ConfigError(
             f"LABELNEXT_PROVIDER=cuda, but {fault}; install requirements/server-gpu.txt, give the process a GPU, "
@@ -132,7 +134,11 @@ def check_device(wanted: Device) -> None:
 
 
 def choose_device(wanted: Device) -> Device:
-    """Return the CPU or CUDA."""
+    """Return CPU or CUDA.
+
+    Raises:
+        ConfigError: if CUDA is required and not available.
+    """
     check_device(wanted)
     if wanted is not Device.AUTO or CUDA not in onnxruntime.get_available_providers():
         return Device.CUDA if wanted is Device.CUDA else Device.CPU
@@ -143,14 +149,14 @@ def choose_device(wanted: Device) -> Device:
 
 
 def _cuda_fault() -> str | None:
-    """Run a graph of one node on CUDA; return what is wrong, None if nothing is."""
+    """Run a graph of one node on CUDA; return the fault, None if it works."""
     if CUDA not in (offered := onnxruntime.get_available_providers()):
         return f"this onnxruntime offers only {', '.join(offered)}"
-    if preload := getattr(onnxruntime, "preload_dlls", None):  # it does not look for what pip installed by itself
-        with contextlib.redirect_stdout(sys.stderr):  # it prints what it misses, and stdout belongs to results
+    if preload := getattr(onnxruntime, "preload_dlls", None):  # finds CUDA libraries installed by pip
+        with contextlib.redirect_stdout(sys.stderr):  # it prints missing libraries, and stdout is for results
             preload(directory="")
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = _FATAL_ONLY  # a missing GPU is reported in our words
+    settings.log_severity_level = _FATAL_ONLY  # the caller reports a missing GPU
     session = onnxruntime.InferenceSession(parse_model(_ONE_NODE).SerializeToString(), settings, providers=[CUDA])
     if session.get_providers()[0] != CUDA:
         return "no CUDA device answers, or CUDA's libraries are missing (onnxruntime's messages are above)"

@@ -1,6 +1,6 @@
-"""Validation: no version is served whose passes on its probe are not the trainer's, on this machine too.
+"""Validation: a version is served only if it reproduces the trainer's passes on its probe on this machine.
 
-Knows the order of the checks and nothing of when versions appear. `server check` and the poller both go through it.
+Used by the poller and by `server check`.
 """
 
 import logging
@@ -21,23 +21,22 @@ from server.settings import Precision
 _log = logging.getLogger(__name__)
 
 LoadEngine = Callable[[Version], Engine]
-"""Opens a version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A version that may be served: warm, and validated on this machine."""
+    """The warm engine of a valid version, and the result of its validation."""
 
     engine: Engine
     validation: Validation
 
 
 def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
-    """Verify the version's files, load it, warm it, and have it reproduce the trainer's probe.
+    """Verify the digests of a version's files, load it, warm it, and validate it on its probe.
 
     Raises:
-        RepositoryError: if a file is not the one that was published.
-        InvalidVersion: if the graph or its numbers are not the trainer's.
+        RepositoryError: if a file differs from the published one.
+        InvalidVersion: if the graph cannot be loaded, or its outputs differ from the trainer's.
     """
     try:
         with repository.open_verified(name) as version:
@@ -52,7 +51,7 @@ def _admit(version: Version, load: LoadEngine) -> Admitted:
     if engine.precision is not Precision.FP32:
         try:
             return _validate(engine, probe)
-        except Exception as err:  # whatever reduced precision does, in full precision the version may be sound
+        except Exception as err:  # any failure in reduced precision; the version may be valid in float32
             _log.warning("served in fp32", extra={"model_version": version.name, "reason": str(err)})
         engine = engine.in_fp32()
     return _validate(engine, probe)
@@ -61,9 +60,9 @@ def _admit(version: Version, load: LoadEngine) -> Admitted:
 def _load(version: Version, load: LoadEngine) -> Engine:
     try:
         return load(version)
-    except (LabelnextError, MemoryError, OSError):  # the last two may pass, and say nothing of the version
+    except (LabelnextError, MemoryError, OSError):  # the last two may be temporary
         raise
-    except Exception as err:  # an engine refuses a graph in its own words, which are not for everybody
+    except Exception as err:  # onnxruntime's messages are for the log
         _log.warning("version cannot be loaded", exc_info=err, extra={"model_version": version.name})
         raise InvalidVersion(
             f"version {version.name} cannot be loaded ({type(err).__name__}, see the log); publish again or roll back"
@@ -79,16 +78,18 @@ def _validate(engine: Engine, probe: Probe) -> Admitted:
 
 
 def _diagnose(repository: Repository, name: str) -> str:
-    """Say what is wrong with a graph that is not the published one, as far as it can be read; else nothing."""
+    """Describe a graph with the wrong digest by its number of Dropout nodes; return "" if it cannot be read."""
     if repository.keys.verifying is not None:
-        return ""  # it may be an attacker's, and is not to be parsed
+        return ""  # the file may be an attacker's and must not be parsed
     folder = repository.folder / name
     try:
         manifest = Manifest.from_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        found = len(
+        dropouts = len(
             dropout_nodes(load_graph(folder / MODEL_FILE, weights_bytes=dict.fromkeys(WEIGHTS_FILES, sys.maxsize)))
         )
-    except Exception:  # a damaged file may raise anything; its digest has been reported already
+    except Exception:  # a damaged file may raise anything; its digest is reported already
         return ""
     expected = len(manifest.dropout_sites)
-    return f"; {MODEL_FILE} has {found} active Dropout nodes, {MANIFEST_FILE} says {expected}" * (found != expected)
+    if dropouts == expected:
+        return ""
+    return f"; {MODEL_FILE} has {dropouts} active Dropout nodes, {MANIFEST_FILE} says {expected}"

@@ -1,6 +1,6 @@
-"""Logs as JSON, one object a line, each with the id of the request it belongs to.
+"""Logs as JSON, one object per line, with the id of the request.
 
-Never handed bodies, headers or the queries of URLs: they carry tokens and signatures.
+Never log request bodies, headers or queries of URLs: they contain tokens and signatures.
 """
 
 import json
@@ -12,22 +12,22 @@ from datetime import UTC, datetime
 from typing import Any
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The request being served; None outside of one."""
+"""Id of the current request; None outside of requests."""
 
 _ACCEPTABLE = re.compile(r"[\w-]{1,64}", re.ASCII)
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 def accept_request_id(offered: str | None) -> str:
-    """Return the client's request id where it is harmless, else a new one."""
+    """Return the client's request id if it is harmless, else a new one."""
     return offered if offered and _ACCEPTABLE.fullmatch(offered) else secrets.token_hex(8)
 
 
 class JsonFormatter(logging.Formatter):
-    """Writes a record and what it was given as `extra` as one line of JSON."""
+    """Formats a record and its `extra` fields as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the record as JSON."""
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

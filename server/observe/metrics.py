@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus. One registry for each application, none global."""
+"""The server's Prometheus metrics, in a registry per application."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from prometheus_client import (
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each one, which says when it began; nobody asks
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 80, 100)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -27,7 +27,7 @@ class Metrics:
     """The metrics of one application. Labels are bounded: never a URL, a task or a request."""
 
     def __init__(self) -> None:
-        """Register everything anew."""
+        """Register all metrics in a new registry."""
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
@@ -73,57 +73,57 @@ class Metrics:
             "Sources asked whether an image is still the same: unchanged, changed, or ignored (sent again the same).",
             "result",
         )
-        about = ("model", "version", "provider", "precision")
-        self.model_info = gauge("model_info", "1 for a model's version in use.", *about)
+        version_labels = ("model", "version", "provider", "precision")
+        self.model_info = gauge("model_info", "1 for a model's version in use.", *version_labels)
         taken_up = "Versions taken into use (ok, rolled_back) or refused (rejected)."
         self.model_reloads = counter("model_reloads", taken_up, "model", "result")
-        failed = "Looks at the repository that failed: read, or poll for what was not foreseen."
+        failed = "Failed polls of the repository: read, or poll for unexpected errors."
         self.repository_faults = counter("repository_faults", failed, "kind")
-        answered = "When a model's repository last answered."
+        answered = "When a model's repository was last read."
         self.repository_polled = gauge("repository_polled_timestamp_seconds", answered, "model")
         self.model_loaded = gauge("model_loaded_timestamp_seconds", "When the version in use was taken up.", "model")
         dead = "BALD in nats; all of it in the lowest bucket means dead dropout."
         self.bald = histogram("bald_score", dead, "model", buckets=_BALD_NATS)
-        _begin_at_nought(self.rejected_requests, "queue_full", "deadline", "unavailable", "auth")
-        _begin_at_nought(self.repository_faults, "read", "poll")
-        _begin_at_nought(self.feature_cache_faults, "open", "damaged", "read", "write", "dropped")
-        _begin_at_nought(self.image_revalidations, "unchanged", "changed", "ignored")
+        _start_at_zero(self.rejected_requests, "queue_full", "deadline", "unavailable", "auth")
+        _start_at_zero(self.repository_faults, "read", "poll")
+        _start_at_zero(self.feature_cache_faults, "open", "damaged", "read", "write", "dropped")
+        _start_at_zero(self.image_revalidations, "unchanged", "changed", "ignored")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage, whether it succeeds or not."""
+        """Context manager that records the duration of a stage, also if it fails."""
         started = time.perf_counter()
         try:
             yield
         finally:
             self.stage_duration.labels(name).observe(time.perf_counter() - started)
 
-    def begin(self, model: str) -> None:
-        """Expose what is counted of a model before it counts."""
+    def add_model(self, model: str) -> None:
+        """Expose a model's counters with value 0."""
         for outcome in ("ok", "fetch_error", "decode_error", "expired", "not_finite", "no_image"):
             self.images.labels(model, outcome)
         for result in ("ok", "rolled_back", "rejected"):
             self.model_reloads.labels(model, result)
 
-    def serve(self, model: str, *, version: str, provider: str, precision: str, result: str) -> None:
-        """Note that a model's version has been taken into use."""
+    def set_version(self, model: str, *, version: str, provider: str, precision: str, result: str) -> None:
+        """Record that a model's version has been taken into use."""
         self.model_info.remove_by_labels({"model": model})
         self.model_info.labels(model, version, provider, precision).set(1)
         self.model_loaded.labels(model).set_to_current_time()
         self.model_reloads.labels(model, result).inc()
 
-    def forget(self, model: str) -> None:
-        """Expose nothing of a model any more, which is there no more."""
+    def remove_model(self, model: str) -> None:
+        """Remove all series of a model."""
         of_models = (self.images, self.bald, self.model_info, self.model_reloads, self.model_loaded)
         for metric in (*of_models, self.repository_polled):
             metric.remove_by_labels({"model": model})
 
     def render(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-def _begin_at_nought(counter: Counter, *values: str) -> None:
-    """Expose series before they count: Prometheus sees no increase in one that begins at 1."""
+def _start_at_zero(counter: Counter, *values: str) -> None:
+    """Expose series with value 0, because Prometheus sees no increase in a series that begins at 1."""
     for value in values:
         counter.labels(value)

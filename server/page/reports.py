@@ -1,7 +1,4 @@
-"""The reports that trainers publish within versions, as files that may be sent to browsers.
-
-Only what a version's manifest lists below `report/` is read, and only as it was published. Knows no routes.
-"""
+"""Reads the reports of versions: only files that the manifest lists below `report/`, after checking their digests."""
 
 import logging
 from pathlib import PurePosixPath
@@ -16,7 +13,7 @@ INDEX: Final = "index.html"
 
 
 def make_headers(*, cache: str, style: str) -> dict[str, str]:
-    """Return headers under which no script runs and nothing is loaded; they say how it may be kept, and which style."""
+    """Return headers that forbid scripts and requests, with a Cache-Control and the allowed source of styles."""
     return {
         "Cache-Control": cache,
         "Content-Security-Policy": (
@@ -29,10 +26,9 @@ def make_headers(*, cache: str, style: str) -> dict[str, str]:
 
 
 HEADERS: Final = make_headers(cache="private, max-age=86400", style="'unsafe-inline'")
-"""A browser may keep it, for versions never change; caches that are shared may not, for there are images in it."""
+"""Browsers may cache reports, which never change; shared caches may not, because reports contain images."""
 
-_MOST_BYTES = 64 * 2**20
-"""Of a file, which is read whole."""
+_MAX_FILE_BYTES = 64 * 2**20
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".json": "application/json",
@@ -43,21 +39,21 @@ _log = logging.getLogger(__name__)
 
 
 def has_report(manifest: Manifest) -> bool:
-    """Say whether a version has a report."""
+    """Return whether a version has a report."""
     return f"{REPORT_FOLDER}/{INDEX}" in manifest.files
 
 
 def read_report(repository: Repository, version: str, name: str) -> tuple[bytes, str] | None:
-    """Return a file of a version's report and its content type; None if there is none that is as it was published.
+    """Return a file of a version's report and its content type; None if it does not exist or cannot be verified.
 
-    Any text is safe as a version and as a name. Why a file that should be there is not sent, the log says.
+    Any text is safe as a version and as a name. Faults of listed files are logged.
     """
     try:
         file = f"{REPORT_FOLDER}/{name}"
         manifest = repository.read_manifest(version)
         if file not in manifest.files:
             return None
-        content = repository.read_published(manifest, file, most_bytes=_MOST_BYTES)
+        content = repository.read_published(manifest, file, most_bytes=_MAX_FILE_BYTES)
     except VersionNotFound:
         return None
     except (LabelnextError, OSError, ValueError, RecursionError) as err:

@@ -1,7 +1,6 @@
-"""A model's page: which version is in use, how good it is, and what it would have labelled next; and all models' page.
+"""Renders the page of a model (version in use, metrics, next images to label), and the page of all models.
 
-Labels, titles and reasons were written by people, so all text is escaped, and neither scripts nor anything from
-elsewhere is on the page. Reads the repository; knows no routes.
+All text is escaped, because users write labels and titles; the pages contain no scripts and load nothing.
 """
 
 import base64
@@ -34,20 +33,19 @@ _STYLE = (_TEMPLATES / "page.css").read_text(encoding="utf-8") + learning_curve.
 _STYLE_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 
 HEADERS: Final = make_headers(cache="no-store", style=f"'sha256-{_STYLE_DIGEST}'")
-"""No cache keeps the images."""
+"""The page contains images, which no cache may keep."""
 
-_LISTED_CLASSES = 24
-"""Up to so many classes are listed whole."""
-_ENDS = 10
-"""Of more, so many stand at either end."""
+_MAX_CLASSES = 24
+"""Up to this many classes are listed in one table."""
+_EXTREMES = 10
+"""Otherwise, the number of weakest and of strongest classes in tables of their own."""
 _VERSIONS = 20
-"""How many of the last versions are on the curve."""
+"""Versions on the learning curve."""
 _GALLERY = 24
-"""Images of a gallery that are shown."""
-_TEXT = 300
-"""Characters of a text that are shown."""
-_SHORT = 60
-"""Characters of a text in a narrow column."""
+"""Images in a gallery."""
+_MAX_CHARS = 300
+_MAX_CHARS_NARROW = 60
+"""In a narrow column."""
 _JPEG = b"\xff\xd8\xff"
 
 _log = logging.getLogger(__name__)
@@ -57,15 +55,15 @@ _T = TypeVar("_T")
 class _Class(NamedTuple):
     label: str
     images: int | None
-    """How many were labelled with it; None where that is not known."""
+    """Number of labelled images; None if unknown."""
     f1: float | None
 
 
 class Page:
-    """Renders the page; remembers what it has read of versions, which never change."""
+    """Renders the page of a model, and caches the manifests of versions, which never change."""
 
     def __init__(self, repository: Repository, *, label_studio_url: str | None) -> None:
-        """Take Label Studio's address, to which links lead; None makes no links."""
+        """Link to Label Studio at this address; None for no links."""
         self._repository = repository
         self._label_studio_url = label_studio_url
         self._read_manifest = lru_cache(maxsize=4 * _VERSIONS)(repository.read_manifest)
@@ -73,10 +71,10 @@ class Page:
     def render(
         self, *, up: bool, detail: str | None, serving: Engine | None, now: datetime, is_one_of_several: bool = False
     ) -> bytes:
-        """Return the page in UTF-8; `now` is in UTC.
+        """Return the page as HTML in UTF-8; `now` is in UTC.
 
-        `up` says whether the server can do its work, `detail` why it cannot, or what else there is to say. Where the
-        model is one of several, a page of all is two levels above this one.
+        `up` tells whether the server can score, `detail` why not, or another notice. If the model is one of several,
+        the page links to the page of all models, two levels above.
         """
         manifest = serving.manifest if serving else None
         version = manifest.version if manifest else None
@@ -105,7 +103,7 @@ class Page:
         )
 
     def _read(self, read: Callable[[Repository], list[_T]]) -> list[_T]:
-        """Return what there is of something; none where it cannot be read at all, for the rest can still be shown."""
+        """Return the result of `read`, or an empty list if it fails, so that the rest of the page can be shown."""
         try:
             return read(self._repository)
         except (OSError, ArithmeticError, RecursionError) as err:
@@ -113,27 +111,27 @@ class Page:
             return []
 
     def _read_manifests(self, names: list[str]) -> list[Manifest]:
-        found = []
+        manifests = []
         for name in names:
             try:
-                found.append(self._read_manifest(name))
+                manifests.append(self._read_manifest(name))
             except (LabelnextError, OSError, ValueError, RecursionError) as err:
                 _log.warning("version %s is left out of the page: %s", name, err)
-        return found
+        return manifests
 
 
 def render_models(
     models: Sequence[Model], *, up: bool, detail: str | None, label_studio_url: str | None, now: datetime
 ) -> bytes:
-    """Return the page of all models in UTF-8; a model's own is at `p/<model>/` below it."""
-    rows = [_describe(model) for model in models]
+    """Return the page of all models as HTML in UTF-8; it links to their pages at `p/<model>/`."""
+    rows = [_make_row(model) for model in models]
     return _render("models.html", now, models=rows, up=up, detail=detail, link=partial(_link, label_studio_url))
 
 
 def _render(template: str, now: datetime, **context: object) -> bytes:
     style = Markup(_STYLE)  # noqa: S704  # a file of this package
-    html = _environment().get_template(template).render(style=style, ago=partial(show_ago, now=now), **context)
-    return html.lstrip().encode("utf-8", "replace")  # JSON may hold halves of characters, of which UTF-8 has none
+    html = _environment().get_template(template).render(style=style, ago=partial(format_age, now=now), **context)
+    return html.lstrip().encode("utf-8", "replace")  # JSON may contain lone surrogates, which UTF-8 has not
 
 
 @cache
@@ -147,8 +145,8 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         time=_parse_time,
-        text=_cut,
-        short=partial(_cut, most=_SHORT),
+        text=_shorten,
+        short=partial(_shorten, limit=_MAX_CHARS_NARROW),
         jpeg=_data_uri,
         count="{:,}".format,
         percent="{:.0%}".format,
@@ -167,8 +165,7 @@ def _link(label_studio_url: str | None, project: int, task: int | None = None) -
     return f"{label_studio_url}/projects/{project}/data{'' if task is None else f'?task={task}'}"
 
 
-def _describe(model: Model) -> dict[str, object]:
-    """Return what the page says of a model, all of it of one moment."""
+def _make_row(model: Model) -> dict[str, object]:
     manifest = engine.manifest if (engine := model.engine) else None
     trained_on = manifest.training.project if manifest else None
     projects = {*model.projects, *([trained_on.id] if trained_on else [])}
@@ -176,20 +173,20 @@ def _describe(model: Model) -> dict[str, object]:
 
 
 def _arrange_classes(manifest: Manifest) -> dict[str, list[_Class]]:
-    """Return a version's classes, the least F1 first and those without last; of many, only the ends are sorted."""
+    """Return a version's classes by table: sorted by F1, or for many classes the weakest, strongest and others."""
     images, f1 = manifest.training.images_by_class, manifest.metrics.f1 or (None,) * len(manifest.labels)
     classes = [_Class(label, images.get(label), f1) for label, f1 in zip(manifest.labels, f1, strict=True)]
     rated = sorted((each for each in classes if each.f1 is not None), key=lambda each: each.f1 or 0.0)
-    if len(classes) <= _LISTED_CLASSES:
+    if len(classes) <= _MAX_CLASSES:
         return {"weakest": rated + [each for each in classes if each.f1 is None], "strongest": [], "others": []}
-    weakest, strongest = rated[:_ENDS], rated[_ENDS:][-_ENDS:][::-1]
-    apart = {each.label for each in (*weakest, *strongest)}
-    others = [each for each in classes if each.label not in apart]
+    weakest, strongest = rated[:_EXTREMES], rated[_EXTREMES:][-_EXTREMES:][::-1]
+    extremes = {each.label for each in (*weakest, *strongest)}
+    others = [each for each in classes if each.label not in extremes]
     return {"weakest": weakest, "strongest": strongest, "others": others}
 
 
-def show_ago(moment: datetime, now: datetime) -> str:
-    """Return how long ago it was, in the largest unit that gives at least 1; clocks that differ show "just now"."""
+def format_age(moment: datetime, now: datetime) -> str:
+    """Return the age of a moment, such as "2 hours ago"; "just now" for less than a minute or a future moment."""
     seconds = (now - moment).total_seconds()
     for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if (count := int(seconds // length)) >= 1:
@@ -205,10 +202,10 @@ def _parse_time(text: str) -> datetime | None:
         return None
 
 
-def _cut(text: str, most: int = _TEXT) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _shorten(text: str, limit: int = _MAX_CHARS) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _data_uri(image: bytes) -> str | None:
-    """Return an image as the text that a page can hold it in; None if it is no JPEG."""
+    """Return a JPEG as a data URI; None for other data."""
     return "data:image/jpeg;base64," + base64.b64encode(image).decode() if image.startswith(_JPEG) else None

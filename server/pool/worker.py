@@ -18,7 +18,7 @@ from contract.images.fetch import FetchSettings
 from contract.scores.acquisition import label_studio_score, normalised_bald
 from contract.versions.manifest import Manifest
 from server.inference.batching import ImageScores, Outcome
-from server.inference.known_images import ImageReference, NoImage
+from server.inference.feature_lookup import ImageReference, NoImage
 from server.inference.validation import admit
 from server.opening import engine_loader, open_models
 from server.pool.options import PoolOptions

@@ -9,19 +9,19 @@ from bench.subjects.tiny_model import LABELS, TinyModel, publish
 from contract.versions.repository import Repository
 from contract.versions.results import TrainingRecord
 
-# OpenVINO and torch's exporter in one process end in a segmentation fault, so this runs only when it is named, in a
-# process of its own; `make test` does so where the requirements of the benches are installed.
+# OpenVINO and torch's exporter crash in one process, so this runs only when named, in a process of its own, which
+# `make test` does if the requirements of the benches are installed.
 collect_ignore = ["test_passes.py"]
 
 
 @pytest.fixture
 def run_bench(tmp_path, monkeypatch, capsys):
-    """Run a bench on tiny versions, for which nothing is trained, and return what its last line says."""
+    """Run a bench on tiny versions without training, and return its result."""
     monkeypatch.setattr(model, "CACHE", tmp_path / "cache")
     (tmp_path / "images").mkdir()
     photos = tuple(picture.path for picture in draw_pictures(tmp_path / "images", seed=0))
 
-    def trained(*, labels=0, **_):
+    def train_subject(*, labels=0, **_):
         repository = Repository(tmp_path / f"models-{labels}")
         training = TrainingRecord(images_by_class=dict.fromkeys(LABELS, 5))
         model = TinyModel.draw(0).with_head_of(TinyModel.draw(labels))
@@ -29,7 +29,7 @@ def run_bench(tmp_path, monkeypatch, capsys):
         return Subject(repository.open(version), repository.root, photos, "noise")
 
     def run(bench, *options):
-        monkeypatch.setattr(bench, "trained", trained)
+        monkeypatch.setattr(bench, "train_subject", train_subject)
         if hasattr(bench, "small_images"):
             monkeypatch.setattr(bench, "small_images", lambda count: list(photos[:count]))
         bench.main(options)

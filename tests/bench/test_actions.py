@@ -1,4 +1,4 @@
-"""The annotators of `bench.actions`, on points in clouds in place of images."""
+"""The annotators of `bench.actions`, on clusters of points in place of images."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench import actions
-from bench.actions import Plan, Play
+from bench.actions import Plan, Simulation
 from contract.scores.holdout import is_held_out
 from tests.trainer.small import use_small_backbone
 from tests.trainer.study.small import make_dataset
@@ -22,7 +22,7 @@ POOL = np.arange(1000)
 
 @pytest.fixture(scope="module", autouse=True)
 def _small():
-    """A network that is built in a moment, trained for a few epochs."""
+    """A small network, trained for a few epochs."""
     training = Training(weights="none", part="classifier", epochs=5, passes=10)
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
@@ -31,29 +31,29 @@ def _small():
 
 
 def play(*, attentive, precision=0.9):
-    return Play(PLAN, DATASET, POOL, seed=1, attentive=attentive, precision=precision, known={}).go()
+    return Simulation(PLAN, DATASET, POOL, seed=1, attentive=attentive, precision=precision, models={}).run()
 
 
 @pytest.mark.parametrize("attentive", [False, True])
 def test_every_image_is_labelled_once(attentive):
-    """By a person, who is right, or by a confirmation, which may be wrong unless all that is wrong is unticked."""
-    found = play(attentive=attentive)
-    assert found["labels"] + found["confirmed"] == found["pool"] == len(POOL)
-    assert found["confirmed"] > 100
-    assert found["looks"] >= found["confirmations"] > 0
-    counted = found["labels"] + found["unticks"] + found["confirmations"]
-    assert found["actions"] == pytest.approx(counted / len(POOL))
-    assert found["purity"] == pytest.approx(1 - found["confirmed_wrong"] / len(POOL))
-    assert found["purity_of_confirmed"] >= 0.9
-    assert (found["purity"] == found["purity_of_confirmed"] == 1) is (found["unticks"] > 0) is attentive
+    """Correctly one by one, or by confirmations, which may be wrong unless wrong offers are unticked."""
+    result = play(attentive=attentive)
+    assert result["labels"] + result["confirmed"] == result["pool"] == len(POOL)
+    assert result["confirmed"] > 100
+    assert result["looks"] >= result["confirmations"] > 0
+    counted = result["labels"] + result["unticks"] + result["confirmations"]
+    assert result["actions"] == pytest.approx(counted / len(POOL))
+    assert result["purity"] == pytest.approx(1 - result["confirmed_wrong"] / len(POOL))
+    assert result["purity_of_confirmed"] >= 0.9
+    assert (result["purity"] == result["purity_of_confirmed"] == 1) is (result["unticks"] > 0) is attentive
 
 
 def test_the_evidence_is_of_a_model_that_has_not_seen_it(monkeypatch):
-    """It is asked about labelled images of the random holdout, which the model that is ranked with has learned."""
+    """It scores labelled images of the random holdout, which the ranking model was trained on."""
     trained = {}
-    train = Play._train
+    train = Simulation._train
     monkeypatch.setattr(
-        Play, "_train", lambda self, *args: trained.setdefault(args[1], args[0]) is None or train(self, *args)
+        Simulation, "_train", lambda self, *args: trained.setdefault(args[1], args[0]) is None or train(self, *args)
     )
     play(attentive=True)
     measured = {name.removesuffix("/measured"): images for name, images in trained.items() if "/measured" in name}
@@ -65,5 +65,10 @@ def test_the_evidence_is_of_a_model_that_has_not_seen_it(monkeypatch):
 
 
 def test_where_nothing_is_sure_all_is_labelled():
-    found = play(attentive=True, precision=0.9999)
-    assert (found["labels"], found["confirmed"], found["actions"], found["purity_of_confirmed"]) == (1000, 0, 1, None)
+    result = play(attentive=True, precision=0.9999)
+    assert (result["labels"], result["confirmed"], result["actions"], result["purity_of_confirmed"]) == (
+        1000,
+        0,
+        1,
+        None,
+    )

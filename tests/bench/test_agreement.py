@@ -24,9 +24,9 @@ def engine(tmp_path):
 
 
 def test_the_overlap_is_the_share_of_the_references_highest_tenth():
-    reference, found = np.arange(20.0), np.arange(20.0)
-    found[18] = -1
-    assert compare(found, reference)["top10_overlap"] == 0.5
+    reference, scores = np.arange(20.0), np.arange(20.0)
+    scores[18] = -1
+    assert compare(scores, reference)["top10_overlap"] == 0.5
 
 
 def test_bald_in_parts_is_that_of_the_whole(engine):
@@ -37,7 +37,7 @@ def test_bald_in_parts_is_that_of_the_whole(engine):
 
 
 def test_the_reference_is_bald_over_all_of_its_passes(engine):
-    """Sums over steps of passes come to what all passes at once would, in float64."""
+    """Sums over steps equal all passes at once, in float64."""
     features = compute_features(engine, draw_images(5))
     rng = np.random.default_rng(3)
     steps = [independent_masks(rng, SITES, passes) for passes in (100, 100, 50)]

@@ -6,7 +6,7 @@ from torch import nn
 
 from bench import duplicates
 from bench.duplicates import EDITS, near_copies
-from bench.subjects.photos import coloured_noise
+from bench.subjects.photos import pink_noise
 from contract.scores.embedding import embed
 from tests.trainer.candidates import make_candidates
 from trainer.model.backbones.layers import Normalise
@@ -18,12 +18,12 @@ SIDE = 32
 
 
 def scenes(count):
-    """Return images that differ as photos do, and that are always the same."""
-    return [Image.fromarray(pixels) for pixels in coloured_noise(count, size=SIDE)]
+    """Return distinct images with the texture of photos, from a fixed seed."""
+    return [Image.fromarray(pixels) for pixels in pink_noise(count, size=SIDE)]
 
 
 def distinct_in_first_100(images, **options):
-    """Order images, of which each ten are of one scene, by passes of a random network that tells them apart."""
+    """Return the number of distinct scenes at the top of an order by a random network; ten images show one scene."""
     torch.manual_seed(0)
     pool = nn.AvgPool2d(SIDE // 4)
     backbone = nn.Sequential(Normalise(), nn.Conv2d(3, 64, 5, padding=2), nn.ReLU(), pool, nn.Flatten())
@@ -36,13 +36,13 @@ def distinct_in_first_100(images, **options):
         passes = torch.stack([network.head(features).softmax(dim=1) for _ in range(20)], dim=1)  # (N, T, C)
     ids, embeddings = np.arange(len(images)), embed(features.numpy())
     candidates = make_candidates(passes.numpy(), np.random.default_rng(0), task_ids=ids, embeddings=embeddings)
-    known = {"project": 1, "name": "v1", "labels_by_class": [5, 5, 5], "holdout_share": 0.1, "batch_size": 100}
-    return len(np.unique(ids[arrange(candidates, **known, **options).order[:100]] // 10))
+    settings = {"project": 1, "name": "v1", "labels_by_class": [5, 5, 5], "holdout_share": 0.1, "batch_size": 100}
+    return len(np.unique(ids[arrange(candidates, **settings, **options).order[:100]] // 10))
 
 
 @pytest.mark.slow
 def test_the_default_order_hardly_repeats_itself():
-    """Where each image has nine near-copies, 90 of the first 100 are different ones; plain BALD has fewer."""
+    """With nine near-copies of each image, at least 90 of the first 100 are distinct; plain BALD has fewer."""
     rng = np.random.default_rng(0)
     images = [image for scene in scenes(150) for image in (scene, *near_copies(scene, rng).values())]
     assert distinct_in_first_100(images, strategy=DEFAULT_STRATEGY) >= 90
@@ -61,7 +61,7 @@ def test_near_copies_are_of_the_same_image():
 
 
 def test_a_copy_is_claimed_by_its_photo_alone():
-    """Of 30 photos that are all different, each with nine copies, of which the last looks like another photo."""
+    """Of 30 distinct photos with nine copies each, of which the last resembles another photo."""
     photos = np.repeat(np.eye(30, dtype=np.float32), 1 + len(EDITS), axis=0)
     photos[len(EDITS) :: 1 + len(EDITS)] = np.roll(np.eye(30, dtype=np.float32), 1, axis=0)
     passes = np.random.default_rng(0).dirichlet(np.ones(3), (len(photos), 5))

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow  # trains or exports networks
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_there_is_a_study_without_the_shared_folder(monkeypatch, tmp_path, quick):
-    """On digits of ten classes, which are written for it, with enough of them for its rounds; quick asks for less."""
+    """On digits of ten classes, enough for all rounds; `--quick` needs fewer labels."""
     monkeypatch.setattr(evidence, "WEIGHTS", tmp_path / "shared" / "weights.pth")
     monkeypatch.setattr(sets, "_SETS", tmp_path / "cache")
     [(name, plan)] = plan_studies(quick=quick).items()
@@ -29,15 +29,15 @@ def test_there_is_a_study_without_the_shared_folder(monkeypatch, tmp_path, quick
 
 @pytest.fixture
 def all_shared(monkeypatch, tmp_path):
-    """Photos and weights lie beside the checkout."""
+    """Photos and weights exist beside the checkout."""
     (tmp_path / "weights.pth").touch()
     monkeypatch.setattr(evidence, "WEIGHTS", tmp_path / "weights.pth")
     for name in ("CIFAR", "TRASHNET"):
         monkeypatch.setattr(sets, name, tmp_path)
-    found = {
+    plans = {
         name: replace(each, images=lambda: {"images": tmp_path / "images"}) for name, each in evidence._SETS.items()
     }
-    monkeypatch.setattr(evidence, "_SETS", found)
+    monkeypatch.setattr(evidence, "_SETS", plans)
 
 
 def test_each_set_is_studied(all_shared):

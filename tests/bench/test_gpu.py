@@ -4,7 +4,7 @@ from unittest.mock import Mock
 import pytest
 
 from bench.gpu import __main__ as gpu
-from bench.gpu.__main__ import QUICK, Setting, Skipped, find_library_folders
+from bench.gpu.__main__ import QUICK, Setup, Skipped, find_library_folders
 from bench.gpu.cards import peak_tflops
 from bench.gpu.placement import read_nodes, work_by_provider
 from bench.subjects.model import Subject
@@ -14,7 +14,7 @@ from server.settings import Device, Precision
 
 
 def test_without_a_gpu_it_measures_what_can_be(run_bench):
-    """On the CPU the parts in fp16 say that they are skipped, and no peak is known."""
+    """On the CPU, fp16 is skipped and the peak unknown."""
     result = run_bench(gpu, "--device", "cpu", "--quick", "--parts", "placement,gate,roofline")
     placement, gate, roofline = (result["parts"][name] for name in ("placement", "gate", "roofline"))
     assert result["failed"] == []
@@ -41,26 +41,26 @@ def test_a_part_that_fails_leaves_the_others(run_bench, monkeypatch):
 
 
 def test_a_precision_that_is_refused_fails_the_part(tmp_path, monkeypatch):
-    """With the reason that the server logs; what it serves instead is measured."""
+    """With the reason logged by the server; the precision it falls back to is measured."""
     repository = Repository(tmp_path / "models")
     version = repository.open(publish(repository, seed=1, int8_of=TinyModel.draw(2)))
     subject = Subject(version, repository.root, (), "noise")
-    monkeypatch.setattr(Setting, "precisions", (Precision.INT8,))
+    monkeypatch.setattr(Setup, "precisions", (Precision.INT8,))
     monkeypatch.setattr("contract.graph.probe.BALD_NOISE", 0.0)
-    row = gpu._PARTS["gate"](Setting(Device.CPU, QUICK, subject))
+    row = gpu._PARTS["gate"](Setup(Device.CPU, QUICK, subject))
     assert row["int8"]["precision"] == "fp32"
     assert row["failed"].startswith("int8: refused: in reduced precision BALD ranks")
 
 
 def test_other_benches_measure_what_the_device_is_for(monkeypatch):
-    asked = []
-    monkeypatch.setattr(gpu, "_run", lambda command: asked.append(command) or 'progress\n{"bench": "x", "rate": 1}')
+    commands = []
+    monkeypatch.setattr(gpu, "_run", lambda command: commands.append(command) or 'progress\n{"bench": "x", "rate": 1}')
     monkeypatch.setattr(gpu, "find_spec", {"flask": 1, "gunicorn": 1, "prometheus_client": 1}.get)
-    setting = Setting(Device.CUDA, QUICK, None)
-    assert [gpu._PARTS[name](setting) for name in ("passes", "server")] == [{"rate": 1}] * 2
-    assert [command[command.index("--precision") + 1] for command in asked] == ["fp32", "fp16"]
+    setup = Setup(Device.CUDA, QUICK, None)
+    assert [gpu._PARTS[name](setup) for name in ("passes", "server")] == [{"rate": 1}] * 2
+    assert [command[command.index("--precision") + 1] for command in commands] == ["fp32", "fp16"]
     with pytest.raises(Skipped, match="not installed: openvino, nncf"):
-        gpu._PARTS["passes"](Setting(Device.CPU, QUICK, None))
+        gpu._PARTS["passes"](Setup(Device.CPU, QUICK, None))
 
 
 def test_work_that_ran_elsewhere_is_seen(tmp_path):
@@ -81,7 +81,7 @@ def test_work_that_ran_elsewhere_is_seen(tmp_path):
 
 
 def test_peaks_are_of_the_very_card():
-    """A card with a similar name has another one, and of an unknown card none is known."""
+    """Cards with similar names differ, and unknown cards have none."""
     for name, precision, expected in (
         ("NVIDIA H200", Precision.FP16, 989),
         ("NVIDIA H100 PCIe", Precision.FP32, 51),
@@ -98,5 +98,5 @@ def test_libraries_are_found_wherever_pip_put_them(tmp_path):
     for file in ("a/nvidia/cu13/lib/libcublas.so.13", "b/nvidia/cudnn/lib/libcudnn.so.9", "b/nvidia/nccl/include/x.h"):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).touch()
-    found = find_library_folders([str(tmp_path / "a/nvidia"), str(tmp_path / "b/nvidia")])
-    assert [str(path.relative_to(tmp_path)) for path in found] == ["a/nvidia/cu13/lib", "b/nvidia/cudnn/lib"]
+    folders = find_library_folders([str(tmp_path / "a/nvidia"), str(tmp_path / "b/nvidia")])
+    assert [str(path.relative_to(tmp_path)) for path in folders] == ["a/nvidia/cu13/lib", "b/nvidia/cudnn/lib"]

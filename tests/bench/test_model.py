@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from bench.subjects import model
-from bench.subjects.model import small_images, trained, workplace
+from bench.subjects.model import small_images, train_subject, working_folder
 from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 
@@ -11,7 +11,7 @@ from contract.versions.repository import Repository
 @pytest.mark.parametrize("labels", [0, 1_000_000])
 def test_photos_must_be_left(labels):
     with pytest.raises(ValueError, match="since photos must be left"):
-        trained(labels=labels)
+        train_subject(labels=labels)
 
 
 def test_small_images_differ_and_stay_the_same(tmp_path, monkeypatch):
@@ -22,11 +22,11 @@ def test_small_images_differ_and_stay_the_same(tmp_path, monkeypatch):
     assert len(set(more)) == 20
 
 
-def test_a_workplace_links_versions_and_goes_away(tmp_path, monkeypatch):
+def test_a_working_folder_links_versions_and_is_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "CACHE", tmp_path / "cache")
     repository = Repository(tmp_path / "models")
     versions = [repository.open(publish(repository, seed=seed)) for seed in (1, 2)]
-    with workplace(*versions) as folder:
+    with working_folder(*versions) as folder:
         copy = Repository(folder / "models")
         assert copy.current() == versions[0].name
         assert copy.versions() == [version.name for version in versions]

@@ -18,7 +18,7 @@ def test_the_speedup_is_the_median_again_over_the_first():
 
 
 def test_scores_follow_their_version():
-    """Two heads in turns, the last one again after a restart; what is out of the cache is what was computed."""
+    """Two heads alternate, and the last one scores again after a restart; cached features give equal scores."""
     check_scores([ONE, OTHER, ONE, OTHER], restarted=OTHER)
     with pytest.raises(AssertionError, match="another head"):  # were scores kept, a new head would change nothing
         check_scores([ONE, ONE], restarted=ONE)

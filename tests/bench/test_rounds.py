@@ -9,7 +9,7 @@ TIMINGS = Timings({"a": {1: (2.0, 3.0, 8.0), 4: (4.0, 4.0, 4.0)}, "b": {1: (1.0,
 
 
 def test_a_ratio_is_the_median_of_the_ratios_within_the_rounds():
-    """2/1, 3/1 and 8/4 have the median 2; the ratio of the medians would be 3."""
+    """The median of 2/1, 3/1 and 8/4 is 2; the ratio of the medians would be 3."""
     assert TIMINGS.ratio("a", "b") == {1: 2.0, 4: 1.0}
 
 
@@ -19,7 +19,7 @@ def test_a_rate_is_images_over_the_median_of_the_rounds():
 
 @pytest.mark.slow
 def test_a_round_runs_every_contender_once_on_each_of_its_batch_sizes():
-    """Contenders take turns, batch size by batch size, after warm-ups: of a slow one, with its smallest batch alone."""
+    """After warm-ups, contenders run in turn by batch size; slow ones warm up with the smallest batch only."""
     calls = []
 
     runs = {name: lambda images, name=name: calls.append((name, len(images))) for name in "ab"}
@@ -30,6 +30,6 @@ def test_a_round_runs_every_contender_once_on_each_of_its_batch_sizes():
 
 
 def test_too_few_images_are_refused():
-    """A batch of fewer images would be taken for a fast one."""
+    """A smaller batch would look faster."""
     with pytest.raises(ValueError, match="batches of 5 images are to be timed, got 4"):
         time_in_turn({"a": len}, IMAGES, (5,), rounds=1)

@@ -17,7 +17,7 @@ def _folders(monkeypatch, tmp_path):
 
 @pytest.fixture
 def shared(monkeypatch, tmp_path):
-    """Three classes of 60 images each to label and 20 to test on, of which 5 are."""
+    """Three classes with 60 pool and 20 test images each, of which 5 are used."""
     root = tmp_path / "shared"
     for name, file in (("CIFAR", "pool.zip"), ("TRASHNET", "images")):
         (root / name).mkdir(parents=True)
@@ -41,7 +41,7 @@ def count(rows):
 
 
 def test_a_set_has_as_many_of_each_class_as_is_said(shared):
-    """As many of each to test on, and of a larger set a part; classes that are not named are not there."""
+    """Equal numbers of test images; a subset of a larger set; classes not named are absent."""
     rows, more = (read(sets.cifar(f"{n}", {"cat": n, "frog": 3})) for n in (30, 50))
     assert count(rows) == {("cat", "pool"): 30, ("frog", "pool"): 3, ("cat", "test"): 5, ("frog", "test"): 5}
     assert all(row["path"].startswith(f"{row['split']}/{row['label']}/") for row in rows)
@@ -51,7 +51,7 @@ def test_a_set_has_as_many_of_each_class_as_is_said(shared):
 
 
 def test_a_tail_falls_in_the_order_that_is_asked_for(shared):
-    """By the same factor from class to class; all of the test images stay."""
+    """By the same factor from class to class, with all test images."""
     found = count(read(sets.trashnet("tail", ["frog", "automobile", "cat"], 36)))
     assert [found[each, "pool"] for each in ("frog", "automobile", "cat")] == [60, 10, 2]
     assert {found[each, "test"] for each in CLASSES} == {20}

@@ -10,7 +10,7 @@ from demo.packages import PackageError
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What an installed package would hold: ten drawings of each class, all different."""
+    """The folder of an installed package with ten different drawings of each class."""
     below = tmp_path / "system" / "openclipart"
     for shade, folder in enumerate(CLASSES.values()):
         for number in range(10):
@@ -24,8 +24,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("package")
-def test_drawings_are_written_as_they_look_on_white_paper(tmp_path: Path):
-    """Each is RGB, no larger than a person needs it, and white where it was transparent."""
+def test_drawings_are_flattened_onto_white_and_scaled_down(tmp_path: Path):
     provide_drawings(tmp_path / "drawings")
     paths = sorted((tmp_path / "drawings").glob("*/*.png"))
     assert [path.parent.name for path in paths] == [label for label in CLASSES for _ in range(10)]
@@ -34,8 +33,8 @@ def test_drawings_are_written_as_they_look_on_white_paper(tmp_path: Path):
         assert (drawing.getpixel((0, 0)), drawing.getpixel((88, 20))) == ((255, 255, 255), (0, 0, 90))
 
 
-def test_a_drawing_counts_once_and_for_one_class(package: Path, tmp_path: Path):
-    """Equal files are one drawing, which is of no class where they lie in folders of two; what is empty is none."""
+def test_duplicate_ambiguous_and_empty_drawings_are_left_out(package: Path, tmp_path: Path):
+    """A drawing in the folders of two classes is ambiguous."""
     fish, birds = package / CLASSES["fish"], package / CLASSES["bird"]
     for number, name in enumerate(("trout", "whale")):
         picture = Image.new("RGB", (9, 9), "navy")
@@ -50,14 +49,14 @@ def test_a_drawing_counts_once_and_for_one_class(package: Path, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("package")
-def test_drawings_that_are_there_are_left_alone(tmp_path: Path):
+def test_existing_drawings_are_kept(tmp_path: Path):
     (tmp_path / "drawings").mkdir()
     provide_drawings(tmp_path / "drawings")
     assert list((tmp_path / "drawings").iterdir()) == []
 
 
-def test_another_package_of_the_same_name_is_refused(package: Path, tmp_path: Path):
-    """What does not hold the classes that are known here leaves nothing behind."""
+def test_a_package_with_too_few_drawings_is_refused(package: Path, tmp_path: Path):
+    """And leaves no files."""
     for path in (package / CLASSES["fish"]).rglob("*.png"):
         path.unlink()
     with pytest.raises(PackageError, match=r"too few drawings .*0 of fish; at least 10"):
@@ -65,7 +64,7 @@ def test_another_package_of_the_same_name_is_refused(package: Path, tmp_path: Pa
     assert not (tmp_path / "drawings").exists()
 
 
-def test_a_machine_without_the_package_is_told_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_error_says_why_the_package_is_not_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clipart, "_BELOW", Path("nowhere"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PackageError, match="apt-get, which could bring openclipart-png, is not on this machine"):

@@ -5,18 +5,18 @@ from demo.comparison import Outcome, measure, write_page
 from demo.pool import Pool, PoolImage
 
 
-def test_labels_count_as_right_and_guesses_where_they_are():
-    """Of thirty common and one rare class, what is labelled or guessed rightly counts, once."""
+def test_an_image_is_right_if_it_is_labelled_or_its_prediction_is_right():
+    """With 30 images of a common class and one of a rare class; each image counts once."""
     labels = ["ant"] * 30 + ["yak"]
     pool = Pool(("ant", "yak"), tuple(PoolImage(Path(), f"{index}", label) for index, label in enumerate(labels)))
-    guesses = {f"{index}": "ant" for index in range(10, 31)}
+    predicted = {f"{index}": "ant" for index in range(10, 31)}
     assert pool.rare == {"yak"}
-    assert measure(pool, ["0", "1"], guesses) == Outcome(labels=2, rare_labelled=0, rare_right=0, right=22 / 31)
-    assert measure(pool, ["0", "30"], guesses) == Outcome(labels=2, rare_labelled=1, rare_right=1, right=22 / 31)
+    assert measure(pool, ["0", "1"], predicted) == Outcome(labels=2, rare_labelled=0, rare_right=0, right=22 / 31)
+    assert measure(pool, ["0", "30"], predicted) == Outcome(labels=2, rare_labelled=1, rare_right=1, right=22 / 31)
 
 
-def test_the_page_shows_what_came_first_and_what_it_was_worth(tmp_path: Path):
-    """Each order with its first images in their order, rare ones marked, beside the figures; nothing else is loaded."""
+def test_the_page_shows_the_first_images_of_each_order_and_the_outcomes(tmp_path: Path):
+    """Images of rare classes are marked; the page loads no scripts."""
     images = tuple(PoolImage(tmp_path / f"{n}.png", f"{n}.png", "<yak>" if n < 2 else "ant") for n in range(60))
     pool = Pool(("<yak>", "ant"), images)
     outcomes = {"in this order": Outcome(9, 2, 2, 0.95), "at random": Outcome(9, 1, 1, 0.905)}

@@ -7,12 +7,12 @@ from demo import clipart
 from demo.packages import PackageError
 
 
-def test_digits_remain_where_there_are_no_drawings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_digits_replace_drawings_that_are_not_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(_root: Path) -> None:
         raise PackageError("there is no apt")
 
     monkeypatch.setattr(clipart, "provide_drawings", refuse)
     monkeypatch.setattr(demo, "write_digits", lambda root: (root / "3").mkdir(parents=True))
-    root, what = demo._provide_images(tmp_path)
+    root, origin = demo._provide_images(tmp_path)
     assert [folder.name for folder in root.iterdir()] == ["3"]
-    assert what == "handwritten digits, since there are no drawings: there is no apt"
+    assert origin == "handwritten digits, since there are no drawings: there is no apt"

@@ -1,4 +1,4 @@
-"""Debian's packages, from an apt and a dpkg that stand in for the real ones."""
+"""Unpacking Debian packages, with fakes of apt and dpkg."""
 
 import stat
 from pathlib import Path
@@ -20,19 +20,19 @@ DPKG = """#!/bin/sh
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What apt was asked for, a line each; it knows the packages once there is a file `lists`."""
+    """The log of the fake apt's arguments; it finds packages if a file `lists` exists."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    found = tmp_path / "asked"
-    for name, script in (("apt-get", APT.format(asked=found, lists=tmp_path / "lists")), ("dpkg-deb", DPKG)):
+    log = tmp_path / "asked"
+    for name, script in (("apt-get", APT.format(asked=log, lists=tmp_path / "lists")), ("dpkg-deb", DPKG)):
         (tools / name).write_text(script)
         (tools / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    return found
+    return log
 
 
-def test_each_package_is_unpacked_into_a_folder_of_its_own_and_asked_for_once(asked: Path, tmp_path: Path):
-    """What is there is left alone; what was downloaded to get there is gone."""
+def test_each_package_is_unpacked_once_into_its_own_folder(asked: Path, tmp_path: Path):
+    """Downloaded files are removed, and existing folders kept."""
     (tmp_path / "lists").touch()
     packages = ["fonts-b", "fonts-a"]
     folder = unpack(packages, tmp_path / "fonts")
@@ -45,8 +45,8 @@ def test_each_package_is_unpacked_into_a_folder_of_its_own_and_asked_for_once(as
     assert len(asked.read_text().splitlines()) == 1
 
 
-def test_a_package_that_cannot_be_had_leaves_nothing_behind(asked: Path, tmp_path: Path):
-    """It is asked for again with lists of our own."""
+def test_a_package_that_is_not_available_leaves_no_files(asked: Path, tmp_path: Path):
+    """The download is retried with temporary package lists."""
     with pytest.raises(PackageError, match=r"could not bring fonts-a \(no such list\)"):
         unpack(["fonts-a"], tmp_path / "fonts")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["asked", "tools"]

@@ -6,8 +6,8 @@ from rich.console import Console
 from demo.screen import Screen
 
 
-def test_a_log_has_a_plain_line_for_each_step():
-    """Where nobody watches there are neither colours nor bars, and long lines are not broken."""
+def test_output_to_a_file_has_a_plain_line_for_each_step():
+    """Without colours, progress bars and line breaks."""
     written = io.StringIO()
     screen = Screen(Console(file=written, highlight=False, soft_wrap=True, width=40))
     with screen.step("Images", "downloading") as step:
@@ -20,7 +20,7 @@ def test_a_log_has_a_plain_line_for_each_step():
     assert len(lines) == 2
 
 
-def test_a_terminal_shows_what_is_at_work():
+def test_a_terminal_shows_the_current_step():
     written = io.StringIO()
     screen = Screen(Console(file=written, force_terminal=True, width=100, color_system=None))
     with screen.step("Round 1", "training on 80 labels"):

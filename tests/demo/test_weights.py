@@ -7,8 +7,8 @@ from demo.weights import choose_network
 from trainer.__main__ import parse_arguments
 
 
-def test_the_demo_is_pretrained_everywhere_unless_it_is_told_otherwise(tmp_path: Path):
-    """Nobody waits for a download unless they ask for it: the weights of Lite0 are installed."""
+def test_the_default_network_is_pretrained_and_needs_no_download(tmp_path: Path):
+    """The weights of EfficientNet-Lite0 are installed; other networks are chosen by options."""
     assert choose_network(None).options[:4] == ("--weights", "imagenet", "--backbone", "efficientnet_lite0")
     file, graph = tmp_path / "vgg16.pth", tmp_path / "net.onnx"
     file.touch()
@@ -19,11 +19,11 @@ def test_the_demo_is_pretrained_everywhere_unless_it_is_told_otherwise(tmp_path:
     assert choose_network(None, "resnet18").options == ("--backbone", "resnet18")
     assert choose_network(str(file), "resnet18").options == ("--backbone", "resnet18", "--weights", str(file))
     assert choose_network(None, str(graph)).options == ("--backbone", str(graph))
-    for gone in ((str(tmp_path / "gone.pth"), None), (None, str(tmp_path / "gone.onnx"))):
+    for missing in ((str(tmp_path / "missing.pth"), None), (None, str(tmp_path / "missing.onnx"))):
         with pytest.raises(FileNotFoundError):
-            choose_network(*gone)
+            choose_network(*missing)
 
 
-def test_the_trainer_takes_what_the_demo_gives_it():
+def test_the_trainer_accepts_the_options_of_the_demo():
     for options in (weights._VGG, weights._LITE0, weights._FROM_SCRATCH):
         parse_arguments(["run", "--images", "folder", *options])

@@ -20,7 +20,7 @@ VULNERABLE = {
 
 @pytest.fixture
 def answer(monkeypatch, tmp_path):
-    """Have a program in pip-audit's place print one thing of its canary and another of the rest."""
+    """Return a function that installs a fake pip-audit with these outputs for the canary and for the rest."""
 
     def prepare(canary, rest):
         for name, text in (("canary", canary), ("rest", rest)):
@@ -36,34 +36,34 @@ def answer(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("canary", "rest", "status", "said"),
+    ("canary", "rest", "status", "message"),
     [
         *((blind, SAFE, 0, "no vulnerability data reachable, skipped") for blind in (SAFE, "", "no JSON")),
         (VULNERABLE, SAFE, 0, "no known vulnerabilities"),
         (VULNERABLE, VULNERABLE, 1, "jinja2 2.11.2: CVE-2020-28493 (mended in 2.11.3)"),
     ],
 )
-def test_the_check_fails_for_what_is_vulnerable(answer, capsys, canary, rest, status, said):
-    """Where not even the canary is found vulnerable there is no verdict, and the check goes on."""
+def test_the_audit_fails_for_vulnerable_packages(answer, capsys, canary, rest, status, message):
+    """It is skipped if the canary is not reported, because then no vulnerability data is reachable."""
     answer(canary, rest)
     assert main() == status
     captured = capsys.readouterr()
-    assert said in (captured.err if status else captured.out)
+    assert message in (captured.err if status else captured.out)
 
 
-def test_a_report_that_fails_is_no_clean_bill(answer):
+def test_a_missing_report_is_an_error(answer):
     answer(VULNERABLE, "")
     with pytest.raises(audit.AuditError, match="no report"):
         main()
 
 
-def test_all_that_people_install_is_audited():
-    """The files are those that the Dockerfiles install, extras included, and the score pool's."""
+def test_all_installed_requirements_are_audited():
+    """Those that the Dockerfiles install, with extras, and those of the score pool."""
     installed = set()
     for recipe in ("Dockerfile.server", "Dockerfile.trainer"):
         text = (audit.CHECKOUT / recipe).read_text()
         for name in re.findall(r"requirements/([\w${}.-]+\.txt)", text):
             installed |= {name.replace("${VARIANT}", variant) for variant in ("cpu", "gpu")}
-    # server.txt is part of the two variants.
+    # Both variants include server.txt.
     installed = {name for name in installed if "${" not in name} - {"server.txt"}
     assert set(audit.REQUIREMENTS) == {*installed, "score-pool.txt"}

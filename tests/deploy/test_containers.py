@@ -1,4 +1,4 @@
-"""The image recipes and the composition, as far as they can be checked without an engine."""
+"""Static checks of the Dockerfiles and compose.yaml, without a container engine."""
 
 import json
 import re
@@ -20,7 +20,7 @@ HAPROXY = CHECKOUT / "deploy" / "haproxy"
 
 
 def values(recipe: str, instruction: str) -> list[str]:
-    """What stands behind an instruction, each time that a recipe has it."""
+    """Return the arguments of each occurrence of an instruction."""
     text = re.sub(r"^#.*\n", "", (CHECKOUT / recipe).read_text(encoding="utf-8"), flags=re.MULTILINE)
     lines = [line.partition(" ") for line in text.replace("\\\n", " ").splitlines()]
     return [value.strip() for name, _, value in lines if name == instruction]
@@ -30,8 +30,8 @@ def values(recipe: str, instruction: str) -> list[str]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_an_image_runs_one_program_of_a_slim_python_as_its_own_user(recipe: str):
-    """The user is switched before the command, and not back; no shell stands between the command and SIGTERM."""
+def test_an_image_runs_one_command_as_its_own_user(recipe: str):
+    """On slim Python, and without a shell that would not pass on SIGTERM."""
     assert values(recipe, "FROM") == ["python:${PYTHON}-slim"]
     assert values(recipe, "USER") == ["labelnext"]
     commands = [value for name in ("CMD", "ENTRYPOINT") for value in values(recipe, name)]
@@ -39,7 +39,7 @@ def test_an_image_runs_one_program_of_a_slim_python_as_its_own_user(recipe: str)
     assert all(isinstance(json.loads(command), list) for command in commands)
 
 
-def test_the_health_of_the_server_is_asked_for_and_the_trainer_ends_by_itself():
+def test_only_the_server_has_a_health_check():
     [check] = values("Dockerfile.server", "HEALTHCHECK")
     program = json.loads(check[check.index("[") :])[2]
     compile(program, "HEALTHCHECK", "exec")
@@ -49,8 +49,8 @@ def test_the_health_of_the_server_is_asked_for_and_the_trainer_ends_by_itself():
 
 @pytest.mark.parametrize("variant", ["gpu", "cpu"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_an_image_copies_what_exists_and_no_other_package(recipe: str, variant: str):
-    """Sources of COPY are there, pass .dockerignore, and name no requirements that are not copied."""
+def test_an_image_copies_existing_files_and_only_its_packages(recipe: str, variant: str):
+    """Sources of COPY exist, pass .dockerignore, and include only requirements that are also copied."""
     allowed = {line[1:] for line in (CHECKOUT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     sources = [
         source.replace("${VARIANT}", variant) for value in values(recipe, "COPY") for source in shlex.split(value)[:-1]
@@ -63,14 +63,14 @@ def test_an_image_copies_what_exists_and_no_other_package(recipe: str, variant: 
     assert named <= set(sources)
 
 
-def test_no_data_file_of_a_package_is_left_out_of_the_images():
-    """Pages and reports are made from templates, which lie in the sub-packages: no pattern leaves such files out."""
+def test_dockerignore_excludes_no_data_files_of_packages():
+    """Such as the templates of pages and reports."""
     patterns = [line for line in (CHECKOUT / ".dockerignore").read_text().splitlines() if line and line[0] not in "#!"]
     assert patterns == ["*", "**/__pycache__"]
 
 
-def test_the_composition_runs_the_label_studio_that_is_tested():
-    """Its guards against private addresses, such as ours, are off, and local files served from where they are."""
+def test_the_composition_runs_the_tested_label_studio():
+    """With private addresses, such as ours, allowed, and with local files."""
     pinned = re.search(r"label-studio==(\S+)", (CHECKOUT / "requirements/label-studio.txt").read_text())
     studio = SERVICES["label-studio"]
     environment = studio["environment"]
@@ -82,46 +82,43 @@ def test_the_composition_runs_the_label_studio_that_is_tested():
     assert [volume for volume in studio["volumes"] if volume.endswith(f":{root}:ro")]
 
 
-def test_the_server_reads_what_the_trainer_writes_and_leaves_requests_to_train():
-    """Models are read-only to the server, but for the folder of requests, which both mount within them."""
+def test_server_and_trainer_share_models_and_training_requests():
+    """Models are read-only for the server, except the folder of requests."""
     requests = f"requests:/models/{REQUESTS_FOLDER}"
     assert {"models:/models:ro", requests} <= set(SERVICES["server"]["volumes"])
     assert {"models:/models", requests} <= set(SERVICES["trainer"]["volumes"])
 
 
 @pytest.mark.parametrize(("recipe", "settings"), [("Dockerfile.server", Settings), ("Dockerfile.trainer", Environment)])
-def test_no_folder_of_an_image_lies_where_its_user_may_not_write(
-    recipe: str, settings: type[Settings] | type[Environment]
-):
-    """The folder that the program is started in belongs to root: each default that is relative to it is replaced.
+def test_the_user_of_an_image_may_write_to_its_folders(recipe: str, settings: type[Settings] | type[Environment]):
+    """Relative default paths are replaced, because the working directory belongs to root.
 
-    That of requests is there before it is mounted: in a read-only volume of models it could not be made.
+    The folder of requests exists in the image, because it could not be created in a read-only volume of models.
     """
     environment = dict(part.split("=", 1) for value in values(recipe, "ENV") for part in shlex.split(value))
     relative = {f"LABELNEXT_{field.name.upper()}" for field in fields(settings) if isinstance(field.default, Path)}
-    [made] = re.findall(r"install --directory --owner labelnext ([^&]*)", " ".join(values(recipe, "RUN")))
-    roots = made.split()
+    [folders] = re.findall(r"install --directory --owner labelnext ([^&]*)", " ".join(values(recipe, "RUN")))
+    roots = folders.split()
     assert "LABELNEXT_MODELS" in relative
     for name in relative:
         assert any(Path(environment.get(name, "")).is_relative_to(root) for root in roots), name
     assert {"/models", f"/models/{REQUESTS_FOLDER}"} <= set(roots)
 
 
-def test_server_and_trainer_of_a_host_share_features():
-    """What one has computed the other need not; the head learns from what is known of unlabelled images."""
+def test_server_and_trainer_share_a_feature_store():
     [folder] = {SERVICES[program]["environment"]["LABELNEXT_CACHE_DIR"] for program in ("server", "trainer", "watch")}
     assert all(f"features:{folder}" in SERVICES[program]["volumes"] for program in ("server", "trainer", "watch"))
 
 
-def test_what_browsers_call_label_studio_is_known_to_all():
-    """It stands in references to local files, and its name within the composition means nothing outside."""
+def test_server_and_trainer_know_the_public_url_of_label_studio():
+    """References to local files contain it."""
     for program in ("server", "trainer", "watch"):
         public = SERVICES[program]["environment"]["LABELNEXT_LABEL_STUDIO_PUBLIC_URL"]
         assert public == SERVICES["label-studio"]["environment"]["LABEL_STUDIO_HOST"]
 
 
 def test_servers_can_be_scaled_behind_the_proxy():
-    """The proxy alone has a port of the host's; it and the trainer find the servers by name and port of the service."""
+    """Only the proxy publishes a port; proxy and trainer find servers by the service's name and port."""
     assert "ports" not in SERVICES["server"]
     assert SERVICES["proxy"]["ports"] == [f"127.0.0.1:{PORT}:{PORT}"]
     assert f"presetenv LABELNEXT_PROXY_BIND :{PORT}" in (HAPROXY / "haproxy.cfg").read_text()
@@ -133,23 +130,23 @@ def test_servers_can_be_scaled_behind_the_proxy():
 def test_the_proxy_has_its_configuration():
     [(source, target, mode)] = [volume.split(":") for volume in SERVICES["proxy"]["volumes"]]
     assert mode == "ro"
-    found = [Path(argument) for argument in SERVICES["proxy"]["command"] if argument.startswith("/")]
-    assert found == [Path(target) / "haproxy.cfg", Path(target) / "docker.cfg"]
-    assert all((CHECKOUT / source / path.name).exists() for path in found)
+    configs = [Path(argument) for argument in SERVICES["proxy"]["command"] if argument.startswith("/")]
+    assert configs == [Path(target) / "haproxy.cfg", Path(target) / "docker.cfg"]
+    assert all((CHECKOUT / source / path.name).exists() for path in configs)
 
 
-def test_the_proxy_waits_longer_than_servers_take():
-    """It gives up after a server's deadline and before Label Studio does, and stops as slowly as the servers."""
+def test_the_proxy_times_out_after_servers_and_before_label_studio():
+    """Its grace period is that of the servers."""
     [seconds] = re.findall(r"timeout server (\d+)s", (HAPROXY / "haproxy.cfg").read_text())
-    patience = SERVICES["label-studio"]["environment"]["ML_TIMEOUT_PREDICT"]
-    assert Settings().deadline_s < int(seconds) < int(patience)
+    timeout = SERVICES["label-studio"]["environment"]["ML_TIMEOUT_PREDICT"]
+    assert Settings().deadline_s < int(seconds) < int(timeout)
     assert SERVICES["proxy"]["stop_grace_period"] == SERVICES["server"]["stop_grace_period"]
 
 
-def test_the_trainer_runs_only_when_asked():
+def test_the_trainer_runs_only_with_its_profile():
     assert SERVICES["trainer"]["profiles"] == ["train"]
 
 
-def test_the_gpu_file_changes_services_that_there_are():
+def test_the_gpu_file_changes_existing_services():
     gpu = yaml.safe_load((CHECKOUT / "compose.gpu.yaml").read_text(encoding="utf-8"))
     assert set(gpu["services"]) <= set(SERVICES)

@@ -8,15 +8,15 @@ from deploy.images.engine import BASE, CHECKOUT, EngineError, find_engine
 
 
 @pytest.mark.parametrize("recipe", ["Dockerfile.server", "Dockerfile.trainer"])
-def test_the_base_is_the_recipes(recipe):
+def test_the_base_image_is_that_of_the_dockerfile(recipe):
     text = (CHECKOUT / recipe).read_text()
     [version], [start] = (re.findall(rf"(?m)^{name}(\S+)$", text) for name in ("ARG PYTHON=", "FROM "))
     assert f"docker.io/library/{start.replace('${PYTHON}', version)}" == BASE
 
 
 @pytest.mark.parametrize(("uid", "reason"), [(1000, "root alone"), (0, "apt-get install podman")])
-def test_where_nothing_can_build_it_says_why_and_succeeds(monkeypatch, capsys, uid, reason):
-    """Neither a daemon nor podman: one line with the reason, and status 0."""
+def test_without_a_container_engine_the_reason_is_printed(monkeypatch, capsys, uid, reason):
+    """In one line, with status 0."""
     monkeypatch.setattr(engine.shutil, "which", lambda program: None)
     monkeypatch.setattr(engine.os, "getuid", lambda: uid)
     with pytest.raises(EngineError, match=reason):

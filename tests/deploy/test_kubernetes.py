@@ -1,4 +1,4 @@
-"""The Kubernetes files: valid as they stand and with every component, and facts that they share with the rest."""
+"""The Kubernetes files: valid with every component, and consistent with settings, images and compose.yaml."""
 
 import dataclasses
 import ipaddress
@@ -24,9 +24,9 @@ from trainer.settings import Environment
 FOLDER = CHECKOUT / "deploy" / "kubernetes"
 BASE = FOLDER / "base"
 COMPONENTS = ("cron", "s3", "signatures", "gpu", "keda", "monitoring")
-"""In the order in which they are to be applied."""
+"""In the order of application."""
 CUSTOM = {"ScaledObject", "ServiceMonitor"}
-"""Kinds that Kubernetes itself does not know."""
+"""Custom resources."""
 VERSION = "1.37"
 KUSTOMIZE = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
 needs_kustomize = pytest.mark.skipif(shutil.which(KUSTOMIZE[0]) is None, reason="needs kubectl or kustomize")
@@ -62,12 +62,12 @@ def workloads() -> list[dict]:
 
 
 def server() -> dict:
-    """The server's container."""
+    """Return the server's container."""
     return pod(find("Deployment", "labelnext-server"))["containers"][0]
 
 
 def build(folder: Path, components: tuple[str, ...]) -> list[dict]:
-    """What kustomize makes of the base and some components."""
+    """Return the documents that kustomize builds of the base and some components."""
     shutil.copytree(FOLDER, folder / "kubernetes")
     (folder / "kubernetes/example/kustomization.yaml").write_text(
         yaml.safe_dump(
@@ -88,8 +88,8 @@ def build(folder: Path, components: tuple[str, ...]) -> list[dict]:
 
 
 @pytest.mark.parametrize("path", sorted(BASE.glob("*.yaml")), ids=lambda path: path.name)
-def test_what_the_base_holds_is_valid(path: Path):
-    """Each document follows its schema strictly: no field is misspelt or out of place."""
+def test_the_base_is_valid(path: Path):
+    """By strict schemas, which refuse unknown fields."""
     for document in load(path):
         if document["kind"] != "Kustomization":
             kubernetes_validate.validate(document, VERSION, strict=True)
@@ -102,7 +102,7 @@ def test_what_the_base_holds_is_valid(path: Path):
     [(), *itertools.combinations(COMPONENTS, 1), COMPONENTS],
     ids=lambda names: "+".join(names) or "base",
 )
-def test_what_components_make_of_it_is_valid(tmp_path: Path, components: tuple[str, ...]):
+def test_components_are_valid(tmp_path: Path, components: tuple[str, ...]):
     for document in build(tmp_path, components):
         if document["kind"] not in CUSTOM:
             kubernetes_validate.validate(document, VERSION, strict=True)
@@ -110,14 +110,14 @@ def test_what_components_make_of_it_is_valid(tmp_path: Path, components: tuple[s
 
 
 @needs_kustomize
-def test_the_number_of_servers_is_left_to_who_scales_them(tmp_path: Path):
-    """Applying the files again does not undo what KEDA did."""
+def test_the_number_of_servers_is_left_to_keda(tmp_path: Path):
+    """Applying the files again does not reset it."""
     assert "replicas" not in find("Deployment", "labelnext-server", build(tmp_path, ("keda",)))["spec"]
 
 
 @needs_kustomize
 def test_the_example_can_be_built():
-    """What a newcomer copies works as it stands, and names the images."""
+    """Unchanged, and it names the images."""
     built = subprocess.run([*KUSTOMIZE, FOLDER / "example"], capture_output=True, text=True, check=True, timeout=60)
     images = {
         each["image"]
@@ -131,7 +131,7 @@ def test_the_example_can_be_built():
 @pytest.mark.slow
 @needs_kustomize
 def test_an_object_store_needs_no_shared_volume(tmp_path: Path):
-    """With s3 nothing claims the volume of models, and each pod writes a local cache of its own."""
+    """With the component s3, nothing claims the volume of models, and each pod has its own local cache."""
     built = build(tmp_path, ("s3",))
     assert "labelnext-models" not in str([each for each in built if each["kind"] != "NetworkPolicy"])
     [container] = containers(find("Deployment", "labelnext-server", built))
@@ -140,34 +140,34 @@ def test_an_object_store_needs_no_shared_volume(tmp_path: Path):
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.rglob("kustomization.yaml")), ids=lambda path: path.parent.name)
-def test_kustomizations_list_what_there_is(path: Path):
-    """Every file that is named exists, and every file is named but the secret, which people make themselves."""
+def test_kustomizations_list_all_files(path: Path):
+    """Listed files exist, and all files are listed except the example of a secret."""
     [kustomization] = load(path)
     patches = [patch["path"] for patch in kustomization.get("patches", []) if "path" in patch]
     named = [*kustomization.get("resources", []), *patches]
     assert all((path.parent / name).exists() for name in [*named, *kustomization.get("components", [])])
-    there = {each.name for each in path.parent.glob("*.yaml")} - {"kustomization.yaml", "secret.example.yaml"}
-    assert there == {name for name in named if not name.startswith("..")}
+    existing = {each.name for each in path.parent.glob("*.yaml")} - {"kustomization.yaml", "secret.example.yaml"}
+    assert existing == {name for name in named if not name.startswith("..")}
 
 
 def test_the_example_names_every_component_in_order():
-    """Those that are commented out included."""
+    """Also those that are commented out."""
     text = (FOLDER / "example/kustomization.yaml").read_text()
     assert re.findall(r"\.\./components/(\w+)", text) == list(COMPONENTS)
     assert {path.name for path in (FOLDER / "components").iterdir()} == set(COMPONENTS)
 
 
-def test_an_accepted_request_is_answered_before_the_pod_ends():
-    """The grace period covers the pause before SIGTERM, the longest request, and the five seconds of gunicorn."""
+def test_accepted_requests_are_answered_before_the_pod_ends():
+    """The grace period covers the pause before SIGTERM, the longest request, and gunicorn's five seconds."""
     spec = pod(find("Deployment", "labelnext-server"))
     pause = spec["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert spec["terminationGracePeriodSeconds"] > pause + Settings().deadline_s + 5
-    # One probe that fails, and all proxies have been told.
+    # The pause lasts for one failed readiness probe.
     assert pause >= spec["containers"][0]["readinessProbe"]["timeoutSeconds"]
 
 
-def test_probes_ask_what_the_server_answers():
-    """A pod is restarted for being broken, and not for having no version."""
+def test_probes_use_the_health_routes():
+    """A pod without a version is not ready, but it is not restarted."""
     paths = {name: probe["httpGet"]["path"] for name, probe in server().items() if name.endswith("Probe")}
     live = "/health/live"
     assert paths == {"startupProbe": live, "readinessProbe": "/health/ready", "livenessProbe": live}
@@ -197,7 +197,7 @@ def test_ports_match():
 
 
 def test_pods_are_confined():
-    """No root, no new privileges, nothing to write but volumes, no way to the cluster's API."""
+    """They have no root, no new privileges, no writable root file system, and no access to the cluster's API."""
     for workload in workloads():
         spec = pod(workload)
         assert spec["automountServiceAccountToken"] is False
@@ -211,7 +211,7 @@ def test_pods_are_confined():
             }
 
 
-def test_the_user_is_the_image_s():
+def test_the_user_is_that_of_the_images():
     recipes = "".join((CHECKOUT / name).read_text() for name in ("Dockerfile.server", "Dockerfile.trainer"))
     [uid, other] = map(int, re.findall(r"useradd.* --uid (\d+)", recipes))
     assert uid == other
@@ -230,51 +230,51 @@ def test_settings_exist():
     assert set(re.findall(r"\bLABELNEXT_\w+", text)) <= FIELDS.keys()
 
 
-def test_the_settings_can_be_read():
-    given = {each["name"]: each["value"] for each in server()["env"]} | find("ConfigMap", "labelnext")["data"]
-    assert Settings.read(given).cache_bytes < 5 * 2**30  # the volume's limit
+def test_the_settings_are_valid():
+    variables = {each["name"]: each["value"] for each in server()["env"]} | find("ConfigMap", "labelnext")["data"]
+    assert Settings.read(variables).cache_bytes < 5 * 2**30  # the volume's limit
 
 
-def test_secrets_are_where_secrets_belong():
-    """Nothing that logs mask is in the ConfigMap or a container's environment; the example's values are empty."""
+def test_secret_settings_are_only_in_the_secret():
+    """Settings that logs mask are neither in the ConfigMap nor in a container's environment."""
     secret = {name for name, field in FIELDS.items() if not field.repr}
     [example] = load(BASE / "secret.example.yaml")
     assert set(example["stringData"]) == secret
     assert set(example["stringData"].values()) == {""}
-    shown = set(find("ConfigMap", "labelnext")["data"])
-    shown |= {
+    public = set(find("ConfigMap", "labelnext")["data"])
+    public |= {
         each["name"] for workload in workloads() for container in containers(workload) for each in container["env"]
     }
-    assert not secret & shown
+    assert not secret & public
 
 
-def test_the_trainer_s_arguments_are_ones_it_accepts():
-    found = []
+def test_the_trainers_arguments_are_valid():
+    commands = []
     for workload in workloads():
         for each in containers(workload):
             if each["image"] == "labelnext-trainer":
                 parse_arguments(each["args"])
-                found.append(shlex.join(each["args"]))
-    assert found == ["watch --project 1", "run --project 1", "rank --project 1"]
+                commands.append(shlex.join(each["args"]))
+    assert commands == ["watch --project 1", "run --project 1", "rank --project 1"]
 
 
 def test_there_is_one_publisher():
-    """Two trainers would publish over each other."""
+    """Two trainers would compete."""
     trainer = find("Deployment", "labelnext-trainer")["spec"]
     assert (trainer["replicas"], trainer["strategy"]) == (1, {"type": "Recreate"})
     [cron] = load(FOLDER / "components/cron/train-and-rank.yaml")
     assert cron["spec"]["concurrencyPolicy"] == "Forbid"
 
 
-def test_the_server_may_only_read_the_models():
-    """But for the folder in which requests to train are left, which is the trainer's too."""
+def test_models_are_read_only_for_the_server():
+    """Except the folder of training requests."""
     mounts = server()["volumeMounts"]
     assert {"name": "models", "mountPath": "/models", "readOnly": True} in mounts
     assert {"name": "models", "mountPath": "/models/requests", "subPath": "requests"} in mounts
 
 
-def test_selectors_find_the_servers_and_nothing_else():
-    """Service, budget, policy and monitor mean the pods of the Deployment, and not the trainer's."""
+def test_selectors_match_only_the_servers():
+    """Those of Service, PodDisruptionBudget, NetworkPolicy and ServiceMonitor."""
     labels = find("Deployment", "labelnext-server")["spec"]["template"]["metadata"]["labels"]
     [monitor] = load(FOLDER / "components/monitoring/service-monitor.yaml")
     selectors = [
@@ -289,20 +289,20 @@ def test_selectors_find_the_servers_and_nothing_else():
 
 @pytest.mark.parametrize("name", ["labelnext-server", "labelnext-trainer"])
 def test_images_come_from_public_addresses_only(name: str):
-    """Neither the cloud's metadata nor the cluster's own network can be reached as an image host."""
+    """Cloud metadata and the cluster's own network are not reachable."""
     policy = find("NetworkPolicy", name)["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     blocks = [peer["ipBlock"] for rule in policy["egress"] for peer in rule["to"] if "ipBlock" in peer]
     for address in ("169.254.169.254", "10.0.0.1", "172.20.0.1", "192.168.1.1", "100.64.0.1", "127.0.0.1",
                     "fd00:ec2::254", "fe80::1"):  # fmt: skip
-        found = ipaddress.ip_address(address)
-        reaching = [block for block in blocks if found in ipaddress.ip_network(block["cidr"])]
-        assert reaching
-        assert all(any(found in ipaddress.ip_network(except_) for except_ in block["except"]) for block in reaching)
+        ip = ipaddress.ip_address(address)
+        matching = [block for block in blocks if ip in ipaddress.ip_network(block["cidr"])]
+        assert matching
+        assert all(any(ip in ipaddress.ip_network(except_) for except_ in block["except"]) for block in matching)
 
 
-def test_the_scaler_asks_for_what_the_servers_say():
-    """KEDA scales the Deployment, between two and a bound, by the images that wait and by the 95th percentile."""
+def test_keda_scales_the_servers_by_queue_and_latency():
+    """Between two replicas and a limit, by the number of queued images and the 95th percentile of the latency."""
     [scaler] = load(FOLDER / "components/keda/scaled-object.yaml")
     spec = scaler["spec"]
     assert spec["scaleTargetRef"] == {"name": "labelnext-server"}
@@ -317,7 +317,7 @@ def test_the_scaler_asks_for_what_the_servers_say():
 
 
 def test_the_monitor_scrapes_the_metrics():
-    """Under the job's name that the alerts go by."""
+    """Under the name of the job that the alerts use."""
     [monitor] = load(FOLDER / "components/monitoring/service-monitor.yaml")
     [endpoint] = monitor["spec"]["endpoints"]
     assert endpoint["path"] == "/metrics"

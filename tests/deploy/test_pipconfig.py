@@ -11,8 +11,8 @@ def settings_of(config):
     return dict(parser["global"])
 
 
-def test_settings_become_a_file():
-    """Nothing local is in it, and nothing is mounted for it."""
+def test_settings_are_written_to_a_file():
+    """Settings without local paths need no mounts."""
     config = translate(
         "global.index-url='https://example.org/simple'\nglobal.timeout='30'\ninstall.no-binary=':none:'\n"
     )
@@ -21,16 +21,16 @@ def test_settings_become_a_file():
     assert config.portable == config.text
 
 
-def test_variables_go_before_files():
-    """As pip has it: a PIP_ variable replaces what a file says. A path that this machine does not have stays."""
+def test_variables_override_files():
+    """As in pip. A path that does not exist on this machine is kept."""
     listing = ":env:.timeout='180'\nglobal.timeout='30'\nglobal.find-links='/nowhere/at/all'\n"
     config = translate(listing)
     assert settings_of(config) == {"timeout": "180", "find-links": "/nowhere/at/all"}
     assert config.sources == {}
 
 
-def test_folders_of_this_machine_are_mounted(tmp_path):
-    """Local folders and files are named by where they are mounted, once; an index with what lies beside its pages."""
+def test_local_paths_are_mounted(tmp_path):
+    """Each once, and replaced by its mount point; a local index is mounted with its parent folder."""
     (tmp_path / "index/simple").mkdir(parents=True)
     (tmp_path / "wheels").mkdir()
     (tmp_path / "ca.pem").touch()

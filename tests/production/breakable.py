@@ -21,7 +21,7 @@ def create_breakable_app() -> Flask:
         def fail(*_: object) -> None:
             raise SystemExit("injected fault")
 
-        service.models.alone.engine.run_passes = fail
+        service.models.only.engine.run_passes = fail
         return ""
 
     @app.post("/clock/<int(signed=True):days>")

@@ -78,7 +78,7 @@ replace("server.http.origins.Origins.check_sender", nothing)
         "slow-head-timeout slow-body-timeout slow-reader-timeout",
     ),
     "threads-for-slow-hosts": (
-        'replace("server.inference.host_queues._SLOW_THREADS", 0)',
+        'replace("server.inference.host_queues._SPARE_THREADS", 0)',
         "host-silent-at-64-addresses",
     ),
     "connection-limit": (
@@ -86,7 +86,7 @@ replace("server.http.origins.Origins.check_sender", nothing)
         "connections-above-limit",
     ),
     "memory-limit": (
-        'replace("server.http.worker.Worker._relieve", nothing)',
+        'replace("server.http.worker.Worker._limit_buffers", nothing)',
         "80-unfinished-bodies-of-16-mb",
     ),
     "non-blocking-reads": (
@@ -98,7 +98,7 @@ class BlockingRead:
             conn.sock.received += piece
         return True
 
-replace("server.http.connections.Connection.is_whole", BlockingRead())
+replace("server.http.connections.Connection.is_complete", BlockingRead())
 """,
         "2000-slow-bodies",
     ),

@@ -134,7 +134,7 @@ def test_what_nobody_foresaw_is_a_fault_of_that_question_alone(settings, monkeyp
     def break_down(_):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(checking, "_use_cache", break_down)
+    monkeypatch.setattr(checking, "_check_cache", break_down)
     assert ask(settings, "cache").detail == "RuntimeError: broken"
     assert ask(settings, "label_studio").ok
 

@@ -158,6 +158,6 @@ def test_a_body_that_is_too_large_or_of_unknown_length_gets_no_place(serve):
 
 def test_what_a_request_took_to_come_in_counts_towards_its_deadline(client):
     """Label Studio's patience began with its first byte."""
-    came = {"gunicorn.socket": SimpleNamespace(began=time.monotonic() - 1000)}
+    came = {"gunicorn.socket": SimpleNamespace(request_started=time.monotonic() - 1000)}
     reply = client.post("/predict", json=make_predict_body(make_tasks(1)), environ_overrides=came)
     assert (reply.status_code, reply.json["error"]) == (503, "overloaded")

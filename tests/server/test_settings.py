@@ -74,5 +74,5 @@ def test_bounds_follow_other_settings_unless_they_are_set():
         for folder, mebibytes in (("", in_memory), ("/srv/features", in_a_folder)):
             read = Settings.read({"LABELNEXT_CACHE_DIR": folder, "LABELNEXT_CACHE_MB": text})
             assert read.cache_bytes == mebibytes * 2**20
-    assert Settings(max_batch_images=8, fetch_threads=4).images_under_way == 20
-    assert Settings(max_batch_images=8, fetch_threads=4, queue_images=3).images_under_way == 3
+    assert Settings(max_batch_images=8, fetch_threads=4).max_images_in_flight == 20
+    assert Settings(max_batch_images=8, fetch_threads=4, queue_images=3).max_images_in_flight == 3

@@ -1,4 +1,4 @@
-"""The real processes that the system tests share: Label Studio, a published version, the server under gunicorn."""
+"""Fixtures of the system tests: Label Studio, its projects, the server under gunicorn, and a browser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from demo.product import CHECKOUT, Server, Workplace, serving
 from demo.project import Project
 
 SMALL_NETWORK = ("--weights", "none", "--backbone", "vgg11_bn", "--image-size", "32")
-# It learns to tell a few digits apart in seconds on two cores.
+# Learns a few digits within seconds on two cores.
 QUICK_TRAINING = (*SMALL_NETWORK, "--train", "all", "--epochs", "12")
 
 ARTIFACTS = CHECKOUT / "tests" / "artifacts"
@@ -31,10 +31,10 @@ Serve = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture(scope="session")
 def new_label_studio_data(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder of a Label Studio that has been started once and holds nothing; to be copied, not used."""
+    """The data folder of an empty Label Studio after its first start; to be copied, not used."""
     base = tmp_path_factory.getbasetemp()
     data = (base if worker_id == "master" else base.parent) / "label-studio-new"
-    with FileLock(data.with_suffix(".lock")):  # its first start takes long, and is for all workers
+    with FileLock(data.with_suffix(".lock")):  # the first start is slow, so all workers share it
         if not data.exists():
             starting = data.with_suffix(".starting")
             with label_studio(starting):
@@ -44,7 +44,7 @@ def new_label_studio_data(tmp_path_factory: pytest.TempPathFactory, worker_id: s
 
 
 class RestartableLabelStudio:
-    """A Label Studio that comes back at the same address, with all that it held."""
+    """A Label Studio that keeps its address and data when restarted."""
 
     def __init__(self, data: Path) -> None:
         self._data, self._port, self._running = data, free_port(), ExitStack()
@@ -53,7 +53,7 @@ class RestartableLabelStudio:
         self.start()
 
     def start(self) -> None:
-        """Start it, unless it runs."""
+        """Start it if it does not run."""
         if not self._up:
             self.label_studio = self._running.enter_context(label_studio(self._data, port=self._port))
         self._up = True
@@ -67,7 +67,7 @@ class RestartableLabelStudio:
 def restartable(
     new_label_studio_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RestartableLabelStudio]:
-    """The Label Studio of all tests; who stops it starts it again."""
+    """The Label Studio of all tests; a test that stops it must start it again."""
     data = tmp_path_factory.mktemp("label-studio") / "data"
     shutil.copytree(new_label_studio_data, data)
     running = RestartableLabelStudio(data)
@@ -83,7 +83,7 @@ def studio(restartable: RestartableLabelStudio) -> LabelStudio:
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    """Handwritten digits of three classes, imbalanced."""
+    """Handwritten digits of three imbalanced classes."""
     root = tmp_path_factory.mktemp("digits")
     write_digits(root, counts=(24, 16, 8))
     return read_pool(root, limit=48, seed=1)
@@ -91,23 +91,23 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 @pytest.fixture
 def workplace(studio: LabelStudio, tmp_path: Path) -> Workplace:
-    """A model repository of its own for one test, and the shared Label Studio."""
+    """A separate model repository, and the shared Label Studio."""
     return Workplace(tmp_path / "models", tmp_path / "cache", studio.url, studio.token)
 
 
 @pytest.fixture
 def project(studio: LabelStudio, digits: Pool, request: pytest.FixtureRequest) -> Project:
-    """A new project without tasks, in which an image gets one of the digits' labels."""
+    """A new project with the labels of the digits, and without tasks."""
     return Project.create(studio.client(), title=request.node.name[:50], labels=digits.labels)
 
 
 @dataclass(frozen=True)
 class Annotator:
-    """Labels tasks of a project as a person would who knows the truth."""
+    """Annotates tasks of a project with their true labels."""
 
     project: Project
     truth: Mapping[int, str]
-    """Of each task, in the order of their numbers."""
+    """True labels by task id, in the order of ids."""
 
     def label(self, *tasks: int) -> None:
         for task in tasks:
@@ -118,13 +118,13 @@ class Annotator:
 
 
 def retrieve_predictions(project: Project, task_ids: Sequence[int]) -> None:
-    """Have Label Studio ask its backend about these tasks, as the Data Manager's action does."""
+    """Run the Data Manager's action "Retrieve predictions" for these tasks."""
     path = f"/api/dm/actions?id=retrieve_tasks_predictions&project={project.id}"
     project.client.post(path, {"selectedItems": {"all": False, "included": list(task_ids)}})
 
 
 def fill(project: Project, pool: Pool) -> Annotator:
-    """Upload the images of a pool, whose tasks are in the order of the pool."""
+    """Upload the images of a pool, in its order, and return an annotator."""
     project.upload({image.name: image.path.read_bytes() for image in pool.images})
     truth = {image.name: image.label for image in pool.images}
     return Annotator(project, {task.id: truth[task.file] for task in project.tasks()})
@@ -132,13 +132,13 @@ def fill(project: Project, pool: Pool) -> Annotator:
 
 @pytest.fixture
 def annotator(project: Project, digits: Pool) -> Annotator:
-    """A project with the digits."""
+    """The annotator of a project with the digits."""
     return fill(project, digits)
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Serve:
-    """Start servers under gunicorn, on free ports, that look for new versions often."""
+    """Return a function that starts servers under gunicorn with a short poll interval."""
     numbers = count()
 
     def start(
@@ -160,7 +160,7 @@ def serve(tmp_path: Path) -> Serve:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium of this machine's own."""
+    """A headless Chromium installed on this machine."""
     with ExitStack() as stack:
         try:
             browser = stack.enter_context(open_browser())
@@ -171,12 +171,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page(browser: Browser, studio: LabelStudio) -> Iterator[Page]:
-    """A page of somebody who is logged in; what is not on this machine is not asked for."""
+    """A logged-in page, which requests nothing from other machines."""
     with logged_in(browser, studio.url) as page:
         yield page
 
 
 def keep_picture(page: Page, name: str, *, full: bool = False) -> None:
-    """Leave a screenshot for people to look at."""
+    """Save a screenshot in tests/artifacts."""
     ARTIFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=full)

@@ -30,7 +30,7 @@ from trainer import labelstudio
 from trainer.labels.annotations import EMPTY, LeftOut, aggregate, confirmed_groups, is_confirmed
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.tasks import PoolTask, annotated_tasks, unlabelled_tasks
-from trainer.ranking.reconcile import Wanted, reconcile
+from trainer.ranking.reconcile import DesiredPrediction, reconcile
 
 VERSION = "20261129T050102123Z-0a1b2c"
 
@@ -87,7 +87,7 @@ def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
     project, client, [task] = _fill(studio, config, data)
     (control,) = parse_label_config(config)
     assert find_reference(task.data, control.value_key) == IMAGE
-    _rank(client, {task.id: Wanted(0.5, _predict_last(config, control.labels))}, tmp_path)
+    _rank(client, {task.id: DesiredPrediction(0.5, _predict_last(config, control.labels))}, tmp_path)
 
     _open_prelabelled(page, f"{project.url}?task={task.id}")
     ticked = page.evaluate(f"JSON.stringify({EDITOR}.selectedValues())")
@@ -105,8 +105,8 @@ def _fill(studio: LabelStudio, config: str, *data: object) -> tuple[Project, Pro
     return project, client, list(unlabelled_tasks(client))
 
 
-def _rank(client: ProjectClient, wanted: Mapping[int, Wanted], folder: Path) -> None:
-    reconcile(client, name=VERSION, wanted=wanted, note=folder / "note", find_there=lambda: {*wanted})
+def _rank(client: ProjectClient, wanted: Mapping[int, DesiredPrediction], folder: Path) -> None:
+    reconcile(client, name=VERSION, desired=wanted, journal=folder / "journal", find_current=lambda: {*wanted})
     labelstudio.switch_model_version(client, VERSION)
 
 
@@ -117,7 +117,15 @@ def _rank_three(studio: LabelStudio, folder: Path, attribute: str = "") -> tuple
     project, client, tasks = _fill(studio, config, *[{"image": IMAGE}] * 3)
     third, first, second = (task.id for task in tasks)
     regions = _predict_last(config, ("red", "b"))
-    _rank(client, {third: Wanted(0.3, regions), first: Wanted(0.1, ()), second: Wanted(0.2, regions)}, folder)
+    _rank(
+        client,
+        {
+            third: DesiredPrediction(0.3, regions),
+            first: DesiredPrediction(0.1, ()),
+            second: DesiredPrediction(0.2, regions),
+        },
+        folder,
+    )
     assert _by_score(project) == [first, second, third]
     return project, client, (first, second, third)
 
@@ -184,8 +192,8 @@ def test_what_was_confirmed_in_bulk_is_known_for_good(page: Page, studio: LabelS
     offered, other, submitted, held_out = (task.id for task in imported)
     regions = _predict_last(config, ("red", "b"))
     marked = [{**region, "meta": {**region["meta"], "tab": mark(VERSION, 1)}} for region in regions]
-    wanted = {task: Wanted(0.5, marked) for task in (offered, submitted)}
-    wanted |= {other: Wanted(0.5, regions), held_out: Wanted(0.5, ())}
+    wanted = {task: DesiredPrediction(0.5, marked) for task in (offered, submitted)}
+    wanted |= {other: DesiredPrediction(0.5, regions), held_out: DesiredPrediction(0.5, ())}
     _rank(client, wanted, tmp_path)
 
     path = f"/api/dm/actions?id=predictions_to_annotations&project={project.id}"

@@ -1,4 +1,4 @@
-"""The demo as people run it, on a small pool."""
+"""The demo's command line, on a small pool."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRAINING = ("--weights", "none", "--epochs", "2", "--limit", "60", "--labelled",
 
 @pytest.fixture
 def demo(new_label_studio_data: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """The demo on a person's own class folders, running in a folder as an earlier run leaves it."""
+    """The running demo, on class folders given by --images, with the data folder of an earlier run."""
     data, images = tmp_path / "demo", tmp_path / "images"
     shutil.copytree(new_label_studio_data, data / "label-studio")
     write_digits(images, counts=(40, 16, 8))
@@ -33,7 +33,7 @@ def demo(new_label_studio_data: Path, tmp_path: Path) -> Iterator[subprocess.Pop
 
 
 def test_the_demo_ranks_reports_serves_and_stops(demo: subprocess.Popen[str], tmp_path: Path):
-    """It ends its report with where to look, serves on, and leaves nothing running when asked to stop."""
+    """It prints a report, keeps serving, and leaves no processes after SIGINT."""
     assert demo.stdout
     lines = []
     for line in demo.stdout:
@@ -57,7 +57,7 @@ def test_the_demo_ranks_reports_serves_and_stops(demo: subprocess.Popen[str], tm
     assert _processes_that_mention(tmp_path / "demo") == []
 
 
-def test_the_demo_says_what_is_wrong_with_a_folder(tmp_path: Path):
+def test_the_demo_reports_a_folder_without_classes(tmp_path: Path):
     command = [sys.executable, "-m", "demo", "--once", "--weights", "none", "--images", str(tmp_path)]
     done = subprocess.run(
         [*command, "--data", str(tmp_path / "data")], cwd=CHECKOUT, capture_output=True, text=True, check=False
@@ -67,12 +67,12 @@ def test_the_demo_says_what_is_wrong_with_a_folder(tmp_path: Path):
 
 
 def _processes_that_mention(data: Path) -> list[str]:
-    """Return the command lines of processes whose environment names the demo's folder."""
-    found = []
+    """Return the command lines of processes whose environment contains the demo's folder."""
+    commands = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if str(data).encode() in (process / "environ").read_bytes() and process.name != str(os.getpid()):
-                found.append((process / "cmdline").read_text())
+                commands.append((process / "cmdline").read_text())
         except OSError:
-            continue  # it has ended
-    return found
+            continue  # the process has ended
+    return commands

@@ -1,4 +1,4 @@
-"""The documentation as a site: `make docs` finds no fault, and what it builds needs nothing from elsewhere."""
+"""The site of `make docs`: it builds without warnings and works offline."""
 
 import os
 import re
@@ -14,7 +14,7 @@ FETCHED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "sour
 
 
 class References(HTMLParser):
-    """What a browser fetches to show a page, and where its links lead."""
+    """The resources that a browser fetches for a page, and the targets of its links."""
 
     def __init__(self, html):
         super().__init__()
@@ -22,19 +22,19 @@ class References(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        if (found := given.get(FETCHED.get(tag, ""))) and given.get("rel") != "canonical":
-            self.fetched.append(found)
-        if tag == "a" and "href" in given:
-            self.links.append(given["href"])
+        attributes = dict(attrs)
+        if (url := attributes.get(FETCHED.get(tag, ""))) and attributes.get("rel") != "canonical":
+            self.fetched.append(url)
+        if tag == "a" and "href" in attributes:
+            self.links.append(attributes["href"])
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The site, built by the same command as that of `make docs`, which makes its environment."""
+    """The site, built by the command of `make docs`."""
     python = CHECKOUT / ".venv-docs" / "bin" / "python"
     if not python.exists():
-        pytest.skip("needs .venv-docs, which make environments makes")
+        pytest.skip("needs .venv-docs; make environments creates it")
     folder = tmp_path_factory.mktemp("site")
     command = [python, "-m", "mkdocs", "--quiet", "build", "--site-dir", folder]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
@@ -43,14 +43,14 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_every_page_is_there(site):
+def test_the_site_has_every_page(site):
     pages = {path.relative_to(CHECKOUT / "docs").with_suffix(".html") for path in (CHECKOUT / "docs").rglob("*.md")}
-    there = {path.relative_to(site) for path in site.rglob("*.html")}
-    assert {Path("index.html"), Path("changelog.html"), Path("models.html")} | pages <= there
+    built = {path.relative_to(site) for path in site.rglob("*.html")}
+    assert {Path("index.html"), Path("changelog.html"), Path("models.html")} | pages <= built
 
 
-def test_nothing_is_fetched_from_elsewhere(site):
-    """Neither scripts nor fonts nor pictures: it is read without internet."""
+def test_pages_fetch_nothing_from_the_internet(site):
+    """Neither scripts nor fonts nor pictures."""
     pages = [path.read_text(encoding="utf-8") for path in site.glob("*.html")]
     fetched = {each for page in pages for each in References(page).fetched}
     assert {each for each in fetched if each.startswith(("http:", "https:", "//"))} == set()
@@ -58,17 +58,17 @@ def test_nothing_is_fetched_from_elsewhere(site):
     assert re.findall(r"url\([\"']?(?:https?:)?//[^)]*\)|@import", styles) == []
 
 
-def test_links_lead_to_files_of_the_site(site):
-    """Also those to results of benches, alerts and reports, which lie outside of docs/."""
+def test_links_have_existing_targets(site):
+    """Also links to files outside docs/: benchmark results, alerts and reports."""
     for path in site.glob("**/*.html"):
         if "bench" in path.relative_to(site).parts or path.name == "404.html":
-            continue  # a study's own report; the page of a site that is served
+            continue  # reports of studies, and the error page, have links of their own
         for link in References(path.read_text(encoding="utf-8")).links:
             if not re.match(r"[a-z]+:|#", link):
                 assert (path.parent / link.partition("#")[0]).resolve().exists(), f"{path.name}: {link}"
 
 
-def test_the_search_finds_a_setting_on_pages_opened_from_the_disk(site, browser):
+def test_the_search_works_on_pages_opened_from_disk(site, browser):
     page = browser.new_page()
     page.goto((site / "index.html").as_uri())
     page.get_by_placeholder("Search").fill("LABELNEXT_POLL_S")

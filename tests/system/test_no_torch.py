@@ -1,4 +1,4 @@
-"""What runs for weeks, in the small image, or to answer at once, needs no torch, whatever is installed beside it."""
+"""Long-running programs, the server's image and quick commands do not import torch."""
 
 import subprocess
 import sys
@@ -10,8 +10,8 @@ import importlib, sys
 heavy, *modules = sys.argv[1:]
 for name in modules:
     importlib.import_module(name)
-found = sorted({name.partition(".")[0] for name in sys.modules} & {*heavy.split()})
-sys.exit(f"{modules} import {found}" if found else 0)
+imported = sorted({name.partition(".")[0] for name in sys.modules} & {*heavy.split()})
+sys.exit(f"{modules} import {imported}" if imported else 0)
 """
 
 
@@ -24,7 +24,7 @@ sys.exit(f"{modules} import {found}" if found else 0)
     ],
     ids=["server", "watch", "command line"],
 )
-def test_it_imports_no_torch(modules, heavy):
-    """Starting it stays quick, and its memory small: --help, versions and rollback answer at once, without keys too."""
+def test_heavy_libraries_are_not_imported(modules, heavy):
+    """So that programs start quickly and need little memory."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, heavy, *modules], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

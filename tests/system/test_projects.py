@@ -1,4 +1,4 @@
-"""Two projects of one Label Studio with different labels: one server answers both, one watch trains for both."""
+"""Two projects with different labels, served by one server and trained by one watch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def read(url: str) -> str:
         return str(reply.read().decode())
 
 
-def test_each_project_gets_predictions_of_its_own_model_on_its_own_page(
+def test_each_project_has_its_own_model_predictions_and_page(
     studio: LabelStudio, workplace: Workplace, annotator: Annotator, digits: Pool, serve: Serve, tmp_path: Path
 ) -> None:
-    """Connected to the same address before either has a model; labels come in turn, and each has its round."""
+    """Both are connected to the same address before they have a model, and labelled at the same time."""
     write_digits(tmp_path / "others", counts=(0, 0, 0, 24, 16))
     others = read_pool(tmp_path / "others", limit=40, seed=2)
     other = Project.create(studio.client(), title="Other digits", labels=others.labels)
@@ -40,8 +40,8 @@ def test_each_project_gets_predictions_of_its_own_model_on_its_own_page(
             assert watch.wait_for_end() == 0
         versions = [repository.current() for repository in repositories]
         for project, pool, version, repository in zip(projects, pools, versions, repositories, strict=True):
-            assert f"watching project {project.id} for model {repository.model}: " in watch.said
-            assert f"project {project.id}: {ROUND} new labels ({ROUND} asked for): trained {version}" in watch.said
+            assert f"watching project {project.id} for model {repository.model}: " in watch.log
+            assert f"project {project.id}: {ROUND} new labels ({ROUND} asked for): trained {version}" in watch.log
             assert project.settings()["model_version"] == version
             before = {task.id for task in project.tasks()}
             project.upload({"new.png": pool.images[0].path.read_bytes()})
@@ -50,9 +50,9 @@ def test_each_project_gets_predictions_of_its_own_model_on_its_own_page(
             tasks = [task for task in project.tasks() if task.predictions]
             assert new in {task.id for task in tasks}
             assert {each.model_version for task in tasks for each in task.predictions} == {version}
-            shown = {each.label for task in tasks for each in task.predictions if each.label}
-            assert shown
-            assert shown <= set(pool.labels)
+            labels = {each.label for task in tasks for each in task.predictions if each.label}
+            assert labels
+            assert labels <= set(pool.labels)
         for version, repository in zip(versions, repositories, strict=True):
             assert f'href="p/{repository.model}/"' in read(f"{server.url}/")
             page = read(f"{server.url}/p/{repository.model}/")

@@ -1,4 +1,4 @@
-"""A publisher that is killed at any step leaves a repository that readers can use."""
+"""A publisher killed at any step leaves a valid repository."""
 
 import subprocess
 import sys
@@ -44,18 +44,15 @@ while status == -signal.SIGKILL:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 sys.exit(status)
 """
-"""Publishes in folders 1, 2, 3 and so on a first version and a second, and dies at the step of the second that the
-folder is named after, until there is none."""
+"""Publishes two versions in each of the folders 1, 2, 3 and so on, and is killed at the step of the second version that
+the folder's name gives, until there are no more steps."""
 
 
-def test_publisher_killed_at_each_step_never_leaves_a_torn_version(tmp_path):
-    """Killed before any call that touches the repository, the publisher leaves readers a whole version.
-
-    Among the calls is the one that links the file which both versions have. The next publisher clears up.
-    """
+def test_a_publisher_killed_at_any_step_leaves_a_valid_version(tmp_path):
+    """A step is a file-system call, such as a hard link. The next publisher removes staging folders."""
     subprocess.run([sys.executable, "-c", PUBLISH, tmp_path], cwd=ROOT, check=True)
     roots = sorted(tmp_path.iterdir(), key=lambda root: int(root.name))
-    assert len(roots) > 20  # the hook did see the steps
+    assert len(roots) > 20  # the audit hook saw the steps
     for root in roots:
         repository = Repository(root)
         first, *_ = repository.versions()

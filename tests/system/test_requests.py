@@ -1,4 +1,4 @@
-"""The server under gunicorn, given what Label Studio sends, beside that of label-studio-ml, the protocol's library."""
+"""Replies to Label Studio's requests, compared with those of label-studio-ml, the reference implementation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETUP = {
     "extra_params": None,
 }
 
-# A model as the users of label-studio-ml write one, and how `label-studio-ml start` serves it.
+# A typical model of label-studio-ml, served as by `label-studio-ml start`.
 ORACLE = """
 import sys
 from label_studio_ml.api import init_app
@@ -48,20 +48,20 @@ init_app(Guess, model_dir=sys.argv[1]).run(host="127.0.0.1", port=int(sys.argv[2
 """
 
 
-def _ask(url: str, method: str, path: str, body: object = None) -> Any:
+def _request(url: str, method: str, path: str, body: object = None) -> Any:
     """Return the JSON of a reply, which must be 2xx."""
     answer = urllib3.request(method, url + path, json=body, headers=FROM_LABEL_STUDIO, retries=False, timeout=60)
     assert 200 <= answer.status < 300, answer.data
     return answer.json()
 
 
-def test_replies_have_the_oracles_shape(tmp_path: Path):
-    """What Label Studio reads of the oracle's reply is in ours, and of the same type, down to each region."""
+def test_replies_have_the_structure_of_label_studio_mls(tmp_path: Path):
+    """Fields that Label Studio reads have the same names and types, down to each region."""
     (tmp_path / "guess.py").write_text(ORACLE)
     publish(Repository(tmp_path / "models"))
     port = free_port()
     command: list[str | Path] = [python_of("label-studio-ml"), "guess.py", tmp_path, str(port)]
-    # Tasks that are no part of the project's random holdout, where labels are withheld.
+    # These ids are not in the random holdout, whose predictions have no label.
     tasks = [make_task(101 + number, to_data_uri(pixels)) for number, pixels in enumerate(draw_images(2))]
     with (
         running("label-studio-ml", command, log=tmp_path / "oracle", environment={}, cwd=tmp_path) as child,
@@ -73,12 +73,12 @@ def test_replies_have_the_oracles_shape(tmp_path: Path):
             ("POST", "/setup", SETUP, "model_version"),
             ("POST", "/predict", predict_body(tasks, LABEL_CONFIG), "results"),
         ):
-            oracle, ours = (_ask(url, method, path, body) for url in (f"http://127.0.0.1:{port}", server.url))
+            oracle, ours = (_request(url, method, path, body) for url in (f"http://127.0.0.1:{port}", server.url))
             assert _shape(ours[read], like=oracle[read]) == _shape(oracle[read])
 
 
 def _shape(value: Any, *, like: Any = None) -> Any:
-    """Return a value's keys and types; of an object, only the keys that `like` has, where it is given."""
+    """Return the keys and types of a JSON value; only the keys of `like`, if it is given."""
     if isinstance(value, dict):
         return {key: _shape(value[key], like=like and like[key]) for key in sorted(like or value)}
     if isinstance(value, list):

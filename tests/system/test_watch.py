@@ -1,4 +1,4 @@
-"""`trainer watch` with a real Label Studio and a real server: labels go in, and nothing is clicked by hand."""
+"""`trainer watch` with a real Label Studio and a real server."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ ROUND = 10  # labels
 
 @dataclass
 class Watch:
-    """A watch at work, and the project that it watches."""
+    """A running watch, and its project."""
 
     child: Child
     project: Project
     workplace: Workplace
 
     @property
-    def said(self) -> str:
+    def log(self) -> str:
         return self.child.log.read_text(errors="replace")
 
-    def wait_until(self, holds: Callable[[], object], what: str) -> None:
-        """Return once `holds`; fail when it takes too long or the watch has ended without."""
+    def wait_until(self, condition: Callable[[], object], description: str) -> None:
+        """Wait until the condition holds; fail after a timeout or if the watch ends."""
         deadline = time.monotonic() + TIMEOUT_S
-        while not holds():
+        while not condition():
             ended = self.child.popen.poll() is not None
-            if (ended and not holds()) or time.monotonic() > deadline:
-                pytest.fail(f"expected {what}; the watch said:\n{self.said[-6000:]}")
+            if (ended and not condition()) or time.monotonic() > deadline:
+                pytest.fail(f"expected {description}; the watch logged:\n{self.log[-6000:]}")
             time.sleep(0.1)
 
-    def wait_for(self, text: str) -> None:
-        self.wait_until(lambda: re.search(text, self.said), f"to read {text!r}")
+    def wait_for(self, pattern: str) -> None:
+        self.wait_until(lambda: re.search(pattern, self.log), f"{pattern!r} in the log")
 
     def wait_for_end(self) -> int:
         self.wait_until(lambda: self.child.popen.poll() is not None, "the watch to end")
@@ -55,7 +55,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watching(workplace: Workplace, project: Project, server: str, *options: str) -> Iterator[Watch]:
-    """Run a watch for as long as the block lasts."""
+    """Context manager for a running watch."""
     command = [sys.executable, "-m", "trainer", "watch", "--project", str(project.id), "--server", server]
     command += ["--poll", "0.3", *QUICK_TRAINING, "--epochs", "2", *options]
     log = workplace.models.parent / f"watch-{time.monotonic_ns()}.log"
@@ -63,10 +63,10 @@ def watching(workplace: Workplace, project: Project, server: str, *options: str)
         yield Watch(child, project, workplace)
 
 
-def test_rounds_close_the_loop_and_sigterm_may_interrupt_one(
+def test_labels_and_start_training_begin_rounds_and_an_interrupted_round_is_repeated(
     studio: LabelStudio, workplace: Workplace, project: Project, annotator: Annotator, serve: Serve
 ) -> None:
-    """Labels start a round, and so does Start Training; what was interrupted has left nothing, and is done later."""
+    """A round interrupted by SIGTERM publishes nothing, and its training request is served by the next watch."""
     annotator.label_first(ROUND)
     repository = Repository(workplace.models)
 
@@ -92,19 +92,19 @@ def test_rounds_close_the_loop_and_sigterm_may_interrupt_one(
             watch.wait_for(r"(?s)ranked 28 tasks by .*training on")
             watch.child.popen.send_signal(signal.SIGTERM)
             assert watch.wait_for_end() == 0
-            assert "SIGTERM: the watch is over; training was abandoned, and nothing published" in watch.said
+            assert "SIGTERM: the watch is over; training was abandoned, and nothing published" in watch.log
         assert project.settings()["model_version"] == repository.current() == before
         assert not list(repository.folder.glob(".staging-*"))
         assert len(find_requests(repository)) == 1
         with watching(workplace, project, server.url, "--labels", str(ROUND), "--rounds", "1") as watch:
             assert watch.wait_for_end() == 0
-            assert "Start Training was pressed: trained" in watch.said
+            assert "Start Training was pressed: trained" in watch.log
     assert project.settings()["model_version"] == repository.current() > before
     assert not find_requests(repository)
 
 
 def check_order(project: Project, annotator: Annotator, version: str) -> None:
-    """Score column, the Data Manager's ascending sort and the label stream agree, without a click."""
+    """Check that scores, the Data Manager's order and the label stream agree."""
     ranked = [task for task in project.tasks(ordering="tasks:predictions_score") if not task.labelled]
     assert len(ranked) == 48 - 2 * ROUND
     scores = [prediction.score for task in ranked for prediction in task.predictions]
@@ -115,10 +115,10 @@ def check_order(project: Project, annotator: Annotator, version: str) -> None:
         annotator.label(task.id)
 
 
-def test_label_studio_and_the_server_may_be_away_for_a_while(
+def test_the_watch_waits_for_label_studio_and_the_server(
     restartable: RestartableLabelStudio, workplace: Workplace, project: Project, annotator: Annotator, serve: Serve
 ) -> None:
-    """The watch says so once, and does what is due when they are back; what was trained is not trained again."""
+    """It logs once that they cannot be reached, and continues when they are back, without training again."""
     annotator.label_first(ROUND)
     port = free_port()
     restartable.stop()
@@ -126,7 +126,7 @@ def test_label_studio_and_the_server_may_be_away_for_a_while(
         with watching(workplace, project, f"http://127.0.0.1:{port}", "--labels", str(ROUND), "--rounds", "1") as watch:
             watch.wait_for("cannot be reached.*looking again")
             time.sleep(1)
-            assert watch.said.count("looking again") == 1
+            assert watch.log.count("looking again") == 1
             restartable.start()
             watch.wait_for("watching project .* again")
             watch.wait_for(r"trained \S+ on 10 labels.*; not ranked: .*; again in")
@@ -137,4 +137,4 @@ def test_label_studio_and_the_server_may_be_away_for_a_while(
         restartable.start()
     assert Repository(workplace.models).versions() == trained
     assert project.settings()["model_version"] == trained[-1]
-    assert re.search(r"trained \S+ on 10 labels.*; ranked 38 tasks", watch.said)
+    assert re.search(r"trained \S+ on 10 labels.*; ranked 38 tasks", watch.log)

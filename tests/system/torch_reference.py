@@ -1,6 +1,6 @@
-"""BALD of a published version by torch alone: the weights read out of the graph, and a plain loop of masked passes.
+"""Reference BALD of a published version: weights read from its graph, and a loop of masked passes in torch.
 
-Shares no code with the network, the lowering or the scores: only the masks, which define what a pass is.
+Shares no code with the network, the lowering and the scores, except the masks, which define the passes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from contract.graph.masks import draw_masks
 from contract.versions.version import Version
 
 _STAGES = 3
-"""Of the convolutions, whose means are the features."""
+"""The number of convolutional stages whose means are the features."""
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def bald(version: Version, images: np.ndarray) -> np.ndarray:
-    """Return BALD in nats, float64 (N,), of uint8 images (N, H, W, 3) under the version's own masks."""
+    """Return BALD in nats, float64 (N,), of uint8 images (N, H, W, 3) under the version's masks."""
     manifest = version.manifest
     graph = onnx.load(version.model_path).graph
     arrays = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
@@ -42,7 +42,7 @@ def bald(version: Version, images: np.ndarray) -> np.ndarray:
 
 
 def _features(name: str, weights: list[tuple[torch.Tensor, torch.Tensor]], images: np.ndarray) -> torch.Tensor:
-    """Return what torchvision's convolutions make of images with these weights: (N, F), as float16 holds it.
+    """Return features (N, D) of torchvision's convolutions with these weights, rounded to float16.
 
     Batch normalisation is folded into the convolutions by the export.
     """
@@ -65,22 +65,22 @@ def _layers(
     graph: onnx.GraphProto, arrays: dict[str, torch.Tensor], operator: str
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return weight and bias of each layer, in the order of the graph."""
-    found = []
+    layers = []
     for node in graph.node:
         if node.op_type == operator:
             weight, bias = (arrays[name] for name in node.input[1:])
             as_torch = operator == "Conv" or any(each.name == "transB" and each.i for each in node.attribute)
-            found.append((weight if as_torch else weight.T, bias))
-    return found
+            layers.append((weight if as_torch else weight.T, bias))
+    return layers
 
 
 def _constant(
     graph: onnx.GraphProto, arrays: dict[str, torch.Tensor], operator: str, shape: torch.Size
 ) -> torch.Tensor:
-    """Return the constant of that shape which an operator takes: what features are standardised by."""
-    taken = [arrays[node.input[1]] for node in graph.node if node.op_type == operator and node.input[1] in arrays]
-    (found,) = (each for each in taken if each.shape == shape)
-    return found
+    """Return the only constant operand of this shape, with which features are standardised."""
+    operands = [arrays[node.input[1]] for node in graph.node if node.op_type == operator and node.input[1] in arrays]
+    (constant,) = (each for each in operands if each.shape == shape)
+    return constant
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """Networks as small as those in tests gain nothing from threads, and lose much on a busy machine."""
+    """One thread: the small networks of the tests are slower with several on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""A network of the trainer's kind that trains and exports in a moment, and class folders for it."""
+"""A small network that trains and exports quickly, and class folders for it."""
 
 import atexit
 import hashlib
@@ -29,7 +29,7 @@ PROVENANCE = Provenance("none", None, (), ())
 
 
 def small_backbone():
-    """Two convolutions, one with batch normalisation, on images of 32 pixels: (N, 32, 32, 3) to (N, 64)."""
+    """Return two convolutions, one with batch normalisation, as a backbone: (N, 32, 32, 3) to (N, 64)."""
     module = nn.Sequential(
         Normalise(),
         nn.Conv2d(3, 8, 3, padding=1),
@@ -46,13 +46,13 @@ def small_backbone():
 
 
 def use_small_backbone(patch, make=small_backbone):
-    """Have it stand in for whatever backbone is asked for, through pytest's MonkeyPatch."""
+    """Replace all backbones by the small one, with pytest's MonkeyPatch."""
     for module in ("build", "frozen"):
         patch.setattr(f"trainer.model.{module}.load_backbone", lambda *_, **__: make())
 
 
 def small_head(classes=3):
-    """Three linear layers with Dropout before two of them."""
+    """Return a head of three linear layers, two of them after Dropout."""
     head = nn.Sequential(
         nn.Linear(64, 32),
         nn.ReLU(),
@@ -67,12 +67,12 @@ def small_head(classes=3):
 
 
 def small_network(classes=3):
-    """Both, as one network for images of 32 pixels."""
+    """Return the small backbone and head as a network."""
     return Network(small_backbone().module, small_head(classes))
 
 
 def coloured_images(rng, count, *, size=32):
-    """Return noisy images of one colour each, uint8 (N, H, W, 3), and their classes in turn."""
+    """Return noisy images of one colour each, uint8 (N, H, W, 3), and their alternating classes."""
     targets = np.arange(count) % len(COLOURS)
     colours = np.array(list(COLOURS.values()))[targets]  # (N, 3)
     noise = rng.integers(-60, 60, size=(count, size, size, 3))
@@ -80,7 +80,7 @@ def coloured_images(rng, count, *, size=32):
 
 
 def write_folders(root, *, each, size=40):
-    """Write class folders with `each` PNG files a class."""
+    """Write class folders with `each` PNG files per class."""
     images, targets = coloured_images(np.random.default_rng(7), each * len(COLOURS), size=size)
     names = list(COLOURS)
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
@@ -91,7 +91,7 @@ def write_folders(root, *, each, size=40):
 
 
 def lively_network(seed=0):
-    """Return a small network whose passes disagree."""
+    """Return a small network whose passes differ much."""
     torch.manual_seed(seed)
     network = small_network()
     with torch.no_grad():
@@ -101,17 +101,17 @@ def lively_network(seed=0):
 
 
 _EXPORTED = tempfile.TemporaryDirectory(prefix="labelnext-")
-"""Folders with backbones, named by what these are made of."""
+"""Exported backbones, in folders named by a digest of their layers and weights."""
 atexit.register(_EXPORTED.cleanup)
 
 
 def freeze_network(network, folder):
-    """Write a network's backbone into a folder, as it is by now; what was exported before is copied."""
+    """Export a network's backbone to a folder; equal ones are exported once and copied."""
     module = network.backbone[0]
-    made = hashlib.sha256(repr(module).encode())
+    digest = hashlib.sha256(repr(module).encode())
     for tensor in module.state_dict().values():
-        made.update(tensor.numpy().tobytes())
-    exported = Path(_EXPORTED.name) / made.hexdigest()
+        digest.update(tensor.numpy().tobytes())
+    exported = Path(_EXPORTED.name) / digest.hexdigest()
     if not exported.exists():
         exported.mkdir()
         freeze(replace(small_backbone(), module=module), exported)
@@ -120,9 +120,9 @@ def freeze_network(network, folder):
 
 
 def stage_files(staged, network, images, *, passes=20, multiple=False, int8=None):
-    """Write a network's graph, weights and probe as the trainer does, and return the manifest.
+    """Write a network's graphs, weights and probe as the trainer does, and return the manifest.
 
-    `int8` is a file with a backbone in 8-bit integers.
+    `int8` is the file of a quantised backbone.
     """
     with tempfile.TemporaryDirectory() as folder:
         backbone = freeze_network(network, Path(folder) / "backbone")
@@ -145,14 +145,14 @@ def stage_files(staged, network, images, *, passes=20, multiple=False, int8=None
 
 
 def publish_small(repository, network, images, *, int8_of=None):
-    """Publish a network, and beside it the backbone in 8-bit integers of `int8_of`, which may be another network."""
+    """Publish a network, with the quantised backbone of `int8_of`, which may be another network."""
     with repository.stage(datetime.now(UTC)) as staged, tempfile.TemporaryDirectory() as folder:
         int8 = None if int8_of is None else quantise_network(int8_of, images, Path(folder))
         return staged.publish(stage_files(staged, network, images, int8=int8))
 
 
 def quantise_network(network, images, folder):
-    """Write a network's backbone in 8-bit integers into a folder, and return the file."""
+    """Quantise a network's backbone, and return the file in the folder."""
     backbone = freeze_network(network, folder / "backbone")
     target = folder / INT8_BACKBONE_FILE
     quantise(backbone, images, target)

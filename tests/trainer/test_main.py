@@ -20,9 +20,9 @@ from trainer import labelstudio
 from trainer.__main__ import COMMANDS, main, parse_arguments
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import rank as rank_module
-from trainer.ranking.options import Ranking, RankOptions
+from trainer.ranking.options import RankingOptions, RankOptions
 from trainer.ranking.rank import Summary
-from trainer.ranking.releasing import recall
+from trainer.ranking.releasing import load_original
 from trainer.settings import Environment, Source, Training
 from trainer.study import simulate as simulate_module
 from trainer.study.options import StudyOptions
@@ -35,7 +35,7 @@ NAME = "20260102T030405678Z-0a1b2c"
 
 @pytest.fixture
 def models(tmp_path, monkeypatch):
-    """An empty repository that the environment names, and a network that trains in a moment."""
+    """An empty repository in the environment, and a small network."""
     monkeypatch.setenv("LABELNEXT_MODELS", str(tmp_path / "models"))
     monkeypatch.setenv("LABELNEXT_CACHE_DIR", str(tmp_path / "features"))
     use_small_backbone(monkeypatch)
@@ -49,17 +49,17 @@ def train(tmp_path, models):
     return lambda *more: main([*arguments, *more])
 
 
-# ---- what it takes
+# ---- options
 
 
 def options_of(command):
     return parse_arguments(command.split())[1]
 
 
-def test_options_are_those_of_what_they_are_for():
+def test_options_fill_the_settings_of_each_command():
     assert options_of("run --export e.json") == [Source(export=Path("e.json")), Training()]
     assert options_of("rank --project 3") == [RankOptions(3)]
-    assert options_of("watch --project 3") == [WatchOptions((WatchedProject(3),)), Training(), Ranking()]
+    assert options_of("watch --project 3") == [WatchOptions((WatchedProject(3),)), Training(), RankingOptions()]
     assert options_of("simulate --images pool") == [StudyOptions(Path("pool")), Training()]
 
 
@@ -77,7 +77,7 @@ def test_options_are_those_of_what_they_are_for():
         ("prune", "--keep 0"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_usage(capsys, command, options):
+def test_invalid_options_are_refused_with_the_usage(capsys, command, options):
     for option in options.split(","):
         with pytest.raises(SystemExit, match="2"):
             main([*command.split(), *option.split()])
@@ -103,8 +103,8 @@ def test_an_unknown_backbone_is_refused_before_any_image_is_read(tmp_path, monke
         ("", {"WORLD_SIZE": "2"}, "the trainer runs in one process: start it without torchrun"),
     ],
 )
-def test_what_cannot_work_is_refused_at_once_in_one_line(train, models, monkeypatch, capsys, options, environ, message):
-    """Of several processes, as torchrun starts them, each would do all of the work."""
+def test_what_cannot_work_is_refused_early_in_one_line(train, models, monkeypatch, capsys, options, environ, message):
+    """Under torchrun, each process would do all of the work."""
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert train(*options.split()) == 1
@@ -112,12 +112,12 @@ def test_what_cannot_work_is_refused_at_once_in_one_line(train, models, monkeypa
     assert not models.exists()
 
 
-# ---- how it ends
+# ---- results and errors
 
 
 @pytest.mark.slow
 def test_a_run_ends_with_one_line_of_json_and_its_version_is_checked(train, models, capsys):
-    """What training was told is in the manifest. One bit that changed, too little for the figures to show, is found."""
+    """The options are in the manifest. `check` detects a single changed bit, too little to change the metrics."""
     assert train("--weight-decay", "0.003", "--class-balance", "0", "--units", "64", "--dropout", "0.4") == 0
     out, err = capsys.readouterr()
     (line,) = out.splitlines()
@@ -146,7 +146,7 @@ def test_a_run_ends_with_one_line_of_json_and_its_version_is_checked(train, mode
 
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 30], ids="{} kB".format)
-def test_a_training_on_a_full_disk_ends_in_one_line_and_is_done_when_there_is_room(train, models, capsys, room):
+def test_a_full_disk_is_an_error_of_one_line_and_the_next_run_succeeds(train, models, capsys, room):
     with small_disk(models, "2m"):
         fill(models)
         os.truncate(models / "rest", (models / "rest").stat().st_size - room * 1024)
@@ -162,9 +162,7 @@ def test_a_training_on_a_full_disk_ends_in_one_line_and_is_done_when_there_is_ro
         assert Repository(models).current() == json.loads(capsys.readouterr().out)["version"]
 
 
-def test_what_the_system_refuses_ends_in_one_line_and_what_may_be_a_bug_keeps_its_traceback(
-    models, capsys, monkeypatch
-):
+def test_system_errors_are_one_line_and_bugs_keep_their_traceback(models, capsys, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied", str(models / "CURRENT"))
 
@@ -193,7 +191,7 @@ def test_an_error_is_one_line_and_no_traceback(train, capsys, monkeypatch):
     [(rank_module, ["rank", "--project", "3"]), (simulate_module, ["simulate", "--images", "pool"])],
     ids=["rank", "simulate"],
 )
-def test_what_was_interrupted_says_how_to_go_on(monkeypatch, capsys, module, arguments):
+def test_an_interrupted_command_says_how_to_continue(monkeypatch, capsys, module, arguments):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -212,7 +210,7 @@ def test_sigterm_ends_a_run_with_its_exit_code(train, models, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-# ---- what it does
+# ---- commands
 
 
 def test_versions_marks_the_current_one_and_rollback_moves_the_mark(models, capsys):
@@ -233,7 +231,7 @@ def test_versions_marks_the_current_one_and_rollback_moves_the_mark(models, caps
     assert newer in capsys.readouterr().err
 
 
-def test_activate_names_the_current_version_to_the_project(models, monkeypatch, capsys):
+def test_activate_sets_the_model_version_of_the_project(models, monkeypatch, capsys):
     monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_URL", "http://localhost:8080")
     monkeypatch.setenv("LABELNEXT_LABEL_STUDIO_TOKEN", "token")
     switched = []
@@ -245,12 +243,12 @@ def test_activate_names_the_current_version_to_the_project(models, monkeypatch, 
     assert main(["activate", "--project", "3"]) == 0
     assert main(["activate", "--project", "3", "--keep-sampling"]) == 0
     assert switched == [(3, name, "Uncertainty sampling"), (3, name, None)]
-    record = recall(Repository(models), 3)
+    record = load_original(Repository(models), 3)
     assert (record.sampling, record.model_version) == ("Uniform sampling", "yolo")
     assert name in capsys.readouterr().err
 
 
-def test_rank_ends_with_a_line_for_people_and_one_of_json_and_takes_its_options_by_stdin_too(monkeypatch, capsys):
+def test_rank_prints_a_sentence_and_json_and_reads_options_from_stdin(monkeypatch, capsys):
     asked = []
 
     def rank(options, environment):
@@ -274,7 +272,7 @@ def test_rank_ends_with_a_line_for_people_and_one_of_json_and_takes_its_options_
     assert asked == [RankOptions(3), told]
 
 
-def test_watch_gives_run_and_rank_what_they_understand(monkeypatch):
+def test_watch_passes_options_to_run_and_rank(monkeypatch):
     asked = []
 
     def watch(options, environment, *, run, rank):
@@ -308,7 +306,7 @@ def settings(models, tmp_path, capsys):
     return dict(line.split("=", 1) for line in lines)
 
 
-def test_what_keygen_says_to_set_signs_and_verifies(settings, models, tmp_path, monkeypatch, capsys):
+def test_the_variables_printed_by_keygen_sign_and_verify(settings, models, tmp_path, monkeypatch, capsys):
     unsigned = tiny_model.publish(Repository(models))
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
@@ -329,7 +327,7 @@ def test_what_keygen_says_to_set_signs_and_verifies(settings, models, tmp_path, 
 
 
 @pytest.mark.usefixtures("settings")
-def test_a_run_that_could_only_publish_what_is_refused_ends_before_it_trains(tmp_path, monkeypatch, capsys):
+def test_a_run_whose_version_would_be_refused_ends_before_training(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LABELNEXT_VERIFY_KEY", str(tmp_path / "keys" / "labelnext.pub"))
     assert main(["run", "--images", "nowhere"]) == 1
     assert "LABELNEXT_SIGNING_KEY is not" in capsys.readouterr().err

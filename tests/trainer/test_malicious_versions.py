@@ -1,4 +1,4 @@
-"""Versions made to do harm do not get through the trainer's validation either, one for each step that refuses."""
+"""Malicious versions are refused by the trainer too, one per check."""
 
 import pytest
 

@@ -34,7 +34,7 @@ def count():
 
 
 @pytest.mark.usefixtures("_often")
-def test_without_a_terminal_progress_is_a_line_now_and_then(capsys):
+def test_without_a_terminal_progress_is_written_as_lines(capsys):
     count()
     said = capsys.readouterr().err
     lines = said.splitlines()
@@ -49,7 +49,7 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys):
 
 
 @pytest.mark.slow
-def test_workers_of_a_study_show_none():
+def test_workers_of_a_study_show_no_progress():
     program = "from trainer.progress_bar import Bar; list(Bar(range(3)))"
     with workers._silent_workers():
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
@@ -63,7 +63,7 @@ def test_on_a_terminal_it_is_a_bar(monkeypatch):
         patch.setattr(sys, "stderr", terminal)
         count()
     drawn = b""
-    with suppress(OSError):  # the terminal is gone when its last program ends
+    with suppress(OSError):  # closed with its last program
         while part := os.read(here, 1 << 16):
             drawn += part
     os.close(here)
@@ -71,8 +71,8 @@ def test_on_a_terminal_it_is_a_bar(monkeypatch):
     assert b"100%|" in drawn
 
 
-def test_a_bar_within_another_one_shows_nothing(capsys):
-    """Or a line would come for each part of a task, and say that all is done."""
+def test_a_nested_bar_shows_nothing(capsys):
+    """Otherwise each part of a task would write a line of 100 %."""
     with Bar(total=2, desc="whole") as whole:
         for _ in range(2):
             with Bar(total=1, desc="part") as part:
@@ -82,11 +82,11 @@ def test_a_bar_within_another_one_shows_nothing(capsys):
         after.update()
     assert re.findall(r"whole|part|next", capsys.readouterr().err) == ["whole", "next"]
     assert list(Bar(iter(range(3)), "rows")) == [0, 1, 2]
-    assert re.fullmatch(r"rows: 3it \[00:00, .*it/s\]\n", capsys.readouterr().err)  # without an end, no share of it
+    assert re.fullmatch(r"rows: 3it \[00:00, .*it/s\]\n", capsys.readouterr().err)  # without total, no percentage
 
 
 @pytest.mark.usefixtures("_often")
-def test_a_stage_that_cannot_be_counted_says_that_it_is_at_work(capsys):
+def test_a_stage_without_a_bar_writes_lines(capsys):
     with collect_stages(), stage("backbone"):
         time.sleep(0.1)
         with stage("export"):

@@ -22,7 +22,7 @@ def names(repository):
     return [publish(repository, bytes([number]) * 2**20).name for number in range(6)]
 
 
-def test_the_newest_stay(repository, names):
+def test_the_newest_are_kept(repository, names):
     pruned = prune(repository, newest=2)
     assert repository.versions() == names[4:]
     assert repository.history() == names
@@ -32,15 +32,15 @@ def test_the_newest_stay(repository, names):
     assert prune(repository, newest=2).describe() == "no version removed; kept: 1 current, 1 newest"
 
 
-def test_what_is_freed_of_what_versions_share_is_what_no_other_has(repository):
+def test_shared_files_are_freed_with_their_last_version(repository):
     for backbone in [b"one" * 2**20] * 3 + [b"two" * 2**20]:
         publish(repository, b"1" * 2**20, int8=backbone)
     assert prune(repository, newest=2).freed_mb == 2 * 3
     assert prune(repository, newest=1).freed_mb == 3 + 3
 
 
-def test_what_is_in_use_stays_however_old_or_damaged_it_is(repository, names, monkeypatch):
-    """A damaged version that nobody uses goes like any other."""
+def test_versions_in_use_are_kept_even_if_old_or_damaged(repository, names, monkeypatch):
+    """An unused damaged version is removed like any other."""
     ranked_by = [SimpleNamespace(version=version) for version in (names[1], names[1], None)]
     monkeypatch.setattr(pruning, "load_rankings", lambda _: ranked_by)
     repository.rollback(names[0])
@@ -54,7 +54,7 @@ def test_what_is_in_use_stays_however_old_or_damaged_it_is(repository, names, mo
     assert prune(repository, newest=1).removed == (names[0], names[2])
 
 
-def test_nothing_is_removed_without_a_current_version_or_by_two_at_once(repository, names):
+def test_nothing_is_removed_without_a_current_version_or_by_a_second_process(repository, names):
     with (
         FileLock(repository.root / ".default.prune.lock"),
         pytest.raises(ConfigError, match="being pruned by another process"),

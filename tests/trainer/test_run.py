@@ -75,17 +75,17 @@ def published(_small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory):
-    """Where a backbone that stays as it is lies for all tests here, which is exported once."""
+    """Cache of the frozen backbone, shared by the tests of this module."""
     return tmp_path_factory.mktemp("backbones")
 
 
 @pytest.fixture
 def environment(_small, tmp_path, backbones, request):
-    found = environment_in(tmp_path)
-    if "_accepted" not in request.fixturenames:  # what is judged of 8-bit integers is kept beside the backbone
-        found.cache_dir.mkdir()
-        (found.cache_dir / "backbones").symlink_to(backbones)
-    return found
+    settings = environment_in(tmp_path)
+    if "_accepted" not in request.fixturenames:  # the verdict on int8 is kept beside the backbone
+        settings.cache_dir.mkdir()
+        (settings.cache_dir / "backbones").symlink_to(backbones)
+    return settings
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def train(folders, training, environment):
     return run(Source(images=folders), training, environment)
 
 
-def test_publishes_a_version_that_is_valid_and_has_learnt(published):
+def test_publishes_a_valid_and_accurate_version(published):
     published.verify()
     validate_version(published)
     manifest, training = published.manifest, published.manifest.training
@@ -122,7 +122,7 @@ def test_publishes_a_version_that_is_valid_and_has_learnt(published):
 
 
 @pytest.mark.parametrize("part", ["all", "classifier"])
-def test_a_seed_gives_the_same_weights_again(folders, environment, part):
+def test_a_seed_gives_the_same_weights(folders, environment, part):
     first, second = (train(folders, replace(TRAINING, part=part), environment) for _ in range(2))
     for file in ("model.onnx", BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, "portable.onnx"):
         assert first.manifest.files[file] == second.manifest.files[file]
@@ -131,7 +131,7 @@ def test_a_seed_gives_the_same_weights_again(folders, environment, part):
     assert [point["version"] for point in document["curve"]] == [first.name, second.name]
 
 
-def test_what_cannot_be_read_and_contradictions_are_named_and_nothing_may_be_left_to_measure(
+def test_unreadable_images_and_contradictions_are_named_and_the_validation_part_may_be_empty(
     folders, environment, caplog
 ):
     for name in [name for name in COLOURS if name != "red"]:
@@ -171,7 +171,7 @@ def test_nothing_is_published_when_a_step_fails(folders, environment, monkeypatc
 
 @pytest.fixture
 def many(tmp_path, monkeypatch):
-    """Enough images for a probe whose ranks one swap does not turn over."""
+    """Enough images for a probe whose rank correlation tolerates a swap."""
     fix_names(monkeypatch)
     return write_folders(tmp_path / "many", each=27)
 
@@ -182,28 +182,28 @@ HEAD_INT8 = replace(CLASSIFIER, precision="auto")
 
 @pytest.fixture
 def computed(monkeypatch):
-    """How many images features were computed of at a time; those that the validation needs are not counted."""
+    """Batch sizes of the computed features, without those of the validation."""
     counts, compute = [], FrozenBackbone.compute
 
-    def note(self, images, *, title="features"):
+    def record(self, images, *, title="features"):
         if title == "features":
             counts.append(len(images))
         return compute(self, images, title=title)
 
-    monkeypatch.setattr(FrozenBackbone, "compute", note)
+    monkeypatch.setattr(FrozenBackbone, "compute", record)
     return counts
 
 
 @pytest.fixture
 def _accepted(monkeypatch):
-    """8-bit integers are taken wherever they can be had: how fast a small network is hangs on the machine."""
+    """Accepts any quantised backbone: the speed of a small network depends on the machine."""
     monkeypatch.setattr(int8, "LEAST_SPEEDUP", 0.0)
     monkeypatch.setattr(int8, "LEAST_SIMILARITY", -1.0)
-    monkeypatch.setattr(probe, "LEAST_RANK_CORRELATION", 0.5)  # a few images, of which a network knows most for sure
+    monkeypatch.setattr(probe, "LEAST_RANK_CORRELATION", 0.5)  # few images, most of them certain
 
 
-def test_a_retrain_on_more_labels_pays_for_the_new_images_alone(folders, environment, computed):
-    """Only the head is another. It is measured without the images held out, and published with them."""
+def test_a_retrain_computes_features_of_new_images_only(folders, environment, computed):
+    """Only the head changes: it is measured without the held-out images, and published with them."""
     first = train(folders, CLASSIFIER, environment)
     images, targets = coloured_images(np.random.default_rng(99), 6, size=40)
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
@@ -242,7 +242,7 @@ def test_studies_train_the_same_head_as_versions(folders, environment, monkeypat
 
 @pytest.mark.usefixtures("_accepted")
 def test_a_backbone_in_8_bit_integers_is_published_and_trained_on(many, environment, computed):
-    """A retrain publishes the very same one, though it calibrates on others: features that servers keep stay good."""
+    """A retrain publishes the same file despite other calibration images, so stored features stay valid."""
     version = train(many, HEAD_INT8, environment)
     version.verify()
     assert version.manifest.backbone.precision == "int8"
@@ -251,7 +251,7 @@ def test_a_backbone_in_8_bit_integers_is_published_and_trained_on(many, environm
     exact = train(many, CLASSIFIER, environment)
     assert exact.int8_backbone_path is None
     assert exact.manifest.backbone == replace(version.manifest.backbone, precision="fp32")
-    assert computed == [81, 81 - PROBE_IMAGES]  # those on which the first was validated are known
+    assert computed == [81, 81 - PROBE_IMAGES]  # those of the probe are known
     Repository(environment.models).rollback(version.name)
     for path in list(many.rglob("00*.png")):
         path.unlink()
@@ -263,7 +263,7 @@ def test_a_backbone_in_8_bit_integers_is_published_and_trained_on(many, environm
 
 
 @pytest.mark.usefixtures("_accepted")
-def test_where_int8_ranks_otherwise_the_head_is_trained_on_float32(many, environment, tmp_path, monkeypatch, caplog):
+def test_if_int8_changes_the_ranking_the_head_is_trained_on_float32(many, environment, tmp_path, monkeypatch, caplog):
     def quantise_another(backbone, images, target):
         shutil.copyfile(quantise_network(lively_network(5), images, tmp_path), target)
 
@@ -281,7 +281,7 @@ def test_where_int8_ranks_otherwise_the_head_is_trained_on_float32(many, environ
     assert exact.manifest.metrics.macro_f1 == pytest.approx(version.manifest.metrics.macro_f1, abs=0.05)
 
 
-def test_what_cannot_be_trained_or_is_being_trained_is_refused(folders, environment, monkeypatch):
+def test_untrainable_backbones_and_concurrent_trainers_are_refused(folders, environment, monkeypatch):
     environment.models.mkdir()
     with (
         FileLock(environment.models / ".default.lock"),
@@ -294,8 +294,8 @@ def test_what_cannot_be_trained_or_is_being_trained_is_refused(folders, environm
         train(folders, replace(TRAINING, part="all"), environment)
 
 
-def test_the_probe_is_mostly_that_of_the_round_before(folders, environment):
-    """So that its features are known; of the classes as many, and others only where new images come before them."""
+def test_the_probe_changes_little_between_rounds(folders, environment):
+    """So its features are known. Classes are balanced, and images are replaced only by new ones of smaller digest."""
     data = run_module._read(Source(images=folders), TRAINING, environment, InputSpec(32, 32))
     rng = np.random.default_rng(0)
     digests = tuple(rng.bytes(32) for _ in range(200))
@@ -312,7 +312,7 @@ def test_the_probe_is_mostly_that_of_the_round_before(folders, environment):
 
 @pytest.fixture
 def project():
-    """A Label Studio in which 33 tasks of the random sample are labelled, and 39 others."""
+    """A project with 33 labelled tasks of the random holdout, and 39 others."""
     numbers = np.arange(1, 601)
     audit = is_held_out(5, numbers, 0.1)
     chosen = np.sort(np.concatenate([numbers[audit][:33], numbers[~audit][:39]]))
@@ -333,7 +333,7 @@ def train_on_project(project, environment, **fields):
 
 
 @pytest.mark.parametrize("part", ["classifier", "all"])
-def test_a_project_is_measured_on_its_random_sample_and_versions_are_compared_on_it(project, environment, part):
+def test_versions_of_a_project_are_measured_and_compared_on_the_random_holdout(project, environment, part):
     first, same = (train_on_project(project, environment, epochs=20, part=part) for _ in range(2))
     other = train_on_project(project, environment, seed=1, epochs=1, learning_rate=1e-5, part=part)
     training, metrics = first.training, first.metrics
@@ -352,14 +352,14 @@ def test_a_project_is_measured_on_its_random_sample_and_versions_are_compared_on
     assert curve.images == 33
     assert [each.version for each in curve.versions] == [each.version for each in (first, same, other)]
     assert [each.macro_f1 for each in curve.versions] == pytest.approx(
-        [each.metrics.macro_f1 for each in (first, same, other)],  # no label has come in between
-        abs=0.1,  # of 200 passes, not of 20
+        [each.metrics.macro_f1 for each in (first, same, other)],  # no new labels
+        abs=0.1,  # 200 passes, not 20
     )
     assert "answers.json" in other.files
 
 
-def test_a_copy_of_an_image_that_was_trained_on_is_not_measured_on(project, environment):
-    """An earlier version may have learnt it by heart, whatever slice its own task is of."""
+def test_copies_of_training_images_are_not_measured_on(project, environment):
+    """An earlier version may have been trained on the image in another task."""
     sliced, other = (
         next(
             task
@@ -375,8 +375,8 @@ def test_a_copy_of_an_image_that_was_trained_on_is_not_measured_on(project, envi
     assert (without.validation, without.audit_images, without.advice) == ("split", 0, None)
 
 
-def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, environment, monkeypatch, caplog):
-    """The head that is measured learns from the random sample as from them: what it says of one holds for others."""
+def test_unlabelled_images_with_known_features_are_learnt_from(project, environment, monkeypatch, caplog):
+    """The measured head treats the random holdout like unlabelled images, so that its metrics apply to those."""
     caplog.set_level("INFO", "trainer")
     connected = replace(environment, label_studio_url=project.url, label_studio_token=TOKEN)
     tasks = list_unlabelled(connect(project.url, TOKEN, 5), cache_folder(connected, 5))
@@ -413,7 +413,7 @@ def test_unlabelled_images_whose_features_are_known_are_learnt_from(project, env
     assert [len(inputs) for inputs, _ in shown] == [39, 72]
 
 
-def test_labels_of_all_images_are_judged_by_what_was_frozen(environment, tmp_path):
+def test_label_errors_of_all_images_are_found_on_frozen_features(environment, tmp_path):
     folders = write_folders(tmp_path / "swapped", each=12)
     (folders / "red" / "002.png").rename(folders / "blue" / "swapped.png")
     report = train(folders, CLASSIFIER, environment).path / "report"
@@ -423,7 +423,7 @@ def test_labels_of_all_images_are_judged_by_what_was_frozen(environment, tmp_pat
     assert found["likeliest"][0]["suggested"] == ["red"]
 
 
-def test_a_report_that_fails_costs_no_version(folders, environment, monkeypatch, caplog):
+def test_without_its_report_a_version_is_published(folders, environment, monkeypatch, caplog):
     def fail(inputs, folder):
         folder.mkdir()
         (folder / "index.html").write_text("half")
@@ -438,9 +438,9 @@ def test_a_report_that_fails_costs_no_version(folders, environment, monkeypatch,
     assert "published without a report: no ink" in caplog.text
 
 
-def test_the_temperature_that_was_found_is_in_the_manifest(many, environment):
-    """From 30 validation images on, unless all of them are right."""
-    for number in range(2, 81, 9):  # which no network can know better
+def test_the_fitted_temperature_is_in_the_manifest(many, environment):
+    """With at least 30 validation images, unless all predictions are right."""
+    for number in range(2, 81, 9):  # label errors
         (many / "red" / f"{number:03}.png").rename(many / "blue" / f"{number:03}.png")
     version = train(many, replace(CLASSIFIER, validation=0.5, epochs=40), environment)
     document = json.loads((version.path / "report" / "figures.json").read_text(encoding="utf-8"))

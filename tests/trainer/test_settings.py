@@ -7,7 +7,7 @@ from tests.buckets import environment
 from trainer.settings import Environment, Source
 
 
-def test_a_bucket_is_opened_through_its_local_cache_and_a_folder_as_it_is(monkeypatch, tmp_path):
+def test_a_bucket_is_opened_through_its_local_cache_and_a_folder_directly(monkeypatch, tmp_path):
     for name, value in environment("http://127.0.0.1:1").items():
         monkeypatch.setenv(name, value)
     read = Environment.read({"LABELNEXT_MODELS": " s3://models/x ", "LABELNEXT_VERSION_CACHE": str(tmp_path)})
@@ -17,7 +17,7 @@ def test_a_bucket_is_opened_through_its_local_cache_and_a_folder_as_it_is(monkey
     assert Environment.read({}).repository().root == Path("models")
 
 
-def test_the_server_has_one_address_and_label_studio_must_have_one():
+def test_the_server_has_one_address_and_label_studio_needs_one():
     assert Environment.read({"LABELNEXT_SERVER": "http://a:9090/"}).server == "http://a:9090"
     assert Environment.read({}).server == "http://localhost:9090"
     with pytest.raises(ConfigError, match=r"LABELNEXT_SERVERS is now LABELNEXT_SERVER .* put a proxy before them"):

@@ -1,4 +1,4 @@
-"""From annotations of several labels to what a server answers: training, export, validation and engine together."""
+"""Several labels per image, from annotations to a server's predictions."""
 
 import base64
 import io
@@ -35,14 +35,14 @@ TRAINING = Training(weights="none", image_size=32, epochs=150, learning_rate=0.1
 
 
 def quarters(rng, held):
-    """Return the pixels of an image whose quarters have these colours, grey where there are fewer."""
+    """Return an image whose quarters have the given colours; further quarters are grey."""
     cells = rng.permutation([*held, *[3] * (4 - len(held))]).reshape(2, 2)
     pixels = SHADES[cells].repeat(16, axis=0).repeat(16, axis=1) + rng.integers(-30, 30, (32, 32, 3))
     return pixels.clip(0, 255).astype(np.uint8)
 
 
 def task(rng, number, held):
-    """Return a task whose one annotation says which colours an image has; that there is none, as ground truth."""
+    """Return a task annotated with the colours of its image; an empty annotation is ground truth."""
     buffer = io.BytesIO()
     Image.fromarray(quarters(rng, held)).save(buffer, "PNG")
     chosen = {"choices": [LABELS[label] for label in held]}
@@ -54,8 +54,8 @@ def task(rng, number, held):
     }
 
 
-def test_annotations_of_several_labels_become_a_version_whose_predictions_hold_each_that_holds(tmp_path, monkeypatch):
-    """Of ten images of each of the eight sets of labels."""
+def test_predictions_have_all_labels_of_an_image(tmp_path, monkeypatch):
+    """Ten images of each of the eight label sets."""
     sets = [held for size in range(4) for held in itertools.combinations(range(3), size)] * 10
     rng = np.random.default_rng(0)
     (tmp_path / "export.json").write_text(json.dumps([task(rng, number, held) for number, held in enumerate(sets, 1)]))

@@ -5,8 +5,8 @@ from trainer import stages
 from trainer.stages import collect_stages, stage
 
 
-def test_a_stage_takes_what_its_blocks_take_together_but_for_stages_within_it(monkeypatch):
-    """So all together are never more than the time that has passed. One that fails counts as well."""
+def test_a_stage_takes_the_time_of_its_blocks_without_nested_stages(monkeypatch):
+    """So the sum of all stages never exceeds the elapsed time. Failing blocks count too."""
     now = [100.0]
     monkeypatch.setattr(stages, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with collect_stages() as seconds:
@@ -23,7 +23,7 @@ def test_a_stage_takes_what_its_blocks_take_together_but_for_stages_within_it(mo
     assert list(seconds.items()) == [("labels", 1.5), ("outer", 3), ("inner", 4)]
 
 
-def test_stages_are_counted_for_whoever_collects():
+def test_stages_are_counted_only_while_collecting():
     @stage("fit")
     def fit():
         with stage("step"):

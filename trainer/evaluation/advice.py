@@ -116,8 +116,8 @@ def _expected_gain(slope: float, now: CurvePoint, labels: int) -> float:
 
 def _advise_more(slope: float, now: CurvePoint, ahead: int) -> Advice:
     """Advise a worthwhile gain, at most doubling the labels: extrapolating further is unreliable."""
-    left = 1 / math.sqrt(now.labels) - _WORTHWHILE / slope
-    worthwhile = left**-2 - now.labels if left > 0 else math.inf
+    inverse_root = 1 / math.sqrt(now.labels) - _WORTHWHILE / slope
+    worthwhile = inverse_root**-2 - now.labels if inverse_root > 0 else math.inf
     labels = _round_to_two_digits(round(min(max(ahead, worthwhile), max(ahead, now.labels))))
     gain = _expected_gain(slope, now, labels)
     return Advice(f"label about {labels} more to gain about {gain:.2f} macro-F1 (now {now})", gain=gain, labels=labels)

@@ -158,8 +158,8 @@ def earlier_versions(repository: Repository, manifest: Manifest) -> list[Manifes
 
 def _kind(manifest: Manifest) -> tuple[object, ...]:
     project, backbone = manifest.training.project, manifest.backbone.name
-    alike = (manifest.labels, manifest.multiple, manifest.control, manifest.input, backbone, manifest.training.part)
-    return (project and project.id, *alike)
+    compared = (manifest.labels, manifest.multiple, manifest.control, manifest.input, backbone, manifest.training.part)
+    return (project and project.id, *compared)
 
 
 def find_agreement(

@@ -21,10 +21,10 @@ def drop_empty_classes(pool: LabelledPool, pixels: Pixels) -> tuple[LabelledPool
     if pool.control is not None:
         return pool, pixels
     seen, targets = np.unique(pixels.targets, return_inverse=True)  # ascending indices of the kept labels
-    place = {int(label): row for row, label in enumerate(seen)}
-    images = [replace(each, labels=(place[each.labels[0]],)) for each in pool.images if each.labels[0] in place]
-    kept = replace(pool, labels=tuple(pool.labels[label] for label in seen), images=tuple(images))
-    return kept, replace(pixels, targets=targets)
+    new_index = {int(label): row for row, label in enumerate(seen)}
+    images = [replace(each, labels=(new_index[each.labels[0]],)) for each in pool.images if each.labels[0] in new_index]
+    reduced = replace(pool, labels=tuple(pool.labels[label] for label in seen), images=tuple(images))
+    return reduced, replace(pixels, targets=targets)
 
 
 def describe_unreadable(pixels: Pixels) -> list[str]:
@@ -81,11 +81,11 @@ def describe_contradictions(pool: LabelledPool, pixels: Pixels, *, split: bool) 
         return []
     most = max(len({pixels.targets[row].tobytes() for row in each}) for each in groups)
     examples = _some(["; ".join(_labelled(pool, pixels, row) for row in each) for each in groups], between=" | ")
-    kept = " and cannot be held out to measure on" if split else ""
+    consequence = " and cannot be held out to measure on" if split else ""
     return [
         f"{len(groups)} image{'s have' if len(groups) > 1 else ' has'} two labels{' or more' if most > 2 else ''}, "
         f"for equal images are labelled differently: {examples}; "
-        f"they are trained on as they are{kept}; correct their labels"
+        f"they are trained on as they are{consequence}; correct their labels"
     ]
 
 

@@ -117,13 +117,13 @@ def from_export(path: Path, label_config: str | None = None, control: str | None
     return _build_pool(tasks, guessed, origin)
 
 
-def from_project(client: ProjectClient, control: str | None = None, *, kept: Path) -> LabelledPool:
+def from_project(client: ProjectClient, control: str | None = None, *, cache: Path) -> LabelledPool:
     """Return the labelled images of a Label Studio project.
 
-    `control` defaults to the `<Choices>` with the most annotations; `kept` is the folder of the project's task lists.
+    `control` defaults to the `<Choices>` with the most annotations; `cache` is the folder of the project's task lists.
     """
     project = labelstudio.read_project(client)
-    tasks = list_annotated(client, kept)
+    tasks = list_annotated(client, cache)
     chosen = _choose_control(project.label_config, control, tasks)
     origin = f"{client.what} ({project.title}), labels in the order of its labelling config"
     return _build_pool(tasks, chosen, origin)

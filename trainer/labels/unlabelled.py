@@ -38,14 +38,14 @@ class Unlabelled:
     """Image sources (`Fetcher.source`), `MOST_IMAGES` at most."""
 
 
-def find_unlabelled(pool: LabelledPool, project: int, kept: Path, fetcher: Fetcher) -> Unlabelled:
+def find_unlabelled(pool: LabelledPool, project: int, cache: Path, fetcher: Fetcher) -> Unlabelled:
     """Return the tasks of the last task list that have not been annotated since, and those confirmed in bulk.
 
-    Labels confirmed in bulk are not learnt from, since nobody may have looked. `kept` is the folder of the project's
+    Labels confirmed in bulk are not learnt from, since nobody may have looked. `cache` is the folder of the project's
     task lists; the fetcher needs the settings of the server that shares the feature store.
     """
     annotated = {image.task_id for image in pool.images}.union(*pool.left_out.values())
-    listed = {task.id: task for task in cached_unlabelled(kept) if task.id not in annotated}
+    listed = {task.id: task for task in cached_unlabelled(cache) if task.id not in annotated}
     numbers = np.array([*listed, *pool.confirmed], np.int64)
     chosen = numbers[np.argsort(keyed_uniforms(_DRAW, numbers), kind="stable")[:MOST_IMAGES]]
     sources = []

@@ -97,8 +97,8 @@ def to_onnx(head: nn.Sequential) -> ModelProto:
     def add_constant(value: Tensor) -> str:
         return builder.constant(value.detach().cpu().contiguous().numpy())
 
-    for place, layer in enumerate(head):
-        output = "logits" if place == len(head) - 1 else None
+    for index, layer in enumerate(head):
+        output = "logits" if index == len(head) - 1 else None
         match layer:
             case Standardise():
                 centred = builder.add("Sub", [name, add_constant(layer.shift)])

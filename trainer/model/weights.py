@@ -127,16 +127,16 @@ def _download_weights(name: str) -> dict[str, Tensor]:
 
 
 def _check_weights(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, origin: str, name: str, optional: Collection[str]
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, origin: str, name: str, optional: Collection[str]
 ) -> None:
     """Raise ConfigError unless the state dict fits; optional layers may be missing as a whole."""
-    unknown = [key for key in found if key not in expected]
-    shapes = [key for key in found if key in expected and found[key].shape != expected[key].shape]
-    layers = set(map(_layer, found))
+    unknown = [key for key in state if key not in expected]
+    shapes = [key for key in state if key in expected and state[key].shape != expected[key].shape]
+    layers = set(map(_layer, state))
     missing = [
         key
         for key in expected
-        if key not in found
+        if key not in state
         and (not _is_in(key, optional) or _layer(key) in layers)
         and not key.endswith("num_batches_tracked")
     ]

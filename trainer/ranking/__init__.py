@@ -1,1 +1,1 @@
-"""One ranking of a Label Studio project: scores from the servers, an order, predictions back."""
+"""Ranking of a Label Studio project: scores from the server, an order, and predictions in Label Studio."""

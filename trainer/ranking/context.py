@@ -1,4 +1,4 @@
-"""A project as one ranking finds it, and what it is ranked with."""
+"""The context of a ranking: project, version, options and clients."""
 
 import logging
 from functools import cached_property
@@ -25,18 +25,18 @@ from trainer.tabs.record import TabRecord, load_record
 _log = logging.getLogger(__name__)
 
 RETRY_POLICY: Final = RetryPolicy(total_s=180.0, pause_s=1.0)
-"""A ranking takes long, and outlasts a Label Studio that is being restarted."""
+"""Long enough for a restart of Label Studio."""
 
 
 class RankingContext:
-    """What a ranking reads of project and repository; of Label Studio what it needs, when it needs it, and once."""
+    """The project and version of a ranking. Tasks are read from Label Studio lazily, and once."""
 
     def __init__(self, options: RankOptions, environment: Environment, fetcher: Fetcher) -> None:
-        """Connect to Label Studio, and see that the version knows the project's labels before anything is changed.
+        """Connect to Label Studio, and check that the version has the project's labels.
 
         Raises:
-            LabelMismatch: if the version knows the labels of no control.
-            ConfigError: if the labelling config has no control, or not the one that was asked for.
+            LabelMismatch: if no control has the version's labels.
+            ConfigError: if the labelling config has no control, or not the requested one.
             LabelnextError: if Label Studio, the project or the current version cannot be read.
         """
         self.options = options
@@ -53,7 +53,7 @@ class RankingContext:
         self.base = base_name(self.version.name if self.version else None, self.repository.model)
         """The name of the first ranking by the current version."""
         self.control = self._choose_control()
-        """The `<Choices>` that the version answers for."""
+        """The `<Choices>` control for the version's predictions."""
         self._lists = task_lists.cache_folder(environment, options.project)
         self.cache_folder = cache_folder(environment, options.project)
 
@@ -67,25 +67,25 @@ class RankingContext:
 
     @cached_property
     def data(self) -> dict[int, Any]:
-        """The unlabelled tasks' data, by their numbers."""
+        """The unlabelled tasks' data, by task number."""
         return {task.id: task.data for task in self.tasks}
 
     @cached_property
     def annotated(self) -> list[Task]:
-        """The tasks that somebody labelled or skipped."""
+        """The labelled or skipped tasks."""
         return list_annotated(self.client, self._lists)
 
     @cached_property
     def tab_record(self) -> TabRecord:
-        """What is remembered of the project's tabs."""
+        """The record of the project's tabs."""
         return load_record(self.repository, self.options.project, self.project.created_at)
 
-    def groups(self, ranking: str) -> dict[str, str]:
-        """Return what the tabs of a ranking look for that are there already, and their labels."""
+    def sure_marks(self, ranking: str) -> dict[str, str]:
+        """Return the labels of a ranking's existing tabs *Sure*, by the mark for which a tab filters."""
         return {mark: label for mark, label in self.tab_record.sure.items() if mark.startswith(f"{ranking}/")}
 
     def list_tasks(self) -> list[PoolTask]:
-        """Return the unlabelled tasks as they are now."""
+        """Return the current unlabelled tasks."""
         return list_unlabelled(self.client, self._lists)
 
     def _choose_control(self) -> ChoicesControl:
@@ -97,11 +97,11 @@ class RankingContext:
         return match_control(controls, version=manifest.version, name=name, labels=manifest.labels)
 
     def scores(self) -> ScoreLog:
-        """Return the scores on disk, by all that they hang on: the control, the key of a task's data, the network."""
+        """Return the log of scores for this version, labelling config and network."""
         network = None if self.version else (self.options.weights, self.options.backbone, self.options.image_size)
         return ScoreLog(self.cache_folder / f"{self.base}-{digest([self.project.label_config, network])}.scores")
 
 
 def cache_folder(environment: Environment, project_id: int) -> Path:
-    """Return the folder for what outlives a ranking of a project that is killed."""
+    """Return the folder for files from which an interrupted ranking of a project continues."""
     return environment.cache / "rank" / environment.model / f"{project_id}-{digest(environment.label_studio()[0])}"

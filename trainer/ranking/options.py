@@ -1,4 +1,4 @@
-"""What a ranking is told. Imports no torch, for the command line takes its options from here."""
+"""Options of a ranking. Imports no torch, because the command line imports this module."""
 
 from typing import Annotated
 
@@ -13,8 +13,8 @@ from trainer.settings import Backbone, Control, HoldoutShare, Pixels, Project, S
 
 
 @dataclass(frozen=True, config=DECLARED)
-class Ranking:
-    """How to rank. Weights, backbone and image size are those of a cold start: a version has its own."""
+class RankingOptions:
+    """How to rank. Weights, backbone and image size are for the cold start; a version has its own."""
 
     server: Server = None
     """The server that scores, or the proxy in front of several (default: LABELNEXT_SERVER)."""
@@ -50,13 +50,13 @@ class Ranking:
 
 
 @dataclass(frozen=True, config=DECLARED)
-class OfProject:
-    """Which project."""
+class ProjectOption:
+    """The option for the project."""
 
     project: Annotated[Project, Option(metavar="ID")]
     """A Label Studio project's number."""
 
 
 @dataclass(frozen=True, config=DECLARED)
-class RankOptions(Ranking, OfProject):
-    """What to rank, and how."""
+class RankOptions(RankingOptions, ProjectOption):
+    """All options of a ranking."""

@@ -1,4 +1,4 @@
-"""What is to be imported for a project: its unlabelled tasks, scored and put in order. Changes nothing anywhere."""
+"""Plans of rankings: scores and orders the unlabelled tasks of a project, without changes to Label Studio."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +25,16 @@ from trainer.labelstudio.tasks import PoolTask
 from trainer.ordering import coldstart, strategies
 from trainer.ordering.order import arrange, places_before_holdout
 from trainer.ordering.strategies import UNLABELLED, LabelledImages
+from trainer.ranking.bulk_confirmation import (
+    Confirmable,
+    Criteria,
+    GivenLabels,
+    find_confirmable,
+    find_confirmable_later,
+    tasks_to_score,
+)
 from trainer.ranking.context import RankingContext
 from trainer.ranking.predictions import Plan, keep_places, place, place_later, to_candidates
-from trainer.ranking.sureness import Asked, Found, Labelled, find_later, find_sure, tasks_to_score
 from trainer.ranking.tabs import mark_sure
 from trainer.scoring.pool import Embed, collect_scores, count_labels, embed_tasks, group_failures
 from trainer.scoring.retries import SMALL_PART, is_small_part, retry
@@ -43,26 +50,31 @@ COLD_START: Final = "cold-start"
 """The strategy before there is a version."""
 
 _MOST_LABELLED: Final = 4000
-"""Labelled images that others are to differ from."""
+"""Maximum number of labelled images that chosen images should be far from."""
 
 
 def plan_all(context: RankingContext, name: str, shown: str | None, *, former: Ranking | None = None) -> Plan:
-    """Score and arrange the whole pool, as a ranking of this name in the place of the one that is shown, if one is.
+    """Score and order the whole pool.
 
-    Tasks that cannot be scored now keep the place that they had. What came of what the `former` ranking offered decides
-    what this one offers.
+    Tasks that cannot be scored now keep their places in the `shown` ranking.
+
+    Args:
+        context: the project and version.
+        name: the name of the new ranking.
+        shown: the name of the ranking to be replaced, if any.
+        former: the record of the last ranking, for the results of its offers for bulk confirmation.
 
     Raises:
-        ConfigError: if too few of the tasks that are ranked can be scored to replace their ranking.
-        LabelnextError: if the scores or the images cannot be had.
+        ConfigError: if too few tasks can be scored to replace the shown ranking.
+        LabelnextError: if scores or images cannot be fetched.
     """
     if not context.tasks:
         return Plan(name, context.options.strategy)
     if context.version is None:
-        plan, failures = _cover(context, context.tasks, name, before_holdout=_places_before_holdout(context))
+        plan, failures = _plan_cold_start(context, context.tasks, name, before_holdout=_places_before_holdout(context))
     else:
-        by_version = _ByVersion(context, context.version.manifest)
-        plan, failures = by_version.plan_all(name, former.sure if former else None)
+        planner = _VersionPlanner(context, context.version.manifest)
+        plan, failures = planner.plan_all(name, former.sure if former else None)
     if failures and shown:
         known = former.unscored if former and former.name == shown else ()
         plan = _keep_places(context, plan, shown, failures, unscored=known)
@@ -75,13 +87,13 @@ def plan_all(context: RankingContext, name: str, shown: str | None, *, former: R
 
 
 def plan_later(context: RankingContext, former: Ranking) -> Plan:
-    """Score and place the tasks that came after a ranking, or could not be scored for it; all others stay.
+    """Score and place the tasks that were added after a ranking, or could not be scored for it; all others stay.
 
     Raises:
-        LabelnextError: if the scores or the images cannot be had.
+        LabelnextError: if scores or images cannot be fetched.
     """
-    held = labelstudio.list_predictions(context.client, former.name)
-    ranked = {each.task: each.score for each in held if each.task not in context.tab_record.listed}
+    stored = labelstudio.list_predictions(context.client, former.name)
+    ranked = {each.task: each.score for each in stored if each.task not in context.tab_record.listed}
     unscored = set(former.unscored)
     later = [task for task in context.tasks if task.id not in ranked or task.id in unscored]
     if not later:
@@ -89,21 +101,23 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
     _log.info("%d of them are not ranked by %s yet", len(later), former.name)
     if context.version is None:
         share = len(later) / len(ranked.keys() | {task.id for task in later})  # of the places as of the tasks
-        plan, _ = _cover(context, later, former.name, before_holdout=round(share * _places_before_holdout(context)))
+        plan, _ = _plan_cold_start(
+            context, later, former.name, before_holdout=round(share * _places_before_holdout(context))
+        )
     else:
         placed = {task: score for task, score in ranked.items() if score is not None}
-        plan = _ByVersion(context, context.version.manifest).plan_later(later, placed, former)
+        plan = _VersionPlanner(context, context.version.manifest).plan_later(later, placed, former)
     return replace(plan, kept=sum(task in ranked for task in plan.unscored))
 
 
 def _keep_places(
     context: RankingContext, plan: Plan, shown: str, failures: Sequence[Failure], *, unscored: Sequence[int]
 ) -> Plan:
-    """Add the tasks that keep their places; a ranking is not replaced by one of far fewer tasks, its unscored aside."""
+    """Add the tasks that keep their places; raise ConfigError if too many formerly scored tasks failed."""
     options, unlabelled = context.options, context.data.keys()
     predictions = labelstudio.list_predictions(context.client, shown, results_of=plan.unscored)
-    held = [each for each in predictions if each.task not in context.tab_record.listed]
-    scored_before = {each.task for each in held} & unlabelled - set(unscored)
+    stored = [each for each in predictions if each.task not in context.tab_record.listed]
+    scored_before = {each.task for each in stored} & unlabelled - set(unscored)
     lost = [failure for failure in failures if failure.task in scored_before]
     if not is_small_part(len(lost), len(scored_before)) and not options.incomplete:
         raise ConfigError(
@@ -111,21 +125,21 @@ def _keep_places(
             f"scored now ({group_failures(lost)}), so it stays, and nothing was changed; rank again when the images "
             f"can be had, or with --incomplete where more than {SMALL_PART:.0%} of them are lost for good"
         )
-    return keep_places(plan, held, unlabelled, project=options.project, holdout_share=options.holdout_share)
+    return keep_places(plan, stored, unlabelled, project=options.project, holdout_share=options.holdout_share)
 
 
 # ---- by a version
 
 
-class _ByVersion:
-    """Plans by what a version says of the images, when the server serves it."""
+class _VersionPlanner:
+    """Plans rankings by a version's predictions."""
 
     def __init__(self, context: RankingContext, manifest: Manifest) -> None:
         options, version = context.options, manifest.version
         self._context = context
         self._manifest = manifest
         self._request = ScoreRequest(options.project, context.project.label_config, version, embeddings=True)
-        self._asked = Asked(
+        self._criteria = Criteria(
             options.sure,
             options.project,
             options.holdout_share,
@@ -135,7 +149,7 @@ class _ByVersion:
         )
 
     def plan_all(self, name: str, former: Sure | None) -> tuple[Plan, list[Failure]]:
-        """Score and arrange all tasks."""
+        """Score and order all tasks."""
         options, manifest = self._context.options, self._manifest
         strategies.check(options.strategy, multiple=manifest.multiple)
         with stage("labels"):
@@ -145,7 +159,7 @@ class _ByVersion:
         scores, failures = self._score(self._context.tasks)
         if not scores:
             return Plan.of_failures(name, options.strategy, failures), failures
-        found = self._find_sure(scores, name, former) if options.sure else None
+        offers = self._find_confirmable(scores, name, former) if options.sure else None
         labelled = self._read_labelled() if options.strategy == strategies.COVER else UNLABELLED
         _log.info("arranging %d images by %s", len(scores), options.strategy)
         with stage("arrange"):
@@ -161,16 +175,16 @@ class _ByVersion:
                 duplicates=not options.keep_duplicates,
                 passes=lambda indices: self._passes([scores[index] for index in indices]),
                 labels=manifest.labels,
-                unticked=found.sure.passed_over if found else (),
+                unticked=offers.sure.passed_over if offers else (),
             )
         plan = place(Plan.of_failures(name, options.strategy, failures), scores, arrangement)
-        if found:
-            _log.info("%s", found.sure.sentence)
-            plan = self._offer(plan, found)
+        if offers:
+            _log.info("%s", offers.sure.sentence)
+            plan = self._add_offers(plan, offers)
         return plan, failures
 
     def plan_later(self, later: Sequence[PoolTask], ranked: Mapping[int, float], former: Ranking) -> Plan:
-        """Score some tasks, and place them among the tasks of a ranking, by their scores."""
+        """Score tasks, and place them among the tasks of a ranking by their scores."""
         options = self._context.options
         scores, failures = self._score(later)
         items = place_later(
@@ -182,12 +196,16 @@ class _ByVersion:
             multiple=self._manifest.multiple,
         )
         plan = replace(Plan.of_failures(former.name, former.strategy, failures), items=items)
-        return self._offer(plan, find_later(scores, self._asked, former.sure)) if options.sure and former.sure else plan
+        return (
+            self._add_offers(plan, find_confirmable_later(scores, self._criteria, former.sure))
+            if options.sure and former.sure
+            else plan
+        )
 
     def _count_labels(self) -> Sequence[int]:
-        """Return how many labels of each class there are: (C,), from the version's record if none has changed since.
+        """Return the number of labels per class, from the version's record if no label has changed since: (C,).
 
-        The record leaves out images that could not be read.
+        The record excludes unreadable images.
         """
         context, manifest, record = self._context, self._manifest, self._manifest.training
         state = labelstudio.read_status(context.client)
@@ -197,15 +215,14 @@ class _ByVersion:
         return count_labels(self._labelled.by_people.values(), context.control, manifest)
 
     @cached_property
-    def _labelled(self) -> Labelled:
-        """What annotators have said."""
+    def _labelled(self) -> GivenLabels:
         control = self._context.control
         with stage("labels"):
             tasks = self._context.annotated
-            return Labelled.read(tasks, control.from_name, control.labels, multiple=self._manifest.multiple)
+            return GivenLabels.read(tasks, control.from_name, control.labels, multiple=self._manifest.multiple)
 
     def _read_labelled(self) -> LabelledImages:
-        """Return the images that somebody labelled, or some of many: by the one label that people chose, or -1."""
+        """Return labelled images, a part if there are many, with their class indices; -1 without a single label."""
         by_people, labels = self._labelled.by_people, self._context.control.labels
         annotated = self._context.annotated
         tasks = [task for task in annotated if not all(each["was_cancelled"] for each in task["annotations"])]
@@ -217,23 +234,29 @@ class _ByVersion:
         numbers = np.array([single.get(score.task, -1) for score in scores], np.int64)
         return LabelledImages(np.stack([score.embedding for score in scores]), numbers)
 
-    def _find_sure(self, scores: Sequence[Score], name: str, former: Sure | None) -> Found:
-        """Find what may be confirmed in bulk, which takes the scores of labelled tasks too."""
-        context, asked = self._context, self._asked
+    def _find_confirmable(self, scores: Sequence[Score], name: str, former: Sure | None) -> Confirmable:
+        """Find tasks for bulk confirmation, which requires scores of labelled tasks, too."""
+        context, criteria = self._context, self._criteria
         with stage("labels"):
-            witnesses = read_holdout_predictions(context.repository, self._manifest)
-        labelled = self._labelled if witnesses or (former and former.tasks) else Labelled({}, {})
+            holdout_predictions = read_holdout_predictions(context.repository, self._manifest)
+        labelled = self._labelled if holdout_predictions or (former and former.tasks) else GivenLabels({}, {})
         data = {each["id"]: each["data"] for each in context.annotated} if labelled.by_people else {}
-        scored, _ = self._score([PoolTask(task, data[task]) for task in tasks_to_score(labelled, witnesses, asked)])
+        scored, _ = self._score(
+            [PoolTask(task, data[task]) for task in tasks_to_score(labelled, holdout_predictions, criteria)]
+        )
         with stage("arrange"):
-            return find_sure(scores, witnesses, labelled, asked, name=name, scored=scored, former=former)
+            return find_confirmable(
+                scores, holdout_predictions, labelled, criteria, name=name, scored=scored, former=former
+            )
 
-    def _offer(self, plan: Plan, found: Found) -> Plan:
-        """Mark the tasks whose predicted labels may be confirmed, for tabs to find them."""
+    def _add_offers(self, plan: Plan, offers: Confirmable) -> Plan:
+        """Add the offered tasks to a plan, marked so that tabs find them."""
         if self._context.options.tabs:
-            known, labels = self._context.groups(plan.name), self._context.control.labels
-            plan = replace(plan, items=mark_sure(plan.items, found.reasons, plan.name, labels=labels, groups=known))
-        return replace(plan, sure=found.sure)
+            known, labels = self._context.sure_marks(plan.name), self._context.control.labels
+            plan = replace(
+                plan, items=mark_sure(plan.items, offers.reasons, plan.name, labels=labels, known_marks=known)
+            )
+        return replace(plan, sure=offers.sure)
 
     # ---- the server
 
@@ -253,25 +276,25 @@ class _ByVersion:
             return server.score(missing, request, outdated=lambda: context.repository.current() != request.version)
 
         with stage("score"):
-            return collect_scores([self._only_image(task) for task in tasks], context.scores(), score_tasks, "scored")
+            return collect_scores([self._image_only(task) for task in tasks], context.scores(), score_tasks, "scored")
 
     def _passes(self, scores: Sequence[Score]) -> npt.NDArray[np.float32]:
-        """Return the passes of n images that were scored before: float32 (n, T, C)."""
-        tasks = [self._only_image(PoolTask(each.task, self._context.data[each.task])) for each in scores]
+        """Return the passes of n scored images: float32 (n, T, C)."""
+        tasks = [self._image_only(PoolTask(each.task, self._context.data[each.task])) for each in scores]
         request = replace(self._request, embeddings=False, passes=True)
-        found = {
+        passes = {
             answer.task: answer.passes
             for answers in retry(lambda missing: self._server.score(missing, request), tasks, len(tasks))
             for answer in answers
             if isinstance(answer, Score) and answer.passes is not None
         }
-        missing = [task.id for task in tasks if task.id not in found]
+        missing = [task.id for task in tasks if task.id not in passes]
         if missing:
             raise ConfigError(f"{len(missing)} images can no longer be had, task {missing[0]} among them; rank again")
-        return np.stack([found[task.id] for task in tasks])  # (n, T, C)
+        return np.stack([passes[task.id] for task in tasks])  # (n, T, C)
 
-    def _only_image(self, task: PoolTask) -> PoolTask:
-        """What else the data holds is no business of the server's, which takes a path for a key where it is one."""
+    def _image_only(self, task: PoolTask) -> PoolTask:
+        """Return the task with its image reference only, under the control's key; servers accept a path as a key."""
         key = self._context.control.value_key
         reference = find_reference(task.data, key)
         return PoolTask(task.id, {} if reference is None else {key: reference})
@@ -285,7 +308,7 @@ def _places_before_holdout(context: RankingContext) -> int:
     return places_before_holdout(len(context.tasks), labels=labels, classes=len(context.control.labels))
 
 
-def _cover(
+def _plan_cold_start(
     context: RankingContext, tasks: Sequence[PoolTask], name: str, *, before_holdout: int
 ) -> tuple[Plan, list[Failure]]:
     options = context.options
@@ -320,16 +343,16 @@ def _cover(
 
 
 def _open_backbone(context: RankingContext, store: FeatureStore) -> tuple[InputSpec, Embed]:
-    """Return what images the network takes, and how it embeds them: in 8-bit integers once these are known to do.
+    """Return the network's input format and its embedding function, in 8-bit integers if these are accurate enough.
 
-    Imports torch, which rankings by a version do without.
+    Imports torch, which other rankings do not need.
     """
     from trainer.model.build import open_frozen_for
     from trainer.model.graphs.int8 import choose_precision
 
     options = context.options
-    asked = Training(weights=options.weights, backbone=options.backbone, image_size=options.image_size)
-    exact = open_frozen_for(asked, cache=context.environment.cache_dir)
+    criteria = Training(weights=options.weights, backbone=options.backbone, image_size=options.image_size)
+    exact = open_frozen_for(criteria, cache=context.environment.cache_dir)
 
     def embed_images(images: npt.NDArray[np.uint8], digests: Sequence[bytes]) -> npt.NDArray[np.float32]:
         backbone = choose_precision(exact, images, repository=context.repository)

@@ -1,7 +1,7 @@
-"""The predictions that Label Studio is to store, in the order in which their tasks are to be labelled.
+"""The predictions of a ranking, in the order in which their tasks should be labelled.
 
-They are made of scores and an order, by arithmetic alone, and are on disk before the first one is sent: so a ranking
-that was killed goes on with the order that it had begun with, although labels have come in meanwhile.
+The plan is saved before the first import, so that an interrupted ranking continues with the same order, even if labels
+have changed meanwhile.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -29,55 +29,55 @@ SCORED_LATER: Final = "could not be scored with the others, placed by its own sc
 KEPT: Final = "could not be scored, keeps the place that it had"
 
 _PLACE: Final = {"rank", "strategy", "reason", "sure", MARK}
-"""What `meta` says of a task's place, and of the tab that it stands in."""
+"""Keys in `meta` for a task's place and tab."""
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """One task's prediction, and why the task stands where it stands."""
+class PlannedPrediction:
+    """The prediction of a task, and the reason for its place."""
 
     task: int
     score: float
-    """In [0, 1]; the lowest is labelled first."""
+    """In [0, 1]; the lowest comes first."""
     result: Sequence[Mapping[str, Any]]
     reason: str
     bald: float | None
     """In nats; None before there is a version."""
     held_out: bool
-    """Whether it is of the random holdout."""
+    """Whether it is in the random holdout."""
     kept: bool = False
-    """Whether it could not be scored and keeps the place that it had in the ranking before."""
+    """Whether it could not be scored, and keeps its place in the former ranking."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A ranking's predictions, in the order in which the tasks are to be labelled."""
+    """The predictions of a ranking, in its order."""
 
     name: str
-    """What they are stamped with."""
+    """The ranking's name, the model version of its predictions."""
     strategy: str
     near_duplicates: int = 0
     unscored: tuple[int, ...] = ()
-    """Tasks that could not be scored, those that keep a place included."""
+    """Tasks that could not be scored, including those that keep their places."""
     kept: int = 0
-    """How many of these keep a place."""
-    items: tuple[Planned, ...] = ()
+    """How many of these keep their places."""
+    items: tuple[PlannedPrediction, ...] = ()
     sure: Sure | None = None
-    """What may be confirmed in bulk, and on what evidence; None where nothing was asked."""
+    """Offers for bulk confirmation; None if not requested."""
 
     @classmethod
     def of_failures(cls, name: str, strategy: str, failures: Iterable[Failure]) -> Self:
-        """Return a plan without a prediction."""
+        """Return a plan without predictions."""
         return cls(name, strategy, unscored=tuple(sorted(failure.task for failure in failures)))
 
     @property
-    def scored(self) -> tuple[Planned, ...]:
-        """Those that have a place by their own score."""
+    def scored(self) -> tuple[PlannedPrediction, ...]:
+        """The predictions that are placed by their own scores."""
         return tuple(item for item in self.items if not item.kept)
 
     @property
     def held_out(self) -> int:
-        """How many of these are of the random holdout."""
+        """How many of these are in the random holdout."""
         return sum(item.held_out for item in self.scored)
 
 
@@ -85,13 +85,13 @@ _PLAN: Final = TypeAdapter(Plan)
 
 
 def save_plan(path: Path, plan: Plan) -> None:
-    """Write a plan in one step; raises ConfigError if it cannot be written."""
+    """Save a plan atomically; raises ConfigError if it cannot be written."""
     with explaining("a plan", path.parent, remedy="set LABELNEXT_CACHE to a folder with room"):
         Documents(path.parent).write(path.name, _PLAN.dump_json(plan))
 
 
 def load_plan(path: Path) -> Plan | None:
-    """Read a plan; None if there is none that can be read."""
+    """Return a saved plan, or None if it is missing or invalid."""
     try:
         return _PLAN.validate_json(path.read_bytes())
     except (OSError, ValueError):
@@ -102,7 +102,7 @@ def load_plan(path: Path) -> Plan | None:
 
 
 def to_candidates(scores: Sequence[Score], *, multiple: bool) -> Candidates:
-    """Put N scores side by side."""
+    """Return N scores as arrays."""
     return Candidates(
         task_ids=np.array([score.task for score in scores], np.int64),
         probabilities=np.stack([score.probabilities for score in scores]),  # (N, C)
@@ -114,9 +114,9 @@ def to_candidates(scores: Sequence[Score], *, multiple: bool) -> Candidates:
 
 
 def place(plan: Plan, scores: Sequence[Score], arrangement: Arrangement) -> Plan:
-    """Return a plan with what to import of N scores that were arranged."""
+    """Return a plan with the predictions of N arranged scores."""
     items = tuple(
-        _planned(
+        _plan_prediction(
             scores[index],
             arrangement.scores[index],
             reason=arrangement.reasons[index],
@@ -132,29 +132,31 @@ def place(plan: Plan, scores: Sequence[Score], arrangement: Arrangement) -> Plan
 def keep_places(
     plan: Plan, former: Collection[StoredPrediction], unlabelled: Collection[int], *, project: int, holdout_share: float
 ) -> Plan:
-    """Add the tasks that could not be scored and were ranked before, each where it stood among the others.
+    """Add the tasks that could not be scored but were ranked before, at their former places among the other tasks.
 
-    The former predictions are of the ranking that is replaced, with the results of the tasks that could not be scored.
-    Tasks that are not `unlabelled` any more stand in nobody's way.
+    `former` are the predictions of the replaced ranking, with results for the tasks that could not be scored. Only
+    `unlabelled` tasks count.
     """
     queue = sorted((each.score, each.task) for each in former if each.score is not None and each.task in unlabelled)
     results = {each.task: each.result for each in former}
     unscored = set(plan.unscored)
     lost = [(place, task) for place, (_, task) in enumerate(queue) if task in unscored]
     before = np.array([place - earlier for earlier, (place, _) in enumerate(lost)], np.int64)
-    values = _between([item.score for item in plan.items], before, of=len(queue) - len(lost))
+    values = _interpolate([item.score for item in plan.items], before, of=len(queue) - len(lost))
     held_out = is_held_out(project, np.array([task for _, task in lost], np.int64), holdout_share)
     kept = [
-        Planned(task, value, _shown(results[task], {"reason": KEPT}, held_out=out), KEPT, None, out, kept=True)
+        PlannedPrediction(
+            task, value, _with_place(results[task], {"reason": KEPT}, held_out=out), KEPT, None, out, kept=True
+        )
         for (_, task), value, out in zip(lost, values.tolist(), held_out.tolist(), strict=True)
     ]
     return replace(plan, kept=len(kept), items=tuple(sorted([*plan.items, *kept], key=lambda item: item.score)))
 
 
-def _between(scores: Sequence[float], before: npt.NDArray[np.int64], *, of: int) -> npt.NDArray[np.float64]:
-    """Return scores that stand among N rising ones as their owners stood among `of` others: (K,), rising.
+def _interpolate(scores: Sequence[float], before: npt.NDArray[np.int64], *, of: int) -> npt.NDArray[np.float64]:
+    """Return rising scores, (K,), that divide N rising scores in the ratio in which K tasks divided `of` others.
 
-    So many others stood before each: `before`, (K,), rising.
+    `before`, (K,), rising: the number of others before each task.
     """
     gaps = np.rint(before * len(scores) / max(of, 1)).astype(np.int64)  # gap g lies between bounds[g] and bounds[g + 1]
     bounds = np.array([0.0, *scores, 1.0])
@@ -172,11 +174,11 @@ def place_later(
     project: int,
     holdout_share: float,
     multiple: bool,
-) -> tuple[Planned, ...]:
-    """Return what to import of tasks that came after a ranking, or were `unscored` by it, whose scores are by task.
+) -> tuple[PlannedPrediction, ...]:
+    """Return predictions of tasks added after a ranking, or `unscored` by it; `ranked` are its scores by task.
 
-    Each gets 1 - BALD as a share of the most it can be, which is the scale of the ranked scores. A task of the random
-    holdout is placed among those of it that came in time, by the same draw; among all tasks where none of it did.
+    The score is 1 minus BALD as a share of its maximum, as for ranked tasks. A task of the random holdout is
+    placed by its draw among the ranked tasks of the holdout, or among all ranked tasks if there are none.
     """
     task_ids, in_time = np.array([score.task for score in scores], np.int64), np.array([*ranked], np.int64)
     draws, held_out = holdout_order(project, task_ids), is_held_out(project, task_ids, holdout_share)
@@ -190,21 +192,25 @@ def place_later(
         own = label_studio_score(np.array(score.bald), len(score.probabilities), multiple=multiple)
         value = np.interp(draw, known_draws, known_scores) if out else own
         reason = reasons.HELD_OUT if out else SCORED_LATER if score.task in unscored else LATER
-        items.append(_planned(score, float(value), reason=reason, held_out=out, meta={}))
+        items.append(_plan_prediction(score, float(value), reason=reason, held_out=out, meta={}))
     return tuple(sorted(items, key=lambda item: item.score))
 
 
-def _planned(score: Score, value: float, *, reason: str, held_out: bool, meta: Mapping[str, Any]) -> Planned:
+def _plan_prediction(
+    score: Score, value: float, *, reason: str, held_out: bool, meta: Mapping[str, Any]
+) -> PlannedPrediction:
     bald = float(score.bald) if len(score.probabilities) else None
-    result = _shown(score.result, {"reason": reason, **meta}, held_out=held_out)
-    return Planned(score.task, float(value), result, reason, bald, bool(held_out))
+    result = _with_place(score.result, {"reason": reason, **meta}, held_out=held_out)
+    return PlannedPrediction(score.task, float(value), result, reason, bald, bool(held_out))
 
 
-def _shown(result: Sequence[Mapping[str, Any]], meta: Mapping[str, Any], *, held_out: bool) -> list[Mapping[str, Any]]:
-    """Say in each region's `meta` why the task stands where it stands; what another ranking said goes.
+def _with_place(
+    result: Sequence[Mapping[str, Any]], meta: Mapping[str, Any], *, held_out: bool
+) -> list[Mapping[str, Any]]:
+    """Return regions with new `meta` about the task's place; empty for the random holdout.
 
-    Label and reason come first, for the Data Manager shows a region as it is written, and only its beginning. Of the
-    random holdout nothing is shown: Label Studio ticks what is, and what is measured on must not be agreed to.
+    Label and reason are the first keys, because the Data Manager shows only the beginning of the JSON. Label Studio
+    preselects predicted labels, which would bias the labels of the random holdout.
     """
     if held_out:
         return []

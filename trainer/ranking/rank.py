@@ -1,8 +1,7 @@
-"""One ranking of a project's unlabelled tasks, from their scores to the order in which Label Studio serves them.
+"""Ranks a project's unlabelled tasks: scores, orders, imports predictions, and switches the project to them.
 
-Owns the order of the steps, and that each may be the last: whoever runs it again goes on where it was. What is to be
-imported is on disk before anything is; the project's model version changes only when all is imported; what it showed
-before goes only when nothing shows it any more.
+A ranking can be interrupted at any step, and the next run continues it: the plan is saved before the first import, the
+project's model version is switched after the last one, and old predictions are deleted only after the switch.
 """
 
 import logging
@@ -31,8 +30,8 @@ from trainer.ranking.names import next_name, own_names, round_of
 from trainer.ranking.options import RankOptions
 from trainer.ranking.planning import COLD_START, plan_all, plan_later
 from trainer.ranking.predictions import Plan, load_plan, save_plan
-from trainer.ranking.reconcile import Wanted, reconcile
-from trainer.ranking.releasing import remember
+from trainer.ranking.reconcile import DesiredPrediction, reconcile
+from trainer.ranking.releasing import save_original
 from trainer.ranking.tabs import RankingTabs
 from trainer.scoring.retries import is_small_part
 from trainer.settings import Environment
@@ -40,45 +39,46 @@ from trainer.stages import CLEAR, collect_stages, stage
 
 _log = logging.getLogger(__name__)
 
-_FEW_STRAYS: Final = 100
-"""Predictions of a version that Label Studio has fetched by itself and that are removed one by one, 0.16 s each."""
+_MOST_STRAYS: Final = 100
+"""Maximum number of predictions fetched by Label Studio itself that are deleted one by one, in 0.16 s each."""
 _SHOWN_DRY: Final = 10
-_COUNTED: Final = ("tasks", "audit", "imported", "removed")
-"""What adds up where a run first brings an earlier one to its end."""
+_ADDED_UP: Final = ("tasks", "audit", "imported", "removed")
+"""Fields that are added up if a run first completes an interrupted one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a ranking came to: its last line."""
+    """The result of a ranking, printed as the last line."""
 
     ranking: str | None
-    """What its predictions are stamped with; None after a dry run."""
+    """The name of the ranking; None after a dry run."""
     version: str | None
-    """None before there is one."""
+    """None for a cold start."""
     project: int
     strategy: str
     tasks: int
-    """How many were placed in this run; 0 where all were before."""
+    """Number of tasks placed by this run."""
     waiting: int
-    """How many wait in their order to be labelled, those that were placed before included."""
+    """Number of all tasks with a place, also from earlier runs."""
     audit: int
+    """Number of placed tasks in the random holdout."""
     near_duplicates: int
     failed: int
     kept: int
-    """How many of those that failed keep the place that they had before."""
+    """How many of the failed tasks keep their former places."""
     imported: int
     removed: int
-    """Predictions of earlier rankings."""
+    """Number of deleted predictions of earlier rankings."""
     stages: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by stage: tasks, labels, swap, score, arrange, import and switch, at whose end the project sorts by the
-    ranking; tabs, which show it; and clear: the record is written, and what the ranking replaces is removed."""
+    """Seconds by stage: tasks, labels, swap, score, arrange, import and switch, after which the project is sorted by
+    the ranking; tabs; and clear, which writes the record and deletes the replaced ranking."""
     seconds: float = 0.0
 
     def describe(self) -> str:
-        """Return it as one line for people."""
+        """Return the summary as one line of text."""
         if not self.tasks:
-            there = f"{self.waiting} tasks wait in their order" if self.waiting else "no task is left to label"
-            return f"project {self.project}: nothing new to rank, {there}; {self.failed} images cannot be scored"
+            waiting = f"{self.waiting} tasks wait in their order" if self.waiting else "no task is left to label"
+            return f"project {self.project}: nothing new to rank, {waiting}; {self.failed} images cannot be scored"
         kept = f", of which {self.kept} keep their places" if self.kept else ""
         return (
             f"{'ranked' if self.ranking else 'would rank'} {self.tasks} tasks of project {self.project} by "
@@ -88,10 +88,10 @@ class Summary:
 
 
 def rank(options: RankOptions, environment: Environment) -> Summary:
-    """Rank the unlabelled tasks of a project, and have Label Studio serve them in that order.
+    """Rank the unlabelled tasks of a project, so that Label Studio serves them in this order.
 
     Raises:
-        LabelnextError: if a step fails; the project then sorts as before, and the next call goes on from there.
+        LabelnextError: if a step fails; the project is then sorted as before, and the next call continues.
     """
     started = time.monotonic()
     busy = f"project {options.project} is being ranked by another process; wait for it to end"
@@ -101,18 +101,18 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
         collect_stages() as stages,
     ):
         first = RankingContext(options, environment, fetcher)
-        begun = _Ranking(first).finish()
-        if begun and begun.ranking != first.base and begun.strategy == options.strategy:
-            options = replace(options, force=False)  # it is what was asked for
+        resumed = _Ranking(first).resume()
+        if resumed and resumed.ranking != first.base and resumed.strategy == options.strategy:
+            options = replace(options, force=False)  # the completed ranking is the requested one
         summary = _Ranking(RankingContext(options, environment, fetcher)).run()
-    if begun:
-        both = {each: getattr(begun, each) + getattr(summary, each) for each in _COUNTED}
-        summary = replace(begun, **both, waiting=summary.waiting, failed=summary.failed)
+    if resumed:
+        both = {each: getattr(resumed, each) + getattr(summary, each) for each in _ADDED_UP}
+        summary = replace(resumed, **both, waiting=summary.waiting, failed=summary.failed)
     return replace(summary, stages=stages, seconds=round(time.monotonic() - started, 2))
 
 
 class _Ranking:
-    """One run, with all that its steps share."""
+    """A run, with the values that its steps share."""
 
     def __init__(self, context: RankingContext) -> None:
         self._context = context
@@ -121,28 +121,28 @@ class _Ranking:
         self._repository = context.repository
         self._plan_path = context.cache_folder / "plan.json"
         self._counts = labelstudio.count_predictions(context.client)
-        """Of predictions by the name they are stamped with, at the start."""
+        """Number of predictions by model version at the start."""
 
-    def finish(self) -> Summary | None:
-        """Go on with the plan of a run that was killed, if there is one and it is not another version's."""
+    def resume(self) -> Summary | None:
+        """Complete the plan of an interrupted run, if there is one of this version."""
         plan = load_plan(self._plan_path)
         if plan is None or round_of(plan.name, self._context.base) is None or self._options.dry_run:
             return None
         _log.info("going on with %s, which was begun before", plan.name)
-        return self._put(plan, None)
+        return self._apply(plan, None)
 
     def run(self) -> Summary:
-        """Rank what is not ranked yet: tasks that came after a ranking by this version, or all."""
-        former = self._find_former()
+        """Rank the tasks that were added after the last ranking by this version, or all tasks."""
+        former = self._find_current_ranking()
         if former is None or self._options.force:
             former, plan = None, self._plan_all()
         else:
             if former.strategy not in {self._options.strategy, COLD_START}:
                 _log.info("ranked by %s before; --force ranks anew by %s", former.strategy, self._options.strategy)
             plan = plan_later(self._context, former)
-            found = len({item.task for item in plan.items}.intersection(former.unscored))
-            if not is_small_part(found, former.tasks):
-                _log.info("%d images that could not be scored now can be; all are ranked anew", found)
+            recovered = len({item.task for item in plan.items}.intersection(former.unscored))
+            if not is_small_part(recovered, former.tasks):
+                _log.info("%d images that could not be scored now can be; all are ranked anew", recovered)
                 former, plan = None, self._plan_all()
         if self._options.dry_run:
             for item in plan.items[:_SHOWN_DRY]:
@@ -152,55 +152,55 @@ class _Ranking:
         if former is None and plan.items:
             with stage("arrange"):
                 save_plan(self._plan_path, plan)
-        return self._put(plan, former)
+        return self._apply(plan, former)
 
-    def _find_former(self) -> Ranking | None:
-        """The ranking by this version that the project has, if it is whole."""
-        record = self._record_of_last
+    def _find_current_ranking(self) -> Ranking | None:
+        """Return the project's complete ranking by this version, if there is one."""
+        record = self._last_ranking
         if record is None or round_of(record.name, self._context.base) is None:
             return None
         return record if self._counts.get(record.name) else None
 
     @cached_property
-    def _record_of_last(self) -> Ranking | None:
-        """The record of the project's last ranking, by whichever version."""
+    def _last_ranking(self) -> Ranking | None:
+        """The record of the project's last ranking, by any version."""
         records = load_rankings(self._repository)
         return next((record for record in records if record.project == self._options.project), None)
 
     def _plan_all(self) -> Plan:
-        name, last = self._choose_name(), self._record_of_last
-        # What the project goes by, or went by before somebody chose another backend's scores.
-        former = [*self._own([self._context.project.model_version]), *([last.name] if last else [])]
+        name, last = self._choose_name(), self._last_ranking
+        # The ranking that the project is sorted by, or was before a user chose another backend's predictions.
+        former = [*self._own_names([self._context.project.model_version]), *([last.name] if last else [])]
         shown = next((each for each in former if each != name and self._counts.get(each)), None)
         return plan_all(self._context, name, shown, former=last)
 
-    def _own(self, names: Iterable[str]) -> list[str]:
-        """Those names that are of this model; of a version whose folder was deleted the last ranking's record tells."""
-        last = self._record_of_last
+    def _own_names(self, names: Iterable[str]) -> list[str]:
+        """Return the names that belong to this model, including a deleted version that made the last ranking."""
+        last = self._last_ranking
         return own_names(self._repository, names, gone=[last.version] if last and last.version else [])
 
     def _choose_name(self) -> str:
-        """The version's own, unless it was ranked by already: on purpose, or by Label Studio fetching predictions."""
+        """Return the version's name, or the next free one if a ranking or many fetched predictions have it."""
         base = self._context.base
         names = {name for name in self._counts if round_of(name, base) is not None}
-        anew = self._options.force or self._find_former() is not None
-        if not anew and names <= {base} and self._counts.get(base, 0) <= _FEW_STRAYS:
+        anew = self._options.force or self._find_current_ranking() is not None
+        if not anew and names <= {base} and self._counts.get(base, 0) <= _MOST_STRAYS:
             return base
         return next_name(base, names)
 
-    # ---- what is changed in Label Studio
+    # ---- changes in Label Studio
 
-    def _put(self, plan: Plan, former: Ranking | None) -> Summary:
-        """Import what is planned, switch to it, show it in tabs, and clear away what it replaces."""
+    def _apply(self, plan: Plan, former: Ranking | None) -> Summary:
+        """Import a plan, switch the project to it, update tabs, and delete the replaced ranking."""
         tabs = RankingTabs(self._context, plan.name)
         with stage("import"):
             imported, removed = self._import(plan, tabs), 0
-        if there := labelstudio.count_predictions(self._client).get(plan.name):
+        if count := labelstudio.count_predictions(self._client).get(plan.name):
             with stage("switch"):
                 self._switch(plan.name)
         with stage("tabs"):
-            tabs.keep(plan, plan.sure or (former.sure if former else None))
-        if there:
+            tabs.sync(plan, plan.sure or (former.sure if former else None))
+        if count:
             with stage(CLEAR):
                 if former is None or plan.items:
                     self._record(plan, former)
@@ -212,15 +212,17 @@ class _Ranking:
         unlabelled = set(self._context.data)
         if count_unlabelled(self._client) != len(unlabelled):
             unlabelled = self._find_unlabelled()
-        doubted = tabs.find_doubted()
-        places = {item.task: Wanted(item.score, item.result) for item in plan.items if item.task in unlabelled}
+        to_review = tabs.find_review_predictions()
+        places = {
+            item.task: DesiredPrediction(item.score, item.result) for item in plan.items if item.task in unlabelled
+        }
         return reconcile(
             self._client,
             name=plan.name,
-            wanted={**doubted, **places},
-            unwanted=tabs.settled,
-            note=self._context.cache_folder / "import.json",
-            find_there=lambda: self._find_unlabelled() | tabs.find_doubted().keys(),
+            desired={**to_review, **places},
+            without=tabs.resolved,
+            journal=self._context.cache_folder / "import.json",
+            find_current=lambda: self._find_unlabelled() | tabs.find_review_predictions().keys(),
         )
 
     def _find_unlabelled(self) -> set[int]:
@@ -230,13 +232,13 @@ class _Ranking:
         sampling = None if self._options.keep_sampling else labelstudio.UNCERTAINTY_SAMPLING
         now = labelstudio.read_project(self._client)
         if now.model_version != name or sampling not in {None, now.sampling}:
-            remember(self._repository, now)
+            save_original(self._repository, now)
             labelstudio.switch_model_version(self._client, name, sampling=sampling)
 
     def _remove_superseded(self, current: str) -> int:
         counts = labelstudio.count_predictions(self._client)
         removed = 0
-        for name in self._own(name for name in counts if name != current):
+        for name in self._own_names(name for name in counts if name != current):
             _log.info("removing %d predictions of %s", counts[name], name)
             try:
                 labelstudio.delete_predictions(self._client, name)
@@ -246,10 +248,10 @@ class _Ranking:
             removed += counts[name]
         return removed
 
-    # ---- what is told of it
+    # ---- record and summary
 
     def _record(self, plan: Plan, former: Ranking | None) -> None:
-        """Keep what is to be shown of a ranking: of a new one, or of one to which tasks were added."""
+        """Save the record of a new ranking, or update that of the former one."""
         if former:
             tasks, audit, sure = former.tasks + len(plan.items), former.audit + plan.held_out, plan.sure or former.sure
             record = replace(former, tasks=tasks, audit=audit, sure=sure)
@@ -264,7 +266,7 @@ class _Ranking:
     def _describe(self, plan: Plan) -> Ranking:
         balds = [item.bald for item in plan.items if item.bald is not None]
         max_megapixels = self._context.environment.max_megapixels
-        shown = thumbnails.show(plan.items, self._fetch_image, max_megapixels=max_megapixels)
+        shown = thumbnails.make_thumbnails(plan.items, self._fetch_image, max_megapixels=max_megapixels)
         return Ranking(
             name=plan.name,
             version=self._version,

@@ -1,7 +1,7 @@
-"""Bringing Label Studio to hold exactly one prediction of a ranking for each ranked task.
+"""Reconciliation of the predictions in Label Studio with a ranking: exactly one for each ranked task.
 
-Goes by what is there and what should be, never by what was done: so it may be killed at any point and begun again. The
-one thing that Label Studio cannot show is an import that it is still busy with; a note on disk tells of it.
+Each round compares desired with stored predictions, so that an interrupted run can be repeated. Imports that Label
+Studio is still processing are invisible there; they are recorded in a journal on disk.
 """
 
 import json
@@ -24,21 +24,21 @@ from trainer.progress_bar import Bar
 _log = logging.getLogger(__name__)
 
 IMPORT_TASKS: Final = 10_000
-"""In one call, which costs as much as the project is large beside what it stores; a few megabytes."""
+"""Tasks per import, a few megabytes: each import has a cost in proportion to the project's size."""
 
-_ROUNDS: Final = 6
-_TIMES_TAKEN: Final = 2
-"""A prediction that Label Studio has dropped as often, the second time without its label, is beyond help."""
+_MAX_ROUNDS: Final = 6
+_MAX_ATTEMPTS: Final = 2
+"""Attempts per prediction that Label Studio drops; the second one is without the label."""
 _SETTLE_S: Final = 3.0
 _SETTLE_TASK_S: Final = 0.005
-"""Four times what storing one takes on SQLite."""
+"""Four times the duration on SQLite."""
 _POLL_S: Final = 0.5
 _SAME_SCORE: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """The one prediction that a task is to have."""
+class DesiredPrediction:
+    """The desired prediction of a task."""
 
     score: float
     """In [0, 1]."""
@@ -49,88 +49,94 @@ def reconcile(
     client: ProjectClient,
     *,
     name: str,
-    wanted: Mapping[int, Wanted],
-    unwanted: Container[int] = (),
-    note: Path,
-    find_there: Callable[[], Collection[int]],
+    desired: Mapping[int, DesiredPrediction],
+    without: Container[int] = (),
+    journal: Path,
+    find_current: Callable[[], Collection[int]],
 ) -> int:
-    """Have each wanted task hold one prediction of that name with that score, and every other task at most one.
+    """Create and delete predictions until each task has exactly the desired one, and every other task at most one.
 
-    Tasks that turn out to be gone or labelled meanwhile, which `find_there` does not name, are left alone; those that
-    are unwanted are to have none. The note is a file, made when needed, that tells a later call of an import whose end
-    nobody saw.
+    Args:
+        client: the project's client.
+        name: the model version of the predictions.
+        desired: the desired predictions by task.
+        without: tasks that should have none.
+        journal: the journal's path, from which a later call learns of an import with unknown outcome.
+        find_current: returns the tasks that still need predictions, if an import was refused; others are skipped.
 
     Returns:
-        How many predictions were created.
+        The number of created predictions.
 
     Raises:
-        ConfigError: if Label Studio does not answer, or does not take a prediction even without its label.
+        ConfigError: if Label Studio does not answer, or rejects a prediction even without its label.
     """
-    wanted = dict(wanted)
-    flight = _Flight(client, name, note)
-    flight.settle()
-    taken = Counter[int]()
-    fewest, vain = len(wanted) + 1, 0
-    while vain < _ROUNDS:
-        there = labelstudio.count_predictions(client).get(name)  # costs less than to list what may be none
-        create, delete = _compare(wanted, labelstudio.list_predictions(client, name) if there else [], unwanted)
+    desired = dict(desired)
+    importer = _Importer(client, name, journal)
+    importer.await_pending()
+    sent = Counter[int]()
+    fewest, stalled_rounds = len(desired) + 1, 0
+    while stalled_rounds < _MAX_ROUNDS:
+        current = labelstudio.count_predictions(client).get(name)  # cheaper than a list that may be empty
+        create, delete = _compare(desired, labelstudio.list_predictions(client, name) if current else [], without)
         if not create and not delete:
-            return taken.total()
-        _report_dropped(create, taken)
-        vain = 0 if len(create) < fewest else vain + 1
+            return sent.total()
+        _check_dropped(create, sent)
+        stalled_rounds = 0 if len(create) < fewest else stalled_rounds + 1
         fewest = min(fewest, len(create))
         with Bar(total=len(create), desc="importing", unit="prediction") as bar:
             for start in range(0, len(create), IMPORT_TASKS):
                 tasks = create[start : start + IMPORT_TASKS]
                 try:
-                    flight.send([_prediction(task, name, wanted[task], bare=taken[task] > 0) for task in tasks])
+                    importer.send(
+                        [_prediction(task, name, desired[task], without_label=sent[task] > 0) for task in tasks]
+                    )
                 except Refused:
-                    _keep_only(wanted, find_there())
+                    _drop_missing(desired, find_current())
                     break
                 except Unreachable as err:
                     _log.warning("an import was cut short; waiting for what Label Studio makes of it: %s", err)
-                    flight.settle(afresh=True)
+                    importer.await_pending(from_now=True)
                     break
-                taken.update(tasks)
+                sent.update(tasks)
                 bar.update(len(tasks))
         for number in Bar(delete, "removing duplicates", unit="prediction", disable=not delete):
             labelstudio.delete_prediction(client, number)
     raise ConfigError(
-        f"expected Label Studio to hold one prediction of {name} for each of {len(wanted)} tasks of "
-        f"{client.what}, after {_ROUNDS} attempts that changed nothing it does not; look into its log, then rank again"
+        f"expected one prediction of {name} for each of {len(desired)} tasks of {client.what}; {_MAX_ROUNDS} imports "
+        "in a row added none of the missing ones; look into Label Studio's log, then rank again"
     )
 
 
 def _compare(
-    wanted: Mapping[int, Wanted], held: Iterable[StoredPrediction], unwanted: Container[int]
+    desired: Mapping[int, DesiredPrediction], held: Iterable[StoredPrediction], without: Container[int]
 ) -> tuple[list[int], list[int]]:
-    """Return the tasks that lack a prediction, rising, and the numbers of predictions that are to go.
+    """Return the tasks without the desired prediction, sorted, and the numbers of predictions to delete.
 
-    Where no label is wanted there must be none. Where one is, its score will do without: Label Studio drops labels that
-    the labelling config has lost. Of predictions that are as good as each other the first one stays.
+    If no label is desired, there must be none. If one is, a prediction without it is accepted, because Label Studio
+    drops labels that are missing in the labelling config. Of equal predictions the first one is kept.
     """
     kept, delete = set[int](), list[int]()
     for each in held:
-        if (to_be := wanted.get(each.task)) is None:
-            good = each.task not in unwanted
+        if (target := desired.get(each.task)) is None:
+            good = each.task not in without
         else:
-            placed = each.score is not None and abs(each.score - to_be.score) < _SAME_SCORE
-            good = placed and (each.blank or bool(to_be.result))
+            placed = each.score is not None and abs(each.score - target.score) < _SAME_SCORE
+            good = placed and (each.blank or bool(target.result))
         if good and each.task not in kept:
             kept.add(each.task)
         else:
             delete.append(each.id)
-    return sorted(wanted.keys() - kept), delete
+    return sorted(desired.keys() - kept), delete
 
 
-def _report_dropped(create: Sequence[int], taken: Mapping[int, int]) -> None:
-    """Warn of predictions that were imported and are not there; raises ConfigError where that was tried enough."""
-    if lost := [task for task in create if taken[task] >= _TIMES_TAKEN]:
+def _check_dropped(create: Sequence[int], sent: Mapping[int, int]) -> None:
+    """Log imported predictions that Label Studio dropped; raise ConfigError after too many attempts."""
+    if lost := [task for task in create if sent[task] >= _MAX_ATTEMPTS]:
         raise ConfigError(
             f"Label Studio drops the predictions of {len(lost)} tasks without saying why, of "
             f"{', '.join(map(str, lost[:5]))} among them; look into its log for 'Prediction validation failed'"
         )
-    if count := sum(taken[task] > 0 for task in create):
+    if count := sum(sent[task] > 0 for task in create):
         _log.warning(
             "Label Studio dropped %d predictions, as it does with labels that the labelling config has lost meanwhile, "
             "and with nested choices of a control that is itself named choices; "
@@ -139,26 +145,26 @@ def _report_dropped(create: Sequence[int], taken: Mapping[int, int]) -> None:
         )
 
 
-def _keep_only(wanted: dict[int, Wanted], there: Collection[int]) -> None:
-    gone = [task for task in wanted if task not in there]
+def _drop_missing(desired: dict[int, DesiredPrediction], current: Collection[int]) -> None:
+    gone = [task for task in desired if task not in current]
     if not gone:
         raise ConfigError(
             "Label Studio refuses the import although all its tasks are there; look into its log for the reason"
         )
     for task in gone:
-        del wanted[task]
+        del desired[task]
     _log.info("%d tasks were labelled or deleted meanwhile and are left alone", len(gone))
 
 
-def _prediction(task: int, name: str, wanted: Wanted, *, bare: bool) -> dict[str, Any]:
-    result = [] if bare else [_valid_on_import(region) for region in wanted.result]
-    return {"task": task, "model_version": name, "score": wanted.score, "result": result}
+def _prediction(task: int, name: str, desired: DesiredPrediction, *, without_label: bool) -> dict[str, Any]:
+    result = [] if without_label else [_valid_on_import(region) for region in desired.result]
+    return {"task": task, "model_version": name, "score": desired.score, "result": result}
 
 
 def _valid_on_import(region: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A region as Label Studio's import lets it pass, which knows no nested choices and drops the paths to them.
+    """Return a region that Label Studio's import accepts, which would drop nested choices as invalid.
 
-    What it checks it takes from under the control's name where something stands there; the editor does not look there.
+    It validates the value under the control's name, if there is one, which the editor ignores.
     """
     choices = region["value"]["choices"]
     if not any(isinstance(choice, list) for choice in choices):
@@ -167,44 +173,44 @@ def _valid_on_import(region: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**region, "value": {**checked, **region["value"]}}
 
 
-class _Flight:
-    """Imports, of which it is on disk that they are under way until their end is known.
+class _Importer:
+    """Imports with a journal on disk of the pending one, whose outcome is unknown.
 
-    Label Studio finishes what it was asked even if nobody waits for the answer.
+    Label Studio completes an import even if the client has disconnected.
     """
 
-    def __init__(self, client: ProjectClient, name: str, note: Path) -> None:
+    def __init__(self, client: ProjectClient, name: str, journal: Path) -> None:
         self._client = client
         self._name = name
-        self._note = note
+        self._journal = journal
 
     def send(self, predictions: Sequence[Mapping[str, Any]]) -> None:
-        """Import predictions; the note stays if it is not known what became of them."""
-        noted = {"before": self._count(), "sent": len(predictions), "at": time.time()}
-        with explaining("a note", self._note.parent, remedy="set LABELNEXT_CACHE to a folder with room"):
-            self._note.parent.mkdir(parents=True, exist_ok=True)
-            self._note.write_text(json.dumps(noted))
+        """Import predictions; the journal stays if the outcome is unknown."""
+        entry = {"before": self._count(), "sent": len(predictions), "at": time.time()}
+        with explaining("a note", self._journal.parent, remedy="set LABELNEXT_CACHE to a folder with room"):
+            self._journal.parent.mkdir(parents=True, exist_ok=True)
+            self._journal.write_text(json.dumps(entry))
         try:
             labelstudio.import_predictions(self._client, predictions)
         except Unreachable:
             raise
         except ConfigError:
-            self._note.unlink()
+            self._journal.unlink()
             raise
-        self._note.unlink()
+        self._journal.unlink()
 
-    def settle(self, *, afresh: bool = False) -> None:
-        """Wait until an import that was under way has arrived, or has had its time: from its start, or `afresh`."""
+    def await_pending(self, *, from_now: bool = False) -> None:
+        """Wait until a pending import is complete or its time, from its start or (`from_now`) from now, is over."""
         try:
-            noted = json.loads(self._note.read_bytes())
-            before, sent, started = int(noted["before"]), int(noted["sent"]), float(noted["at"])
+            entry = json.loads(self._journal.read_bytes())
+            before, sent, started = int(entry["before"]), int(entry["sent"]), float(entry["at"])
         except (OSError, ValueError, LookupError, TypeError):
             return
         allowed = _SETTLE_S + sent * _SETTLE_TASK_S
-        end = time.time() + allowed if afresh else min(started, time.time()) + allowed
+        end = time.time() + allowed if from_now else min(started, time.time()) + allowed
         while self._count() < before + sent and time.time() < end:
             time.sleep(_POLL_S)
-        self._note.unlink(missing_ok=True)
+        self._journal.unlink(missing_ok=True)
 
     def _count(self) -> int:
         return labelstudio.count_predictions(self._client).get(self._name, 0)

@@ -1,9 +1,7 @@
-"""Letting a Label Studio project go: what rankings and watches changed there is put back.
+"""Release of a Label Studio project: undoes the changes of rankings and watches, except labels.
 
-    models/<model>/projects/<project>.json
-
-is how the project was, written once, before the first change. Owns the order of the steps, of which each may be the
-last: run again, it goes on where it was. Labels, and predictions of others, are left alone.
+The original settings are in models/<model>/projects/<project>.json, written before the first change. An interrupted
+release can be repeated.
 """
 
 import shutil
@@ -32,57 +30,59 @@ PROJECTS_FOLDER: Final = "projects"
 
 
 @dataclass(frozen=True, slots=True)
-class Before:
-    """What we change of a project."""
+class OriginalSettings:
+    """The original values of the settings that rankings change."""
 
     sampling: str
     model_version: str
-    """Empty where nobody had chosen."""
+    """Empty if none was chosen."""
     at: str
-    """UTC, ISO 8601; when it was like this."""
+    """Time of recording: UTC, ISO 8601."""
 
 
-_BEFORE: Final = TypeAdapter(Before)
-_DEFAULT: Final = Before(sampling="Sequential sampling", model_version="", at="")
-"""What Label Studio gives a new project."""
+_ORIGINAL: Final = TypeAdapter(OriginalSettings)
+_DEFAULT: Final = OriginalSettings(sampling="Sequential sampling", model_version="", at="")
+"""Label Studio's defaults."""
 
 
-def remember(repository: Repository, project: Project) -> None:
-    """Write down how a project is, unless that was done before or it shows our predictions already.
+def save_original(repository: Repository, project: Project) -> None:
+    """Save a project's original settings, unless they are saved or it shows our predictions already.
 
-    Raises ConfigError if that cannot be written; nothing is to be changed then.
+    Raises ConfigError if they cannot be written; the project must not be changed then.
     """
     number, remedy = project.project_id, "give the trainer the folder to write, then try again"
     with explaining(f"how project {number} was", repository.root, place=repository.location, remedy=remedy):
-        if recall(repository, number) is None and not own_names(repository, [project.model_version]):
-            before = Before(project.sampling, project.model_version, datetime.now(UTC).isoformat(timespec="seconds"))
-            repository.documents(PROJECTS_FOLDER).write(f"{number}.json", _BEFORE.dump_json(before))
+        if load_original(repository, number) is None and not own_names(repository, [project.model_version]):
+            original = OriginalSettings(
+                project.sampling, project.model_version, datetime.now(UTC).isoformat(timespec="seconds")
+            )
+            repository.documents(PROJECTS_FOLDER).write(f"{number}.json", _ORIGINAL.dump_json(original))
 
 
-def recall(repository: Repository, project_id: int) -> Before | None:
-    """Return how a project was; None if that was not written down, or cannot be understood."""
+def load_original(repository: Repository, project_id: int) -> OriginalSettings | None:
+    """Return a project's saved settings, or None if they are missing or invalid."""
     try:
-        return _BEFORE.validate_json(repository.documents(PROJECTS_FOLDER).read(f"{project_id}.json"))
+        return _ORIGINAL.validate_json(repository.documents(PROJECTS_FOLDER).read(f"{project_id}.json"))
     except (FileNotFoundError, ValueError):
         return None
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """What was put back, and how much of ours was removed."""
+    """The result of a release: restored settings, and numbers of removed objects."""
 
     project: int
     predictions: int
     sampling: str
     model_version: str
     webhooks: int
-    """That no longer carry our secret."""
+    """Webhooks whose secret was removed."""
     tabs: int
     recorded: bool
-    """Whether it was written down how the project was; if not, it has Label Studio's defaults where it had ours."""
+    """Whether the original settings were known; otherwise Label Studio's defaults were set."""
 
     def describe(self) -> str:
-        """Return it as one line for people."""
+        """Return the result as one line of text."""
         shown = self.model_version or "none"
         guess = "" if self.recorded else " (how it was before was not written down)"
         return (
@@ -92,12 +92,12 @@ class Released:
 
 
 def release(project_id: int, environment: Environment, *, server: str | None = None) -> Released:
-    """Remove our tabs and predictions from a project, and put sampling, model version and webhooks back as they were.
+    """Remove our tabs and predictions from a project, and restore sampling, model version and webhooks.
 
-    The webhooks are those for the server, by default that of the environment.
+    The webhooks are those for `server`, by default the server of the environment.
 
     Raises:
-        ConfigError: if a watch or a ranking is at work, or Label Studio does not answer or refuses.
+        ConfigError: if a watch or a ranking is running, or Label Studio does not answer or refuses.
         OSError: if the repository cannot be read or written.
     """
     repository = environment.repository()
@@ -108,11 +108,11 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
         lock_model(repository, work=f".rank.{project_id}", refusal=ranked),
     ):
         client = labelstudio.connect(*environment.label_studio(), project_id)
-        before = recall(repository, project_id)
+        original = load_original(repository, project_id)
         webhooks = clear_webhook_token(client, [server or environment.server])
         created_at = labelstudio.read_project(client).created_at
         tabs = remove_tabs(client, repository, load_record(repository, project_id, created_at))
-        predictions = _put_back(client, repository, before or _DEFAULT)
+        predictions = _restore(client, repository, original or _DEFAULT)
         for folder in (cache_folder, task_lists.cache_folder):
             shutil.rmtree(folder(environment, project_id), ignore_errors=True)
         for request in find_requests(repository):
@@ -121,23 +121,24 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
         forget_ranking(repository, project_id)
         now = labelstudio.read_project(client)
         repository.documents(PROJECTS_FOLDER).remove(f"{project_id}.json")
-    recorded = before is not None
+    recorded = original is not None
     return Released(project_id, predictions, now.sampling, now.model_version, webhooks, tabs, recorded=recorded)
 
 
-def _put_back(client: ProjectClient, repository: Repository, before: Before) -> int:
-    """Have the project show nothing of ours, remove what is ours, and have it show what it did before.
+def _restore(client: ProjectClient, repository: Repository, original: OriginalSettings) -> int:
+    """Unset our model version, delete our predictions, and restore the original one; return the number deleted.
 
-    In this order, because Label Studio unsets a project's model version when predictions go while a backend is it.
+    In this order, because Label Studio unsets a project's model version when predictions are deleted while it is a
+    backend.
     """
     now = labelstudio.read_project(client)
     counts = labelstudio.count_predictions(client)
     ours = own_names(repository, counts)
     if now.model_version in own_names(repository, [now.model_version]):
-        sampling = before.sampling if now.sampling == labelstudio.UNCERTAINTY_SAMPLING else None
+        sampling = original.sampling if now.sampling == labelstudio.UNCERTAINTY_SAMPLING else None
         labelstudio.switch_model_version(client, "", sampling=sampling)
     for name in ours:
         labelstudio.delete_predictions(client, name)
-    if before.model_version and labelstudio.read_project(client).model_version == "":
-        labelstudio.switch_model_version(client, before.model_version, sampling=None)
+    if original.model_version and labelstudio.read_project(client).model_version == "":
+        labelstudio.switch_model_version(client, original.model_version, sampling=None)
     return sum(counts[name] for name in ours)

@@ -125,13 +125,13 @@ def _find_label_errors(inputs: Inputs) -> dict[str, Any]:
         probabilities = label_errors.cross_predict(
             inputs.embeddings[rows], pixels.targets[rows], pixels.groups[rows], classes=len(labels)
         )
-    found = label_errors.find_errors(probabilities, pixels.targets, pixels.groups, labels=labels, among=rows)
-    listed = [(each, int(pixels.task_ids[each.image])) for each in found.errors[:_MOST_ERROR_TASKS]]
+    result = label_errors.find_errors(probabilities, pixels.targets, pixels.groups, labels=labels, among=rows)
+    listed = [(each, int(pixels.task_ids[each.image])) for each in result.errors[:_MOST_ERROR_TASKS]]
     return {
         "judged_by": "validation" if inputs.embeddings is None else "cross-validation",
-        "judged": found.images,
-        "found": len(found.errors),
-        "too_few": found.too_few,
+        "judged": result.images,
+        "found": len(result.errors),
+        "too_few": result.too_few,
         "likeliest": [{**asdict(each), "name": inputs.name(each.image)} for each, _ in listed[:_MOST_ERRORS_SHOWN]],
         "tasks": [{**asdict(each), "task": task} for each, task in listed if task >= 0],
     }

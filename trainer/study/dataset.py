@@ -224,6 +224,6 @@ def _read(root: Root, reference: str) -> bytes:
 def _size_and_time(path: Path) -> list[int]:
     """In bytes and nanoseconds; nothing for a file that is not there: that is a state too."""
     with suppress(OSError):
-        found = path.stat()
-        return [found.st_size, found.st_mtime_ns]
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
     return []

@@ -82,8 +82,8 @@ def _render(study: Study, figures: Mapping[str, dict[str, Any]], default: str | 
     lines = plots.choose_lines([*study.runs], default)
     against_random = {
         strategy: difference
-        for strategy, found in ranked.items()
-        if strategy != RANDOM and (difference := found["aulc_minority_f1_vs_random"])
+        for strategy, summary in ranked.items()
+        if strategy != RANDOM and (difference := summary["aulc_minority_f1_vs_random"])
     }
     return render(
         "study.html",

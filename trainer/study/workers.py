@@ -46,16 +46,16 @@ def complete_all(runs: Sequence[Run], open_dataset: Callable[[], Dataset], proto
         _without_bars_in_workers(),
         ProcessPoolExecutor(workers, context, _start_worker, (threads,)) as executor,
     ):
-        waiting = {executor.submit(_complete, run, open_dataset, protocol) for run in runs}
+        pending = {executor.submit(_complete, run, open_dataset, protocol) for run in runs}
         try:
-            while waiting:
-                ended, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+            while pending:
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_EXCEPTION)
                 bar.update(count_rounds(runs) - bar.n)
-                for each in ended:
+                for each in done:
                     each.result()
         except BrokenProcessPool as err:
             raise ConfigError(
-                "a worker process died, perhaps for want of memory; run the same command again and it goes on, with "
+                "a worker process died, perhaps because memory ran out; run the same command again to continue, with "
                 "fewer --workers if it happens again"
             ) from err
         except BaseException:

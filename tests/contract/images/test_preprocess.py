@@ -44,7 +44,7 @@ def test_a_file_is_decoded_to_what_it_shows_or_refused_with_what_it_is(file):
             decode_image(file.make(None), WHOLE)
     else:
         pixels, expected = (decode_image(data, WHOLE).astype(int) for data in (file.make(None), file.outcome.like()))
-        assert np.abs(pixels - expected).mean() <= (0 if file.outcome.within == SAME else 2)
+        assert np.abs(pixels - expected).mean() <= (0 if file.outcome.tolerance == SAME else 2)
 
 
 def expected_pixels(data, spec):

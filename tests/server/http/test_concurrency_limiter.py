@@ -14,8 +14,8 @@ def soon(seconds=30.0):
     return time.monotonic() + seconds
 
 
-def make(requests=1, waiting=10, most_bytes=1000, clock=time.monotonic):
-    return ConcurrencyLimiter(most_requests=requests, most_waiting=waiting, most_bytes=most_bytes, clock=clock)
+def make(requests=1, waiting=10, max_bytes=1000, clock=time.monotonic):
+    return ConcurrencyLimiter(max_requests=requests, max_waiting=waiting, max_bytes=max_bytes, clock=clock)
 
 
 class Held:
@@ -63,7 +63,7 @@ def test_who_cannot_have_a_turn_in_time_is_refused_at_once():
 
 def test_bodies_in_hand_are_bounded_together():
     """One that is larger by itself gets in alone, and is not passed by those behind it."""
-    limiter = make(requests=4, most_bytes=10)
+    limiter = make(requests=4, max_bytes=10)
     with limiter.enter(8, deadline=soon()):
         huge = Held(limiter, 50)
         await_waiting(limiter, 1)
@@ -78,7 +78,7 @@ def test_bodies_in_hand_are_bounded_together():
 
 
 def test_a_deadline_that_passes_ends_the_wait_and_lets_those_behind_through():
-    limiter = make(requests=4, most_bytes=10)
+    limiter = make(requests=4, max_bytes=10)
 
     def give_up():
         with limiter.enter(9, deadline=soon(0.3)):
@@ -102,7 +102,7 @@ def test_an_error_gives_the_place_back():
 @settings(max_examples=20, deadline=None)
 @given(sizes=st.lists(st.integers(0, 12), min_size=1, max_size=30), requests=st.integers(1, 4))
 def test_never_more_than_allowed_and_everybody_gets_in(sizes, requests):
-    limiter, lock, inside = make(requests=requests, waiting=100, most_bytes=10), threading.Lock(), []
+    limiter, lock, inside = make(requests=requests, waiting=100, max_bytes=10), threading.Lock(), []
 
     def enter(size):
         with limiter.enter(size, deadline=soon()):

@@ -20,7 +20,7 @@ from server.http.labelstudio import (
     withhold_labels,
 )
 from server.inference.batching import ImageScores
-from server.inference.known_images import NoImage
+from server.inference.feature_lookup import NoImage
 from server.settings import Score
 from tests.server.conftest import CONFIG, make_predict_body, make_task
 

@@ -16,7 +16,7 @@ from contract.graph.lowering import PassOutputs
 from contract.images.fetch import Fetcher, FetchSettings
 from server.inference.batching import Batcher
 from server.inference.engine import Engine, EngineOptions
-from server.inference.known_images import ImageReference, KnownImages
+from server.inference.feature_lookup import FeatureLookup, ImageReference
 from server.inference.scoring import Scorer
 from server.observe.metrics import Metrics
 from server.settings import Device
@@ -102,15 +102,17 @@ def make_png(value):
 def make_scorer(metrics):
     closing = []
 
-    def make(files, *, fetch_threads=6, queue_images=8, store=None, clock=time.monotonic, recheck_s=0.0, now=time.time):
+    def make(
+        files, *, fetch_threads=6, max_in_flight=8, store=None, clock=time.monotonic, recheck_s=0.0, now=time.time
+    ):
         fetcher = serve(files) if isinstance(files, dict) else files
         batcher = Batcher(max_batch_images=4, metrics=metrics, store=store)
         batcher.start()
         scorer = Scorer(
-            KnownImages(store, fetcher, recheck_s=recheck_s, metrics=metrics, clock=now),
+            FeatureLookup(store, fetcher, recheck_s=recheck_s, metrics=metrics, clock=now),
             batcher,
             fetch_threads=fetch_threads,
-            queue_images=queue_images,
+            max_in_flight=max_in_flight,
             metrics=metrics,
             clock=clock,
         )

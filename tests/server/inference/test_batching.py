@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from contract.errors import Unavailable
 from contract.scores.embedding import embed
-from server.inference.batching import MOST_KNOWN, Batcher, Expired, Extras, NotFinite, Pixels, Work
+from server.inference.batching import MAX_FEATURE_ROWS, Batcher, Expired, Extras, NotFinite, Pixels, Work
 from server.observe.metrics import Metrics
 from tests.server.conftest import wait_until
 from tests.server.inference.conftest import EchoBackbone, EchoEngine
@@ -119,7 +119,7 @@ def test_a_batch_takes_what_is_queued_of_one_engine(make_batcher):
 
 
 def test_known_features_of_many_requests_run_together_up_to_a_bound(make_batcher):
-    batcher, engine, count = make_batcher(), gated(), MOST_KNOWN // 2
+    batcher, engine, count = make_batcher(), gated(), MAX_FEATURE_ROWS // 2
     with held(batcher, engine):
         outcomes = [submit(batcher, engine, make_features(*[value] * count)) for value in range(1, 6)]
     assert [len(outcome.result(timeout=10)) for outcome in outcomes] == [count] * 5

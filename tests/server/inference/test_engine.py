@@ -83,7 +83,7 @@ def test_rows_are_run_in_parts_that_are_padded_to_a_size_that_is_run(count, most
 
     session = Session(SimpleNamespace(run=run, get_inputs=lambda: [SimpleNamespace(name="x")]), buckets)
     rows = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
-    found, others = session.run(["y", "z"], rows, {"more": 1}, most=most)
+    found, others = session.run(["y", "z"], rows, {"more": 1}, max_rows=most)
     np.testing.assert_array_equal(found, rows + 1)
     assert others.shape == (count,)
     parts = [min(most, count - start) for start in range(0, count, most)]
@@ -134,7 +134,7 @@ def test_the_key_names_precision_and_how_pixels_are_made(repository, monkeypatch
     again = repository.open(publish(repository, model=model, int8_of=TinyModel.draw(1)))
     keys = [make_engine(version, precision=precision).backbone.key for precision in (Precision.FP32, Precision.INT8)]
     keys.append(make_engine(again, precision=Precision.INT8).backbone.key)
-    keys.append(features_key(backbone_module._source(version, Precision.FP16), Precision.FP16))
+    keys.append(features_key(backbone_module._fingerprint(version, Precision.FP16), Precision.FP16))
     monkeypatch.setattr("contract.graph.fingerprint.RECIPE", "cropped-bicubic-2")
     keys.append(make_engine(version, precision=Precision.FP32).backbone.key)
     assert len(set(keys)) == 5
@@ -182,7 +182,7 @@ def test_precision_is_what_is_asked_for_or_the_fastest(repository, caplog, wante
 def test_the_conversion_to_fp16_keeps_what_the_backbone_takes_and_gives(tmp_path):
     frozen = freeze_network(lively_network(), tmp_path / "version")
     version = SimpleNamespace(path=frozen.folder)
-    converted = backbone_module._in_precision(frozen.graph, version, Precision.FP16)
+    converted = backbone_module._convert(frozen.graph, version, Precision.FP16)
     images, _ = coloured_images(np.random.default_rng(0), 4)
     full, half = (
         open_session(model).run(["features"], {"images": images})[0]

@@ -34,8 +34,8 @@ class Job:
 def make_queues():
     made = []
 
-    def make(threads=4, most_under_way=100, **options):
-        made.append(HostQueues(threads=threads, most_under_way=most_under_way, **options))
+    def make(threads=4, max_in_flight=100, **options):
+        made.append(HostQueues(threads=threads, max_in_flight=max_in_flight, **options))
         return made[-1]
 
     yield make
@@ -116,7 +116,7 @@ def test_requests_take_turns(make_queues):
 
 def test_closing_abandons_what_waits_and_does_not_wait_for_what_hangs(make_queues, monkeypatch):
     """A file system that hangs does not keep the process from ending."""
-    monkeypatch.setattr("server.inference.host_queues._CLOSING_S", 0.05)
+    monkeypatch.setattr("server.inference.host_queues._CLOSE_TIMEOUT_S", 0.05)
     queues, hang = make_queues(threads=1), threading.Event()
     assert Job(queues, "host", hold=hang.wait).began.wait(10)
     waiting = Job(queues, "host")
@@ -143,7 +143,7 @@ def test_threads_that_wait_hold_nothing_of_what_they_did(make_queues):
 )
 def test_every_job_runs_once_and_in_the_order_of_its_owner_and_host(jobs, threads, most):
     began = []
-    with closing(HostQueues(threads=threads, most_under_way=most)) as queues:
+    with closing(HostQueues(threads=threads, max_in_flight=most)) as queues:
         owners = [object() for _ in range(4)]
         for number, (host, owner) in enumerate(jobs):
             Job(queues, str(host), owners[owner], notes=began, name=(host, owner, number))
@@ -168,7 +168,7 @@ def count_began(jobs):
 @pytest.mark.slow
 def test_sixty_four_names_of_a_slow_host_leave_a_good_one_unaffected(make_queues):
     """Names cost nothing: what is slow in all of them holds no places, and a host that nobody knows finds one."""
-    queues = make_queues(threads=16, most_under_way=80)
+    queues = make_queues(threads=16, max_in_flight=80)
     release, jobs = hang(queues, 64, each=10)
     wait_until(lambda: count_began(jobs) >= 64)
     for number in range(5):
@@ -179,7 +179,7 @@ def test_sixty_four_names_of_a_slow_host_leave_a_good_one_unaffected(make_queues
 @pytest.mark.slow
 def test_a_host_that_is_known_is_unaffected_by_any_number_of_names(make_queues):
     """However many hang, half of the places are for those who have answered before."""
-    queues = make_queues(threads=4, most_under_way=20)
+    queues = make_queues(threads=4, max_in_flight=20)
     Job(queues, "good").outcome.result(timeout=10)
     await_finished(queues)
     release, jobs = hang(queues, 1000)

@@ -12,7 +12,7 @@ from tests.server.inference.conftest import OPTIONS, load, publish_bad
 
 @pytest.fixture
 def models(repository, metrics):
-    return Models(repository, load, only=False, poll_s=3600, metrics=metrics)
+    return Models(repository, load, single=False, poll_s=3600, metrics=metrics)
 
 
 @pytest.mark.parametrize("former", [True, False], ids=["beside one in use", "alone"])
@@ -23,7 +23,7 @@ def test_after_an_outage_health_says_again_why_the_version_was_refused(models, r
         models.poll()
     bad = publish_bad(repository)
     models.poll()
-    refusal, in_use = models.alone.detail, models.alone.engine
+    refusal, in_use = models.only.detail, models.only.engine
     assert refusal.startswith(f"version {bad} was refused: ")
     pointer, away = repository.folder / "CURRENT", repository.root.with_name("away")
     current = pointer.read_text()
@@ -34,11 +34,11 @@ def test_after_an_outage_health_says_again_why_the_version_was_refused(models, r
     ):
         begin()
         models.poll()
-        assert not models.alone.detail.startswith(f"version {bad} was refused: ")
+        assert not models.only.detail.startswith(f"version {bad} was refused: ")
         end()
         models.poll()
-        assert models.alone.detail == refusal
-        assert models.alone.engine is in_use
+        assert models.only.detail == refusal
+        assert models.only.engine is in_use
     assert [count("repository_faults_total", kind=kind) for kind in ("read", "poll")] == [1, 1]
 
 
@@ -49,7 +49,7 @@ def names(models):
 def test_models_appear_and_vanish_while_the_server_runs(models, repository):
     models.poll()
     assert names(models) == ["default"]
-    assert models.alone.unpublished
+    assert models.only.unpublished
     birds, cars = repository.for_model("birds"), repository.for_model("cars")
     first = publish(birds)
     models.poll()
@@ -112,7 +112,7 @@ def test_one_that_is_being_loaded_is_no_silence_of_the_others(repository, metric
         seen.extend((model.detail or "", models.ready) for model in models.all)
         return load(version)
 
-    models = Models(repository, slow, only=False, poll_s=1, metrics=metrics, clock=lambda: now[0])
+    models = Models(repository, slow, single=False, poll_s=1, metrics=metrics, clock=lambda: now[0])
     for name in ("birds", "cars"):
         publish(repository.for_model(name))
     models.poll()

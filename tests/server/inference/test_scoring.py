@@ -26,7 +26,7 @@ def test_one_images_failure_is_its_own(make_scorer, count, caplog):
 
 def test_a_long_request_has_only_so_many_images_under_way(make_scorer, count):
     gate, begun = threading.Event(), []
-    scorer, engine = make_scorer({"x": lambda: begun.append(1) or make_png(1)}, queue_images=8), EchoEngine(0, gate)
+    scorer, engine = make_scorer({"x": lambda: begun.append(1) or make_png(1)}, max_in_flight=8), EchoEngine(0, gate)
     with ThreadPoolExecutor() as pool:
         request = pool.submit(scorer.score, references(*["x"] * 200), engine, deadline=soon())
         wait_until(lambda: len(begun) == 8 and engine.entered.is_set() and count("queue_images") == 200)

@@ -80,7 +80,7 @@ class TestReading:
         assert "publish again" in caplog.text
 
     def test_a_file_of_hundreds_of_megabytes_is_not_read(self, repository, version, monkeypatch, caplog):
-        monkeypatch.setattr(reports, "_MOST_BYTES", len(PAGE) - 1)
+        monkeypatch.setattr(reports, "_MAX_FILE_BYTES", len(PAGE) - 1)
         assert read_report(repository, version, "index.html") is None
         assert f"at most {len(PAGE) - 1} are read" in caplog.text
         assert read_report(repository, version, "figures.json") is not None

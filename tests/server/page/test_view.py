@@ -12,7 +12,7 @@ from contract.scores.ranking import save_ranking
 from contract.versions.repository import Repository
 from contract.versions.results import ProjectState, TrainingRecord
 from contract.versions.training_requests import submit_request
-from server.page.view import Page, render_models, show_ago
+from server.page.view import Page, format_age, render_models
 from tests import versions
 from tests.contract.versions.test_results import METRICS
 from tests.server.page.conftest import (
@@ -213,7 +213,7 @@ class TestRankings:
     ],
 )
 def test_times_are_told_in_words(seconds, text):
-    assert show_ago(NOW - timedelta(seconds=seconds), NOW) == text
+    assert format_age(NOW - timedelta(seconds=seconds), NOW) == text
 
 
 @settings(max_examples=25)

@@ -13,27 +13,27 @@ LN_4 = math.log(4)
 SHARE, NATS, KAPPA = st.floats(0, 1), st.floats(0, LN_4), st.none() | st.floats(-1, 1)
 
 
-def measured(labels, macro_f1, *, bald=0.02, kappa=0.97, images=64, half=0.05):
+def point(labels, macro_f1, *, bald=0.02, kappa=0.97, images=64, half=0.05):
     return CurvePoint(labels, images, macro_f1, macro_f1 - half, macro_f1 + half, bald, kappa)
 
 
-def say(versions, **arguments):
+def advise_on(versions, **arguments):
     return advise(versions, **{"images": 64, "max_bald": LN_4, **arguments})
 
 
-SETTLED = [measured(1600, 0.82), measured(1800, 0.83), measured(2000, 0.83)]
-LEARNING = [measured(100, 0.50), measured(200, 0.64), measured(300, 0.71)]
+SETTLED = [point(1600, 0.82), point(1800, 0.83), point(2000, 0.83)]
+LEARNING = [point(100, 0.50), point(200, 0.64), point(300, 0.71)]
 
 
-def test_stops_when_everything_has_settled():
-    advice = say(SETTLED)
+def test_stops_when_all_signals_are_stable():
+    advice = advise_on(SETTLED)
     assert (advice.stop, advice.labels) == (True, 500)
     assert advice.sentence == (
         "stop: macro-F1 is 0.83 (0.78 to 0.88) and has stood there for 3 versions, which agree on their predictions "
         "(kappa 0.97); 500 more labels would gain less than 0.01"
     )
     for unseen, said in ((["tram"], "tram"), ([*"abcde"], "a, b, c and 2 more")):
-        sentence = say(SETTLED, unseen=unseen).sentence
+        sentence = advise_on(SETTLED, unseen=unseen).sentence
         assert sentence == f"{advice.sentence}; untested, for want of a random image: {said}"
 
 
@@ -50,26 +50,26 @@ def test_stops_when_everything_has_settled():
         ([replace(SETTLED[0], macro_f1=0.95), *SETTLED[1:]], "it has moved between 0.83 and 0.95"),
     ],
 )
-def test_one_sign_alone_stops_nothing(versions, reason):
-    advice = say(versions)
+def test_one_signal_is_not_enough_to_stop(versions, reason):
+    advice = advise_on(versions)
     assert not advice.stop
     assert advice.sentence.startswith("go on: 500 more labels promise less than 0.01 macro-F1 (now 0.83")
     assert reason in advice.sentence
 
 
 @pytest.mark.parametrize("balds", [(0.06, 0.05, 0.03), (0.5, 0.5, 0.5)], ids=["low", "high"])
-def test_uncertainty_that_is_low_or_stays_as_it_is_does_not_hinder_stopping(balds):
-    """Low is a twentieth of what BALD can be; images that people cannot tell apart either keep it high for ever."""
-    assert say([replace(each, mean_bald=bald) for each, bald in zip(SETTLED, balds, strict=True)]).stop
+def test_low_or_constant_uncertainty_does_not_prevent_stopping(balds):
+    """BALD is low below 5 % of its bound; images that are ambiguous to annotators too can keep it high for good."""
+    assert advise_on([replace(each, mean_bald=bald) for each, bald in zip(SETTLED, balds, strict=True)]).stop
 
 
-def test_a_curve_that_rises_asks_for_labels_more_as_it_flattens():
-    advice = say(LEARNING)
+def test_a_rising_curve_asks_for_more_labels_the_flatter_it_is():
+    advice = advise_on(LEARNING)
     assert (advice.stop, advice.labels) == (False, 100)
     assert advice.sentence == (
         "label about 100 more to gain about 0.04 macro-F1 (now 0.71, 0.66 to 0.76, on 64 random images)"
     )
-    slow = say([measured(1000, 0.700), measured(1200, 0.712), measured(1400, 0.722)])
+    slow = advise_on([point(1000, 0.700), point(1200, 0.712), point(1400, 0.722)])
     assert (slow.labels, slow.gain) == (620, pytest.approx(0.02, abs=1e-3))
 
 
@@ -83,27 +83,27 @@ def test_a_curve_that_rises_asks_for_labels_more_as_it_flattens():
     ],
 )
 def test_says_when_it_is_too_early(versions, arguments, sentence):
-    advice = say(versions, **arguments)
+    advice = advise_on(versions, **arguments)
     assert advice.sentence.startswith(sentence)
     assert (advice.stop, advice.gain, advice.labels) == (False, None, None)
 
 
-def test_a_version_trained_again_on_as_many_labels_is_no_further_version():
-    """Three trainings on the same labels prove nothing, and the agreement among them neither."""
-    same = [measured(300, 0.71, kappa=None), measured(300, 0.72, kappa=1.0), measured(300, 0.73, kappa=1.0)]
-    assert "1 version so far" in say(same).sentence
+def test_versions_with_the_same_number_of_labels_count_once():
+    """Three trainings on the same labels are no evidence, nor is their agreement."""
+    same = [point(300, 0.71, kappa=None), point(300, 0.72, kappa=1.0), point(300, 0.73, kappa=1.0)]
+    assert "1 version so far" in advise_on(same).sentence
     again = [SETTLED[0], SETTLED[1], replace(SETTLED[2], kappa=0.9), replace(SETTLED[2], kappa=1.0)]
-    assert "(kappa 0.90, not 0.95)" in say(again).sentence
+    assert "(kappa 0.90, not 0.95)" in advise_on(again).sentence
 
 
-def test_versions_a_few_labels_apart_are_asked_about_a_quarter_more():
-    """Rounds of 5 labels are always flat from one to the next; the curve is not."""
-    advice = say([measured(labels, 0.9 - 3 / math.sqrt(labels)) for labels in range(180, 200, 5)])
+def test_the_curve_is_extrapolated_by_at_least_a_quarter_of_the_labels():
+    """From one round of 5 labels to the next, any curve looks flat."""
+    advice = advise_on([point(labels, 0.9 - 3 / math.sqrt(labels)) for labels in range(180, 200, 5)])
     assert (advice.gain > FLAT, advice.labels) == (True, 49)
 
 
 def test_the_curve_is_the_weighted_least_squares_fit():
-    versions = [measured(100, 0.5, images=30), measured(200, 0.66, images=45), measured(400, 0.7, images=80)]
+    versions = [point(100, 0.5, images=30), point(200, 0.66, images=45), point(400, 0.7, images=80)]
     (_, slope), _ = curve_fit(
         lambda n, limit, slope: limit - slope / np.sqrt(n),
         [each.labels for each in versions],
@@ -122,8 +122,8 @@ def test_the_curve_is_the_weighted_least_squares_fit():
         max_size=10,
     )
 )
-def test_whatever_the_figures_there_is_a_sentence(versions):
-    advice = say(versions)
+def test_any_metrics_give_a_sentence(versions):
+    advice = advise_on(versions)
     assert advice.sentence
     if advice.stop:
         assert all(each.kappa is None or each.kappa >= LEAST_KAPPA for each in versions[-1:])

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow  # trains or exports networks
 
 IMAGES, CLASSES = coloured_images(np.random.default_rng(0), 40)
 TASKS = list(range(101, 141))
-DECIDED = np.random.default_rng(1).integers(0, 3, len(IMAGES))
-"""What the new version says."""
+NEW_PREDICTIONS = np.random.default_rng(1).integers(0, 3, len(IMAGES))
+"""Predictions of the new version."""
 NEW = "20991231T000000000Z-0a1b2c"
 OF_ALL = json.dumps({"%s": {task: [0] for task in TASKS}})
 
@@ -39,7 +39,7 @@ def publish(repository, seed, labels, *, predictions=None):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A repository of two versions, from 100 and 200 labels."""
+    """A repository of two versions, trained on 100 and 200 labels."""
     repository = Repository(tmp_path_factory.mktemp("published") / "models")
     for seed in (1, 2):
         publish(repository, seed, 100 * seed)
@@ -48,7 +48,6 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def repository(published, tmp_path):
-    """A copy of it."""
     shutil.copytree(published.root, tmp_path / "models")
     return Repository(tmp_path / "models")
 
@@ -59,22 +58,22 @@ def before(repository):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """How many images each version was asked about."""
+def predicted_images(monkeypatch):
+    """Number of images that each version predicted."""
     counts = {}
 
-    def note(version, images, *, passes, known):
+    def count(version, images, *, passes, known):
         counts[version.name] = counts.get(version.name, 0) + len(images)
         return predict(version, images, passes=passes, known=known)
 
-    monkeypatch.setattr(comparison, "predict", note)
+    monkeypatch.setattr(comparison, "predict", count)
     return counts
 
 
 def compare(repository, before, *, count=40):
-    """Compare a new version from 300 labels with those before it."""
+    """Compare a new version with 300 labels with the earlier ones."""
     now = replace(before[-1], version=NEW, training=trained(300))
-    true, predicted = (to_label_matrix(each[:count], 3) for each in (CLASSES, DECIDED))
+    true, predicted = (to_label_matrix(each[:count], 3) for each in (CLASSES, NEW_PREDICTIONS))
     return compare_versions(repository, now, before, CommonImages(TASKS[:count], IMAGES[:count], {}, true, predicted))
 
 
@@ -86,7 +85,7 @@ def test_all_versions_are_measured_on_the_same_images(repository, before):
     curve, predictions = compare(repository, before)
     assert (curve.images, labels_of(curve)) == (40, [100, 200, 300])
     said = [predict(repository.open(each.version), IMAGES, passes=200).argmax(axis=1) for each in before]
-    expected = [f1_score(CLASSES, each, average="macro") for each in (*said, DECIDED)]
+    expected = [f1_score(CLASSES, each, average="macro") for each in (*said, NEW_PREDICTIONS)]
     assert [each.macro_f1 for each in curve.versions] == pytest.approx(expected)
     assert all(each.low <= each.macro_f1 <= each.high for each in curve.versions)
     assert {version: sorted(found) for version, found in predictions.items()} == dict.fromkeys(
@@ -94,39 +93,41 @@ def test_all_versions_are_measured_on_the_same_images(repository, before):
     )
 
 
-def test_what_a_version_has_predicted_is_kept_and_not_asked_again(repository, before, asked, tmp_path):
+def test_predictions_are_kept_and_not_computed_again(repository, before, predicted_images, tmp_path):
     _, predictions = compare(repository, before, count=30)
-    assert asked == {each.version: 30 for each in before}
+    assert predicted_images == {each.version: 30 for each in before}
     save_predictions(predictions, tmp_path)
     new = publish(repository, 3, 250, predictions=(tmp_path / PREDICTIONS_FILE).read_text())
     curve, _ = compare(repository, [*before, new])
-    assert asked == {**{each.version: 40 for each in before}, new.version: 40}
+    assert predicted_images == {**{each.version: 40 for each in before}, new.version: 40}
     assert curve.versions[:2] == compare(repository, before)[0].versions[:2]
 
 
 @pytest.mark.parametrize(
     "different", [{"share": 0.2}, {"share": None}, {"sample": "split"}], ids=["share", "unknown", "split"]
 )
-def test_a_version_that_may_have_trained_on_the_images_is_not_measured_on_them(repository, before, asked, different):
-    """One that held out others, or part of each class, has seen some of them."""
+def test_a_version_that_may_have_trained_on_the_images_is_not_measured_on_them(
+    repository, before, predicted_images, different
+):
+    """With another holdout, or a share of each class, it may have been trained on some of them."""
     curve, _ = compare(repository, [replace(before[0], training=trained(100, **different)), before[1]])
     assert labels_of(curve) == [200, 300]
-    assert asked.keys() == {before[1].version}
+    assert predicted_images.keys() == {before[1].version}
 
 
-def test_a_version_that_has_learnt_the_images_since_is_held_to_what_was_said_before(repository, before, asked):
+def test_a_refitted_version_is_measured_by_its_kept_predictions(repository, before, predicted_images):
     learnt = [replace(each, training=trained(100, refitted=True)) for each in before]
     assert labels_of(compare(repository, learnt)[0]) == [300]
-    assert not asked
+    assert not predicted_images
     said = {learnt[0].version: {task: [0] for task in TASKS[:30]}}
     new = publish(repository, 3, 250, predictions=json.dumps(said))
     curve, predictions = compare(repository, [*learnt, new])
     assert labels_of(curve) == [100, 250, 300]
-    assert asked == {learnt[0].version: 10, new.version: 40}
+    assert predicted_images == {learnt[0].version: 10, new.version: 40}
     assert all(predictions[learnt[0].version][task] == [0] for task in TASKS[:30])
 
 
-def test_a_version_that_fails_costs_its_point_alone(repository, before, caplog):
+def test_a_version_that_fails_is_left_out(repository, before, caplog):
     path = repository.folder / before[0].version / "model.onnx"
     path.write_bytes(b"x" * path.stat().st_size)
     curve, predictions = compare(repository, before)
@@ -135,24 +136,24 @@ def test_a_version_that_fails_costs_its_point_alone(repository, before, caplog):
     assert "not on the curve" in caplog.text
 
 
-def test_the_oldest_are_left_out_where_all_would_take_too_long(repository, before, asked, monkeypatch):
+def test_the_oldest_versions_are_left_out_if_all_would_take_too_long(repository, before, predicted_images, monkeypatch):
     monkeypatch.setattr(comparison, "_MOST_PREDICTED", 79)
     assert labels_of(compare(repository, before)[0]) == [200, 300]
-    assert sum(asked.values()) == 40
+    assert sum(predicted_images.values()) == 40
 
 
 @pytest.mark.parametrize("kept", ["", "[]", '{"x": 3}', '{"%s": {"101": [7]}}'])
-def test_predictions_that_are_none_are_passed_over(repository, before, asked, kept):
+def test_malformed_predictions_are_ignored(repository, before, predicted_images, kept):
     new = publish(repository, 3, 250, predictions=kept.replace("%s", before[0].version))
     compare(repository, [before[0], new])
-    assert asked[before[0].version] == 40
+    assert predicted_images[before[0].version] == 40
 
 
-def test_predictions_that_were_edited_are_not_believed(repository, before, asked):
+def test_modified_predictions_are_ignored(repository, before, predicted_images):
     new = publish(repository, 3, 250, predictions=OF_ALL.replace("%s", before[0].version))
     compare(repository, [before[0], new])
-    assert before[0].version not in asked
+    assert before[0].version not in predicted_images
     with (repository.folder / new.version / PREDICTIONS_FILE).open("a") as file:
         file.write(" ")
     compare(repository, [before[0], new])
-    assert asked[before[0].version] == 40
+    assert predicted_images[before[0].version] == 40

@@ -31,12 +31,12 @@ def test_agreement_is_cohens_kappa_with_the_newest_version_before():
     expected = cohen_kappa_score(classes[1], classes[2])
     assert find_agreement(predictions, BEFORE, NOW) == pytest.approx(expected)
     assert 0.3 < expected < 0.9
-    first, second = np.random.default_rng(0).random((2, 30, 4)) < 0.4  # of several labels each is a rating
+    first, second = np.random.default_rng(0).random((2, 30, 4)) < 0.4  # with several labels, each is a rating
     assert kappa(first, second) == pytest.approx(cohen_kappa_score(first.ravel(), second.ravel()))
     assert kappa(np.zeros((5, 3), bool), np.zeros((5, 3), bool)) == 1
 
 
-def test_images_are_compared_by_task_with_a_version_before_if_there_is_one():
+def test_predictions_are_compared_by_task():
     predictions = {BEFORE[2].version: {103: [2], 102: [1], 101: [0], 104: [1]}, NOW.version: {101: [0], 103: [2]}}
     assert find_agreement(predictions, BEFORE, NOW) == 1
     assert find_agreement(predictions, BEFORE[:2], NOW) is None
@@ -62,15 +62,15 @@ def publish(repository, images, **fields):
 
 
 def advise_on(repository, *, kappa=0.97, unseen=()):
-    """Advise on a new version, all versions of its kind having been measured on the same images."""
+    """Return the advice on a new version, with the same macro-F1 for all versions of its kind."""
     now = replace(manifest("20991231T000000000Z-0a1b2c"), metrics=METRICS, training=training(2000))
     before = earlier_versions(repository, now)
     marks = [ComparedVersion(each.version, each.training.images, 0.83, 0.78, 0.88) for each in (*before, now)]
     return describe_advice(before, now, Comparison(64, tuple(marks)), kappa=kappa, unseen=unseen)
 
 
-def test_advice_is_built_on_the_versions_before(tmp_path):
-    """How they agree comes from their manifests; how good they are from the common images, not from each one's own."""
+def test_advice_uses_earlier_versions(tmp_path):
+    """Agreement comes from the manifests, macro-F1 from the common images."""
     repository = Repository(tmp_path)
     for labels, macro_f1 in ((1600, 0.51), (1800, 0.79)):
         publish(repository, labels, metrics=replace(METRICS, macro_f1=macro_f1, macro_f1_interval=(0.0, 1.0)))
@@ -81,7 +81,7 @@ def test_advice_is_built_on_the_versions_before(tmp_path):
     assert not advise_on(repository, kappa=0.6).stop
 
 
-def test_versions_that_cannot_be_compared_or_read_do_not_count(tmp_path):
+def test_unreadable_versions_and_other_kinds_are_ignored(tmp_path):
     repository = Repository(tmp_path)
     publish(repository, 1600)
     for different in (

@@ -26,58 +26,58 @@ def pixels(targets, *, task_ids=None, groups=None):
     )
 
 
-def split_up(pixels, *, project=PROJECT, share=SHARE):
+def split_holdout(pixels, *, project=PROJECT, share=SHARE):
     return hold_out(pixels, project=project, share=share, fraction=0.2, seed=0)
 
 
-def test_the_audit_slice_validates_where_it_is_large_enough():
-    parts = split_up(pixels(np.arange(600) % 3))
+def test_a_large_enough_random_holdout_is_the_validation_part():
+    parts = split_holdout(pixels(np.arange(600) % 3))
     audit = is_held_out(PROJECT, np.arange(600), SHARE)
     assert (parts.sample, parts.audit_images) == ("audit", audit.sum())
     np.testing.assert_array_equal(parts.validation, np.flatnonzero(audit))
     np.testing.assert_array_equal(parts.train, np.flatnonzero(~audit))
     several = (np.random.default_rng(0).random((600, 4)) < 0.3).astype(np.uint8)
-    assert split_up(pixels(several)).sample == "audit"
-    assert split_up(pixels(several[:60])).sample == "split"
+    assert split_holdout(pixels(several)).sample == "audit"
+    assert split_holdout(pixels(several[:60])).sample == "split"
 
 
-def of_both(count, targets, **fields):
-    """Pixels of so many tasks of the slice, and as many of the rest."""
+def half_held_out(count, targets, **fields):
+    """Return pixels of `count` tasks of the random holdout, and as many others."""
     numbers = np.arange(100 * count)
     audit = is_held_out(PROJECT, numbers, SHARE)
     return pixels(targets, task_ids=np.concatenate([numbers[audit][:count], numbers[~audit][:count]]), **fields)
 
 
 @pytest.mark.parametrize(("count", "sample"), [(LEAST_IMAGES - 1, "split"), (LEAST_IMAGES, "audit")])
-def test_fewer_than_thirty_images_of_it_are_too_few(count, sample):
-    parts = split_up(of_both(count, np.arange(2 * count) % 2))
+def test_fewer_than_thirty_holdout_images_are_too_few(count, sample):
+    parts = split_holdout(half_held_out(count, np.arange(2 * count) % 2))
     assert (parts.sample, parts.audit_images) == (sample, count)
     assert len(parts.train) + len(parts.validation) == 2 * count
 
 
 @pytest.mark.parametrize("alike", ["audit", "others"])
-def test_one_class_tests_nothing_and_teaches_nothing(alike):
+def test_both_parts_need_two_classes(alike):
     classes = [np.zeros(40, int) if alike == part else np.arange(40) % 2 for part in ("audit", "others")]
-    parts = split_up(of_both(40, np.concatenate(classes)))
+    parts = split_holdout(half_held_out(40, np.concatenate(classes)))
     assert (parts.sample, parts.audit_images) == ("split", 40)
 
 
-def test_a_copy_of_an_image_of_the_slice_is_not_trained_on():
+def test_copies_of_holdout_images_are_not_trained_on():
     groups = np.arange(80)
     groups[50] = 7
-    parts = split_up(of_both(40, np.arange(80) % 2, groups=groups))
+    parts = split_holdout(half_held_out(40, np.arange(80) % 2, groups=groups))
     assert parts.validation.tolist() == [*range(40)]
     assert parts.train.tolist() == [*range(40, 50), *range(51, 80)]
 
 
 @pytest.mark.parametrize("arguments", [{"project": None}, {"share": 0.0}])
-def test_without_a_slice_a_part_of_each_class_is_held_out(arguments):
-    parts = split_up(pixels(np.arange(600) % 3), **arguments)
+def test_without_a_random_holdout_a_share_of_each_class_is_held_out(arguments):
+    parts = split_holdout(pixels(np.arange(600) % 3), **arguments)
     assert (parts.sample, parts.audit_images, len(parts.validation)) == ("split", 0, 120)
 
 
 def true_f1(shares):
-    """F1 of each class where images of true class i and predicted class j have these shares (C, C) of all."""
+    """Return the F1 of each class from the shares (C, C) of true and predicted classes."""
     return 2 * shares.diagonal() / (shares.sum(axis=0) + shares.sum(axis=1))
 
 
@@ -91,28 +91,28 @@ def true_f1(shares):
         ([0.3, 0.25, 0.15, 0.1, 0.08, 0.05, 0.03, 0.02, 0.01, 0.01], 0.7),
     ],
 )
-def test_the_interval_holds_the_truth_in_95_of_100_samples(images, pool, right):
-    """Of as few images as are measured on, and where errors or classes are rare; the truth is of the classes seen.
+def test_the_interval_covers_the_true_value_in_95_of_100_samples(images, pool, right):
+    """Also with few images, and with rare errors or classes; the true macro-F1 is over the classes in the sample.
 
-    Of 400 samples 95 % is 380, and chance has fewer than 369 once in a hundred times. A percentile bootstrap of 30
-    images has some 295 where errors are rare.
+    95 % of 400 samples is 380; by chance there are fewer than 369 with a probability of 1 %. A percentile bootstrap of
+    30 images covers about 295 if errors are rare.
     """
     rng = np.random.default_rng(0)
     classes, pool = len(pool), np.array(pool)
     shares = np.outer(pool, pool) * (1 - right)
     shares[np.diag_indices(classes)] = 0
     shares[np.diag_indices(classes)] = pool - shares.sum(axis=1)
-    held = 0
+    covered = 0
     for _ in range(400):
         true, predicted = np.divmod(rng.choice(classes**2, images, p=shares.ravel()), classes)
         low, high = macro_f1_interval(to_label_matrix(predicted, classes), to_label_matrix(true, classes))
-        held += low <= true_f1(shares)[np.union1d(true, predicted)].mean() <= high
-    assert held >= 369
+        covered += low <= true_f1(shares)[np.union1d(true, predicted)].mean() <= high
+    assert covered >= 369
 
 
 @pytest.mark.parametrize("wrong", [0, 10, 60])
-def test_the_interval_is_wilsons_where_macro_f1_is_a_share(wrong):
-    """Two classes of one size with as many errors in each have accuracy as macro-F1; scipy has the interval of that."""
+def test_the_interval_is_wilsons_if_macro_f1_is_a_share(wrong):
+    """With two balanced classes and equal errors, macro-F1 is the accuracy, whose interval scipy computes."""
     true = np.arange(400) % 2
     predicted = np.where(np.arange(400) < wrong, 1 - true, true)
     expected = stats.binomtest(400 - wrong, 400).proportion_ci(method="wilson")
@@ -122,7 +122,7 @@ def test_the_interval_is_wilsons_where_macro_f1_is_a_share(wrong):
 
 
 @given(images=st.integers(1, 60), classes=st.integers(2, 5), right=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
-def test_an_interval_lies_within_bounds_around_the_figure(images, classes, right, seed):
+def test_the_interval_lies_in_0_1_and_contains_macro_f1(images, classes, right, seed):
     rng = np.random.default_rng(seed)
     true = to_label_matrix(rng.integers(0, classes, images), classes)
     predicted = np.where(rng.random(images)[:, None] < right, true, np.roll(true, 1, axis=1))
@@ -132,6 +132,6 @@ def test_an_interval_lies_within_bounds_around_the_figure(images, classes, right
     assert low < high
 
 
-def test_nothing_to_measure_has_no_interval():
+def test_without_images_there_is_no_interval():
     assert macro_f1_interval(np.empty((0, 3), bool), np.empty((0, 3), bool)) is None
     assert macro_f1_interval(np.zeros((5, 3), bool), np.zeros((5, 3), bool)) is None

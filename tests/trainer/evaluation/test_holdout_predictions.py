@@ -18,7 +18,7 @@ MEANS = np.array([[0.75, 0.25], [0.1, 0.9]], np.float32)
 
 @pytest.fixture
 def published(tmp_path):
-    """A repository, and a function that publishes a version with witnesses of these probabilities."""
+    """A repository, and a function that publishes a version with holdout predictions."""
     repository = Repository(tmp_path / "models")
 
     def publish(means=MEANS, *, multiple=False):
@@ -29,18 +29,20 @@ def published(tmp_path):
     return repository, publish
 
 
-def test_what_was_said_comes_back(published):
+def test_saved_predictions_can_be_read(published):
     repository, publish = published
     found = read_holdout_predictions(repository, publish().manifest)
     assert [(each.task, each.labels) for each in found] == [(7, {"cat"}), (8, {"dog"})]
     assert [each.margin for each in found] == pytest.approx([0.5, 0.8], abs=1e-6)
-    several = publish(np.array([[0.9, 0.8], [0.2, 0.1]], np.float32), multiple=True)  # the least sure label decides
+    several = publish(
+        np.array([[0.9, 0.8], [0.2, 0.1]], np.float32), multiple=True
+    )  # the margin is that of the least certain label
     found = read_holdout_predictions(repository, several.manifest)
     assert [each.labels for each in found] == [{"cat", "dog"}, frozenset()]
     assert [each.margin for each in found] == pytest.approx([0.6, 0.6], abs=1e-6)
 
 
-def test_what_was_changed_is_no_evidence(published, caplog):
+def test_modified_predictions_are_ignored(published, caplog):
     repository, publish = published
     version = publish()
     path = version.path / HOLDOUT_PREDICTIONS_FILE

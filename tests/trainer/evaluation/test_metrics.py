@@ -24,17 +24,17 @@ TARGETS = np.array([0, 1, 1, 1])
     ids=["one label", "several labels"],
 )
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy(probabilities, targets, error):
-    """A hundred images at 0.8, of which half are right, are 0.3 off; of several labels, over the decisions on each."""
+    """100 images at 0.8, of which half are right, have 0.3; with several labels, each label of an image counts."""
     metrics = compute_metrics(np.tile(np.array([probabilities], np.float32), (100, 1)), targets)
     assert metrics.ece == pytest.approx(error, abs=1e-6)
 
 
 @pytest.mark.parametrize("targets", [np.array([1]), np.array([[0, 1]], np.uint8)], ids=["one label", "several labels"])
-def test_certainty_that_is_wrong_costs_much_and_not_everything(targets):
+def test_the_log_loss_of_a_certain_error_is_finite(targets):
     assert 20 < compute_metrics(np.array([[1.0, 0.0]], np.float32), targets).nll < math.inf
 
 
-def test_the_table_has_a_row_for_every_class_and_no_figure_where_nothing_is_held_out():
+def test_the_table_has_a_row_per_class_and_no_values_without_held_out_images():
     table = format_table(compute_metrics(PROBABILITIES, TARGETS), ("cat", "dog", "horse"), TARGETS)
     rows = [line.split() for line in table.splitlines()]
     assert rows[1:4] == [["1", "0.667", "cat"], ["3", "0.800", "dog"], ["0", "-", "horse"]]
@@ -45,7 +45,7 @@ def test_the_table_has_a_row_for_every_class_and_no_figure_where_nothing_is_held
     assert [line.split()[-2] for line in table.splitlines()[1:]] == ["-"] * 6
 
 
-def test_of_many_classes_the_largest_and_the_worst_are_shown_in_their_order():
+def test_a_table_of_many_classes_shows_the_largest_and_the_worst():
     metrics, targets = Metrics(f1=tuple(np.arange(40) / 40)), np.repeat(np.arange(40), np.arange(40))
     table = format_table(metrics, [f"c{label}" for label in range(40)], targets)
     shown = [line.split()[-1] for line in table.splitlines()[1:25]]
@@ -54,14 +54,14 @@ def test_of_many_classes_the_largest_and_the_worst_are_shown_in_their_order():
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=30, unique=True))
 def test_a_table_has_one_line_for_each_class_whatever_their_names(names):
-    """Line breaks, controls and marks that turn the direction of writing are shown as escapes."""
+    """Line breaks, control characters and marks of writing direction are escaped."""
     table = format_table(Metrics(images=0), names, np.zeros(0, np.int64))
     lines = table.split("\n")
     assert len(lines) == 1 + (len(names) if len(names) <= 24 else 25) + 4
     assert all(line.isprintable() for line in lines)
 
 
-def test_figures_of_several_labels_are_sklearns():
+def test_metrics_of_several_labels_equal_sklearns():
     probabilities = np.random.default_rng(4).random((50, 6)).astype(np.float32)
     held = (np.random.default_rng(5).random((50, 6)) < probabilities**2).astype(np.uint8)
     metrics = compute_metrics(probabilities, held)
@@ -74,7 +74,7 @@ def test_figures_of_several_labels_are_sklearns():
     assert metrics.nll == pytest.approx(expected)
 
 
-def test_figures_of_one_label_are_sklearns():
+def test_metrics_of_one_label_equal_sklearns():
     probabilities = np.random.default_rng(6).dirichlet(np.ones(5), 40).astype(np.float32)
     probabilities[:, 4] = 0
     targets = np.random.default_rng(7).integers(0, 3, 40)
@@ -89,7 +89,7 @@ def test_figures_of_one_label_are_sklearns():
     assert metrics.nll == pytest.approx(log_loss(targets, exact, labels=range(5)))
 
 
-def test_labels_that_hold_nowhere_and_are_nowhere_predicted_have_no_figure():
+def test_labels_without_true_or_predicted_images_have_no_f1():
     metrics = compute_metrics(np.full((3, 2), 0.1, np.float32), np.zeros((3, 2), np.uint8))
     assert (metrics.accuracy, metrics.macro_f1, metrics.f1) == (1, None, (None, None))
     json.dumps(asdict(metrics), allow_nan=False)

@@ -9,13 +9,13 @@ from trainer.evaluation.sure import ERROR_RATE, Sample, find_margin, images_need
 PRECISION = 0.98
 
 
-def a_sample(right, *, confirmed=0, confirmed_wrong=0):
-    """Images in falling order of their margins."""
+def make_sample(right, *, confirmed=0, confirmed_wrong=0):
+    """Return a sample in descending order of margins."""
     right = np.array(right, bool)
     return Sample(np.linspace(1, 0, len(right)), right, confirmed, confirmed_wrong)
 
 
-class TestTheInterval:
+class TestLowerBound:
     @given(st.integers(1, 2000), st.data())
     def test_it_is_that_of_clopper_and_pearson(self, images, data):
         wrong = data.draw(st.integers(0, images))
@@ -23,41 +23,41 @@ class TestTheInterval:
         assert lower_bound(images, wrong) == pytest.approx(exact.low, abs=1e-9)
 
     @given(st.integers(0, 40), st.floats(0.5, 0.995))
-    def test_one_image_fewer_would_not_do(self, wrong, precision):
+    def test_one_image_fewer_is_not_enough(self, wrong, precision):
         images = min_images(wrong, precision)
         assert lower_bound(images, wrong) >= precision > lower_bound(images - 1, wrong)
         with pytest.raises(ValueError, match="at most 3 wrong of 3 images, got 4"):
             lower_bound(3, 4)
 
 
-class TestTheMargin:
-    def test_it_takes_in_as_many_as_may_be_wrong(self):
-        """The lowest step that passes decides, and its own image belongs to it."""
-        found = find_margin(a_sample([True] * 400), PRECISION)
+class TestFindMargin:
+    def test_it_covers_as_many_images_as_the_errors_allow(self):
+        """The threshold is the lowest step that passes, its own image included."""
+        found = find_margin(make_sample([True] * 400), PRECISION)
         assert (found.images, found.wrong) == (max(steps(400, PRECISION)), 0)
         assert found.low == lower_bound(found.images, 0) >= PRECISION
         assert found.least_margin == np.linspace(1, 0, 400)[found.images - 1]
 
-    def test_the_first_step_that_fails_ends_the_search(self):
-        """Though a later one would pass: choosing among all of them errs more often."""
+    def test_the_first_failing_step_ends_the_search(self):
+        """Even if a later one would pass: choosing the best of all steps would have a higher error rate."""
         first, *later = steps(3000, PRECISION)
         right = np.ones(3000, bool)
         right[: round(0.03 * first)] = False
         wrong = np.count_nonzero(~right)
         assert lower_bound(first, wrong) < PRECISION <= lower_bound(later[-1], wrong)
-        assert find_margin(a_sample(right), PRECISION) is None
+        assert find_margin(make_sample(right), PRECISION) is None
 
-    def test_few_images_are_no_evidence(self):
-        passed = [find_margin(a_sample([True] * count), PRECISION) is not None for count in (0, 182, 183)]
+    def test_few_images_give_no_threshold(self):
+        passed = [find_margin(make_sample([True] * count), PRECISION) is not None for count in (0, 182, 183)]
         assert passed == [False, False, True]
 
-    def test_images_of_one_margin_are_accepted_together(self):
+    def test_images_with_equal_margins_are_accepted_together(self):
         assert find_margin(Sample(np.full(400, 0.5), np.arange(400) < 300), PRECISION) is None
         assert find_margin(Sample(np.full(400, 0.5), np.ones(400, bool)), PRECISION).images == 400
 
-    def test_what_was_confirmed_before_counts(self):
-        assert find_margin(a_sample([True] * 200, confirmed=300, confirmed_wrong=30), PRECISION) is None
-        found = find_margin(a_sample([True] * 100, confirmed=300, confirmed_wrong=1), PRECISION)
+    def test_earlier_confirmations_count(self):
+        assert find_margin(make_sample([True] * 200, confirmed=300, confirmed_wrong=30), PRECISION) is None
+        found = find_margin(make_sample([True] * 100, confirmed=300, confirmed_wrong=1), PRECISION)
         assert found.wrong == 1
         assert 300 < found.images <= 400
 
@@ -72,31 +72,31 @@ class TestTheMargin:
         assert found[0] == found[1]
 
 
-class TestTheGuarantee:
+class TestErrorRate:
     @pytest.mark.parametrize(("precision", "rate"), [(PRECISION, 0.05), (0.8, 0.1)])
     @pytest.mark.parametrize("curve", [(0.021, 0.0, 1), (0.012, 0.4, 2), (0.002, 0.25, 3)])
-    def test_of_a_project_it_holds_over_its_versions(self, curve, precision, rate):
-        """Of all that ten versions had confirmed too much is wrong in one project in twenty; at 80 %, in ten."""
+    def test_it_holds_over_the_versions_of_a_project(self, curve, precision, rate):
+        """Over ten versions, at most 5 % of projects miss the precision; 10 % at a precision of 80 %."""
         rng = np.random.default_rng(1)
-        shares = [self.play_project(rng, curve, precision) for _ in range(300)]
+        shares = [self.simulate_project(rng, curve, precision) for _ in range(300)]
         broken = sum(share is not None and share > 1 - precision for share in shares)
         assert broken <= stats.binom.ppf(0.999, 300, rate)
 
     @staticmethod
-    def errs(curve, precision, rank):
-        """How often the prediction at a rank in [0, 1], 0 the surest, is wrong: as often again as may be wrong."""
+    def error_probability(curve, precision, rank):
+        """Return the probability that the prediction at a rank in [0, 1], 0 the surest, is wrong."""
         least, more, power = curve
         return np.minimum(0.9, (least + more * rank**power) * (1 - precision) / (1 - PRECISION))
 
-    def play_project(self, rng, curve, precision, *, tasks=4000, versions=10):
-        """Return the share of wrong labels among those confirmed; None where none was."""
+    def simulate_project(self, rng, curve, precision, *, tasks=4000, versions=10):
+        """Return the share of wrong labels among the confirmed ones; None if none was confirmed."""
         rank, luck = rng.random(tasks), rng.random(tasks)
-        held_out = np.arange(tasks) < 500  # the ranks are by chance
+        held_out = np.arange(tasks) < 500  # ranks are random, so these are too
         waiting, noted, wrong_then = ~held_out, np.zeros(tasks, bool), np.zeros(tasks, bool)
         confirmed = errors = 0
         for version in range(1, versions + 1):
-            own = np.where(rng.random(tasks) < 0.8, luck, rng.random(tasks))  # versions mostly err alike
-            wrong = own < self.errs(curve, precision, rank)
+            own = np.where(rng.random(tasks) < 0.8, luck, rng.random(tasks))  # most errors are common to all versions
+            wrong = own < self.error_probability(curve, precision, rank)
             margins = 1 - np.clip(rank + rng.normal(0, 0.05, tasks), 0, 1)
             labelled = np.arange(tasks) < 50 * version
             new, old = labelled & ~noted, labelled & noted
@@ -112,15 +112,15 @@ class TestTheGuarantee:
         return errors / confirmed if confirmed else None
 
 
-class TestHowManyMoreWouldDo:
-    def test_without_an_error_it_is_what_is_missing(self):
-        assert images_needed(a_sample([]), PRECISION) == 183
-        assert images_needed(a_sample([True] * 100), PRECISION) == 83
+class TestImagesNeeded:
+    def test_without_errors_it_is_the_difference_to_the_minimum(self):
+        assert images_needed(make_sample([]), PRECISION) == 183
+        assert images_needed(make_sample([True] * 100), PRECISION) == 83
 
-    def test_so_many_would_do_if_they_were_like_the_others(self):
+    def test_so_many_suffice_if_they_are_like_the_sample(self):
         right = np.ones(150, bool)
         right[[60, 90, 110, 130]] = False
-        growth = 1 + images_needed(a_sample(right), PRECISION) / 150
+        growth = 1 + images_needed(make_sample(right), PRECISION) / 150
 
         def passes(times):
             counts, wrong = np.arange(1, 151), np.cumsum(~right)

@@ -25,7 +25,7 @@ def task(*made, **more):
 
 
 def outcome(*made, multiple=False, **more):
-    """The labels that a task with these annotations has, or why it has none."""
+    """Return the labels of a task with the given annotations, or the reason why there are none."""
     try:
         return aggregate(task(*made, **more), "label", KNOWN, multiple=multiple)
     except LeftOut as reason:
@@ -33,7 +33,7 @@ def outcome(*made, multiple=False, **more):
 
 
 def reviewed(*labels, **more):
-    """An annotation that a reviewer has marked as ground truth."""
+    """Return an annotation that a reviewer has marked as ground truth."""
     return annotation(*labels, ground_truth=True, **more)
 
 
@@ -86,7 +86,7 @@ def test_of_one_label(made, found):
     ],
 )
 @pytest.mark.parametrize("turn", [1, -1])
-def test_of_each_annotator_the_newest_counts(older, newer, turn):
+def test_the_newest_annotation_of_each_annotator_counts(older, newer, turn):
     made = [annotation("dog", at=newer), annotation("cat", at=older)][::turn]
     assert outcome(*made) == {"dog"}
 
@@ -105,7 +105,7 @@ BOX = {"x": 1, "y": 2, "width": 3, "height": 4, "rotation": 0}
     ],
     ids=["place", "rectangle", "polygon", "brush", "one of several images"],
 )
-def test_what_is_chosen_for_a_region_says_nothing_of_the_image(items):
+def test_choices_for_a_region_are_not_labels_of_the_image(items):
     assert outcome(annotation(result=items)) == annotations.FOR_A_REGION
     assert outcome(reviewed(result=items), multiple=True) == annotations.FOR_A_REGION
     assert outcome(annotation(result=[*items, choice("dog") | {"id": "b"}])) == {"dog"}
@@ -143,7 +143,7 @@ def test_of_several_labels(made, found):
 
 
 @given(st.lists(st.sets(st.sampled_from(KNOWN), min_size=1), min_size=1, max_size=7), st.randoms())
-def test_of_several_labels_the_outcome_is_that_of_counting_each(votes, random):
+def test_several_labels_are_counted_one_by_one(votes, random):
     made = [annotation(*labels, by=number) for number, labels in enumerate(votes, start=1)]
     random.shuffle(made)
     counts = {label: sum(label in labels for labels in votes) for label in KNOWN}
@@ -156,7 +156,7 @@ OURS = {"bald": 0.1, "reason": "none", "tab": "20261129T050102123Z-0a1b2c/sure/1
 
 
 def confirmed(*labels, meta=OURS, **more):
-    """What Label Studio's action makes of a prediction: a copy of its result, without a time that it took."""
+    """Return an annotation as created by Label Studio's bulk action: a copy of a prediction, without `lead_time`."""
     made = annotation(result=[choice(*labels) | {"meta": meta}], lead_time=None, parent_prediction=None)
     return made | more
 
@@ -175,11 +175,11 @@ def confirmed(*labels, meta=OURS, **more):
     ],
     ids=["ours", "unmarked", "another's", "another's that is gone", "ticked", "at once", "reviewed", "empty"],
 )
-def test_a_copy_of_a_prediction_is_known_by_what_stands_in_it_and_that_no_time_was_noted(each, expected):
+def test_bulk_confirmations_have_a_source_and_no_lead_time(each, expected):
     assert was_confirmed(each) == expected
 
 
-def test_what_was_confirmed_in_bulk_counts_where_nobody_has_looked():
+def test_bulk_confirmations_count_without_other_annotations():
     assert outcome(confirmed("cat")) == {"cat"}
     assert is_confirmed(task(confirmed("cat"), annotation("dog", was_cancelled=True)))
     both = [annotation("dog", by=1, at="2026-11-01T10:00:00Z"), confirmed("cat", completed_by=1)]
@@ -188,6 +188,6 @@ def test_what_was_confirmed_in_bulk_counts_where_nobody_has_looked():
     assert not is_confirmed(task())
 
 
-def test_the_group_of_what_was_confirmed_is_known_by_its_mark():
+def test_a_confirmed_group_is_read_from_its_mark():
     assert confirmed_groups(task(confirmed("cat"))) == {("20261129T050102123Z-0a1b2c", 1)}
     assert confirmed_groups(task(confirmed("cat", meta={"bald": 1}), annotation("dog"))) == set()

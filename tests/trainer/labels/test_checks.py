@@ -11,16 +11,17 @@ from trainer.labels.dataset import Pixels, Unreadable
 from trainer.labels.sources import LabelledImage, LabelledPool
 
 
-def pool_of(labels, held, *, control=None, multiple=False):
-    """A pool of images named by their row, or of tasks from 100 on."""
+def make_pool(labels, image_labels, *, control=None, multiple=False):
+    """Return a pool of images named by row or, with a control, of tasks from 100 on."""
     images = tuple(
-        LabelledImage(f"{row}.png", labels, None if control is None else 100 + row) for row, labels in enumerate(held)
+        LabelledImage(f"{row}.png", labels, None if control is None else 100 + row)
+        for row, labels in enumerate(image_labels)
     )
     return LabelledPool(labels, images, control, "a test", {}, multiple=multiple)
 
 
-def pixels_of(pool, *, groups=None, unreadable=()):
-    """What is read of a pool, but for some rows with a reason each."""
+def read_pool(pool, *, groups=None, unreadable=()):
+    """Return the pixels of a pool; `unreadable` are rows with reasons."""
     faults = dict(unreadable)
     kept = [image for row, image in enumerate(pool.images) if row not in faults]
     targets = np.array([image.labels[0] for image in kept if image.labels], np.int64)
@@ -40,16 +41,16 @@ def pixels_of(pool, *, groups=None, unreadable=()):
 
 
 def test_images_that_cannot_be_read_are_grouped_by_reason_the_most_frequent_first():
-    pool = pool_of(("a", "b"), [(0,)] * 10, control="label")
+    pool = make_pool(("a", "b"), [(0,)] * 10, control="label")
     faults = [(0, "got 7 bytes of HEIC"), *((row, f"{row}.png answered 404") for row in range(1, 8))]
     faults.append((8, "got 1234 bytes of HEIC"))
-    assert describe_unreadable(pixels_of(pool, unreadable=faults)) == [
+    assert describe_unreadable(read_pool(pool, unreadable=faults)) == [
         "7 images cannot be read: answered 404 (task 101, task 102, task 103, task 104, task 105 and 2 more)",
         "2 images cannot be read: got 7 bytes of HEIC (task 100, task 108)",
     ]
 
 
-def test_labels_that_no_image_has_are_named():
+def test_labels_without_images_are_named():
     assert describe_unlabelled(("a", "b", "c"), (3, 0, 1)) == [
         "no image is labelled 'b' yet: nothing of that is learnt; label some if you find any"
     ]
@@ -57,9 +58,9 @@ def test_labels_that_no_image_has_are_named():
     assert "'5', '6' and 2 more yet" in describe_unlabelled([*"0123456789"], (1, 1) + (0,) * 7 + (1,))[0]
 
 
-def test_a_class_folder_without_a_readable_image_is_no_class():
-    pool = pool_of(("a", "b", "c"), [(0,), (1,), (2,), (1,), (2,)])
-    pixels = pixels_of(pool, unreadable=[(1, "broken"), (3, "broken")])
+def test_a_class_folder_without_readable_images_is_dropped():
+    pool = make_pool(("a", "b", "c"), [(0,), (1,), (2,), (1,), (2,)])
+    pixels = read_pool(pool, unreadable=[(1, "broken"), (3, "broken")])
     assert describe_lost(pool, pixels) == [
         "of a label, no image can be read, and it is no class of this version: 'b' (2)"
     ]
@@ -70,37 +71,37 @@ def test_a_class_folder_without_a_readable_image_is_no_class():
     assert [image.reference for image in kept.images] == [*same.references] == ["0.png", "2.png", "4.png"]
 
 
-def test_a_label_of_a_config_stays_and_is_named():
-    """The config is what the project was agreed on; a label that nobody has given yet is no news."""
-    several = pool_of(("a", "b"), [(0,), (0, 1), ()], control="label", multiple=True)
-    for pool in (pool_of(("a", "b", "c", "d"), [(0,), (1,), (2,)], control="label"), several):
-        pixels = pixels_of(pool, unreadable=[(1, "broken")])
+def test_a_label_of_the_config_without_readable_images_is_kept_and_named():
+    """Labels of the config that are not used yet are not reported."""
+    several = make_pool(("a", "b"), [(0,), (0, 1), ()], control="label", multiple=True)
+    for pool in (make_pool(("a", "b", "c", "d"), [(0,), (1,), (2,)], control="label"), several):
+        pixels = read_pool(pool, unreadable=[(1, "broken")])
         assert drop_empty_classes(pool, pixels) == (pool, pixels)
         (sentence,) = describe_lost(pool, pixels)
         assert "stays a label" in sentence
         assert sentence.endswith(": 'b' (1)")
-        assert describe_lost(pool, pixels_of(pool)) == []
+        assert describe_lost(pool, read_pool(pool)) == []
 
 
 def test_images_with_two_labels_are_counted_and_named():
-    pool = pool_of(("a", "b"), [(0,), (1,), (0,), (0,), (1,), (1,)])
-    (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 2, 2, 4, 0]), split=True)
+    pool = make_pool(("a", "b"), [(0,), (1,), (0,), (0,), (1,), (1,)])
+    (sentence,) = describe_contradictions(pool, read_pool(pool, groups=[0, 0, 2, 2, 4, 0]), split=True)
     assert sentence.startswith("1 image has two labels, for equal images are labelled differently: ")
     assert "0.png 'a'; 1.png 'b'; 5.png 'b'; they" in sentence
     assert "cannot be held out" in sentence
 
 
-def test_of_a_project_tasks_are_named_by_their_numbers():
-    """What is held out at random is, whatever its labels: of these nothing is said."""
-    pool = pool_of(("a", "b", "c"), [(0,), (1,), (2,), (0,), (1,)], control="label")
-    (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 0, 3, 3]), split=False)
+def test_images_of_a_project_are_named_by_task():
+    """With a random holdout, the message says nothing about holding them out."""
+    pool = make_pool(("a", "b", "c"), [(0,), (1,), (2,), (0,), (1,)], control="label")
+    (sentence,) = describe_contradictions(pool, read_pool(pool, groups=[0, 0, 0, 3, 3]), split=False)
     assert sentence.startswith("2 images have two labels or more, for equal images are labelled differently: ")
     assert "task 100 'a'; task 101 'b'; task 102 'c' | task 103 'a'; task 104 'b'; they" in sentence
     assert "held out" not in sentence
 
 
-def test_of_several_labels_the_sets_must_be_the_same():
-    pool = pool_of(("a", "b"), [(0, 1), (0,), (), (0, 1)], control="label", multiple=True)
-    assert describe_contradictions(pool, pixels_of(pool, groups=[0, 1, 2, 0]), split=True) == []
-    (sentence,) = describe_contradictions(pool, pixels_of(pool, groups=[0, 0, 0, 3]), split=True)
+def test_with_several_labels_sets_are_compared():
+    pool = make_pool(("a", "b"), [(0, 1), (0,), (), (0, 1)], control="label", multiple=True)
+    assert describe_contradictions(pool, read_pool(pool, groups=[0, 1, 2, 0]), split=True) == []
+    (sentence,) = describe_contradictions(pool, read_pool(pool, groups=[0, 0, 0, 3]), split=True)
     assert "task 100 'a' and 'b'; task 101 'a'; task 102 no label" in sentence

@@ -32,14 +32,14 @@ def data_uri(shade):
     return f"data:image/png;base64,{base64.b64encode(png(shade)).decode()}"
 
 
-def pool_of(*references):
-    """A pool of Label Studio's with one image after another, classes in turn."""
+def make_pool(*references):
+    """Return a pool of a project with alternating classes."""
     images = [LabelledImage(each, (number % 2,), number) for number, each in enumerate(references)]
     return LabelledPool(("a", "b"), tuple(images), "label", "a test", {})
 
 
 def conditional(body):
-    """An answer under an ETag of the body, and 304 to who knows it."""
+    """Return a handler that serves a body with an ETag, and 304 to conditional requests."""
     etag = f'"{hashlib.sha256(body).hexdigest()}"'
 
     def answer(handler, request):
@@ -50,7 +50,7 @@ def conditional(body):
 
 
 def shades(pixels):
-    """The grey of each image."""
+    """Return the shade of grey of each image."""
     return [int(image[0, 0, 0]) for image in pixels.images]
 
 
@@ -69,7 +69,7 @@ def fetcher(studio):
 
 
 def write(root, files):
-    """Write class folders: `files` are bytes, or a shade of grey, by path."""
+    """Write class folders; `files` are bytes or shades of grey by path."""
     for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(png(data) if isinstance(data, int) else data)
@@ -82,7 +82,7 @@ def load(root, pool=None, **options):
 
 
 class TestFolders:
-    def test_pixels_come_in_the_order_of_the_pool(self, tmp_path):
+    def test_pixels_have_the_order_of_the_pool(self, tmp_path):
         pool = from_folder(write(tmp_path, {f"{'ab'[number % 2]}/{number:02}.png": number for number in range(20)}))
         pixels = load(tmp_path, pool)
         assert pixels.images.shape == (20, 8, 12, 3)
@@ -121,7 +121,7 @@ class TestFolders:
 
 
 class TestSeveralLabels:
-    def test_targets_mark_the_labels_that_hold(self, tmp_path):
+    def test_targets_mark_the_labels_of_each_image(self, tmp_path):
         held = [(0, 2), (), (1,), (2,)]
         uris = [*map(data_uri, range(3)), "data:,no"]
         images = [LabelledImage(uri, of, row) for row, (uri, of) in enumerate(zip(uris, held, strict=True), 10)]
@@ -135,7 +135,7 @@ class TestSeveralLabels:
         assert not (tmp_path / "none").exists()
 
     def test_the_class_of_an_image_is_its_rarest_label(self):
-        """So that what is rare is on both sides; images without a label are a class of their own."""
+        """So rare labels are in both parts; images without a label are a class of their own."""
         targets = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]], np.uint8)
         assert strata(targets).tolist() == [1, 0, 2, 3]
         assert strata(np.array([[1, 1], [0, 0]], np.uint8)).tolist() == [0, 2]
@@ -149,9 +149,9 @@ class TestDownloads:
     REFERENCES = tuple(f"/data/upload/1/{number}.png" for number in range(4))
 
     def load(self, fetcher, cache, references=REFERENCES):
-        return load_pixels(pool_of(*references), spec=SPEC, fetcher=fetcher, cache=ImageCache(cache, max_bytes=2**20))
+        return load_pixels(make_pool(*references), spec=SPEC, fetcher=fetcher, cache=ImageCache(cache, max_bytes=2**20))
 
-    def test_only_images_that_have_changed_are_downloaded_again(self, studio, fetcher, tmp_path):
+    def test_only_changed_images_are_downloaded_again(self, studio, fetcher, tmp_path):
         first, second = (self.load(fetcher, tmp_path / "new" / "cache") for _ in range(2))
         downloaded = [request for request in studio.requests if "If-None-Match" not in request.headers]
         assert (len(studio.requests), len(downloaded)) == (8, 4)
@@ -162,19 +162,19 @@ class TestDownloads:
             assert shades(self.load(fetcher, tmp_path / "new" / "cache")) == [0, 1, 200, 3]
         assert len(studio.requests_to(self.REFERENCES[2])) == 4
         with host() as other, Fetcher(FetchSettings(label_studio_url=other.url)) as others:
-            for number, reference in enumerate(self.REFERENCES):  # another Label Studio's uploads of these names
+            for number, reference in enumerate(self.REFERENCES):  # files of the same names in another Label Studio
                 other.answers[reference] = conditional(png(100 + number))
             assert shades(self.load(others, tmp_path / "new" / "cache")) == [100, 101, 102, 103]
 
-    def test_what_cannot_be_asked_for_changes_is_downloaded_anew(self, studio, fetcher, tmp_path):
-        """Its host sends neither ETag nor Last-Modified, so that nothing is kept."""
+    def test_images_without_validators_are_downloaded_again(self, studio, fetcher, tmp_path):
+        """The host sends neither ETag nor Last-Modified."""
         for shade in (50, 60):
             studio.serve(self.REFERENCES[0], png(shade))
             assert shades(self.load(fetcher, tmp_path))[0] == shade
         assert len(list(tmp_path.iterdir())) == 3
 
-    def test_what_is_no_image_is_not_kept_and_is_named_without_its_query(self, studio, fetcher, tmp_path):
-        """A page that says sorry with status 200 is asked for again next time."""
+    def test_undecodable_files_are_not_cached_and_are_named_without_query(self, studio, fetcher, tmp_path):
+        """An error page sent with status 200 is not cached."""
         studio.serve(self.REFERENCES[3], b"<html>Sign in</html>")
         pixels = self.load(fetcher, tmp_path, (*self.REFERENCES, "/data/upload/1/gone.png?signature=hidden"))
         page, (name, reason, _) = pixels.unreadable
@@ -184,15 +184,15 @@ class TestDownloads:
         studio.serve(self.REFERENCES[3], png(3))
         assert len(self.load(fetcher, tmp_path).images) == 4
 
-    def test_a_cache_that_cannot_be_written_is_said(self, fetcher, tmp_path):
+    def test_an_unwritable_cache_is_an_error(self, fetcher, tmp_path):
         (tmp_path / "file").write_bytes(b"")
         with pytest.raises(ConfigError, match="LABELNEXT_CACHE"):
             self.load(fetcher, tmp_path / "file" / "cache")
 
 
 class TestSplit:
-    def test_the_fraction_holds_for_each_class_and_the_seed_decides(self):
-        """Images added to one class do not move another, so that rounds validate on what they validated on before."""
+    def test_the_fraction_applies_to_each_class_and_the_seed_decides(self):
+        """Images added to one class do not change the split of the others."""
         targets = np.repeat([0, 1, 2], [100, 10, 5])
         first, again, other = (split(targets, fraction=0.2, seed=seed)[1] for seed in (1, 1, 2))
         assert np.bincount(targets[first]).tolist() == [20, 2, 1]
@@ -207,7 +207,7 @@ class TestSplit:
         st.data(),
     )
     def test_no_split_loses_or_leaks(self, targets, fraction, seed, data):
-        """No group is on both sides, a class of two groups of its own is; one with images of several is trained on."""
+        """No group is in both parts, a class with two own groups is; groups with several classes are trained on."""
         groups = data.draw(hnp.arrays(np.int64, len(targets), elements=st.integers(0, 20)))
         train, validation = split(targets, fraction=fraction, seed=seed, groups=groups)
         assert sorted([*train, *validation]) == list(range(len(targets)))

@@ -9,10 +9,10 @@ from trainer.settings import Environment
 
 KEPT = (Validators("http://host/a", '"1"', "Sat, 28 Nov 2026 10:00:00 GMT"), b"\n" + b"x" * 10_000)
 ABOUT = 10_200
-"""Bytes of one file, its head included."""
+"""Size of one cached file, with its header."""
 
 
-def taken(folder):
+def total_bytes(folder):
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
@@ -21,7 +21,7 @@ def taken(folder):
     [lambda data: data[:-1], lambda data: b"", lambda data: data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]],
     ids=["one byte short", "empty", "one bit"],
 )
-def test_what_is_kept_comes_back_but_a_damaged_file_is_not_served(tmp_path, damage):
+def test_cached_files_are_returned_unless_damaged(tmp_path, damage):
     ImageCache(tmp_path, max_bytes=2**20).put("a", *KEPT)
     cache = ImageCache(tmp_path, max_bytes=2**20)
     assert (cache.get("a"), cache.get("b")) == (KEPT, None)
@@ -32,7 +32,7 @@ def test_what_is_kept_comes_back_but_a_damaged_file_is_not_served(tmp_path, dama
     assert cache.get("a") == KEPT
 
 
-def test_a_crash_before_the_file_has_its_name_leaves_none(tmp_path, monkeypatch):
+def test_a_crash_while_writing_leaves_no_file(tmp_path, monkeypatch):
     def crash(*_):
         raise KeyboardInterrupt
 
@@ -42,8 +42,8 @@ def test_a_crash_before_the_file_has_its_name_leaves_none(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_never_holds_more_than_the_bound_nor_what_a_crash_left(tmp_path):
-    """A partial file of an hour ago is nobody's; a new one may be another process's. Folders are others', too."""
+def test_the_folder_stays_within_its_limit_and_stale_partial_files_are_removed(tmp_path):
+    """Partial files are removed after an hour; newer ones may belong to another process. Subfolders are not touched."""
     (tmp_path / "rank").mkdir()
     for name in (".partial-old", ".partial-new"):
         (tmp_path / name).touch()
@@ -53,14 +53,14 @@ def test_the_folder_never_holds_more_than_the_bound_nor_what_a_crash_left(tmp_pa
     cache = ImageCache(tmp_path, max_bytes=5 * ABOUT)
     for number in range(20):
         cache.put(str(number), *KEPT)
-        assert taken(tmp_path) <= 5 * ABOUT
+        assert total_bytes(tmp_path) <= 5 * ABOUT
         assert cache.get(str(number)) == KEPT
-    assert taken(tmp_path) > 2 * ABOUT
+    assert total_bytes(tmp_path) > 2 * ABOUT
     assert {".partial-new", "rank"} < {path.name for path in tmp_path.iterdir()}
     assert not (tmp_path / ".partial-old").exists()
 
 
-def test_who_was_used_longest_ago_leaves_first(tmp_path):
+def test_the_least_recently_used_file_is_evicted_first(tmp_path):
     cache = ImageCache(tmp_path, max_bytes=4 * ABOUT)
     for number, source in enumerate("abcd"):
         cache.put(source, *KEPT)
@@ -70,7 +70,7 @@ def test_who_was_used_longest_ago_leaves_first(tmp_path):
     assert [source for source in "abcde" if cache.get(source)] == ["a", "d", "e"]
 
 
-def test_the_bound_is_a_setting(tmp_path):
+def test_the_limit_is_a_setting(tmp_path):
     environment = Environment.read({"LABELNEXT_CACHE": str(tmp_path), "LABELNEXT_IMAGE_CACHE_MB": "0"})
     for cache in (open_cache(environment), ImageCache(tmp_path, max_bytes=9_999)):
         cache.put("a", *KEPT)

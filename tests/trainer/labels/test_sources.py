@@ -27,7 +27,7 @@ def item(*labels, control="label"):
 
 
 def task(number, *results, key="photo", **data):
-    """A task with one annotation of these items, or none."""
+    """Return a task with one annotation of the given results, or without annotation."""
     made = [{"id": number, "completed_by": 1, "result": list(results), "was_cancelled": False}] if results else []
     return {"id": number, "data": {key: f"/data/upload/1/{number}.png"} | data, "annotations": made}
 
@@ -63,8 +63,8 @@ class TestFolders:
             path.write_bytes(b"")
         return root
 
-    def test_labels_are_the_names_of_the_folders_sorted_and_all_else_is_left_out_and_named(self, tmp_path, caplog):
-        """No pipe is waited for. What is hidden or left by systems is passed over without a word, wherever it lies."""
+    def test_labels_are_the_sorted_folder_names_and_other_files_are_left_out_and_named(self, tmp_path, caplog):
+        """Pipes do not block. Hidden and system files are ignored silently at any depth."""
         names = "b/2.png b/1.JPG a/1.webp a/notes.txt loose.png readme.md empty/readme.md notes/more/readme.md "
         names += (
             "a/.DS_Store .git/1.png __MACOSX/a/1.png @eaDir/1.png a/@eaDir/1.png/small.jpg a/Thumbs.db desktop.ini "
@@ -95,14 +95,14 @@ class TestFolders:
             from_folder(tmp_path)
         assert from_folder(tmp_path / f"{above}train").labels == ("cat", "dog")
 
-    def test_a_name_whose_letters_macos_takes_apart_is_one_class(self, tmp_path, caplog):
+    def test_decomposed_and_composed_names_are_one_class(self, tmp_path, caplog):
         apart = unicodedata.normalize("NFD", "Äpfel")
         pool = from_folder(self.make(tmp_path, "Äpfel/1.png", f"{apart}/2.png", f"{apart}/old/3.png", "b/1.png"))
         assert pool.labels == ("b", "Äpfel")
         assert [image.labels for image in pool.images] == [(0,), (1,), (1,)]
         assert "no class" not in caplog.text
 
-    def test_links_are_followed_and_what_is_broken_or_must_not_be_read_is_named(self, tmp_path, monkeypatch):
+    def test_links_are_followed_and_broken_links_and_unreadable_files_are_named(self, tmp_path, monkeypatch):
         self.make(tmp_path / "elsewhere", "c/1.png", "2.png")
         root = self.make(tmp_path / "root", "a/1.png", "b/1.png", "b/old/2.png", "locked/1.png", "b/private/1.png")
         for link, target in (
@@ -136,8 +136,8 @@ class TestFolders:
         with pytest.raises(LabelError, match=r"3 broken link .* copy what they lead to"):
             from_folder(root)
 
-    def test_a_file_whose_name_is_no_text_can_be_logged_and_such_a_class_is_refused(self, tmp_path):
-        """A name of other bytes than UTF-8 could be trained on and not be written into the manifest."""
+    def test_file_names_that_are_not_utf8_can_be_logged_and_such_classes_are_refused(self, tmp_path):
+        """A label that is not valid UTF-8 cannot be written into the manifest."""
         pool = from_folder(self.make(tmp_path, "a/1.png", "b/1.png", os.fsdecode(b"a/caf\xe9.txt")))
         assert labels.describe_left_out(pool) == [f"1 {class_folders.NOT_AN_IMAGE} (a/caf\ufffd.txt)"]
         self.make(tmp_path, os.fsdecode(b"caf\xe9/1.png"))
@@ -158,7 +158,7 @@ class TestFolders:
 
 
 class TestExports:
-    def test_labels_keep_the_order_of_the_config_and_no_task_vanishes(self, export):
+    def test_labels_have_the_order_of_the_config_and_all_tasks_are_counted(self, export):
         tasks = [task(1, item("cat")), task(2, item("dog")), task(3, item("cat"), key="elsewhere")]
         tasks += [task(4, item("cat"), item("dog")), *(task(number) for number in range(10, 17))]
         pool = from_export(export(tasks), CONFIG)
@@ -176,7 +176,7 @@ class TestExports:
 
     @pytest.mark.parametrize("config", [NESTED, None], ids=["config", "no config"])
     def test_nested_choices_are_paths(self, export, config):
-        """One that is pressed with all below it, or that has but one below it, is listed beside these."""
+        """A parent selected with all its children, or with an only child, is listed beside them."""
         tasks = [task(1, item(["colour", "red"])), task(2, item(["shape"], ["shape", "round"])), task(3, item("plain"))]
         tasks.append(task(4, item(["colour"])))
         pool = from_export(export(tasks), config)
@@ -200,11 +200,11 @@ class TestExports:
         ],
         ids=["json-min", "csv", "tsv", "coco", "zip", "cut off", "object", "empty", "before 1.0"],
     )
-    def test_another_export_is_refused_by_its_name_with_what_to_do(self, export, text, reason):
+    def test_other_types_of_export_are_refused_with_a_remedy(self, export, text, reason):
         with pytest.raises(LabelError, match=reason):
             from_export(export(text), CONFIG)
 
-    def test_the_control_that_was_answered_most_often_is_chosen_unless_one_is_named(self, export):
+    def test_the_control_with_the_most_annotations_is_the_default(self, export):
         tasks = [task(number, item("cat", "dog"), item("yes", control="sharp")) for number in (1, 2)]
         tasks.append(task(3, item("no", control="sharp")))
         assert from_export(export(tasks), SEVERAL).control == "sharp"
@@ -213,8 +213,8 @@ class TestExports:
         with pytest.raises(ConfigError, match="named blurred, the labelling config has label, sharp"):
             from_export(export(tasks), SEVERAL, "blurred")
 
-    def test_without_a_config_labels_are_those_seen_sorted(self, export, caplog):
-        """That order changes when a new label turns up, so it is said."""
+    def test_without_a_config_labels_are_those_in_the_export_sorted(self, export, caplog):
+        """A warning is logged, since that order changes with each new label."""
         tasks = [task(1, item("dog")), task(2, item("cat")), task(3, item("dog"))]
         pool = from_export(export(tasks))
         assert (pool.labels, pool.control) == (("cat", "dog"), "label")
@@ -224,7 +224,7 @@ class TestExports:
         found = from_export(export(deeper))
         assert (found.images, found.image_key) == (pool.images, "photos[0]")
 
-    def test_without_a_config_doubts_are_asked_about(self, export):
+    def test_without_a_config_ambiguities_are_errors(self, export):
         two_controls = [task(1, item("cat"), item("yes", control="sharp")), task(2, item("dog"))]
         with pytest.raises(LabelError, match="label, sharp; name one with --control"):
             from_export(export(two_controls))
@@ -239,7 +239,7 @@ class TestExports:
         with pytest.raises(LabelError, match="got those of none; what was chosen for regions is not learnt from"):
             from_export(export([task(1, region)]))
 
-    def test_tasks_without_a_choice_are_left_out_and_said(self, export, caplog):
+    def test_tasks_without_a_choice_are_left_out_and_reported(self, export, caplog):
         tasks = [
             task(1, item("cat")),
             task(2, item("dog")),
@@ -257,15 +257,15 @@ class TestExports:
         assert pool.left_out == {}
 
     @pytest.mark.parametrize(("config", "found"), [(SEVERAL, [(0, 1), (2,), (2,)]), (None, [(1, 2), (0,), (0,)])])
-    def test_where_several_labels_may_hold_the_pool_is_of_several(self, export, config, found):
-        """Label Studio lets nobody make two where one is asked for. Indices rise, whatever the order of the clicks."""
+    def test_a_multiple_choice_control_gives_a_multi_label_pool(self, export, config, found):
+        """Label Studio prevents two choices for a single label. Indices are ascending, in any order of clicks."""
         tasks = [task(1, item("cat", "dog")), task(2, item("bird")), task(3, item("bird", "bird"))]
         pool = from_export(export(tasks), config)
         assert pool.multiple
         assert [image.labels for image in pool.images] == found
         assert not from_export(export([task(1, item("cat")), task(2, item("dog"))]), config and CONFIG).multiple
 
-    def test_choices_that_come_go_and_change_their_names_between_rounds(self, export):
+    def test_choices_may_be_added_removed_and_renamed_between_rounds(self, export):
         tasks = [task(1, item("cat", "dog")), task(2, item("bird")), task(3, item("dog"))]
         renamed = SEVERAL.replace('value="bird"', 'value="Bird"').replace('<Choice value="dog"/>', "")
         renamed = renamed.replace("</Choices>", '<Choice value="fox"/></Choices>', 1)
@@ -280,21 +280,21 @@ class TestExports:
             "'dog' in 2 (tasks 1, 3), 'bird' in 1 (task 2), ' cat' in 1 (task 6)"
         ]
 
-    def test_images_that_do_not_differ_in_a_label_are_refused(self, export):
+    def test_images_with_equal_labels_are_refused(self, export):
         with pytest.raises(LabelError, match=r"images that differ in a label, got 2 of 2 \(dog, cat\)"):
             from_export(export([task(number, item("cat", "dog")) for number in (1, 2)]), SEVERAL)
         with pytest.raises(LabelError, match=r"got 1 of 1 \(cat\).*2 not labelled yet.*label images of another class"):
             from_export(export([task(1, item("cat")), task(2), task(3)]), CONFIG)
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_missing_folders_and_files_are_errors(tmp_path):
     with pytest.raises(LabelError, match="cannot be read"):
         from_export(tmp_path / "gone.json", CONFIG)
     with pytest.raises(LabelError, match="the folder above the classes"):
         from_folder(tmp_path / "gone")
 
 
-def test_what_was_confirmed_in_bulk_is_counted_and_not_learnt_from(export):
+def test_bulk_confirmations_are_counted_but_not_learnt_from(export):
     confirmed = {"meta": {"bald": 0.1}}
     tasks = [task(1, item("dog")), task(2, item("cat")), *(task(number, item("cat") | confirmed) for number in (3, 4))]
     tasks[3]["annotations"].append({"result": [item("dog")], "completed_by": 2, "lead_time": 2.0})

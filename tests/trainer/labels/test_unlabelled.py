@@ -20,14 +20,14 @@ NOTHING = Validators("", None, None)
 
 @pytest.fixture
 def pets(tmp_path):
-    """A project of which five tasks are labelled and one is skipped, and the list of the others."""
+    """A project with five labelled tasks and a skipped one, and the list of the other tasks."""
     with studio(TASKS) as state:
         state.client = labelstudio.connect(state.url, TOKEN, 5)
-        state.kept = tmp_path / "tasks"
+        state.cache = tmp_path / "tasks"
         for task in range(1, 6):
             state.annotate(task, "cat" if task % 2 else "dog")
         state.annotate(6, "cat", cancelled=True)
-        list_unlabelled(state.client, state.kept)
+        list_unlabelled(state.client, state.cache)
         yield state
 
 
@@ -38,9 +38,9 @@ def fetcher():
 
 
 def find(pets, fetcher):
-    pool = from_project(pets.client, kept=pets.kept)
+    pool = from_project(pets.client, cache=pets.cache)
     asked = len(pets.requests)
-    found = find_unlabelled(pool, 5, pets.kept, fetcher)
+    found = find_unlabelled(pool, 5, pets.cache, fetcher)
     assert len(pets.requests) == asked, "nobody is asked"
     return found
 
@@ -50,10 +50,10 @@ def address(task):
 
 
 def test_sources_are_those_of_listed_tasks_without_an_annotation(pets, fetcher):
-    pool = from_project(pets.client, kept=pets.kept)
+    pool = from_project(pets.client, cache=pets.cache)
     assert (pool.labels, [image.task_id for image in pool.images]) == (("cat", "dog"), [1, 2, 3, 4, 5])
     assert "project 5 (Pets)" in pool.origin
-    assert [task.id for task in cached_unlabelled(pets.kept)] == list(range(6, TASKS + 1))
+    assert [task.id for task in cached_unlabelled(pets.cache)] == list(range(6, TASKS + 1))
     for task, cancelled in ((10, False), (11, True)):
         pets.annotate(task, "dog", cancelled=cancelled)
     expected = {address(task) for task in range(7, TASKS + 1) if task not in {10, 11}}
@@ -61,21 +61,21 @@ def test_sources_are_those_of_listed_tasks_without_an_annotation(pets, fetcher):
     assert (set(found.sources), found.tasks) == (expected, len(expected))
     pets.add_task(image="ftp://elsewhere/1.png")
     pets.add_task(text="no image")
-    list_unlabelled(pets.client, pets.kept)
+    list_unlabelled(pets.client, pets.cache)
     found = find(pets, fetcher)
     assert (set(found.sources), found.tasks) == (expected, len(expected) + 2)
-    assert cached_unlabelled(pets.kept / "nowhere") == []
-    (pets.kept / "unlabelled.json").write_text("[")
-    assert cached_unlabelled(pets.kept) == []
+    assert cached_unlabelled(pets.cache / "nowhere") == []
+    (pets.cache / "unlabelled.json").write_text("[")
+    assert cached_unlabelled(pets.cache) == []
 
 
-def test_what_was_confirmed_in_bulk_is_looked_up_like_what_is_unlabelled(pets, fetcher):
+def test_tasks_confirmed_in_bulk_count_as_unlabelled(pets, fetcher):
     before = find(pets, fetcher)
     for task in (20, 21):
         pets.annotate(task, "cat")
         pets.tasks[task]["annotations"][0] |= {"lead_time": None, "parent_prediction": task}
     assert find(pets, fetcher) == before
-    list_unlabelled(pets.client, pets.kept)
+    list_unlabelled(pets.client, pets.cache)
     assert find(pets, fetcher) == before
     pets.annotate(21, "dog")
     assert set(before.sources) - set(find(pets, fetcher).sources) == {address(21)}
@@ -101,7 +101,7 @@ def test_held_out_images_are_drawn_like_unlabelled_ones():
     assert (draw_as_unlabelled(tasks, Unlabelled(600), 200) <= draw_as_unlabelled(tasks, Unlabelled(600), 300)).all()
 
 
-def test_features_are_recalled_once_for_each_file(tmp_path, caplog):
+def test_features_are_returned_once_per_file(tmp_path, caplog):
     caplog.set_level("INFO", "trainer")
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(6, 8)).astype(np.float16).astype(np.float32)

@@ -13,7 +13,7 @@ PASSES = 2000
 
 @pytest.mark.slow
 @pytest.mark.parametrize("multiple", [False, True])
-def test_passes_are_those_of_a_loop_over_the_head(multiple, monkeypatch):
+def test_passes_equal_a_loop_over_the_head(multiple, monkeypatch):
     monkeypatch.setattr(bayes, "_ROWS_A_FORWARD", 2)
     torch.manual_seed(0)
     network = small_network().eval()
@@ -32,8 +32,8 @@ def test_passes_are_those_of_a_loop_over_the_head(multiple, monkeypatch):
 
 
 @pytest.mark.parametrize("dropout", [nn.Dropout1d(), nn.Dropout2d(), nn.AlphaDropout(), nn.Dropout(0.0)])
-def test_dropout_that_would_stay_dead_or_is_not_there_is_refused(dropout):
-    """A layer that baal passes over, that the export loses or that drops nothing is named."""
+def test_unsupported_or_missing_dropout_is_refused(dropout):
+    """Layers that baal or the export does not support, or that drop nothing, are named."""
     with pytest.raises(TrainingError, match=r"leaves these dropout layers dead: 1 \("):
         activate_dropout(nn.Sequential(nn.Dropout(0.5), dropout))
     with pytest.raises(TrainingError, match="has no Dropout"):
@@ -41,7 +41,7 @@ def test_dropout_that_would_stay_dead_or_is_not_there_is_refused(dropout):
 
 
 @pytest.mark.parametrize(("units", "threads"), [(10, 1), (2000, 3)], ids=["small", "large"])
-def test_what_is_small_is_computed_in_one_thread(units, threads):
+def test_small_modules_run_in_one_thread(units, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

@@ -17,14 +17,14 @@ RECIPE = Recipe(0.05, epochs=10, batch_images=8)
 
 
 def clouds(count=60):
-    """Return two classes of points that a line parts."""
+    """Return two linearly separable classes of points."""
     rng = np.random.default_rng(3)
     targets = np.arange(count) % 2
     points = rng.normal(size=(count, 4)) + 4 * targets[:, None]
     return torch.from_numpy(points).float(), targets
 
 
-def test_learns_what_can_be_told_apart():
+def test_learns_separable_classes():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
     inputs, targets = clouds()
@@ -39,8 +39,8 @@ def test_learns_what_can_be_told_apart():
 @pytest.mark.parametrize(
     ("targets", "guessing"), [(np.array([0, 1]), r"0\.693"), (np.array([[1, 0], [0, 1]], np.uint8), r"1\.39")]
 )
-def test_a_loss_far_above_guessing_is_divergence(targets, guessing):
-    """Finite, but no model: guessing is ln 2 for two classes, and for each label where it holds of half the images."""
+def test_a_loss_far_above_that_of_uniform_probabilities_is_divergence(targets, guessing):
+    """The loss of uniform probabilities is ln 2 for two classes, and for each label that half of the images have."""
     module = nn.Linear(1, 2)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[9.0], [-9.0]]))
@@ -49,8 +49,8 @@ def test_a_loss_far_above_guessing_is_divergence(targets, guessing):
         fit(module, inputs, targets, classes=2, recipe=Recipe(1e-9, epochs=1, batch_images=2), device=CPU)
 
 
-def test_the_loss_of_several_labels_is_binary_cross_entropy_summed_over_them():
-    """With the weights of the labels where they hold, in the mean over the images, against a loop over both."""
+def test_the_loss_of_several_labels_is_the_sum_of_binary_cross_entropies():
+    """Positives are weighted by label, and the loss is averaged over images; the reference is a loop over both."""
     points = np.random.default_rng(3).normal(size=(8, 3))
     inputs, targets = torch.from_numpy(points).float(), (points > 0).astype(np.uint8)
     torch.manual_seed(0)
@@ -72,8 +72,8 @@ def test_the_loss_of_several_labels_is_binary_cross_entropy_summed_over_them():
     hnp.arrays(np.uint8, st.tuples(st.integers(1, 60), st.integers(1, 8)), elements=st.integers(0, 1)),
     st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_a_label_weighs_alike_where_it_holds_and_where_not_within_bounds(targets, power):
-    """To the recipe's power; ten to one is the most either way; a label that holds of no image is left as it is."""
+def test_label_weights_balance_positives_and_negatives_within_bounds(targets, power):
+    """Weights are to the recipe's power and between 0.1 and 10; labels without images have weight 1."""
     weights = label_weights(targets, power=power)
     held = targets.sum(axis=0)
     for weight, count in zip(weights, held, strict=True):
@@ -82,7 +82,7 @@ def test_a_label_weighs_alike_where_it_holds_and_where_not_within_bounds(targets
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_starts_again_at_a_tenth_of_the_rate(value, caplog):
+def test_a_non_finite_loss_restarts_at_a_tenth_of_the_learning_rate(value, caplog):
     seen = []
 
     def fail_once(module, inputs, logits):
@@ -103,8 +103,8 @@ def test_a_loss_that_is_not_finite_starts_again_at_a_tenth_of_the_rate(value, ca
 
 
 @pytest.mark.parametrize(("power", "sample_weights"), [(0.0, 1), (0.5, 1), (1.0, 1), (1.0, 0.25)])
-def test_classes_weigh_by_the_recipes_power_whatever_images_count_for(power, sample_weights):
-    """Against a weighted cross-entropy by hand, over batches of which some lack a class; one has no image at all."""
+def test_classes_are_weighted_by_the_recipes_power_with_any_sample_weights(power, sample_weights):
+    """The reference is a weighted cross-entropy; some batches lack a class, and one class has no images."""
     points, _ = clouds(12)
     targets = np.array([0] * 9 + [1] * 3)
     each = np.where(np.arange(12) % 2, 1, sample_weights).astype(np.float32)
@@ -121,7 +121,7 @@ def test_classes_weigh_by_the_recipes_power_whatever_images_count_for(power, sam
 
 
 class Columns(nn.Module):
-    """A weight for each class of image and each logit, and a memory of which images it was shown."""
+    """A linear layer on one-hot classes that records its images."""
 
     def __init__(self, classes):
         super().__init__()
@@ -134,8 +134,8 @@ class Columns(nn.Module):
         return self.linear(inputs[:, 1:])
 
 
-def move_columns(targets, *, clip_norm):
-    """Return which share of what a fit of many short steps moves is moved by each class, and the images it showed."""
+def fit_columns(targets, *, clip_norm):
+    """Fit with many small steps; return each class's share of the change of weights, and the images in the batches."""
     classes = int(targets.max()) + 1
     torch.manual_seed(0)
     module = Columns(classes)
@@ -152,22 +152,22 @@ def move_columns(targets, *, clip_norm):
     ("counts", "clip_norm", "tolerance"),
     [((990, 10), 1e3, 0.03), ((3000, 1), 1e-3, 0.1), ((500, 300, 150, 45, 5), 1e-3, 0.1)],
 )
-def test_over_an_epoch_classes_move_the_network_alike(counts, clip_norm, tolerance):
-    """However rare one is, whatever else is in its batches and whatever is clipped, which is not quite exact.
+def test_over_an_epoch_all_classes_change_the_network_equally(counts, clip_norm, tolerance):
+    """However rare they are; with clipping only approximately.
 
-    Weighed in the mean of each batch, or clipped to one norm, ten images of a thousand in batches of 64 move a third of
-    what is moved, not half. All images are shown in each of 20 epochs; those that weigh more than a batch several
-    times, which makes up for what each then weighs less.
+    With weights normalised per batch, or a fixed clipping norm, ten images of a thousand in batches of 64 would make a
+    third of the change, not half. Each epoch has all images; those that weigh more than a batch are repeated with less
+    weight.
     """
     targets = np.repeat(np.arange(len(counts)), counts)
-    shares, images = move_columns(targets, clip_norm=clip_norm)
+    shares, images = fit_columns(targets, clip_norm=clip_norm)
     np.testing.assert_allclose(shares, 1 / len(counts), rtol=tolerance)
     times = [math.ceil(len(targets) / len(counts) / counts[target] / 64) for target in targets]
     assert np.bincount(images).tolist() == [20 * each for each in times]
 
 
-def test_the_rate_warms_up_and_falls_to_nothing():
-    """Of a weight that is pulled at with the same force all the time, as steps are clipped to one length."""
+def test_the_learning_rate_warms_up_and_decays_to_0():
+    """Measured by a weight with a constant gradient, since steps are clipped to one length."""
     module, seen = nn.Linear(1, 2, bias=False), []
     nn.init.zeros_(module.weight)
     module.register_forward_pre_hook(lambda module, _: seen.append(module.weight[0].item()))
@@ -181,20 +181,20 @@ def test_the_rate_warms_up_and_falls_to_nothing():
     assert steps[-1] < 0.01 * steps.max()
 
 
-def test_images_weigh_1_on_average_however_rare_a_class_is():
+def test_the_mean_weight_of_images_is_1_however_rare_a_class_is():
     module = nn.Linear(1, 2)
     nn.init.zeros_(module.weight)
     nn.init.zeros_(module.bias)
-    targets = np.repeat(np.arange(2), (311, 1))  # in batches of 8, each full
+    targets = np.repeat(np.arange(2), (311, 1))  # full batches of 8
     fitted = fit(module, torch.zeros(312, 1), targets, classes=2, recipe=Recipe(0.0, 1, batch_images=8), device=CPU)
     assert fitted.losses[0] == pytest.approx(math.log(2), rel=0.05)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_weight_decay_is_the_recipes(decay):
-    """Where the loss pulls at no weight, it alone moves them, towards 0."""
+def test_weight_decay_is_that_of_the_recipe(decay):
+    """Without a gradient, only the decay changes the weights."""
     module = nn.Linear(4, 2, bias=False)
     before = module.weight.detach().clone()
-    recipe = Recipe(0.2, epochs=1, batch_images=8, weight_decay=decay)  # a single step, at half the rate
+    recipe = Recipe(0.2, epochs=1, batch_images=8, weight_decay=decay)  # one step at half the learning rate
     fit(module, torch.zeros(8, 4), np.arange(8) % 2, classes=2, recipe=recipe, device=CPU)
     torch.testing.assert_close(module.weight.detach(), before * (1 - 0.1 * decay))

@@ -17,7 +17,7 @@ TRAINING = Training(weights="none", part="classifier", device="cpu", seed=3)
 
 
 def clouds(count, *, seed=0):
-    """Return two round clouds in 16 dimensions that hardly overlap: float32 (count, 16), and which is which."""
+    """Return two Gaussian clusters in 16 dimensions that hardly overlap: float32 (count, 16), and their classes."""
     rng = np.random.default_rng(seed)
     targets = np.arange(count) % 2
     points = rng.normal(size=(count, 16)) + np.where(np.arange(16) < 8, targets[:, None], 0) * 1.3
@@ -36,7 +36,7 @@ def weights_of(head):
 
 
 @pytest.mark.slow
-def test_handwritten_digits_are_told_apart_better_with_unlabelled_ones_beside_them():
+def test_unlabelled_images_improve_accuracy_on_digits():
     digits = load_digits()
     points, truth = digits.data.astype(np.float32), digits.target.astype(np.int64)
     gained = []
@@ -54,8 +54,8 @@ def test_handwritten_digits_are_told_apart_better_with_unlabelled_ones_beside_th
     assert np.mean(gained) > 0
 
 
-def test_the_same_images_give_the_same_head_and_the_option_decides():
-    """To the last bit; without the option, for another head, with no image or several labels it is that of labels."""
+def test_fitting_is_deterministic_and_pseudo_labels_are_optional():
+    """Bit by bit. Without the option, with another head, without images or with several labels only labels are used."""
     features, targets = clouds(12)
     unlabelled, _ = clouds(60, seed=1)
     both = weights_of(fitted_head(features, targets, unlabelled=unlabelled)[0])
@@ -73,20 +73,20 @@ def test_the_same_images_give_the_same_head_and_the_option_decides():
     np.testing.assert_array_equal(with_them, weights_of(fitted_head(features, several)[0]))
 
 
-def test_the_second_fit_has_the_labels_and_the_surest_images_at_half_their_weight(monkeypatch):
+def test_the_second_fit_has_labels_and_pseudo_labels_of_half_weight(monkeypatch):
     from trainer.model import fit_head as module
 
     seen, fit = [], module.fit
 
-    def note(head, inputs, targets, *, sample_weights, **options):
+    def record(head, inputs, targets, *, sample_weights, **options):
         seen.append((inputs.numpy(), targets, sample_weights, weights_of(head), head[0].shift.numpy().copy()))
         return fit(head, inputs, targets, sample_weights=sample_weights, **options)
 
-    monkeypatch.setattr(module, "fit", note)
+    monkeypatch.setattr(module, "fit", record)
     features, targets = clouds(12)
     unlabelled, _ = clouds(200, seed=1)
     _, fitted = fitted_head(features, targets, unlabelled=unlabelled)
-    assert fitted.recipe.epochs == 150  # of one batch: as few steps as there may be
+    assert fitted.recipe.epochs == 150  # with one batch per epoch: the least number of steps
     (first, *_, first_weights, shift), (inputs, labels, sample_weights, weights, second_shift) = seen
     np.testing.assert_array_equal(inputs[:12], first)
     np.testing.assert_array_equal(labels[:12], targets)
@@ -98,15 +98,15 @@ def test_the_second_fit_has_the_labels_and_the_surest_images_at_half_their_weigh
     np.testing.assert_allclose(shift, features.mean(axis=0), atol=1e-5)
 
 
-def test_a_large_set_is_gone_through_half_as_often():
+def test_with_pseudo_labels_a_large_set_has_half_the_epochs():
     features, targets = clouds(400)
     unlabelled, _ = clouds(4000, seed=1)
     epochs = [fitted_head(features, targets, unlabelled=each)[1].recipe.epochs for each in (None, unlabelled)]
     assert epochs == [22, 10]
 
 
-def test_predictions_are_those_of_the_mean_over_many_passes():
-    """Nearly: nothing is dropped, where passes drop and scale what stays."""
+def test_predictions_approximate_the_mean_over_many_passes():
+    """Approximately: one pass without dropout."""
     features, targets = clouds(40)
     head, _ = fitted_head(features, targets)
     points, _ = clouds(300, seed=4)
@@ -121,7 +121,7 @@ def test_predictions_are_those_of_the_mean_over_many_passes():
     hnp.arrays(np.float64, st.tuples(st.integers(0, 60), st.just(3)), elements=st.floats(0.01, 1)),
     st.lists(st.integers(0, 4), min_size=3, max_size=3),
 )
-def test_of_each_class_the_surest_are_chosen(scores, labels_by_class):
+def test_the_surest_images_of_each_class_are_chosen(scores, labels_by_class):
     probabilities = scores / scores.sum(axis=1, keepdims=True)
     rows, labels = choose_pseudo_labels(probabilities, np.array(labels_by_class))
     assert len({*rows.tolist()}) == len(rows) == len(labels)
@@ -135,7 +135,7 @@ def test_of_each_class_the_surest_are_chosen(scores, labels_by_class):
             assert probabilities[left, label].max() <= probabilities[chosen, label].min()
 
 
-def test_with_many_labels_there_are_fewer_pseudo_labels_a_label():
+def test_with_many_labels_there_are_fewer_pseudo_labels_per_label():
     probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), 20_000)
     _, labels = choose_pseudo_labels(probabilities, np.array([2000, 1500, 500]))
     assert np.bincount(labels).tolist() == [500, 375, 125]

@@ -38,8 +38,8 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def asked(monkeypatch, backbone):
-    """The names that were opened, in place of networks that take seconds to draw and to export."""
+def loaded_names(monkeypatch, backbone):
+    """Names of the loaded backbones; a small network stands for all of them."""
     names, graph = [], backbone.graph_with_weights()
     monkeypatch.setattr(frozen, "load_backbone", lambda name, **_: names.append(name) or small_backbone())
     monkeypatch.setattr(frozen, "export_backbone", lambda *_, **__: graph)
@@ -47,13 +47,13 @@ def asked(monkeypatch, backbone):
 
 
 @pytest.fixture
-def opened(asked, tmp_path):
+def opened(loaded_names, tmp_path):
     options = {"image_size": 32, "weights": "none", "grid": 1, "cache": tmp_path / "backbones"}
     return lambda name="small", **fields: open_frozen(name, **{**options, **fields})
 
 
 class TestCompute:
-    def test_features_are_torchs_rounded_to_float16(self, backbone, network):
+    def test_features_equal_torchs_rounded_to_float16(self, backbone, network):
         with torch.no_grad():
             expected = network.backbone(torch.from_numpy(IMAGES)).numpy()
         found = backbone.compute(IMAGES)
@@ -64,7 +64,7 @@ class TestCompute:
         assert backbone.compute(IMAGES[:0]).shape == (0, 64)
 
     @pytest.mark.parametrize("scale", [1e6, float("nan")])
-    def test_features_that_float16_does_not_hold_are_an_error(self, tmp_path, scale):
+    def test_features_outside_the_range_of_float16_are_an_error(self, tmp_path, scale):
         opened = small_backbone()
         with torch.no_grad():
             opened.module[5].bias.fill_(scale)
@@ -72,18 +72,18 @@ class TestCompute:
             freeze(opened, tmp_path).compute(IMAGES)
 
 
-def test_only_what_is_new_is_computed(backbone, store, monkeypatch):
-    """Rows come in the order of the images; files go by their bytes, and their pixels are not looked at again.
+def test_only_missing_features_are_computed(backbone, store, monkeypatch):
+    """Rows are in the order of the images; files are identified by sha256, whatever their pixels.
 
-    What was kept of another length is computed anew, since the folder may be written by others.
+    Stored rows of another length are computed again, since other programs may write to the folder.
     """
     computed, compute = [], frozen.FrozenBackbone.compute
 
-    def note(self, images, **options):
+    def record(self, images, **options):
         computed.append(len(images))
         return compute(self, images, **options)
 
-    monkeypatch.setattr(frozen.FrozenBackbone, "compute", note)
+    monkeypatch.setattr(frozen.FrozenBackbone, "compute", record)
     store.put(backbone.key, DIGESTS[6], np.zeros(7, np.float32))
     expected = backbone.compute(IMAGES)
     first = backbone.compute_cached(IMAGES[5:12], DIGESTS[5:12], store)
@@ -96,14 +96,14 @@ def test_only_what_is_new_is_computed(backbone, store, monkeypatch):
 
 
 class TestOpenFrozen:
-    def test_it_is_exported_once_and_found_again(self, opened, asked):
+    def test_a_backbone_is_exported_once(self, opened, loaded_names):
         first, second = opened(), opened()
-        assert (len(asked), second) == (1, first)
+        assert (len(loaded_names), second) == (1, first)
         assert (first.name, first.features, first.channels, first.spec.height) == ("small", 64, 16, 32)
         np.testing.assert_array_equal(first.compute(IMAGES), second.compute(IMAGES))
 
-    def test_what_starts_from_nothing_starts_alike(self, opened, tmp_path, monkeypatch):
-        """In every cache, whatever torch's generator has drawn, which is left as it was."""
+    def test_random_weights_are_the_same_each_time(self, opened, tmp_path, monkeypatch):
+        """In every cache, and without touching torch's global generator."""
         monkeypatch.setattr(frozen, "export_backbone", export_backbone)
         first = opened()
         torch.manual_seed(77)
@@ -119,20 +119,20 @@ class TestOpenFrozen:
         ("file", "left"),
         [("backbone.json", None), ("backbone.json", 40), ("backbone.onnx", None), (BACKBONE_WEIGHTS_FILE, 0)],
     )
-    def test_a_folder_that_is_not_whole_is_made_anew(self, opened, asked, file, left):
+    def test_an_incomplete_folder_is_replaced(self, opened, loaded_names, file, left):
         first = opened()
         if left is None:
             (first.folder / file).unlink()
         else:
             os.truncate(first.folder / file, left)
         second = opened()
-        assert len(asked) == 2
+        assert len(loaded_names) == 2
         assert second == first
         second.compute(IMAGES[:1])
         assert [path.name for path in first.folder.parent.iterdir()] == [first.folder.name]
 
-    def test_other_makings_have_folders_of_their_own(self, opened, asked, tmp_path):
-        """Name, size, weights and grid; files go by their bytes, wherever they lie, and by what is beside a graph."""
+    def test_other_options_have_other_folders(self, opened, loaded_names, tmp_path):
+        """Name, size, weights and grid; files are identified by content, with those that extend a graph's name."""
         for name, content in (("a.pth", b"a"), ("copy.pth", b"a"), ("b.pth", b"b"), ("graph.onnx", b"a")):
             (tmp_path / name).write_bytes(content)
         makings = [{}, {"name": "other"}, {"image_size": 64}, {"grid": 2}]
@@ -144,9 +144,9 @@ class TestOpenFrozen:
             (tmp_path / file).write_bytes(content)
             folders.append(opened(graph).folder)
         assert opened(graph).folder == folders[-1]
-        assert len(set(folders)) == len(asked) == 9
+        assert len(set(folders)) == len(loaded_names) == 9
 
-    def test_an_export_that_fails_leaves_nothing_and_a_bad_cache_is_named(self, opened, tmp_path, monkeypatch):
+    def test_a_failed_export_leaves_nothing_and_a_bad_cache_is_named(self, opened, tmp_path, monkeypatch):
         def fail(*args, **kwargs):
             raise TrainingError("no program")
 
@@ -159,7 +159,7 @@ class TestOpenFrozen:
             opened(cache=tmp_path / "file")
 
 
-def test_features_go_by_the_weights_of_the_backbone_and_not_by_the_head(backbone, tmp_path):
+def test_the_key_of_features_depends_on_the_backbone_and_not_on_the_head(backbone, tmp_path):
     head, weight = lively_network(), lively_network()
     head.head[0].weight.data.add_(1)
     weight.backbone[0][1].weight.data.view(-1)[0].add_(1e-2)

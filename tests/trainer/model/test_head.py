@@ -16,7 +16,7 @@ def linear_layers(head):
 
 
 def lively_head(**options):
-    """A head of 12 features in 4 channels, whose last layer says something, standardised on features unlike it."""
+    """Return a standardised head for 12 features in 4 channels, with a nonzero last layer."""
     torch.manual_seed(2)
     head = build_head(12, 4, classes=3, units=16, **options)
     nn.init.normal_(head[-1].weight)
@@ -26,7 +26,7 @@ def lively_head(**options):
 
 
 def test_each_channel_gets_mean_0_and_deviation_1():
-    """One that is constant gets 0. All cells of a channel are treated alike: one may be brighter than another."""
+    """Constant channels get 0. The cells of a channel share mean and deviation."""
     maps = torch.randn(50, 8, 4) * torch.linspace(10, 40, 8)[:, None] + torch.arange(4)
     maps[:, 7] = 2
     standardise = Standardise(8 * 4, 8)
@@ -40,7 +40,7 @@ def test_each_channel_gets_mean_0_and_deviation_1():
 
 
 class TestBuildHead:
-    def test_two_hidden_layers_with_dropout_behind_each(self):
+    def test_two_hidden_layers_each_followed_by_dropout(self):
         head = build_head(12, 4, classes=3)
         kinds = [Standardise, nn.Linear, nn.ReLU, ActiveDropout, nn.Linear, nn.ReLU, ActiveDropout, nn.Linear]
         assert [type(layer) for layer in head] == kinds
@@ -48,14 +48,14 @@ class TestBuildHead:
         assert dropout_probabilities(head) == (0.6, 0.6)
         assert not head(torch.randn(5, 12)).any()
 
-    def test_hidden_layers_keep_the_scale_of_what_they_get(self):
-        """After He et al.: the variance of a weight is 2 over the number of inputs; there is no bias."""
+    def test_hidden_layers_preserve_the_scale_of_their_input(self):
+        """After He et al.: the variance of weights is 2 over the number of inputs, biases are 0."""
         first, second, _ = linear_layers(build_head(1000, 1000, classes=3, units=500))
         for layer in (first, second):
             assert not layer.bias.any()
             assert float(layer.weight.detach().std()) == pytest.approx((2 / layer.in_features) ** 0.5, rel=0.02)
 
-    def test_a_seed_decides_however_many_classes_there_are(self):
+    def test_hidden_layers_depend_on_the_seed_and_not_on_the_number_of_classes(self):
         weights = []
         for seed, classes, drawn in ((1, 3, 0), (1, 9, 5), (2, 3, 0)):
             torch.manual_seed(seed)

@@ -29,14 +29,14 @@ def test_small_sets_get_enough_steps(part):
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("decay", [0.0, 0.3])
-def test_what_the_settings_insist_on_is_kept(part, decay):
+def test_explicit_options_override_the_recipe(part, decay):
     training = Training(epochs=3, learning_rate=0.5, weight_decay=decay, class_balance=decay)
     found = choose_recipe(training, part, 100)
     assert found == Recipe(0.5, 3, found.batch_images, weight_decay=decay, class_balance=decay)
 
 
-def test_loaded_convolutions_are_trained_gently():
-    """What was loaded is worth keeping near; the linear layers are trained alike either way."""
+def test_pretrained_convolutions_have_a_lower_learning_rate():
+    """The rate for a head alone does not depend on the weights."""
     loaded, fresh = ({part: choose_recipe(Training(), part, 100, pretrained=each) for part in PARTS} for each in (1, 0))
     assert loaded["all"].learning_rate < fresh["all"].learning_rate
     assert loaded["classifier"] == fresh["classifier"]

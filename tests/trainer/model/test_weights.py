@@ -1,4 +1,4 @@
-"""What a file of weights may hold, on a network of torchvision's form."""
+"""Weights files, with a network structured like torchvision's."""
 
 import hashlib
 import urllib.error
@@ -33,7 +33,7 @@ def load(path):
     return network, load_weights(network, path, "vgg11", fresh=("classifier.2",))
 
 
-def test_what_a_file_holds_is_loaded_and_it_is_said_what_that_is(state, tmp_path):
+def test_the_provenance_lists_loaded_and_fresh_layers(state, tmp_path):
     path = save(state, tmp_path)
     network, provenance = load(path)
     for name in ("features.0.weight", "features.1.running_var", "classifier.0.bias"):
@@ -73,7 +73,7 @@ def test_a_file_that_is_no_state_dict_is_refused(tmp_path):
         load(tmp_path / "photo.jpg")
 
 
-def test_weights_that_cannot_be_downloaded_name_the_other_ways(monkeypatch):
+def test_a_failed_download_names_the_alternatives(monkeypatch):
     def unreachable(*args, **kwargs):
         raise urllib.error.URLError("no route to host")
 
@@ -86,6 +86,6 @@ def test_weights_that_cannot_be_downloaded_name_the_other_ways(monkeypatch):
         load("imagenet")
 
 
-def test_the_first_weights_that_were_published_are_taken():
-    """Later recipes give features that are worse where the backbone stays as it is."""
+def test_the_first_published_weights_are_used():
+    """Later weights give worse features for a frozen backbone."""
     assert [choose_weights(name).name for name in ("resnet50", "vgg16")] == ["IMAGENET1K_V1", "IMAGENET1K_V1"]

@@ -3,7 +3,7 @@ import pytest
 
 from contract.scores.holdout import holdout_order, is_held_out
 from contract.scores.sure import Sure
-from trainer.ranking.predictions import Plan, Planned, load_plan, place_later, save_plan
+from trainer.ranking.predictions import Plan, PlannedPrediction, load_plan, place_later, save_plan
 from trainer.scoring.scores import Score
 
 REGION = {"from_name": "label", "value": {"choices": ["Kätzchen 🐈\n"]}, "meta": {"rank": 1}}
@@ -14,8 +14,8 @@ PLAN = Plan(
     unscored=(3, 11),
     kept=1,
     items=(
-        Planned(7, 0.1 + 0.2, [REGION], "the passes disagree", bald=0.123, held_out=False),
-        Planned(3, 0.9, [], "random sample", bald=None, held_out=True, kept=True),
+        PlannedPrediction(7, 0.1 + 0.2, [REGION], "the passes disagree", bald=0.123, held_out=False),
+        PlannedPrediction(3, 0.9, [], "random sample", bald=None, held_out=True, kept=True),
     ),
     sure=Sure("20261123T050102123Z-0a1b2c.r2", 0.98, {"cat": 1}, 0.5, 200, 0, 0.98, tasks={7: 0}),
 )

@@ -190,7 +190,7 @@ class TestAgain:
 
     def test_where_label_studio_fetched_many_the_ranking_takes_the_next_name(self, rig, monkeypatch):
         """To remove a name at once is far cheaper than to remove predictions one by one."""
-        monkeypatch.setattr(rank_module, "_FEW_STRAYS", 5)
+        monkeypatch.setattr(rank_module, "_MOST_STRAYS", 5)
         for task in range(1, 8):
             rig.studio.predict(task, rig.version, 0.123)
         assert rig.rank().ranking == f"{rig.version}.r2"

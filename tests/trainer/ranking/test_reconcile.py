@@ -7,7 +7,7 @@ from tests.trainer.studio import TOKEN, Aborted, studio
 from trainer import labelstudio
 from trainer.labelstudio.tasks import unlabelled_tasks
 from trainer.ranking import reconcile as reconcile_module
-from trainer.ranking.reconcile import Wanted, reconcile
+from trainer.ranking.reconcile import DesiredPrediction, reconcile
 
 NAME = "20261123T050102123Z-0a1b2c"
 REGION = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}
@@ -26,18 +26,18 @@ def pets():
         yield state
 
 
-def wanted_of(tasks):
-    return {task: Wanted(task / 100, [REGION]) for task in tasks}
+def desired_of(tasks):
+    return {task: DesiredPrediction(task / 100, [REGION]) for task in tasks}
 
 
-def bring(state, tmp_path, wanted=None):
+def bring(state, tmp_path, desired=None):
     client = labelstudio.connect(state.url, TOKEN, 5)
     return reconcile(
         client,
         name=NAME,
-        wanted=wanted_of(state.tasks) if wanted is None else wanted,
-        note=tmp_path / "import.json",
-        find_there=lambda: {task.id for task in unlabelled_tasks(client)},
+        desired=desired_of(state.tasks) if desired is None else desired,
+        journal=tmp_path / "import.json",
+        find_current=lambda: {task.id for task in unlabelled_tasks(client)},
     )
 
 
@@ -50,12 +50,12 @@ def imports_of(state):
 
 
 def test_what_is_there_already_is_put_right(pets, tmp_path):
-    wanted = {task: Wanted(task / 100, () if task == 1 else [REGION]) for task in pets.tasks}
+    desired = {task: DesiredPrediction(task / 100, () if task == 1 else [REGION]) for task in pets.tasks}
     good = [pets.predict(task, NAME, task / 100) for task in (3, 4, 5)]
     others = [pets.predict(3, "yolo"), pets.predict(3, f"{NAME}.r2"), pets.predict(2, "yolo")]
     ticked, twice, fetched = (pets.predict(task, NAME, score) for task, score in ((1, 0.01), (3, 0.03), (6, 0.9)))
     pets.predictions[ticked]["result"] = [REGION]
-    assert bring(pets, tmp_path, wanted) == 7
+    assert bring(pets, tmp_path, desired) == 7
     assert is_whole(pets)
     assert {*good, *others} <= set(pets.predictions)
     assert not {ticked, twice, fetched} & set(pets.predictions)
@@ -74,11 +74,11 @@ def test_all_go_in_as_few_calls_as_can_be(pets, tmp_path, monkeypatch, most, siz
 
 def test_tasks_that_were_deleted_or_labelled_meanwhile_cost_the_others_nothing(pets, tmp_path):
     """Label Studio refuses a whole import for one unknown task."""
-    wanted = wanted_of(pets.tasks)
+    desired = desired_of(pets.tasks)
     pets.delete_task(4)
     pets.annotate(7, "cat")
-    bring(pets, tmp_path, wanted)
-    assert set(pets.scores(NAME)) == set(wanted) - {4, 7}
+    bring(pets, tmp_path, desired)
+    assert set(pets.scores(NAME)) == set(desired) - {4, 7}
 
 
 def test_a_label_that_the_config_has_lost_costs_the_label_and_not_the_score(pets, tmp_path, caplog):
@@ -93,7 +93,7 @@ def test_a_label_that_the_config_has_lost_costs_the_label_and_not_the_score(pets
 def test_nested_choices_are_sent_so_that_the_import_finds_them_valid(pets, tmp_path):
     """It takes what it checks from under the control's name; what the editor selects stands beside that."""
     nested = {**REGION, "value": {"choices": [["animal", "cat"], ["plain"]]}}
-    bring(pets, tmp_path, {1: Wanted(0.01, [nested]), 2: Wanted(0.02, [REGION])})
+    bring(pets, tmp_path, {1: DesiredPrediction(0.01, [nested]), 2: DesiredPrediction(0.02, [REGION])})
     values = {each["task"]: each["result"][0]["value"] for each in pets.predictions.values()}
     assert values == {
         1: {"choices": [["animal", "cat"], ["plain"]], "label": {"choices": ["cat", "plain"]}},
@@ -176,7 +176,7 @@ def test_an_import_that_outlives_its_request_is_waited_for(pets, tmp_path, monke
 def test_imports_that_are_cut_short_and_arrive_are_no_failures(pets, tmp_path, monkeypatch):
     """Behind a proxy that waits for less than an import takes, each still brings the end nearer."""
     monkeypatch.setattr(reconcile_module, "IMPORT_TASKS", 1)
-    monkeypatch.setattr(reconcile_module, "_ROUNDS", 2)
+    monkeypatch.setattr(reconcile_module, "_MAX_ROUNDS", 2)
     pets.refuse("POST", 502, after=pets.route)
     bring(pets, tmp_path)
     assert is_whole(pets)

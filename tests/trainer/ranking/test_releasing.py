@@ -14,7 +14,7 @@ from trainer import labelstudio
 from trainer.__main__ import main
 from trainer.labelstudio.webhooks import set_webhook_token
 from trainer.ranking.context import cache_folder
-from trainer.ranking.releasing import recall, release
+from trainer.ranking.releasing import load_original, release
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_project_is_as_it_was_before_its_first_ranking(used, monkeypatch, caps
     assert "1 webhooks cleared; sampling: Uniform sampling; model version: yolo" in printed.err
     assert seen(used) == used.before
     assert load_rankings(used.repository) == []
-    assert recall(used.repository, 5) is None
+    assert load_original(used.repository, 5) is None
     assert not cache_folder(used.environment, 5).exists()
     assert [request.project for request in find_requests(used.repository)] == [6]
     used.studio.project.update(model_version="", sampling="Uncertainty sampling")
@@ -104,7 +104,7 @@ def test_without_a_record_the_project_gets_label_studios_defaults(used):
     (used.repository.folder / "projects" / "5.json").unlink()
     used.publish()
     used.rank()
-    assert recall(used.repository, 5) is None
+    assert load_original(used.repository, 5) is None
     released = release(5, used.environment)
     assert (released.sampling, released.model_version, released.recorded) == ("Sequential sampling", "", False)
     assert "was not written down" in released.describe()

@@ -14,17 +14,19 @@ from tests.trainer.scorer import LABELS
 from tests.trainer.studio import Aborted
 from trainer.labelstudio.tasks import condition
 from trainer.ranking import planning
+from trainer.ranking.bulk_confirmation import Confirmable
 from trainer.ranking.releasing import release
-from trainer.ranking.sureness import Found
 from trainer.tabs.label_issues import LabelIssue
 
 LABELLED = (4, 5, 6)
 TRAINED = TrainingRecord(project=ProjectState(5, 3, ""), audit_images=30, audit_share=0.1)
 
 
-def publish(rig, doubted=(), **more):
+def publish(rig, label_issues=(), **more):
     """A version by whose report these labels are probably wrong, the likeliest first."""
-    errors = [asdict(LabelIssue(task, ("cat",), ("dog",), (rank + 1) / 100, 0.9)) for rank, task in enumerate(doubted)]
+    errors = [
+        asdict(LabelIssue(task, ("cat",), ("dog",), (rank + 1) / 100, 0.9)) for rank, task in enumerate(label_issues)
+    ]
 
     def write(folder):
         (folder / "report" / "figures.json").write_text(json.dumps({"label_errors": {"tasks": errors}}))
@@ -45,12 +47,12 @@ def confident(labelled, monkeypatch):
     """What rankings say that may be confirmed, and of how large a share of it is right the interval's lower end."""
     offered = SimpleNamespace(tasks=set(labelled.unlabelled), low=None)
 
-    def find_sure(pool, witnesses, said, asked, *, name, **_):
+    def find_confirmable(pool, witnesses, said, asked, *, name, **_):
         labels = {score.task: LABELS.index(score.result[0]["value"]["choices"][0]) for score in pool}
         tasks = {task: labels[task] for task in labels.keys() & offered.tasks - asked.held_out(labels)}
-        return Found(Sure(name, 0.98, low=offered.low, tasks=tasks), dict.fromkeys(tasks, "as good as certain"))
+        return Confirmable(Sure(name, 0.98, low=offered.low, tasks=tasks), dict.fromkeys(tasks, "as good as certain"))
 
-    monkeypatch.setattr(planning, "find_sure", find_sure)
+    monkeypatch.setattr(planning, "find_confirmable", find_confirmable)
     return offered
 
 
@@ -94,7 +96,7 @@ def test_other_peoples_tabs_are_left_alone(labelled):
 
 def test_labels_that_are_probably_wrong_are_shown_with_what_they_should_be(labelled):
     """The likeliest first. Without tabs the Data Manager is not asked; a released project has none of ours."""
-    publish(labelled, doubted=(6, 4))
+    publish(labelled, label_issues=(6, 4))
     labelled.rank(tabs=False)
     assert not [request for request in labelled.studio.requests if "/dm/" in request.path]
     assert not set(LABELLED) & {each["task"] for each in labelled.studio.predictions.values()}
@@ -112,14 +114,14 @@ def test_labels_that_are_probably_wrong_are_shown_with_what_they_should_be(label
 
 
 def test_a_label_that_a_person_has_looked_at_and_kept_does_not_come_back(labelled):
-    publish(labelled, doubted=(6, 4))
+    publish(labelled, label_issues=(6, 4))
     labelled.rank()
     labelled.studio.edit(6)
     assert labelled.studio.tabs()["Look again"] == [4]
     labelled.rank()
     assert labelled.studio.tabs()["Look again"] == [4]
     assert 6 not in labelled.studio.scores(labelled.version)
-    publish(labelled, doubted=(6, 4))
+    publish(labelled, label_issues=(6, 4))
     labelled.rank()
     assert labelled.studio.tabs()["Look again"] == [4]
     labelled.studio.tasks[4]["annotations"][0]["ground_truth"] = True
@@ -128,7 +130,7 @@ def test_a_label_that_a_person_has_looked_at_and_kept_does_not_come_back(labelle
 
 
 def test_a_task_that_lost_its_label_gets_a_place(labelled):
-    publish(labelled, doubted=(6, 4))
+    publish(labelled, label_issues=(6, 4))
     labelled.rank()
     labelled.studio.tasks[6]["annotations"].clear()
     labelled.studio.tasks[6]["updated_at"] = labelled.studio.moment()
@@ -240,7 +242,7 @@ def test_a_tab_that_was_renamed_is_its_owners_and_one_that_was_deleted_stays_so(
 
 @pytest.mark.usefixtures("confident")
 def test_ranked_again_nothing_is_changed(labelled):
-    publish(labelled, doubted=(6, 4), audit_images=3)
+    publish(labelled, label_issues=(6, 4), audit_images=3)
     labelled.rank()
     before = json.dumps(labelled.studio.views)
     labelled.studio.requests.clear()
@@ -268,7 +270,7 @@ def test_one_that_is_cut_short_goes_on_where_it_was(labelled, monkeypatch, fresh
         if not fresh:
             publish(labelled, audit_images=3)
             labelled.rank(**options)
-        publish(labelled, doubted=(6, 4))
+        publish(labelled, label_issues=(6, 4))
         cut = labelled.run_until(
             steps, monkeypatch, partial(labelled.rank, **options), counts=_changes_tabs, after=after
         )

@@ -1,4 +1,4 @@
-"""What reports are made of, of versions that nobody trained."""
+"""Inputs of reports, without training."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ PASSES = 5
 
 
 def draw_passes(rng, targets, classes):
-    """Return probabilities (N, T, C) that are right more often than not, and not always."""
+    """Return probabilities (N, T, C) that are mostly, but not always, right."""
     multiple = targets.ndim == 2
     logits = rng.normal(size=(len(targets), PASSES, classes)) + rng.normal(size=(len(targets), 1, classes))
     logits += (2.5 * (to_label_matrix(targets, classes) - 0.5 * multiple))[:, None]
@@ -27,7 +27,7 @@ def draw_passes(rng, targets, classes):
 
 
 def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, frozen=True):
-    """Return inputs on images of noise."""
+    """Return the inputs of a report on images of noise."""
     rng, classes = np.random.default_rng(0), len(labels)
     targets = np.arange(images) % classes
     if multiple:

@@ -1,4 +1,4 @@
-"""Pages of reports as tests read them."""
+"""Parses pages of reports."""
 
 import re
 from html.parser import HTMLParser
@@ -7,14 +7,14 @@ VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """A page's elements, text, links and tables; fails where an element is not closed by its own end."""
+    """A page's elements, text, links and tables; parsing fails if an element is not closed."""
 
     def __init__(self, path):
         super().__init__()
         self.html = path.read_text(encoding="utf-8")
         self.open, self.tags, self.links, self.text = [], [], [], ""
         self.tables, self.rows = {}, []
-        """Rows of cells, by the table's id."""
+        """Rows of cells by the table's id."""
         self.feed(self.html)
         self.close()
         assert self.open == []
@@ -45,16 +45,16 @@ class Page(HTMLParser):
             self.rows[-1][-1] += " ".join(data.split())
 
     def table(self, name):
-        """Return the rows of a table, by their first cells without tags."""
+        """Return the rows of a table by first cell, without its tag."""
         return {re.sub("(default|minority)$", "", row[0]).strip(): row[1:] for row in self.tables[name]}
 
     @property
     def words(self):
-        """The text, with single spaces."""
+        """The text with normalised spaces."""
         return " ".join(self.text.split())
 
     def assert_closed(self, *files):
-        """Nothing runs, and nothing is loaded or linked to but these files beside it and what is within."""
+        """Check that the page has no scripts and refers to nothing outside but these files."""
         assert "script" not in self.tags
         outside = {link for link in self.links if not link.startswith(("data:image/jpeg;base64,", "#"))}
         assert outside <= {*files}

@@ -18,7 +18,7 @@ from trainer.report.calibration import (
 
 
 def draw(temperature, *, images, classes=4, multiple=False, seed=0):
-    """Return probabilities and targets that are distributed as the probabilities are under a temperature."""
+    """Return probabilities, and targets drawn from the probabilities under a temperature."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(images, classes))
     odds = np.exp(logits)
@@ -52,7 +52,7 @@ def test_too_few_images_have_no_temperature(multiple):
 
 
 def test_without_an_optimum_the_temperature_is_1():
-    """Where all is right, the sharper the better without end; where all is wrong, the flatter."""
+    """If all predictions are right, sharper is always better; if all are wrong, flatter is."""
     ranked = np.tile(np.array([[0.7, 0.2, 0.1]], np.float32), (100, 1))
     certain = np.tile(np.array([[1, 0], [1e-9, 1]], np.float32), (50, 1))
     for probabilities, targets in ((ranked, 0), (ranked, 2), (certain, np.arange(2))):
@@ -69,7 +69,7 @@ def test_certainty_that_is_wrong_has_a_temperature_too():
 
 @pytest.mark.parametrize("multiple", [False, True])
 def test_each_fold_is_tempered_by_the_others(multiple):
-    """Which mends the calibration of images that the temperature was not fitted on, and changes no prediction."""
+    """It improves the calibration of held-out images, and changes no prediction."""
     probabilities, targets = draw(3, images=500, multiple=multiple)
     folds = assign_folds(targets, np.arange(500))
     tempered = cross_fit(probabilities, targets, folds, multiple=multiple)
@@ -96,7 +96,7 @@ def test_the_bins_amount_to_the_calibration_error(multiple, seed, images):
 @pytest.mark.slow
 @pytest.mark.parametrize(("images", "multiple"), [(30, False), (300, True)])
 def test_95_of_100_versions_that_are_right_stay_below_the_error_by_chance(images, multiple):
-    """By the calibration error as torchmetrics computes it, of targets that hold as the probabilities say."""
+    """By torchmetrics' calibration error, of targets drawn from the probabilities."""
     probabilities, _ = draw(1.0, images=images, multiple=multiple)
     rng, errors = np.random.default_rng(1), []
     for _ in range(300):

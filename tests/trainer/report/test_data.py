@@ -11,54 +11,54 @@ from trainer.report.data import compute_figures
 
 @pytest.mark.parametrize("inputs", [make_inputs(), make_inputs(multiple=True), make_inputs(images=2)])
 def test_the_figures_are_json_and_agree_with_the_manifest(inputs):
-    found, metrics = compute_figures(inputs), inputs.manifest.metrics
-    assert json.loads(json.dumps(found, allow_nan=False)) == json.loads(json.dumps(found))
-    assert found["metrics"] == asdict(metrics)
-    assert [each["label"] for each in found["classes"]] == list(inputs.manifest.labels)
+    result, metrics = compute_figures(inputs), inputs.manifest.metrics
+    assert json.loads(json.dumps(result, allow_nan=False)) == json.loads(json.dumps(result))
+    assert result["metrics"] == asdict(metrics)
+    assert [each["label"] for each in result["classes"]] == list(inputs.manifest.labels)
     if metrics.images:
-        assert np.mean([each["f1"] for each in found["classes"]]) == pytest.approx(metrics.macro_f1)
-        assert sum(found["bald"]["right"]) == round(metrics.accuracy * metrics.images)
-        assert sum(found["bald"]["right"] + found["bald"]["wrong"]) == len(inputs.bald)
-    wrong = 0 if inputs.manifest.multiple else sum(found["bald"]["wrong"])
-    assert sum(each["images"] for each in found["confusions"]) == wrong
+        assert np.mean([each["f1"] for each in result["classes"]]) == pytest.approx(metrics.macro_f1)
+        assert sum(result["bald"]["right"]) == round(metrics.accuracy * metrics.images)
+        assert sum(result["bald"]["right"] + result["bald"]["wrong"]) == len(inputs.bald)
+    wrong = 0 if inputs.manifest.multiple else sum(result["bald"]["wrong"])
+    assert sum(each["images"] for each in result["confusions"]) == wrong
 
 
 def test_images_are_shown_with_what_they_are_and_what_was_said_of_them():
     inputs = make_inputs()
     manifest = inputs.manifest
     assert manifest.temperature != 1
-    for shown in compute_figures(inputs)["most_uncertain"]:
-        row = inputs.parts.validation.tolist().index(shown["image"])
-        assert shown["given"] == (manifest.labels[inputs.pixels.targets[shown["image"]]],)
-        assert shown["predicted"] == (manifest.labels[inputs.probabilities[row].argmax()],)
-        assert shown["right"] == (shown["given"] == shown["predicted"])
-        assert shown["probability"] == pytest.approx(temper(inputs.probabilities[row], manifest.temperature).max())
-        assert shown["bald"] == inputs.bald[row]
+    for figure in compute_figures(inputs)["most_uncertain"]:
+        row = inputs.parts.validation.tolist().index(figure["image"])
+        assert figure["given"] == (manifest.labels[inputs.pixels.targets[figure["image"]]],)
+        assert figure["predicted"] == (manifest.labels[inputs.probabilities[row].argmax()],)
+        assert figure["right"] == (figure["given"] == figure["predicted"])
+        assert figure["probability"] == pytest.approx(temper(inputs.probabilities[row], manifest.temperature).max())
+        assert figure["bald"] == inputs.bald[row]
 
 
 def test_images_that_neither_train_nor_validate_are_not_judged():
     inputs = make_inputs()
     parts = replace(inputs.parts, train=inputs.parts.train[5:])
-    found = compute_figures(replace(inputs, parts=parts))["label_errors"]
-    assert found["judged"] == 85
-    assert not {each["image"] for each in found["likeliest"]} & set(inputs.parts.train[:5].tolist())
+    result = compute_figures(replace(inputs, parts=parts))["label_errors"]
+    assert result["judged"] == 85
+    assert not {each["image"] for each in result["likeliest"]} & set(inputs.parts.train[:5].tolist())
 
 
 def test_all_labels_that_look_wrong_are_named_by_their_tasks():
-    """For people to be led to them; images of no task are not."""
+    """Images without a task are not listed."""
     inputs = make_inputs()
-    found = compute_figures(inputs)["label_errors"]
-    assert (len(found["likeliest"]), found["tasks"]) == (24, [])
+    result = compute_figures(inputs)["label_errors"]
+    assert (len(result["likeliest"]), result["tasks"]) == (24, [])
     tasks = np.arange(90) * 10
-    tasks[found["likeliest"][1]["image"]] = -1
+    tasks[result["likeliest"][1]["image"]] = -1
     named = compute_figures(replace(inputs, pixels=replace(inputs.pixels, task_ids=tasks)))["label_errors"]["tasks"]
-    assert len(named) == found["found"] - 1 > 24
-    others = [each for rank, each in enumerate(found["likeliest"]) if rank != 1]
+    assert len(named) == result["found"] - 1 > 24
+    others = [each for rank, each in enumerate(result["likeliest"]) if rank != 1]
     assert [(each["task"], each["given"]) for each in named[:23]] == [(10 * e["image"], e["given"]) for e in others]
 
 
 def test_an_image_is_named_by_its_task_or_its_file():
-    """What a task refers to may hold a secret, which is not shown."""
+    """Secrets in references of tasks are not shown."""
     pixels = make_inputs().pixels
     assert pixels.name(4, is_file=True) == "1/004.png"
     of_tasks = replace(pixels, references=("https://user:word@host/a.png?key=secret",) * 90)
@@ -67,7 +67,7 @@ def test_an_image_is_named_by_its_task_or_its_file():
 
 
 def test_of_several_labels_an_image_is_as_certain_as_the_least_sure_of_what_is_said():
-    """Where no label holds, that none does is what is said: 3 % of the likeliest are 97 %."""
+    """If no label holds, the certainty is that of the absence of the likeliest: 97 % for 3 %."""
     inputs = make_inputs(images=10, multiple=True)
     rows = len(inputs.bald)
     probabilities = np.tile(np.array([0.03, 0.01, 0.02], np.float32), (rows, 1))
@@ -75,6 +75,6 @@ def test_of_several_labels_an_image_is_as_certain_as_the_least_sure_of_what_is_s
     manifest = replace(inputs.manifest, temperature=1.0)
     bald = np.zeros(rows)
     bald[0] = 1
-    found = compute_figures(replace(inputs, manifest=manifest, probabilities=probabilities, bald=bald))
-    assert found["most_uncertain"][0]["probability"] == pytest.approx(0.6)
-    assert {round(each["probability"], 6) for each in found["most_confident"]} == {0.97}
+    result = compute_figures(replace(inputs, manifest=manifest, probabilities=probabilities, bald=bald))
+    assert result["most_uncertain"][0]["probability"] == pytest.approx(0.6)
+    assert {round(each["probability"], 6) for each in result["most_confident"]} == {0.97}

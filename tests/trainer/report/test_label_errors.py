@@ -7,7 +7,7 @@ NAMES = tuple("abcdefg")
 
 
 def separable(*, images=400, classes=4):
-    """Return features in clouds, one a class, and the classes."""
+    """Return features in one cluster per class, and the classes."""
     rng = np.random.default_rng(0)
     targets = np.arange(images) % classes
     centres = rng.normal(size=(classes, 32))
@@ -15,7 +15,7 @@ def separable(*, images=400, classes=4):
 
 
 def swap(targets, classes):
-    """Return the labels with some swapped, and which."""
+    """Return the labels with 5 % replaced, and the indices of these."""
     rng = np.random.default_rng(0)
     chosen = rng.choice(len(targets), round(0.05 * len(targets)), replace=False)
     swapped = targets.copy()
@@ -35,7 +35,7 @@ def names(labels):
 
 @pytest.mark.parametrize(("multiple", "least", "most"), [(False, 18, 30), (True, 13, 22)])
 def test_wrong_labels_are_found_with_their_true_ones(multiple, least, most):
-    """Of 20 swapped labels, or 20 images with a label that is missing or too many, the most doubtful first."""
+    """Of 20 replaced labels, or 20 images with a missing or superfluous label, the least likely first."""
     features, true = separable()
     targets, chosen = swap(true, 4)
     if multiple:
@@ -43,16 +43,16 @@ def test_wrong_labels_are_found_with_their_true_ones(multiple, least, most):
         targets = true.copy()
         targets[chosen, 4] ^= 1
     result = find(features, targets, classes=4 + multiple)
-    found = {each.image: each for each in result.errors}
-    right = found.keys() & set(chosen.tolist())
+    errors = {each.image: each for each in result.errors}
+    right = errors.keys() & set(chosen.tolist())
     assert len(right) >= least
-    assert len(found) <= most
+    assert len(errors) <= most
     for image in right:
         given, suggested = (np.flatnonzero(each[image]) if multiple else each[image] for each in (targets, true))
-        assert (found[image].given, found[image].suggested) == (names(given), names(suggested))
-        assert found[image].given_probability < found[image].suggested_probability
-    doubts = [each.given_probability for each in result.errors]
-    assert doubts == sorted(doubts)
+        assert (errors[image].given, errors[image].suggested) == (names(given), names(suggested))
+        assert errors[image].given_probability < errors[image].suggested_probability
+    likelihoods = [each.given_probability for each in result.errors]
+    assert likelihoods == sorted(likelihoods)
     assert (result.images, result.too_few) == (400, ())
 
 
@@ -62,14 +62,14 @@ def test_images_without_a_label_are_judged_among_several():
     targets[np.arange(400), classes] = 1
     targets[:10] = 0
     result = find(features, targets)
-    found = [each for each in result.errors if each.given == ()]
-    assert len(found) >= 8
-    assert all(each.suggested == names(classes[each.image]) for each in found)
+    errors = [each for each in result.errors if each.given == ()]
+    assert len(errors) >= 8
+    assert all(each.suggested == names(classes[each.image]) for each in errors)
 
 
 @pytest.mark.parametrize("multiple", [False, True])
 def test_no_image_is_predicted_by_a_model_that_saw_its_file(multiple):
-    """Features that are noise, two of each, say nothing of a label unless the other one was learnt by heart."""
+    """Pairs of equal random features predict labels only if the model was trained on the other of the pair."""
     rng = np.random.default_rng(0)
     features = np.repeat(rng.normal(size=(100, 200)), 2, axis=0).astype(np.float32)
     targets = np.repeat(rng.integers(0, 2, 100), 2)
@@ -84,9 +84,9 @@ def test_no_image_is_predicted_by_a_model_that_saw_its_file(multiple):
 
 
 def test_classes_of_few_images_are_named_and_not_judged():
-    """Four images are too few, as are five of one file; an empty class is not worth a word.
+    """Four images are too few, as are five of one file; empty classes are not mentioned.
 
-    Errors are named by the rows and labels of all, of which some are left out.
+    Errors refer to indices of all images and labels, including those left out.
     """
     features, true = separable(images=200)
     swapped, chosen = swap(true, 4)
@@ -101,11 +101,11 @@ def test_classes_of_few_images_are_named_and_not_judged():
     among = 2 * np.arange(209)
     result = find_errors(probabilities, targets.repeat(2), groups.repeat(2), labels=NAMES, among=among)
     assert (result.images, result.too_few) == (200, ("a", "c"))
-    found = {each.image: each.suggested for each in result.errors}
+    errors = {each.image: each.suggested for each in result.errors}
     wrong = {2 * int(row): names(judged[true[row]]) for row in chosen}
-    assert max(found) < 400
-    assert len(found.keys() & wrong.keys()) >= 9
-    assert all(found[image] == wrong[image] for image in found.keys() & wrong.keys())
+    assert max(errors) < 400
+    assert len(errors.keys() & wrong.keys()) >= 9
+    assert all(errors[image] == wrong[image] for image in errors.keys() & wrong.keys())
 
 
 @pytest.mark.parametrize("targets", [np.array([0, 0, 1]), np.zeros(9, np.int64), np.zeros(0, np.int64)])

@@ -11,31 +11,33 @@ LABELS = ("a", "b", "c", "d")
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60)
 
 
-def decisions(pairs):
+def label_matrices(pairs):
     return tuple(to_label_matrix(np.array(column), len(LABELS)) for column in zip(*pairs, strict=True))
 
 
 @given(PAIRS)
 def test_precision_recall_and_f1_are_those_of_scikit_learn(pairs):
-    """Where it has to make one up, ours is None."""
-    true, predicted = decisions(pairs)
+    """Undefined ones are None."""
+    true, predicted = label_matrices(pairs)
     expected = precision_recall_fscore_support(true, predicted, zero_division=np.nan)
-    found = metrics.by_class(LABELS, labelled=true, trained_on=true, true=true, predicted=predicted)
+    result = metrics.by_class(LABELS, labelled=true, trained_on=true, true=true, predicted=predicted)
     for name, reference in zip(("precision", "recall", "f1", "validated"), expected, strict=True):
-        assert [np.nan if each[name] is None else each[name] for each in found] == pytest.approx(reference, nan_ok=True)
+        assert [np.nan if each[name] is None else each[name] for each in result] == pytest.approx(
+            reference, nan_ok=True
+        )
 
 
 def test_a_class_counts_where_its_images_went():
     labelled, trained_on, true, predicted = (
         to_label_matrix(np.array(each), 4) for each in ([0, 0, 0, 1, 1], [0, 0, 1], [0, 1], [1, 1])
     )
-    found = metrics.by_class(LABELS, labelled=labelled, trained_on=trained_on, true=true, predicted=predicted)
-    assert [*found[0].values()] == ["a", 3, 2, 1, 0, 0, None, 0.0, 0.0]
-    assert [*found[1].values()] == ["b", 2, 1, 1, 2, 1, 0.5, 1.0, 2 / 3]
+    result = metrics.by_class(LABELS, labelled=labelled, trained_on=trained_on, true=true, predicted=predicted)
+    assert [*result[0].values()] == ["a", 3, 2, 1, 0, 0, None, 0.0, 0.0]
+    assert [*result[1].values()] == ["b", 2, 1, 1, 2, 1, 0.5, 1.0, 2 / 3]
 
 
 def test_what_is_confused_most_comes_first():
-    assert metrics.confusions(LABELS, *decisions([(0, 0), (1, 2), (2, 1), (2, 1), (0, 3)])) == [
+    assert metrics.confusions(LABELS, *label_matrices([(0, 0), (1, 2), (2, 1), (2, 1), (0, 3)])) == [
         {"true": true, "predicted": predicted, "images": images}
         for true, predicted, images in (("c", "b", 2), ("a", "d", 1), ("b", "c", 1))
     ]
@@ -44,16 +46,16 @@ def test_what_is_confused_most_comes_first():
 @given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=60))
 def test_every_image_is_in_the_histogram_once(images):
     bald, right = np.array([each for each, _ in images]), np.array([each for _, each in images], bool)
-    found = metrics.histogram(bald, right)
-    assert (sum(found["right"]), sum(found["wrong"])) == (right.sum(), (~right).sum())
-    assert len(found["edges"]) == len(found["right"]) + 1 == len(found["wrong"]) + 1
-    assert found["edges"][0] == 0
-    assert found["edges"][-1] >= bald.max(initial=0)
+    result = metrics.histogram(bald, right)
+    assert (sum(result["right"]), sum(result["wrong"])) == (right.sum(), (~right).sum())
+    assert len(result["edges"]) == len(result["right"]) + 1 == len(result["wrong"]) + 1
+    assert result["edges"][0] == 0
+    assert result["edges"][-1] >= bald.max(initial=0)
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 1)), max_size=40))
 def test_no_image_is_both_uncertain_and_certain(values):
-    """At most twelve of either, by falling BALD and by falling probability: agreement at 27 % is not certain."""
+    """At most twelve each, by descending BALD and by descending probability."""
     bald, certainty = np.array(values).reshape(-1, 2).T
     most, certain = metrics.extremes(bald, certainty)
     assert len(most) == min(12, (len(values) + 1) // 2)

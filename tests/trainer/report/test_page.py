@@ -33,8 +33,8 @@ def test_a_report_is_a_page_its_figures_and_its_classes(tmp_path):
         rows = list(csv.DictReader(file))
     assert rows == [{name: str(value) for name, value in each.items()} for each in document["classes"]]
     assert [row["label"] for row in rows] == ["cat", "dog", "horse"]
-    told = [f"{float(row['f1']):.2f}" for row in rows] + [f"{inputs.manifest.metrics.macro_f1:.2f}"]
-    for each in (*told, inputs.manifest.version, "The curve begins with the next one"):
+    figures = [f"{float(row['f1']):.2f}" for row in rows] + [f"{inputs.manifest.metrics.macro_f1:.2f}"]
+    for each in (*figures, inputs.manifest.version, "The curve begins with the next one"):
         assert each in page.text
 
 
@@ -58,7 +58,7 @@ def test_a_page_loads_nothing_and_runs_nothing(tmp_path, multiple, frozen):
     page.assert_closed("classes.csv", "figures.json")
     assert page.tags.count("img") >= 24
     assert ("Confusions" in page.text) is not multiple
-    assert write(inputs, tmp_path / "again").html == page.html  # what is equal gives equal files
+    assert write(inputs, tmp_path / "again").html == page.html  # equal inputs give equal files
 
 
 @pytest.mark.parametrize("multiple", [False, True])
@@ -124,7 +124,7 @@ def test_a_line_is_said_to_join_what_was_measured_on_the_same_images(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("multiple", [False, True])
 def test_a_reliability_diagram_of_few_images_says_that_it_says_nothing(tmp_path, multiple):
-    """Below 100 there is none, and the page says why; what chance makes of the error stands beside it either way."""
+    """With fewer than 100 images there is none, and the page explains it; the error by chance is always shown."""
     few, many = (make_inputs(images=images, multiple=multiple) for images in (90, 300))
     for inputs, name in ((few, "few"), (many, "many")):
         page = write(inputs, tmp_path / name)
@@ -135,7 +135,7 @@ def test_a_reliability_diagram_of_few_images_says_that_it_says_nothing(tmp_path,
 
 
 def test_pictures_are_of_the_images_that_are_named(tmp_path):
-    """A grey image amid noise is a far smaller file, and it stands where its name does."""
+    """A grey image among images of noise is a smaller file, and has the right name."""
     inputs = make_inputs()
     most = inputs.parts.validation[int(np.argmax(inputs.bald))]
     images = inputs.pixels.images.copy()

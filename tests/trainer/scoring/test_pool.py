@@ -4,7 +4,7 @@ import pytest
 
 from contract.labelconfig import Choice, ChoicesControl
 from tests.versions import manifest
-from trainer.ranking.sureness import Labelled
+from trainer.ranking.bulk_confirmation import GivenLabels
 from trainer.scoring.pool import count_labels, group_failures
 from trainer.scoring.scores import Failure
 
@@ -31,7 +31,7 @@ def task(number, labels):
 def test_labels_are_counted_in_the_order_of_the_version(labels, multiple, chosen, counts):
     """Labels unknown to the version or the labelling config do not count; Label Studio stores aliases."""
     version = dataclasses.replace(manifest("20261123T050102123Z-0a1b2c"), labels=labels, multiple=multiple)
-    said = Labelled.read(map(task, range(9), chosen), "label", CONTROL.labels, multiple=multiple)
+    said = GivenLabels.read(map(task, range(9), chosen), "label", CONTROL.labels, multiple=multiple)
     assert count_labels(said.by_people.values(), CONTROL, version) == counts
 
 

@@ -1,4 +1,4 @@
-"""What the models of a small study are trained on: points in clouds that overlap, in place of an image's features."""
+"""A small dataset for studies: overlapping clusters of points as features."""
 
 import atexit
 import tempfile
@@ -16,7 +16,7 @@ atexit.register(_CACHE.cleanup)
 
 
 def make_dataset(count, *, seed=0):
-    """Return images without content and features (N, 64) of three classes, six, three and one in ten."""
+    """Return blank images and features (N, 64) of three classes, with shares of 60, 30 and 10 %."""
     rng = np.random.default_rng(seed)
     targets = rng.choice(3, size=count, p=(0.6, 0.3, 0.1))
     centres = rng.normal(size=(3, 64))

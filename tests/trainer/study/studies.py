@@ -1,4 +1,4 @@
-"""Studies as `simulate` makes them, from seeded curves instead of trained models."""
+"""Studies with synthetic curves in place of trained models."""
 
 from dataclasses import replace
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from trainer.study.records import PassAgreement, Round, Study
 
-WORTH = {"random": 1.0, "baal-bald": 1.5, "labelnext": 2.6, "margin": 1.8, "bald": 1.55, "core-set": 0.9}
-"""How many images of random's one image of theirs is worth, on rare classes; of other strategies as many."""
+EFFICIENCY = {"random": 1.0, "baal-bald": 1.5, "labelnext": 2.6, "margin": 1.8, "bald": 1.55, "core-set": 0.9}
+"""How many random labels a strategy's label is worth on rare classes; 1 for others."""
 
 
-def make_study(*, strategies=tuple(WORTH), seeds=5, rounds=9, classes=10, default="labelnext"):
-    """Return a study with a long tail of classes; rounds of 100 labels count the initial set."""
+def make_study(*, strategies=tuple(EFFICIENCY), seeds=5, rounds=9, classes=10, default="labelnext"):
+    """Return a study with long-tailed classes and 100 labels per round, including the initial round."""
     pool = np.maximum(1, np.round(5000 * 100 ** (-np.arange(classes) / max(1, classes - 1)))).astype(int)
     minority = tuple(range(classes - max(1, classes // 3), classes))
     return Study(
@@ -41,10 +41,10 @@ def make_study(*, strategies=tuple(WORTH), seeds=5, rounds=9, classes=10, defaul
 
 
 def make_run(name, seed, shares, minority, rounds):
-    """Return the rounds of a strategy whose images of rare classes come more often than by chance."""
-    own, worth = np.random.default_rng([seed, *name.encode()]), WORTH.get(name, 1.0)
+    """Return the rounds of a strategy, which labels rare classes more often the greater its efficiency."""
+    own, efficiency = np.random.default_rng([seed, *name.encode()]), EFFICIENCY.get(name, 1.0)
     common = np.random.default_rng(seed).normal(0, 0.02)
-    weight = shares ** (1 / worth)
+    weight = shares ** (1 / efficiency)
     weight /= weight.sum()
     run = []
     for number in range(rounds):
@@ -70,14 +70,14 @@ def make_run(name, seed, shares, minority, rounds):
                 f1=tuple(f1.tolist()),
                 train_s=4.0 + labels / 300,
                 score_s=0.0 if name == "random" or number == rounds - 1 else 9.0 + seed / 10,
-                choose_s=0.0 if number == rounds - 1 else 0.1 * worth,
+                choose_s=0.0 if number == rounds - 1 else 0.1 * efficiency,
             )
         )
     return tuple(run)
 
 
 def change(study, **fields):
-    """Return a study with some fields of its rounds replaced by what functions make of them."""
+    """Return a study with fields of its rounds replaced by the results of functions of the round."""
     runs = {
         strategy: tuple(
             tuple(replace(each, **{name: make(each) for name, make in fields.items()}) for each in run) for run in runs

@@ -17,14 +17,14 @@ from trainer.study.choosing import balance_classes, choose, k_centre_greedy
 TRAINING = Training(weights="none", part="classifier", epochs=20, passes=10, seed=1)
 LABELLED = np.arange(0, 400, 8)
 LEFT = np.setdiff1d(np.arange(20, 400), LABELLED)
-"""Images before 20 are tested on."""
+"""Images before 20 are test images."""
 COPIES = np.array([390, 391, 393, 394, 395, 397])
 QUERY = 40
 
 
 @pytest.fixture(scope="module")
 def model():
-    """A model whose passes disagree; six images are byte-equal copies of the one that it knows least about."""
+    """A model whose passes disagree; six images are exact copies of the most uncertain one."""
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
         plain = make_dataset(400)
@@ -44,9 +44,9 @@ def chosen_by(model):
 
 @pytest.mark.parametrize("strategy", ["labelnext", *(each for each in STRATEGIES if each != "random")])
 def test_production_orders_by_the_same_code(model, chosen_by, strategy):
-    """What comes first is what `trainer rank` would put first, without duplicates put back and without a holdout.
+    """The images are the first of `trainer rank`, without moving duplicates back and without a holdout.
 
-    `labelnext` is production's default with both. What has labels is known to it.
+    `labelnext` is production's default with both.
     """
     is_product = strategy == "labelnext"
     features = model.compute_features(LEFT)
@@ -78,7 +78,7 @@ def unit(vectors):
 )
 @settings(max_examples=40)
 def test_each_of_a_core_set_is_the_farthest_of_those_left(seed, images, covered, share):
-    """From what was covered and chosen before, against brute force; covered ones may be more than fit at once."""
+    """Compares with brute force; there may be more covered vectors than fit in a chunk."""
     rng = np.random.default_rng(seed)
     vectors, before = (unit(rng.normal(size=(count, 4))) for count in (images, covered))
     count = round(share * images)

@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def zipped(folder, *, below="", extra=()):
-    """Write all files of a folder to a zip beside it, and some empty ones."""
+    """Write all files of a folder to a zip beside it, with extra empty files."""
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(folder.rglob("*.*"), reverse=True):
@@ -36,13 +36,13 @@ def zipped(folder, *, below="", extra=()):
 
 
 def rows_of(pool):
-    """What a pool says of each image."""
+    """Return reference, label and split of each image."""
     labels = [pool.classes[target] for target in pool.targets]
     return list(zip(pool.references, labels, pool.test.tolist(), strict=True))
 
 
 def contents(pool):
-    """The digest of each image's bytes, read by many threads."""
+    """Return the digest of each image's file, read by several threads."""
     with ThreadPoolExecutor(8) as executor:
         return [hashlib.sha256(data).hexdigest() for data in executor.map(pool.read, range(len(pool.references)))]
 
@@ -61,7 +61,7 @@ class TestClassFolders:
         assert np.flatnonzero(pool.test).tolist() == split(pool.targets, fraction=0.25, seed=0)[1].tolist()
         assert read_pool(folder, None, test_share=0.5).test.sum() == 12
         kept = np.arange(len(pool.targets)) % 3 != 1
-        assert rows_of(pool.take(kept)) == [row for row, stays in zip(rows_of(pool), kept, strict=True) if stays]
+        assert rows_of(pool.take(kept)) == [row for row, keep in zip(rows_of(pool), kept, strict=True) if keep]
         monkeypatch.chdir(folder)
         here = read_pool(Path("."), None)
         assert (here.name, rows_of(here), contents(here)) == (pool.name, rows_of(pool), contents(pool))
@@ -85,13 +85,13 @@ class TestClassFolders:
         assert pool.test.sum() > 0
 
     def test_images_that_cannot_be_read_are_no_copies_of_each_other(self, folder):
-        """They do not stand in the way of the split; which they are is found out when they are decoded."""
+        """They are split like other images; decoding reports them later."""
         archive = zipped(folder)
         with zipfile.ZipFile(archive) as opened:
             starts = [each.header_offset + 30 + len(each.filename) for each in opened.infolist()]
         data = bytearray(archive.read_bytes())
         for start in starts:
-            data[start] ^= 0xFF  # another checksum than the zip's
+            data[start] ^= 0xFF  # so that the checksum differs
         archive.write_bytes(data)
         pool = read_pool(archive, None)
         with pytest.raises(FetchError, match="make the zip again"):
@@ -101,7 +101,7 @@ class TestClassFolders:
 
 @pytest.mark.parametrize("change", ["size", "time", "gone", "moved", "zip", "fewer", "order"])
 def test_pixels_are_named_by_the_state_of_all_files(folder, tmp_path, change):
-    """Of a folder and of a zip, whatever they are labelled as; one that is gone is no error here."""
+    """In a folder and in a zip, independent of labels; a deleted file is no error."""
     path = zipped(folder) if change == "zip" else folder
     pool = read_pool(path, None)
     assert pool.state() == replace(read_pool(path, None), targets=pool.targets[::-1], test=~pool.test, name="").state()
@@ -133,7 +133,7 @@ def write_manifest(folder, lines, *, header="path,label,split", encoding="utf-8"
 
 
 def lines_of(folder, *, splits=("pool", "test", "pool", "train")):
-    """A line for each image, those splits in turn."""
+    """Return a line for each image, with alternating splits."""
     files = sorted(folder.rglob("*.png"))
     return [
         f"{file.relative_to(folder).as_posix()},{file.parent.name},{splits[number % len(splits)]}"
@@ -227,15 +227,15 @@ class TestLongTail:
     @given(POOLS, st.floats(1, 1000))
     def test_each_class_keeps_what_the_formula_says(self, pool, ratio):
         targets, eligible = pool
-        stays = long_tail(targets, eligible, ratio)
-        assert not (stays & ~eligible).any()
+        kept = long_tail(targets, eligible, ratio)
+        assert not (kept & ~eligible).any()
         counts = np.bincount(targets[eligible], minlength=6)
         order = sorted(np.flatnonzero(counts), key=lambda label: (-counts[label], label))
         expected = np.zeros(6, int)
         for place, label in enumerate(order):
             wanted = counts.max() * ratio ** (-place / (len(order) - 1)) if len(order) > 1 else counts.max()
             expected[label] = min(max(round(wanted), 1), counts[label])
-        assert np.bincount(targets[stays], minlength=6).tolist() == expected.tolist()
+        assert np.bincount(targets[kept], minlength=6).tolist() == expected.tolist()
 
     @given(POOLS, st.floats(1, 100), st.floats(1, 100))
     def test_a_longer_tail_is_part_of_a_shorter_one(self, pool, first, second):

@@ -50,7 +50,7 @@ def files(cache, kind):
 
 class TestDecode:
     def test_pixels_are_those_that_serving_sees(self, pool, decoded, monkeypatch):
-        """In the order of the pool; a map that cannot be written to, so that processes share its memory; read once."""
+        """In the order of the pool; memory-mapped read-only, so that processes share the memory; decoded once."""
         assert decoded.images.shape == (120, SIZE, SIZE, 3)
         for image, pixels in enumerate(decoded.images):
             assert pixels.tobytes() == decode_image(pool.read(image), InputSpec(SIZE, SIZE)).tobytes()
@@ -70,9 +70,9 @@ class TestDecode:
             decoded = decode(pool, image_size=SIZE, cache=cache)
             assert [pool.references[row] for row in np.flatnonzero(~decoded.readable)] == names
             reasons = ("something else", "cannot be decoded", "cannot be read")
-            for (image, found), name, reason in zip(decoded.faults.items(), names, reasons, strict=True):
+            for (image, fault), name, reason in zip(decoded.faults.items(), names, reasons, strict=True):
                 assert pool.references[image] == name
-                assert reason in found
+                assert reason in fault
             assert (decoded.images.any(axis=(1, 2, 3)) == decoded.readable).all()
 
     def test_other_sizes_are_kept_apart(self, pool, cache):
@@ -82,7 +82,7 @@ class TestDecode:
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
-    """One that is opened anew in each test, so that what it runs can be counted."""
+    """A frozen backbone."""
     torch.manual_seed(0)
     return freeze(small_backbone(), tmp_path_factory.mktemp("backbone"))
 
@@ -95,14 +95,14 @@ def store():
 
 
 def count_runs(monkeypatch, *, at_most=None):
-    """Return a list that grows by the number of images whenever a backbone computes, and have it interrupted then."""
-    runs, plain = [], FrozenBackbone.compute
+    """Return a list of the batch sizes of a backbone's runs; it is interrupted after `at_most` runs."""
+    runs, compute = [], FrozenBackbone.compute
 
     def count(self, images, **options):
         if len(runs) == at_most:
             raise KeyboardInterrupt
         runs.append(len(images))
-        return plain(self, images, **options)
+        return compute(self, images, **options)
 
     monkeypatch.setattr(FrozenBackbone, "compute", count)
     return runs
@@ -127,7 +127,7 @@ class TestCompute:
     def test_the_black_pixels_of_an_unreadable_image_are_not_taken_for_its_features(
         self, backbone, store, cache, tmp_path
     ):
-        """Another program may decode it: a server that allows larger images shares the store."""
+        """A server that allows larger images may share the store."""
         folder = write_folders(tmp_path / "colours", each=12)
         (folder / "blue" / "000.png").write_bytes(b"too large")
         pool = read_pool(folder, None)
@@ -159,7 +159,7 @@ def write_once(path, whole):
 
 
 def test_who_comes_second_waits_and_takes_what_the_first_has_written(path):
-    """Though the second would have written something else."""
+    """Even if the second would have written other rows."""
     results = []
     second = threading.Thread(target=lambda: results.append(write_once(path, WHOLE + 1)))
     path.parent.mkdir()

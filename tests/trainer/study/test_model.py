@@ -24,12 +24,12 @@ CPU = torch.device("cpu")
 TRAINING = Training(weights="none", part="classifier", epochs=4, units=16, passes=12, seed=3, device="cpu")
 FEW, MANY = np.arange(0, 30), np.arange(20, 90)
 EVERY = np.arange(140)
-"""More than are run at once."""
+"""More than one batch."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small():
-    """A backbone that is built in a moment, and always the same, stands in for VGG."""
+    """A small backbone with fixed weights in place of VGG."""
     torch.manual_seed(0)
     backbone = small_backbone()
     with pytest.MonkeyPatch.context() as patch:
@@ -39,7 +39,7 @@ def _small():
 
 @pytest.fixture(scope="module")
 def fresh(_small):
-    """The network that `TRAINING` starts from."""
+    """The initial network of `TRAINING`."""
     torch.manual_seed(TRAINING.seed)
     return Network(copy.deepcopy(_small.module), build_head(64, 16, classes=3, units=16)).eval()
 
@@ -55,14 +55,14 @@ def dataset(fresh, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(fresh, dataset):
-    """Models of one trainer, and networks trained by the same steps as `trainer run` takes, by how much is labelled."""
+    """Models of one trainer with few and many labels, and the same networks trained by the steps of `trainer run`."""
     trainer = make_trainer(dataset, TRAINING)
     models = [trainer.train(FEW, "study/3/0"), trainer.train(MANY, "study/3/1")]
     return list(zip(models, (train_by_hand(fresh, dataset, each) for each in (FEW, MANY)), strict=True))
 
 
 def train_by_hand(fresh, dataset, labelled, *, part="classifier"):
-    """Return a trained copy, as versions are trained."""
+    """Return a copy trained by the steps of `trainer run`."""
     network = copy.deepcopy(fresh)
     torch.manual_seed(TRAINING.seed)
     recipe = choose_recipe(TRAINING, part, len(labelled))
@@ -85,7 +85,7 @@ def passes_of(network, dataset, masks):
 
 @pytest.mark.parametrize("which", [0, 1], ids=["the first model", "the next one"])
 def test_the_passes_are_those_of_torch_under_the_same_masks(trained, dataset, which):
-    """Trained by production's steps from the same seed; the first stays as it is though another was trained since."""
+    """Trained by production's steps with the same seed; training another model leaves the first unchanged."""
     model, network = trained[which]
     expected = passes_of(network, dataset, model.draw_masks(12))
     features = model.compute_features(EVERY)
@@ -108,7 +108,7 @@ def test_scores_are_those_of_the_passes(trained):
 
 
 def test_baals_ranking_is_baals(trained):
-    """Its wrapper's logits under the same draws, its heuristic, its order; its BALD is ours to 1e-6."""
+    """Its wrapper's logits with the same random numbers, its heuristic, its order; its BALD equals ours to 1e-6."""
     model, network = trained[1]
     features = model.compute_features(EVERY)
     torch.manual_seed(8)

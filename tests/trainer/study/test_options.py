@@ -9,17 +9,17 @@ from trainer.study.options import StudyOptions, check_strategies, queries, split
 
 
 def test_queries_may_grow(tmp_path):
-    """The last one is that of all further rounds; what rounds do not come to is left out."""
+    """The last number applies to all further rounds; numbers beyond the rounds are ignored."""
 
-    def ask(query, rounds):
+    def parse(query, rounds):
         _, [options, _] = parse_arguments(
             ["simulate", f"--images={tmp_path}", f"--query={query}", f"--rounds={rounds}"]
         )
         return queries(options)
 
-    assert ask("7", 3) == (7, 7, 7)
-    assert ask("5, 10,20", 5) == (5, 10, 20, 20, 20)
-    assert ask("5,10,20", 2) == (5, 10)
+    assert parse("7", 3) == (7, 7, 7)
+    assert parse("5, 10,20", 5) == (5, 10, 20, 20, 20)
+    assert parse("5,10,20", 2) == (5, 10)
     assert sum(queries(StudyOptions(tmp_path))) == 280
 
 
@@ -42,8 +42,8 @@ def test_several_backbones_have_sizes_and_weights_of_their_own(tmp_path):
     weights = tmp_path / "vgg16.pth"
     weights.touch()
     named = f"vgg16@112, vgg16 ,{tmp_path}/own.onnx"
-    found = split_backbones(Training(backbone=named, weights=f"{weights},none,imagenet", image_size=96, epochs=3))
-    assert {name: (each.backbone, each.weights, each.image_size, each.epochs) for name, each in found.items()} == {
+    trainings = split_backbones(Training(backbone=named, weights=f"{weights},none,imagenet", image_size=96, epochs=3))
+    assert {name: (each.backbone, each.weights, each.image_size, each.epochs) for name, each in trainings.items()} == {
         "vgg16@112": ("vgg16", str(weights), 112, 3),
         "vgg16": ("vgg16", "none", 96, 3),
         "own": (f"{tmp_path}/own.onnx", "imagenet", 96, 3),

@@ -22,9 +22,9 @@ def write(folder, **changes):
 
 
 def test_the_level_is_the_mean_end(tmp_path):
-    found = read_reference(write(tmp_path))
-    assert found.source == "random labels of a study"
-    assert found.levels == pytest.approx({"macro_f1": 0.4, "minority_f1": 0.2, "accuracy": 0.9})
+    result = read_reference(write(tmp_path))
+    assert result.source == "random labels of a study"
+    assert result.levels == pytest.approx({"macro_f1": 0.4, "minority_f1": 0.2, "accuracy": 0.9})
 
 
 @pytest.mark.parametrize(

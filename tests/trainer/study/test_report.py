@@ -40,10 +40,10 @@ def page(folder):
 
 
 def test_the_first_table_says_what_the_statistics_say(study, page):
-    found = sorted(summarise(study).items(), key=lambda each: -each[1]["aulc_minority_f1"])
+    result = sorted(summarise(study).items(), key=lambda each: -each[1]["aulc_minority_f1"])
     table = page.table("results")
-    assert [*table] == ["strategy", *(strategy for strategy, _ in found)]
-    for strategy, each in found:
+    assert [*table] == ["strategy", *(strategy for strategy, _ in result)]
+    for strategy, each in result:
         row = table[strategy]
         ends, to_random, intervals, seconds = row[:3], row[3:9:2], row[4:9:2], row[9]
         assert ends == [f"{each[f'{measure}_final']:.3f}" for measure in MEASURES]
@@ -55,9 +55,9 @@ def test_the_first_table_says_what_the_statistics_say(study, page):
 
 
 def test_the_summary_is_that_of_the_statistics(study, folder, page):
-    found = summarise(study)
-    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(found, default=asdict))
-    ratio = found["labelnext"]["label_ratio_minority_f1_vs_random"]
+    result = summarise(study)
+    assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(result, default=asdict))
+    ratio = result["labelnext"]["label_ratio_minority_f1_vs_random"]
     assert f"labelnext needed {ratio.ratio:.0%} of the labels ({ratio.low:.0%} to {ratio.high:.0%})" in page.words
     assert page.table("labels-needed")["labelnext"][2] == f"{ratio.ratio:.0%}"
 
@@ -65,16 +65,16 @@ def test_the_summary_is_that_of_the_statistics(study, folder, page):
 def test_the_labels_for_a_references_level_are_told(study, tmp_path):
     curves = {measure: ((0.1, 0.3), (0.1, 0.35)) for measure in MEASURES}
     reference = Reference(source="curves of old", labels=(100, 200), **curves)
-    found = report(replace(study, reference=reference), tmp_path)
+    result = report(replace(study, reference=reference), tmp_path)
     figures = summarise(replace(study, reference=reference))["labelnext"]
     ratios = [f"{figures[f'label_ratio_{measure}_vs_reference'].ratio:.0%}" for measure in MEASURES[:2]]
-    assert f"s in the end, labelnext needed {ratios[1]} of the labels" in found.words
-    assert "The reference: curves of old." in found.words
-    assert found.html.count(">the reference<") == 3  # at the level in each plot of a measure that it has
-    assert found.table("labels-needed")["labelnext"][4::2] == ratios
-    curves = dict.fromkeys(MEASURES, ((0.1, 1.0),))  # where it never gets to
-    found = report(replace(study, reference=Reference(source="", labels=(100, 250), **curves)), tmp_path)
-    assert found.table("labels-needed")["labelnext"][4:6] == ["> 200%", "above 200%"]
+    assert f"s in the end, labelnext needed {ratios[1]} of the labels" in result.words
+    assert "The reference: curves of old." in result.words
+    assert result.html.count(">the reference<") == 3  # in each plot of a measure of the reference
+    assert result.table("labels-needed")["labelnext"][4::2] == ratios
+    curves = dict.fromkeys(MEASURES, ((0.1, 1.0),))  # never reached
+    result = report(replace(study, reference=Reference(source="", labels=(100, 250), **curves)), tmp_path)
+    assert result.table("labels-needed")["labelnext"][4:6] == ["> 200%", "above 200%"]
 
 
 def test_the_default_is_held_against_each_rival(page):
@@ -147,7 +147,7 @@ def test_names_are_text_and_nothing_else(tmp_path):
     ids=["random alone", "one round without random", "one seed", "nobody known"],
 )
 def test_any_study_gives_a_page(arguments, tmp_path):
-    """What it lacks is left out, without a NaN or a None to be read."""
+    """Missing values are left out; no NaN or None is shown."""
     page = report(make_study(**arguments), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert not {"nan", "None", "inf", "nan%", "inf%"} & {*page.words.split()}

@@ -35,19 +35,19 @@ PROTOCOL = Protocol(
 
 
 class Interrupted(Exception):
-    """What ends a run in these tests."""
+    """Interrupts a run in these tests."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small():
-    """A network that is built in a moment stands in for VGG."""
+    """A small network in place of VGG."""
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
         yield
 
 
 def run_to(path, strategy, *, seed=0, protocol=PROTOCOL, at_most=None):
-    """Complete a run, or interrupt it after so many rounds; return how many were done."""
+    """Complete a run, or interrupt it after `at_most` rounds; return the number of rounds done."""
     done, measure = [], run_module._measure
 
     def count(model, protocol):
@@ -64,7 +64,7 @@ def run_to(path, strategy, *, seed=0, protocol=PROTOCOL, at_most=None):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The files of runs that nothing interrupted, by strategy."""
+    """The files of uninterrupted runs by strategy."""
     files = {strategy: tmp_path_factory.mktemp("runs") / "run.jsonl" for strategy in STRATEGIES}
     for strategy, path in files.items():
         run_to(path, strategy)
@@ -83,7 +83,7 @@ def without_seconds(path):
 
 
 def labelled_by_round(strategy, lines):
-    """What is labelled in each round, the initial set first."""
+    """Return the labelled images in each round, the initial ones first."""
     if selects_initial(strategy):
         trainer = make_trainer(DATASET, PROTOCOL.training)
         labelled = [select_initial(PROTOCOL.pool, trainer, count=PROTOCOL.initial, seed=0)]
@@ -95,14 +95,14 @@ def labelled_by_round(strategy, lines):
 
 
 def test_the_products_start_is_productions():
-    """By the embeddings of the backbone, as they travel, and with the seed's random holdout among them."""
+    """By embeddings of the backbone, rounded to float16, and including the seed's random holdout."""
     trainer = make_trainer(DATASET, PROTOCOL.training)
     embeddings = embed(DATASET.features[PROTOCOL.pool]).astype(np.float16).astype(np.float32)
     options = {"project": 3, "holdout_share": 0.1, "before_holdout": 15, "batch_size": 50}
     order = coldstart.arrange(PROTOCOL.pool, embeddings, **options).order
-    found = select_initial(PROTOCOL.pool, trainer, count=50, seed=3)
-    np.testing.assert_array_equal(found, np.sort(PROTOCOL.pool[order[:50]]))
-    assert is_held_out(3, found, 0.1).sum() == 3
+    result = select_initial(PROTOCOL.pool, trainer, count=50, seed=3)
+    np.testing.assert_array_equal(result, np.sort(PROTOCOL.pool[order[:50]]))
+    assert is_held_out(3, result, 0.1).sum() == 3
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -120,7 +120,7 @@ def test_each_round_labels_what_the_one_before_chose(whole, strategy):
 
 @pytest.fixture(scope="module")
 def last(whole):
-    """Return the last round of labelnext, its model trained anew on all labels, and the images left."""
+    """The last round of labelnext, its model retrained on all labels, and the unlabelled images."""
     lines = lines_of(whole[PRODUCT])
     labelled = labelled_by_round(PRODUCT, lines)[-1]
     left = np.setdiff1d(PROTOCOL.pool, labelled)
@@ -149,25 +149,25 @@ def test_figures_are_those_of_sklearn(last):
 
 
 def test_labelnext_ends_with_how_alike_200_passes_rank(whole, last):
-    """What is left of the pool, against scipy and a comparison of sets; no other strategy and no other round does."""
+    """On the unlabelled pool, compared with scipy; other strategies and rounds do not."""
     line, model, left = last
     features = model.compute_features(left)
     few, many = (model.bald(features, passes) for passes in (10, 200))
     tops = [set(np.argsort(-each, kind="stable")[:100].tolist()) for each in (few, many)]
-    found = line["agreement"]
-    assert (found["seed"], found["passes"], found["images"]) == (0, 10, 100)
-    assert found["spearman"] == pytest.approx(spearmanr(few, many).statistic)
-    assert found["top100"] == len(tops[0] & tops[1]) / 100
+    result = line["agreement"]
+    assert (result["seed"], result["passes"], result["images"]) == (0, 10, 100)
+    assert result["spearman"] == pytest.approx(spearmanr(few, many).statistic)
+    assert result["top100"] == len(tops[0] & tops[1]) / 100
     others = [each["agreement"] for path in whole.values() for each in lines_of(path)]
     assert sum(each is not None for each in others) == 1
-    assert compare_passes(model, PROTOCOL.pool[:40], seed=0, passes=10).top100 == 1  # all of few
+    assert compare_passes(model, PROTOCOL.pool[:40], seed=0, passes=10).top100 == 1  # fewer than 100 images
 
 
 @pytest.mark.parametrize(
     ("strategy", "cut"), [(PRODUCT, True), (BAAL_BALD, False)], ids=["within a line", "after a line"]
 )
 def test_a_run_that_was_interrupted_comes_to_the_same_end(whole, tmp_path, strategy, cut):
-    """Byte by byte but for seconds; a line that was cut short is made again, and none that was whole."""
+    """Byte by byte except for seconds; only an incomplete line is computed again."""
     path = tmp_path / "run.jsonl"
     run_to(path, strategy, at_most=1)
     begun = path.read_bytes()
@@ -178,11 +178,11 @@ def test_a_run_that_was_interrupted_comes_to_the_same_end(whole, tmp_path, strat
     assert run_to(path, strategy) == 2
     assert path.read_bytes().startswith(begun)
     assert without_seconds(path) == without_seconds(whole[strategy])
-    assert run_to(path, strategy) == 0  # what is complete is left alone
+    assert run_to(path, strategy) == 0  # a complete run is left alone
 
 
 def test_another_seed_is_another_run(whole, tmp_path):
-    """It begins with other images, and its models with other weights; the protocol's own seed is nobody's."""
+    """With other initial images and weights; the protocol's own seed has no effect."""
     runs = []
     for seed in (99, 5):
         protocol = replace(PROTOCOL, training=replace(PROTOCOL.training, seed=seed))

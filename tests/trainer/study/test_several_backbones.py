@@ -29,7 +29,7 @@ def read_csv(path):
 
 @pytest.fixture(scope="module")
 def studies():
-    """Two backbones, of which the second is better by 0.1 whatever the strategy and the seed, give or take."""
+    """Studies of two backbones, the second better by 0.1 or slightly more with every strategy and seed."""
     first = make_study(strategies=["random", "labelnext", "margin"], seeds=3, rounds=4)
     better = change(first, macro_f1=lambda each: each.macro_f1 + 0.1 + each.seed / 100)
     sizes = {"plain": (first, 112), "better@224": (better, 224)}
@@ -69,7 +69,7 @@ class TestReport:
 
     @pytest.mark.parametrize("strategy", ["random", "labelnext"])
     def test_a_table_compares_the_backbones_under_a_strategy(self, studies, page, strategy):
-        """The better first, with the difference to the one that was named first, by pairs of seeds."""
+        """The better one first, with the paired difference to the first named."""
         table = page.table(strategy)
         assert [*table] == ["backbone", "better@224", "plain"]
         measures = ("macro_f1", "minority_f1", "accuracy")
@@ -77,7 +77,7 @@ class TestReport:
             own = summarise(study)[strategy]
             figures = [own[form.format(each)] for form in ("{}_final", "aulc_{}") for each in measures]
             assert table[name][:7] == [str(study.settings["image_size"]), *(f"{each:.3f}" for each in figures)]
-        # 0.1 and 0, 1, 2 hundredths: Student's interval of three values with a standard deviation of one hundredth
+        # Student's interval of 0.10, 0.11 and 0.12
         assert table["better@224"][7:] == ["+0.110", "+0.085 to +0.135"]
         assert table["plain"][7:] == ["0", ""]
 
@@ -98,17 +98,17 @@ def test_backbones_are_compared_under_random_and_the_default(studied, compared):
 
 @pytest.fixture
 def simulate(tmp_path, monkeypatch):
-    """Run the command in this process; the backbone `blind` sees nothing, all others tell colours."""
+    """Run the command in this process; the backbone `blind` has zero weights, all others distinguish colours."""
     folder = write_folders(tmp_path / "colours", each=12)
     monkeypatch.setenv("LABELNEXT_CACHE", str(tmp_path / "cache" / "images"))
     monkeypatch.setenv("LABELNEXT_CACHE_DIR", str(tmp_path / "cache" / "features"))
 
     def load_backbone(name, **_):
-        opened = small_backbone()
+        backbone = small_backbone()
         if name == "blind":
-            for parameter in opened.module.parameters():
+            for parameter in backbone.module.parameters():
                 parameter.data.zero_()
-        return replace(opened, name=name)
+        return replace(backbone, name=name)
 
     def complete_here(runs, open_dataset, protocol, **_):
         for run in runs:
@@ -123,41 +123,41 @@ def simulate(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_backbones_are_studied_side_by_side(simulate, tmp_path, capsys, monkeypatch):
-    """Each with its own features; run again, with a backbone left out or not, nothing is computed."""
+    """Each with its own features; a second run computes nothing."""
     out, several = tmp_path / "study", ("--strategies", "random,labelnext", "--backbone", "seeing,blind")
     assert simulate(out, *several) == 0
-    said = capsys.readouterr().out
-    figures = json.loads(said)
-    assert {name: [*found] for name, found in figures.items()} == {
+    output = capsys.readouterr().out
+    summaries = json.loads(output)
+    assert {name: [*summary] for name, summary in summaries.items()} == {
         name: ["random", "labelnext"] for name in ("seeing", "blind")
     }
     for strategy in ("random", "labelnext"):
-        assert figures["blind"][strategy]["accuracy_final"] == pytest.approx(1 / 3)  # of three classes as large
-        assert figures["seeing"][strategy]["accuracy_final"] > 0.8
-    for name, found in figures.items():
-        assert json.loads((out / name / "summary.json").read_text()) == found
+        assert summaries["blind"][strategy]["accuracy_final"] == pytest.approx(1 / 3)  # three classes of equal size
+        assert summaries["seeing"][strategy]["accuracy_final"] > 0.8
+    for name, summary in summaries.items():
+        assert json.loads((out / name / "summary.json").read_text()) == summary
         assert json.loads((out / name / "settings.json").read_text())["backbone"] == name
         assert f"Which strategy saves labels? colours, {name}" in Page(out / name / "report.html").words
     assert "Which backbone? colours" in Page(out / "report.html").words
     drawn = [row for row in read_csv(out / "classes.csv") if (row["round"], row["strategy"]) == ("0", "random")]
-    first, second = ([row["labels_of_class"] for row in drawn if row["backbone"] == name] for name in figures)
-    assert first == second  # a seed's random set is the same for both
+    first, second = ([row["labels_of_class"] for row in drawn if row["backbone"] == name] for name in summaries)
+    assert first == second  # both begin with the seed's random labels
 
     monkeypatch.setattr(simulate_module, "complete_all", None)
     assert simulate(out, *several) == 0
-    assert capsys.readouterr().out == said
-    for other, says in (
+    assert capsys.readouterr().out == output
+    for other, message in (
         (("--query", "4"), "holds a study with query [3], this one has [4]"),
         (("--backbone", "seeing"), "holds a study of several backbones, this one has one; name another folder"),
     ):
         assert simulate(out, *several, *other) == 1
-        assert says in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_study_of_one_backbone_is_not_overwritten_by_one_of_several(simulate, tmp_path, capsys):
-    """Their files have the same names. Where the whole network is trained, no features are computed ahead."""
+    """Their files have equal names. With `--train all`, no features are computed in advance."""
     out, one = tmp_path / "study", ("--strategies", "random", "--backbone", "seeing", "--train", "all")
     assert simulate(out, *one) == 0
     assert [*json.loads(capsys.readouterr().out)] == ["random"]

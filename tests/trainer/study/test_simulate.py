@@ -25,7 +25,7 @@ SMALL = (
     "--train classifier --weights none --backbone vgg11 --image-size 32 --units 8 --epochs 2 --passes 4 --device cpu"
 )
 STUDY = "--strategies random,labelnext --seeds 2 --initial 12 --query 1 --rounds 24 --workers 2"
-"""With rounds enough that a study is still running when a busy machine lets the test kill it."""
+"""Many rounds, so that the study is still running when the test kills it, even on a busy machine."""
 ALL_ROUNDS = 2 * 2 * 25
 FILES = {f"{strategy}-{seed}.jsonl" for strategy in ("random", "labelnext") for seed in (0, 1)}
 SECONDS = ("train_s", "score_s", "choose_s")
@@ -33,7 +33,7 @@ SECONDS = ("train_s", "score_s", "choose_s")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Sixty images, of which 45 may be labelled."""
+    """Sixty images, 45 of them in the pool."""
     return write_folders(tmp_path_factory.mktemp("images") / "colours.v2", each=20)
 
 
@@ -43,14 +43,14 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def begin(folder, cache):
-    """Start the command in a process of its own; what it says goes to files beside the study."""
+def start_study(folder, cache):
+    """Start the command in a process of its own; its output goes to files beside the study."""
     processes, environment = [], {**os.environ, "LABELNEXT_CACHE": str(cache)}
 
     def start(out):
         command = f"{sys.executable} -m trainer simulate --images={folder} --out {out} {STUDY} {SMALL}".split()
-        with out.with_suffix(".out").open("w") as said, out.with_suffix(".err").open("w") as explained:
-            processes.append(subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=said, stderr=explained))
+        with out.with_suffix(".out").open("w") as stdout, out.with_suffix(".err").open("w") as stderr:
+            processes.append(subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=stdout, stderr=stderr))
         return processes[-1]
 
     yield start
@@ -59,17 +59,17 @@ def begin(folder, cache):
         process.wait()
 
 
-def ended(process, out):
-    """Wait for it, and return its exit status and the lines it said on stdout and stderr."""
+def wait_for_exit(process, out):
+    """Return the exit status of a process, and the lines of its stdout and stderr."""
     status = process.wait(300)
     return status, out.with_suffix(".out").read_text().splitlines(), out.with_suffix(".err").read_text().splitlines()
 
 
 @pytest.fixture(scope="module")
-def whole(begin, tmp_path_factory):
-    """A study that nothing interrupted, and what it said."""
-    out = tmp_path_factory.mktemp("whole") / "study"
-    return out, ended(begin(out), out)
+def uninterrupted(start_study, tmp_path_factory):
+    """An uninterrupted study, with its exit status and output."""
+    out = tmp_path_factory.mktemp("uninterrupted") / "study"
+    return out, wait_for_exit(start_study(out), out)
 
 
 @pytest.fixture
@@ -89,10 +89,10 @@ def rounds_without_seconds(out):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 class TestFromEndToEnd:
-    def test_it_ends_with_one_line_of_json_and_a_report(self, whole):
-        out, (status, said, err) = whole
+    def test_it_ends_with_one_line_of_json_and_a_report(self, uninterrupted):
+        out, (status, stdout, err) = uninterrupted
         assert status == 0, err
-        (line,) = said
+        (line,) = stdout
         assert json.loads(line) == json.loads((out / "summary.json").read_text())
         assert [*json.loads(line)] == ["random", "labelnext"]
         assert "2 strategies, 2 seeds, 24 rounds of 1 labels after 12, of 45 images of 3 classes" in "\n".join(err)
@@ -104,9 +104,9 @@ class TestFromEndToEnd:
         assert "45 images of 3 classes (the largest has 15, the smallest 15) were hidden" in page.words
         assert [row[1] for row in page.tables["passes"][1:]] == ["0", "1", "mean"]
 
-    def test_no_file_says_where_it_was_made(self, whole, folder):
-        """Neither the images' folder nor the study's own nor the program's; the command names them without."""
-        out = whole[0]
+    def test_no_file_says_where_it_was_made(self, uninterrupted, folder):
+        """Files contain no path of images, study or program; the command has only names."""
+        out = uninterrupted[0]
         for path in [*out.glob("*.*"), *out.glob("chains/*")]:
             content = path.read_bytes()
             for place in (out.parent, folder.parent, CHECKOUT, sys.prefix, Path.home()):
@@ -114,21 +114,21 @@ class TestFromEndToEnd:
         command = json.loads((out / "settings.json").read_text())["command"]
         assert command.startswith("python -m trainer simulate --images=colours.v2 --out study --strategies random,")
 
-    def test_what_is_killed_leaves_no_process_and_goes_on(self, whole, begin, tmp_path):
-        """By SIGKILL as by SIGTERM: run again, it comes to the same rounds as if it had not been, but for seconds."""
+    def test_what_is_killed_leaves_no_process_and_goes_on(self, uninterrupted, start_study, tmp_path):
+        """After SIGKILL and SIGTERM, the rounds equal those of an uninterrupted study, except for seconds."""
         out = tmp_path / "study"
         for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
-            process = begin(out)
-            status, said, explained = ended(kill_midway(process, out, number), out)
-            assert (status, said) == (expected, [])
-        assert not any("leaked" in line for line in explained)
+            process = start_study(out)
+            status, stdout, stderr = wait_for_exit(kill_midway(process, out, number), out)
+            assert (status, stdout) == (expected, [])
+        assert not any("leaked" in line for line in stderr)
         assert 0 < count_rounds(out) < ALL_ROUNDS
-        assert ended(begin(out), out)[0] == 0
-        assert rounds_without_seconds(out) == rounds_without_seconds(whole[0])
+        assert wait_for_exit(start_study(out), out)[0] == 0
+        assert rounds_without_seconds(out) == rounds_without_seconds(uninterrupted[0])
 
 
 def kill_midway(process, out, number):
-    """Kill it after one more round, see it and its workers end, and return it."""
+    """Kill a study after one more round, check that its workers end, and return its process."""
     before = count_rounds(out)
     wait_until(lambda: count_rounds(out) > before or process.poll() is not None, "another round", timeout_s=300)
     assert process.poll() is None, out.with_suffix(".err").read_text()
@@ -145,12 +145,12 @@ def count_rounds(out):
 
 
 def descendants(process):
-    found = [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    return [*found, *(below for child in found for below in descendants(child))]
+    children = [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return [*children, *(below for child in children for below in descendants(child))]
 
 
 def is_running(process):
-    """Whether it is there; one that has ended may wait to be collected."""
+    """Whether a process is running, and not a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def is_running(process):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (["--initial", "40"], "expected at least 64 images for 40 labels and 24 rounds of 1, there are 45; lower"),
         (["--long-tail", "15", "--initial", "15"], "at least 39 images for 15 labels and 24 rounds of 1, there are 20"),
@@ -167,11 +167,11 @@ def is_running(process):
         (["--images", "nowhere"], "nowhere"),
     ],
 )
-def test_what_cannot_be_studied_is_refused_before_anything_is_computed(simulate, tmp_path, capsys, arguments, says):
+def test_what_cannot_be_studied_is_refused_before_anything_is_computed(simulate, tmp_path, capsys, arguments, message):
     assert simulate(tmp_path / "study", *arguments) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert says in err
+    assert message in err
     assert "features" not in err
     assert not (tmp_path / "study").exists()
 
@@ -197,17 +197,17 @@ def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path,
 
 @pytest.mark.slow
 def test_features_are_in_the_precision_that_is_served(diverging, simulate, tmp_path, monkeypatch):
-    judged = []
+    shapes = []
     monkeypatch.setattr(simulate_module, "compute_features", lambda *args, **options: tmp_path)
     monkeypatch.setattr(
         simulate_module,
         "choose_precision",
-        lambda backbone, images: judged.append(images.shape) or replace(backbone, precision="int8"),
+        lambda backbone, images: shapes.append(images.shape) or replace(backbone, precision="int8"),
     )
-    for precision, found in (("auto", "int8"), ("fp32", "fp32")):
+    for precision, expected in (("auto", "int8"), ("fp32", "fp32")):
         simulate(tmp_path / precision, "--precision", precision)
-        assert json.loads((tmp_path / precision / "settings.json").read_text())["precision"] == found
-    assert judged == [(45, 32, 32, 3)]
+        assert json.loads((tmp_path / precision / "settings.json").read_text())["precision"] == expected
+    assert shapes == [(45, 32, 32, 3)]
 
 
 @pytest.mark.slow
@@ -216,9 +216,9 @@ def test_images_that_cannot_be_read_are_left_out_and_named(simulate, diverging, 
     for path in sorted((folder / "red").iterdir())[:7]:
         path.write_bytes(b"no image")
     simulate(tmp_path / "study", "--images", str(folder))
-    said = [record.getMessage() for record in caplog.records if record.name == simulate_module.__name__]
-    assert sum(each.startswith("left out: red/") for each in said) == 5
-    assert "and 2 more" in said
+    messages = [record.getMessage() for record in caplog.records if record.name == simulate_module.__name__]
+    assert sum(each.startswith("left out: red/") for each in messages) == 5
+    assert "and 2 more" in messages
     assert json.loads((tmp_path / "study" / "settings.json").read_text())["unreadable"] == 7
 
 

@@ -30,7 +30,7 @@ curves = st.lists(st.tuples(st.integers(1, 500), heights), min_size=1, max_size=
 
 
 def study_of(values, measure="minority_f1"):
-    """Return a study of curves of one measure: strategy to (S, R)."""
+    """Return a study with the given curves of a measure, (S, R), by strategy."""
     seeds, rounds = np.shape(next(iter(values.values())))
     study = make_study(strategies=list(values), seeds=seeds, rounds=rounds)
     return change(study, **{measure: lambda each: float(values[each.strategy][each.seed][each.round])})
@@ -41,22 +41,22 @@ def test_the_area_is_a_mean_height(points, constant):
     steps, values = zip(*points, strict=True)
     labels = np.cumsum(steps)
     expected = auc(labels, values) / (labels[-1] - labels[0]) if len(labels) > 1 else values[0]
-    found = areas(labels, np.array([values, [constant] * len(labels)], float))
-    assert found.tolist() == pytest.approx([expected, constant])
+    result = areas(labels, np.array([values, [constant] * len(labels)], float))
+    assert result.tolist() == pytest.approx([expected, constant])
 
 
 @given(curves, heights)
 def test_a_target_is_reached_where_a_fine_grid_first_is_there(points, target):
-    """Interpolated at many points, the curve is below the target before and not below it at that number of labels."""
+    """The interpolated curve is below the target before this number of labels, and not below at it."""
     steps, values = zip(*points, strict=True)
     labels = np.cumsum(steps).astype(float)
-    found = share_to_reach_zero(labels, np.array(values) - target, of=1.0)
+    result = share_to_reach_zero(labels, np.array(values) - target, of=1.0)
     grid = np.linspace(labels[0], labels[-1], num=2001)
-    if found is None:
+    if result is None:
         assert max(values) < target
     else:
-        assert np.interp(found, labels, values) >= target - 1e-9
-        assert (np.interp(grid[grid < found - 1e-6], labels, values) <= target + 1e-9).all()
+        assert np.interp(result, labels, values) >= target - 1e-9
+        assert (np.interp(grid[grid < result - 1e-6], labels, values) <= target + 1e-9).all()
 
 
 @pytest.mark.parametrize("seeds", [2, 5, 12])
@@ -64,12 +64,12 @@ def test_the_interval_is_that_of_the_paired_t_test(seeds):
     rng = np.random.default_rng(1)
     shared = rng.normal(0.5, 0.1, (seeds, 1))
     values = {name: shared + rng.normal(0, 0.02, (seeds, 3)) for name in ("random", "bald")}
-    found = compare(study_of(values), "bald", "random", "minority_f1")
+    result = compare(study_of(values), "bald", "random", "minority_f1")
     ours, theirs = (areas(np.array([100, 200, 300]), values[name]) for name in ("bald", "random"))
     expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    assert found.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-    assert found.seeds == seeds
+    assert result.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high))
+    assert result.seeds == seeds
 
 
 LABELS = 100.0 * np.arange(1, 10)
@@ -77,83 +77,83 @@ LABELS = 100.0 * np.arange(1, 10)
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 6), st.sampled_from(MEASURES))
 def test_random_needs_no_more_than_randoms_labels(seed, seeds, rounds, measure):
-    """All of them, or as many as at which its monotone curve first was as good as its end; there is no doubt of it."""
+    """All of them, or those at which its isotonic curve first reaches its final value; there is no interval."""
     values = np.random.default_rng(seed).random((seeds, rounds))
-    found = label_ratio(study_of({"random": values}, measure), "random", measure)
+    result = label_ratio(study_of({"random": values}, measure), "random", measure)
     mean = values.mean(axis=0) * (-1 if measure in LOWER_IS_BETTER else 1)
     fitted = isotonic_regression(mean).x
-    assert found.ratio == pytest.approx(share_to_reach_zero(LABELS[:rounds], fitted - mean[-1], of=LABELS[rounds - 1]))
-    assert found.ratio <= 1
-    assert (found.low, found.high) == (None, None)
+    assert result.ratio == pytest.approx(share_to_reach_zero(LABELS[:rounds], fitted - mean[-1], of=LABELS[rounds - 1]))
+    assert result.ratio <= 1
+    assert (result.low, result.high) == (None, None)
 
 
 def test_the_interval_of_the_ratio_is_where_the_paired_t_test_cannot_tell_from_randoms_end():
-    """On a fine grid of labels between which the ends of scipy's intervals at each round are straight."""
+    """On a fine grid of labels, with scipy's intervals interpolated between rounds."""
     rng = np.random.default_rng(3)
     values = {name: np.sort(rng.normal(np.linspace(0, top, 6), 0.1, (4, 6)), axis=1) for name, top in TOPS.items()}
     tests = [stats.ttest_rel(each, values["random"][:, -1]).confidence_interval(0.95) for each in values["margin"].T]
     grid = np.linspace(100, 600, 50_001)
     low, high = (np.interp(grid, LABELS[:6], [getattr(each, end) for each in tests]) for end in ("low", "high"))
-    found = label_ratio(study_of(values), "margin", "minority_f1")
-    assert found.low * 600 == pytest.approx(grid[high >= 0][0], abs=0.1)
-    assert found.high * 600 == pytest.approx(grid[low < 0][-1], abs=0.1)
+    result = label_ratio(study_of(values), "margin", "minority_f1")
+    assert result.low * 600 == pytest.approx(grid[high >= 0][0], abs=0.1)
+    assert result.high * 600 == pytest.approx(grid[low < 0][-1], abs=0.1)
 
 
 TOPS = {"random": 0.5, "margin": 1.5}
-"""What curves come to."""
+"""Final values of the curves."""
 
 
 def test_an_interval_ends_where_the_strategy_stays_above():
-    """Not where it is so for once: the last round in doubt is the end, and none is where the very last one is."""
+    """The interval ends at the last uncertain round, and has no end if that is the last of all."""
     random = [[0.0, 0.1, 0.2, 0.3]] * 3
-    sure, unsure = [[0.9, 0.9, 0.9]], [[0.2, 0.9, 0.4]]
-    ours = np.concatenate([[[0.0] * 3], sure, unsure, sure]).T
-    found = label_ratio(study_of({"random": random, "margin": ours}), "margin", "minority_f1")
-    assert found.low < found.ratio < 0.5
-    assert 0.75 < found.high < 1
-    ours = np.concatenate([[[0.0] * 3], sure, sure, unsure]).T
+    certain, uncertain = [[0.9, 0.9, 0.9]], [[0.2, 0.9, 0.4]]
+    ours = np.concatenate([[[0.0] * 3], certain, uncertain, certain]).T
+    result = label_ratio(study_of({"random": random, "margin": ours}), "margin", "minority_f1")
+    assert result.low < result.ratio < 0.5
+    assert 0.75 < result.high < 1
+    ours = np.concatenate([[[0.0] * 3], certain, certain, uncertain]).T
     assert label_ratio(study_of({"random": random, "margin": ours}), "margin", "minority_f1").high is None
 
 
 def test_a_peak_by_chance_is_not_where_a_level_is_reached():
-    """The monotone curve nearest to 0, .6, 0, .6 is 0, .3, .3, .6; the interval holds what is read from it."""
+    """The isotonic regression of 0, .6, 0, .6 is 0, .3, .3, .6; the interval includes the ratio read from it."""
     values = {"random": [[0.45] * 4] * 2, "margin": [[0.0, 0.6, 0.0, 0.6]] * 2}
-    found = label_ratio(study_of(values), "margin", "minority_f1")
-    assert found.ratio == pytest.approx(350 / 400)
-    assert found.low <= found.ratio <= found.high
-    assert found.most == 1
+    result = label_ratio(study_of(values), "margin", "minority_f1")
+    assert result.ratio == pytest.approx(350 / 400)
+    assert result.low <= result.ratio <= result.high
+    assert result.most == 1
 
 
 def test_labels_for_the_end_of_a_reference_are_a_share_of_the_references():
-    """Which had its own: 0.4 on average with 200 labels is reached with 300, and by a t-test of the differences."""
+    """The reference's mean of 0.4 with 200 labels is reached with 300; the interval is that of a t-test."""
     rng = np.random.default_rng(1)
     noise = rng.normal(0, 0.05, (6, 5))
     values = np.linspace(0, 0.8, 5) + noise - noise.mean(axis=0)
     curves = ((0.1, 0.3), (0.1, 0.5))
     reference = Reference(source="a study", labels=(50, 200), macro_f1=curves, minority_f1=curves, accuracy=curves)
     study = replace(study_of({"margin": values}, "macro_f1"), reference=reference)
-    found = reference_ratio(study, "margin", "macro_f1")
-    assert (found.ratio, found.most) == pytest.approx((300 / 200, 500 / 200))
+    result = reference_ratio(study, "margin", "macro_f1")
+    assert (result.ratio, result.most) == pytest.approx((300 / 200, 500 / 200))
     tests = [stats.ttest_1samp(each, 0.4).confidence_interval(0.95) for each in values.T]
     ends = [[getattr(each, end) for each in tests] for end in ("high", "low")]
     low, high = (np.interp(0.4, end, LABELS[:5]) / 200 for end in ends)
-    assert (found.low, found.high) == pytest.approx((low, high))
+    assert (result.low, result.high) == pytest.approx((low, high))
 
 
 def test_without_random_there_is_nothing_to_compare_with():
-    found = summarise(make_study(strategies=["margin"], seeds=3))["margin"]
-    assert {name for name, value in found.items() if value is None} == {
+    result = summarise(make_study(strategies=["margin"], seeds=3))["margin"]
+    assert {name for name, value in result.items() if value is None} == {
         "minority_labels_random",
-        *(name for name in found if name.endswith(("_vs_random", "_vs_reference"))),
+        *(name for name in result if name.endswith(("_vs_random", "_vs_reference"))),
     }
 
 
 def test_the_summary_is_of_means_over_seeds():
     study = make_study(seeds=3, rounds=4)
-    found = summarise(study)
-    assert [*found] == list(study.runs)
+    result = summarise(study)
+    assert [*result] == list(study.runs)
     ends, random = ([run[-1] for run in study.runs[name]] for name in ("margin", "random"))
-    margin = found["margin"]
+    margin = result["margin"]
     assert margin["ece_final"] == pytest.approx(np.mean([each.ece for each in ends]))
     for name, rounds in (("minority_labels", ends), ("minority_labels_random", random)):
         assert margin[name] == pytest.approx(np.mean([sum(each.labels_by_class[-3:]) for each in rounds]))
@@ -163,20 +163,20 @@ def test_the_summary_is_of_means_over_seeds():
 
 
 def test_seconds_are_of_the_rounds_that_choose():
-    """The last round chooses nothing, and does not make the others look faster."""
+    """The last round selects nothing, and is left out of the mean."""
     for rounds, seconds in ((4, (0.18, 9.05)), (1, (0, 0))):
-        found = summarise(make_study(strategies=["margin"], seeds=2, rounds=rounds))["margin"]
-        assert (found["choose_s"], found["score_s"]) == pytest.approx(seconds)
+        result = summarise(make_study(strategies=["margin"], seeds=2, rounds=rounds))["margin"]
+        assert (result["choose_s"], result["score_s"]) == pytest.approx(seconds)
 
 
 def test_curves_are_means_over_seeds():
     study = make_study(strategies=["bald"], seeds=4, rounds=3)
-    found = mean_curve(study, "bald", "macro_f1")
+    result = mean_curve(study, "bald", "macro_f1")
     values = values_of(study, "bald", "macro_f1")
     assert values.tolist() == [[each.macro_f1 for each in run] for run in study.runs["bald"]]
-    assert found.labels.tolist() == [100, 200, 300]
-    np.testing.assert_allclose(found.mean, np.mean(values, axis=0))
-    np.testing.assert_allclose(found.error, stats.sem(values, axis=0))
+    assert result.labels.tolist() == [100, 200, 300]
+    np.testing.assert_allclose(result.mean, np.mean(values, axis=0))
+    np.testing.assert_allclose(result.error, stats.sem(values, axis=0))
     assert not mean_curve(make_study(strategies=["bald"], seeds=1), "bald", "macro_f1").error.any()
     shares = [[sum(each.labels_by_class[-3:]) / each.labels for each in run] for run in study.runs["bald"]]
     np.testing.assert_allclose(minority_share(study, "bald").mean, np.mean(shares, axis=0))

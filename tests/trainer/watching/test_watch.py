@@ -24,7 +24,7 @@ from tests.trainer.studio import TOKEN, Aborted, Studio, label_config
 from tests.versions import publish
 from trainer.__main__ import COMMANDS
 from trainer.pruning import prune
-from trainer.ranking.options import Ranking, RankOptions
+from trainer.ranking.options import RankingOptions, RankOptions
 from trainer.settings import Environment, Source, Training
 from trainer.watching.processes import Outcome, Stopped, Supervisor
 from trainer.watching.rounds import WatchedProject, WatchOptions
@@ -158,7 +158,7 @@ def watch_it(studio, caplog, *, environment=None, projects=((5,),), **options):
     environment = environment or environment_of(studio)
     caplog.set_level(logging.INFO, "trainer")
     wanted = WatchOptions(tuple(WatchedProject(*each) for each in projects), poll_s=POLL_S, **options)
-    run, rank = {**asdict(Training(epochs=3)), "control": "-x"}, asdict(Ranking(batch_size=50))
+    run, rank = {**asdict(Training(epochs=3)), "control": "-x"}, asdict(RankingOptions(batch_size=50))
     status = watch(wanted, environment, run=run, rank=rank)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("trainer")]
     return status, [command for command, *_ in studio.ran], said

@@ -215,8 +215,8 @@ def _wrap(model: ModelProto, output: str, description: Description, *, grid: int
     weights = [tensor for tensor in [*inner.initializer, *builder.constants] if tensor.name in used]
     side = description.image_size
     images = helper.make_tensor_value_info(_IMAGES, TensorProto.UINT8, ["N", side, side, 3])
-    given = helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, features)
-    graph = helper.make_graph(nodes, "backbone", [images], [given], weights)
+    result = helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, features)
+    graph = helper.make_graph(nodes, "backbone", [images], [result], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=_IR_VERSION)
 
 

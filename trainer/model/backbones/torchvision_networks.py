@@ -66,7 +66,7 @@ def load_network(name: str, *, image_size: int | None, weights: str | Path, grid
 
 def _split_stages(layers: nn.Sequential) -> list[nn.Module]:
     """Split VGG's convolutions into stages, each beginning with the pooling layer after the previous stage."""
-    starts = [0, *(place for place, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))]
+    starts = [0, *(index for index, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))]
     return [layers[start:end] for start, end in pairwise(starts)]
 
 

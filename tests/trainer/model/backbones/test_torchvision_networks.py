@@ -9,7 +9,7 @@ from trainer.model.backbones import default_image_size, load_backbone
 from trainer.model.backbones.torchvision_networks import names
 from trainer.model.frozen import freeze
 
-pytestmark = pytest.mark.slow  # whole networks are made, and some are exported
+pytestmark = pytest.mark.slow  # creates and exports whole networks
 
 IMAGES = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IMAGENET = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -17,7 +17,7 @@ IMAGENET = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224
 
 @pytest.fixture
 def saved(tmp_path):
-    """Write the state dict of a network of torchvision's, its weights of a seed, and return network and file."""
+    """Function that saves a network of torchvision with seeded weights; it returns the network and the file."""
 
     def save(name, without=(), **options):
         torch.manual_seed(3)
@@ -30,7 +30,7 @@ def saved(tmp_path):
 
 
 def before_last_layer(network, images):
-    """Return what the first linear layer of a classifier is given: the features, by torchvision's own code."""
+    """Return the input of the classifier's first linear layer, by torchvision's own code."""
     found = []
     parts = [module for name, module in network.named_children() if name in ("classifier", "fc", "heads", "head")]
     linear = next(module for part in parts for module in part.modules() if isinstance(module, nn.Linear))
@@ -42,11 +42,11 @@ def before_last_layer(network, images):
 
 SMALLEST = "convnext_tiny densenet121 efficientnet_b0 mobilenet_v2 mobilenet_v3_small regnet_y_400mf resnet18 "
 SMALLEST += "resnext50_32x4d shufflenet_v2_x0_5 swin_t vit_b_32 wide_resnet50_2"
-"""Of each family but the VGGs."""
+"""One network of each family except VGG."""
 
 
 @pytest.mark.parametrize("name", SMALLEST.split())
-def test_features_are_what_the_classifier_is_given(name, saved):
+def test_features_are_the_input_of_the_classifier(name, saved):
     options = {"image_size": 64} if name.startswith("vit") else {}
     network, file = saved(name, num_classes=7, **options)
     backbone = load_backbone(name, image_size=64, weights=file)
@@ -86,7 +86,7 @@ def test_a_vggs_features_are_the_means_of_its_last_three_stages(saved):
 
 
 def test_a_convnext_needs_its_last_normalisation(saved):
-    """It stands in what torchvision calls the classifier, and belongs to the features."""
+    """It is in torchvision's classifier, but belongs to the features."""
     _, file = saved("convnext_tiny", without=["classifier.2"])
     assert "classifier.0" in load_backbone("convnext_tiny", image_size=64, weights=file).provenance.loaded
     _, file = saved("convnext_tiny", without=["classifier"])
@@ -94,7 +94,7 @@ def test_a_convnext_needs_its_last_normalisation(saved):
         load_backbone("convnext_tiny", image_size=64, weights=file)
 
 
-def test_a_vit_takes_images_of_other_sizes(saved):
+def test_a_vit_supports_other_image_sizes(saved):
     _, file = saved("vit_b_32", image_size=64)
     backbone = load_backbone("vit_b_32", image_size=96, weights=file)
     assert backbone.module[1].encoder.pos_embedding.shape == (1, 10, 768)
@@ -105,7 +105,7 @@ def test_a_vit_takes_images_of_other_sizes(saved):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["convnext_tiny", "vit_b_32"])
 def test_onnx_computes_what_torch_computes(name, tmp_path):
-    """Without a Dropout; of equal blocks in a row the first speaks for all."""
+    """Without Dropout; repeated blocks are reduced to one."""
     torch.manual_seed(1)
     backbone = load_backbone(name, image_size=64, weights="none")
     for stage in [each for each in backbone.module.modules() if isinstance(each, nn.Sequential)]:
@@ -118,7 +118,7 @@ def test_onnx_computes_what_torch_computes(name, tmp_path):
     assert "Dropout" not in {node.op_type for node in frozen.graph.graph.node}
 
 
-def test_sizes_are_those_of_the_weights_which_every_name_has():
+def test_the_default_size_is_that_of_the_weights():
     assert [default_image_size(name) for name in ("resnet18", "efficientnet_b3", "swin_v2_t")] == [224, 300, 256]
     assert len(names()) > 50
     assert all(default_image_size(name) >= 224 for name in names())

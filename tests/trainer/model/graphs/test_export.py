@@ -1,4 +1,4 @@
-"""The literal graph against torch's masked passes, and the portable graph in plain engines against its free ones."""
+"""The exported graphs against torch: the literal one by masked passes, the portable one by stochastic passes."""
 
 import json
 import re
@@ -36,7 +36,7 @@ PASSES = 4000
 
 @pytest.fixture(scope="module")
 def network():
-    """One whose passes disagree, and whose batch statistics matter."""
+    """A network with differing passes and nontrivial batch statistics."""
     torch.manual_seed(0)
     network = small_network()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def network():
 
 
 def write(network, folder):
-    """Write the network's files into a folder as the trainer does, and return the lowered graph."""
+    """Export a network to a folder as the trainer does, and return the lowered graph."""
     backbone = freeze_network(network, folder / "backbone")
     shutil.copyfile(backbone.folder / BACKBONE_WEIGHTS_FILE, folder / BACKBONE_WEIGHTS_FILE)
     return export(backbone.graph, network.head, folder)
@@ -76,7 +76,7 @@ def features(network):
 
 @pytest.mark.parametrize("batch", [1, 6])
 def test_the_lowered_graph_computes_the_masked_passes_of_torch(folder, lowered, network, features, batch):
-    """In evaluation: batch normalisation goes by its running statistics, not by those of the batch."""
+    """In evaluation mode: batch normalisation uses its running statistics."""
     masks = draw_masks("v", lowered.sites, 9)
     for part in (lowered.backbone, lowered.head):
         onnx.load_external_data_for_model(part, str(folder))
@@ -86,7 +86,7 @@ def test_the_lowered_graph_computes_the_masked_passes_of_torch(folder, lowered, 
     assert np.ptp(expected, axis=1).max() > 0.1
 
 
-def test_a_dropout_that_the_export_loses_is_an_error(network, tmp_path, monkeypatch):
+def test_a_dropout_lost_in_the_export_is_an_error(network, tmp_path, monkeypatch):
     head = to_onnx(network.head)
     (last,) = [node for node in head.graph.node if node.op_type == "Dropout"][1:]
     last.op_type = "Identity"
@@ -98,20 +98,20 @@ def test_a_dropout_that_the_export_loses_is_an_error(network, tmp_path, monkeypa
 
 @pytest.fixture(scope="module")
 def torch_passes(network, features):
-    """Logits of free-running passes: (T, N, C)."""
+    """Logits of stochastic passes in torch: (T, N, C)."""
     with torch.no_grad():
         return np.stack([network.head(features).numpy() for _ in range(PASSES)])
 
 
 @pytest.fixture(scope="module")
 def passes(folder, lowered):
-    """Logits of a session with default options: (T, N, C)."""
+    """Logits of stochastic passes in onnxruntime with default options: (T, N, C)."""
     session = onnxruntime.InferenceSession(folder / PORTABLE_FILE)
     return np.stack([session.run(None, {"images": IMAGES})[0] for _ in range(PASSES)])
 
 
 def deviations(found, expected):
-    """Return how many standard errors means and variances of passes (T, ...) are apart."""
+    """Return the differences of means and variances of passes (T, ...), in standard errors."""
 
     def variance(values):
         squares = (values - values.mean(axis=0)) ** 2
@@ -122,7 +122,7 @@ def deviations(found, expected):
     return np.abs([means, (ours - theirs) / np.sqrt(error + other)])
 
 
-def test_passes_of_plain_onnxruntime_are_torchs_and_drop_images_of_a_batch_apart(passes, torch_passes):
+def test_passes_of_onnxruntime_equal_torchs_and_images_of_a_batch_have_their_own_masks(passes, torch_passes):
     assert deviations(passes, torch_passes).max() < 5
     correlations = np.corrcoef(passes.reshape(PASSES, -1).T)
     apart = ~np.kron(np.eye(len(IMAGES), dtype=bool), np.ones((3, 3), bool))
@@ -141,8 +141,8 @@ np.save(f"{arrays}/passes.npy", np.stack([model([images])[0].copy() for _ in ran
 
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino, of requirements/bench.txt")
 @pytest.mark.usefixtures("lowered")
-def test_passes_of_openvino_are_torchs(folder, torch_passes, tmp_path):
-    """In a process of its own, since it and torch's exporter do not get on; twenty runs differ here, too."""
+def test_passes_of_openvino_equal_torchs(folder, torch_passes, tmp_path):
+    """In another process, since OpenVINO conflicts with torch's exporter."""
     np.save(tmp_path / "images.npy", IMAGES)
     subprocess.run([sys.executable, "-c", _IN_OPENVINO, str(folder), str(PASSES), str(tmp_path)], check=True)
     found = np.load(tmp_path / "passes.npy")
@@ -154,7 +154,7 @@ def test_the_literal_graph_has_every_dropout_the_portable_one_none_and_they_shar
     literal, portable = (onnx.load(folder / name, load_external_data=False) for name in (MODEL_FILE, PORTABLE_FILE))
     assert (len(dropout_nodes(literal)), "Dropout" in {node.op_type for node in portable.graph.node}) == (2, False)
     assert [site.probability for site in lowered.sites] == [0.5, 0.25] == list(dropout_probabilities(network))
-    text = (folder / MODEL_FILE).read_bytes()  # nothing in it tells where it was made
+    text = (folder / MODEL_FILE).read_bytes()  # no traces of the machine
     assert not [word for word in (b".py", b"torch.nn", b"trainer.", b"stack_trace", b"namespace") if word in text]
     places = [
         {
@@ -166,7 +166,7 @@ def test_the_literal_graph_has_every_dropout_the_portable_one_none_and_they_shar
     ]
     assert places[0] == places[1] != {}
     assert (folder / PORTABLE_FILE).stat().st_size < 2 * (folder / MODEL_FILE).stat().st_size
-    kept = network.backbone[0][5].weight, *network.head.parameters()  # what is smaller than a KiB stays in the graph
+    kept = network.backbone[0][5].weight, *network.head.parameters()  # tensors below 1 KiB stay in the graph
     weights = [4 * each.numel() for each in kept if each.numel() > 256]
     assert [(folder / BACKBONE_WEIGHTS_FILE).stat().st_size, (folder / HEAD_WEIGHTS_FILE).stat().st_size] == [
         weights[0],
@@ -178,8 +178,8 @@ def test_the_literal_graph_has_every_dropout_the_portable_one_none_and_they_shar
 
 
 @pytest.mark.usefixtures("lowered")
-def test_what_the_readme_says_runs(folder, network, tmp_path):
-    """Its ten lines give labels their probability and an image its BALD, and decode as the trainer does."""
+def test_the_code_of_the_readme_runs(folder, network, tmp_path):
+    """Its ten lines give the probabilities and BALD of an image, and decode it as the trainer does."""
     (tmp_path / "manifest.json").write_text(
         json.dumps({"input": {"width": 32, "height": 32}, "labels": ["red", "green", "blue"]})
     )

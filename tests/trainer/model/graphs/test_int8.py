@@ -27,7 +27,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture
 def backbone(exported, tmp_path):
-    """A copy of it, for files come beside it."""
+    """A copy, since files are written beside it."""
     shutil.copytree(exported.folder, tmp_path / "backbone")
     return replace(exported, folder=tmp_path / "backbone")
 
@@ -39,13 +39,13 @@ def repository(tmp_path):
 
 @pytest.fixture
 def fast(monkeypatch):
-    """A network as small as this one is no faster in 8 bits, and how fast it is hangs on the machine."""
+    """A quantised backbone that counts as faster: for such a small network that depends on the machine."""
     monkeypatch.setattr(int8, "LEAST_SPEEDUP", 0.0)
     monkeypatch.setattr(int8, "LEAST_SIMILARITY", 0.5)
 
 
 def publish(repository, fingerprint, content):
-    """Publish a version of a backbone that has such an int8 file, or none."""
+    """Publish a version of a backbone, with the given content as int8 file or without one."""
     backbone = Backbone("none", fingerprint, "features", "fp32")
     return versions.publish(repository, b"weights", int8=content, backbone=backbone)
 
@@ -55,10 +55,10 @@ def refuse(*args, **kwargs):
 
 
 class TestPublished:
-    def test_what_the_newest_version_of_the_backbone_has_is_taken_as_it_is(self, backbone, repository, monkeypatch):
-        """Not made anew, though there are other images, and put above what lies in the cache.
+    def test_the_quantised_backbone_of_the_newest_version_is_used(self, backbone, repository, monkeypatch):
+        """It replaces the cached file and is not calibrated again.
 
-        Versions of other backbones, or without it, are passed over.
+        Versions of other backbones, and those without a quantised one, are ignored.
         """
         (backbone.folder / INT8_BACKBONE_FILE).write_bytes(b"own")
         monkeypatch.setattr(int8, "quantise", refuse)
@@ -75,7 +75,7 @@ class TestPublished:
         assert found.describe().precision == "int8"
 
     @pytest.mark.parametrize("file", [INT8_BACKBONE_FILE, "model.onnx", "manifest.json"])
-    def test_damaged_versions_are_passed_over(self, backbone, repository, file):
+    def test_damaged_versions_are_ignored(self, backbone, repository, file):
         publish(repository, backbone.fingerprint, b"sound")
         damaged = publish(repository, backbone.fingerprint, b"other")
         (damaged.path / file).write_bytes(b"whoops!"[: (damaged.path / file).stat().st_size])
@@ -84,7 +84,7 @@ class TestPublished:
 
 
 class TestVerdict:
-    def test_features_as_good_and_faster_are_taken_and_kept(self, backbone, repository, fast, monkeypatch, caplog):
+    def test_a_similar_and_faster_backbone_is_used_and_kept(self, backbone, repository, fast, monkeypatch, caplog):
         caplog.set_level("INFO", "trainer")
         found = choose_precision(backbone, IMAGES, repository=repository)
         assert found.precision == "int8"
@@ -95,19 +95,19 @@ class TestVerdict:
         assert 0.5 < json.loads((backbone.folder / "int8.json").read_text())["likeness"] <= 1
         before = (backbone.folder / INT8_BACKBONE_FILE).read_bytes()
         monkeypatch.setattr(int8, "quantise", refuse)
-        monkeypatch.setattr(int8, "LEAST_SIMILARITY", 2.0)  # made again, of other images, the verdict might be another
+        monkeypatch.setattr(int8, "LEAST_SIMILARITY", 2.0)  # a new comparison would fail
         assert choose_precision(backbone, IMAGES[:3], repository=repository).precision == "int8"
         assert (backbone.folder / INT8_BACKBONE_FILE).read_bytes() == before
 
     @pytest.mark.parametrize("bound", ["LEAST_SIMILARITY", "LEAST_SPEEDUP"])
-    def test_worse_or_no_faster_ones_are_not(self, backbone, repository, fast, monkeypatch, caplog, bound):
+    def test_a_worse_or_not_faster_backbone_is_not_used(self, backbone, repository, fast, monkeypatch, caplog, bound):
         caplog.set_level("INFO", "trainer")
         monkeypatch.setattr(int8, bound, 1e6)
         assert choose_precision(backbone, IMAGES, repository=repository) == backbone
         assert "not used" in caplog.text
 
     @pytest.mark.parametrize("lost", ["verdict", "file"])
-    def test_what_was_lost_is_made_again(self, backbone, repository, fast, lost):
+    def test_missing_files_are_made_again(self, backbone, repository, fast, lost):
         choose_precision(backbone, IMAGES, repository=repository)
         if lost == "verdict":
             (backbone.folder / "int8.json").write_text('{"bet')
@@ -115,14 +115,14 @@ class TestVerdict:
             (backbone.folder / INT8_BACKBONE_FILE).unlink()
         assert choose_precision(backbone, IMAGES, repository=repository).compute(IMAGES[:1]).shape == (1, 64)
 
-    def test_with_too_few_images_there_is_none_yet(self, backbone, repository, fast):
-        """It waits for a run, or a portion of a cold start, that has more."""
+    def test_with_too_few_images_there_is_no_quantised_backbone_yet(self, backbone, repository, fast):
+        """A later run, or batch of a cold start, with more images makes it."""
         assert choose_precision(backbone, IMAGES[: LEAST_IMAGES - 1], repository=repository) == backbone
         assert not (backbone.folder / INT8_BACKBONE_FILE).exists()
         assert choose_precision(backbone, IMAGES[:LEAST_IMAGES], repository=repository).precision == "int8"
 
     def test_a_quantiser_that_fails_costs_a_warning(self, backbone, repository, fast, monkeypatch, caplog):
-        """Float32 is left, and it is not asked again: the network will not have changed."""
+        """Float32 is used, and quantisation is not tried again."""
         failures = []
 
         def fail(*args, **kwargs):
@@ -137,8 +137,8 @@ class TestVerdict:
         assert warning == "int8: not to be had of small: no convolution"
 
 
-def test_likeness_is_the_mean_cosine_about_the_mean():
-    """Of features of which half the length lies in a mean that says nothing: centred in double precision."""
+def test_similarity_is_the_mean_cosine_of_centred_features():
+    """Half of the length of the features is their common mean; the reference is centred in double precision."""
     rng = np.random.default_rng(0)
     exact = (rng.normal(size=(20, 8)) + 10).astype(np.float32)
     found = (exact + rng.normal(size=(20, 8))).astype(np.float32)
@@ -148,7 +148,7 @@ def test_likeness_is_the_mean_cosine_about_the_mean():
     assert 0.5 < np.mean(cosines) < 0.9
 
 
-def test_features_are_those_of_fp32_up_to_8_bits_and_equal_images_give_one_file_of_equal_bytes(backbone, tmp_path):
+def test_features_are_close_to_fp32_and_equal_images_give_equal_files(backbone, tmp_path):
     given, _ = coloured_images(np.random.default_rng(0), 90)
     images, _ = coloured_images(np.random.default_rng(1), 40)
     for name in ("first", "second"):

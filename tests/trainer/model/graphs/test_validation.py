@@ -21,13 +21,13 @@ IMAGES, _ = coloured_images(np.random.default_rng(0), 4)
 
 @pytest.fixture
 def staged(tmp_path):
-    """A version staged as the trainer does, and its manifest."""
+    """A staged version, and its manifest."""
     with Repository(tmp_path).stage(datetime(2026, 1, 2, tzinfo=UTC)) as staged:
         yield staged, stage_files(staged, lively_network(), IMAGES)
 
 
 def test_a_manifest_of_another_graph_is_refused(staged):
-    """Masks are drawn after the manifest, so its sites must be the graph's."""
+    """The manifest's dropout sites, from which masks are drawn, must be those of the graph."""
     stage, manifest = staged
     network = small_network()
     network.head[5].p = 0.4
@@ -39,8 +39,8 @@ def test_a_manifest_of_another_graph_is_refused(staged):
         validate_version(stage.describe(manifest))
 
 
-def test_where_features_are_known_the_backbone_is_run_on_two_images(staged, monkeypatch):
-    """The same comes of it; that the weights are others shows on these two all the same."""
+def test_with_known_features_the_backbone_is_run_on_two_images(staged, monkeypatch):
+    """The result is the same, and other weights are still detected."""
     stage, manifest = staged
     described = stage.describe(manifest)
     known = Probe.load(stage.path / PROBE_FILE).features

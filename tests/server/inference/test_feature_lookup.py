@@ -172,12 +172,12 @@ def test_a_row_of_another_length_is_none(serve, score, store):
 
 def test_of_a_long_request_few_features_are_read_ahead(serve, scorer, monkeypatch):
     """Those of one batch are scored while the next are looked up; what the deadline cuts off is not."""
-    monkeypatch.setattr("server.inference.scoring._KNOWN_BYTES", 40)  # ten images
+    monkeypatch.setattr("server.inference.scoring._FEATURE_BYTES", 40)  # ten images
     serve(7)
     asked, gate, waits = references(*[UPLOAD] * 55), threading.Event(), threading.Event()
     scorer.score(asked[:1], EchoEngine(), deadline=soon())
-    recalled, recall = [], scorer._known.recall
-    monkeypatch.setattr(scorer._known, "recall", lambda *asked: recalled.append(1) or recall(*asked))
+    recalled, recall = [], scorer._features.recall
+    monkeypatch.setattr(scorer._features, "recall", lambda *asked: recalled.append(1) or recall(*asked))
     monkeypatch.setattr("server.inference.scoring.wait", lambda *what: waits.set() or wait(*what))
     engine, late = EchoEngine(0, gate), EchoEngine(0, threading.Event())
     with ThreadPoolExecutor() as pool:

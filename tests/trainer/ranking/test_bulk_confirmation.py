@@ -6,11 +6,17 @@ import pytest
 from contract.scores.holdout import is_held_out
 from contract.scores.sure import Shadow, Sure
 from trainer.evaluation.sure import Sample, find_margin, images_needed
-from trainer.ranking.sureness import Asked, Labelled, find_later, find_sure, tasks_to_score
+from trainer.ranking.bulk_confirmation import (
+    Criteria,
+    GivenLabels,
+    find_confirmable,
+    find_confirmable_later,
+    tasks_to_score,
+)
 from trainer.scoring.scores import Score
 
 LABELS = ("cat", "dog")
-ASKED = Asked(0.98, 1, 0.5, 0, LABELS, multiple=False)
+CRITERIA = Criteria(0.98, 1, 0.5, 0, LABELS, multiple=False)
 RNG = np.random.default_rng(0)
 
 
@@ -29,12 +35,12 @@ def drawn(count, *, held_out, start=1):
 
 
 def labelled(tasks, label="cat"):
-    return Labelled({task: frozenset({label}) for task in tasks}, {})
+    return GivenLabels({task: frozenset({label}) for task in tasks}, {})
 
 
 def find(pool, said, known, *, scored=(), former=None):
     """Of the tasks whose scores are `said`, these are what is said by a network that has not seen them."""
-    return find_sure(pool, ASKED.read(said), known, ASKED, name="now", scored=scored, former=former)
+    return find_confirmable(pool, CRITERIA.read(said), known, CRITERIA, name="now", scored=scored, former=former)
 
 
 class TestWhatIsOffered:
@@ -57,7 +63,7 @@ class TestWhatIsOffered:
     def test_nothing_while_too_few_are_labelled(self):
         random = drawn(100, held_out=True)
         said = [score(task) for task in random]
-        assert tasks_to_score(labelled(random), ASKED.read(said), ASKED) == []
+        assert tasks_to_score(labelled(random), CRITERIA.read(said), CRITERIA) == []
         found = find([score(task) for task in drawn(50, held_out=False)], said, labelled(random))
         assert (found.reasons, found.sure.wanted, found.sure.low) == ({}, 83, None)
         assert "about 83 more random labels would do (100 so far)" in found.sure.sentence
@@ -72,7 +78,7 @@ class TestWhatIsOffered:
         said = {task: frozenset({"cat" if index % 20 else "dog"}) for index, task in enumerate(random)}
         leads = np.linspace(1, 0.2, 300)
         scored = [score(task, lead=lead) for task, lead in zip(random, leads, strict=True)]
-        found = find([score(task) for task in drawn(900, held_out=True, start=9000)], scored, Labelled(said, {}))
+        found = find([score(task) for task in drawn(900, held_out=True, start=9000)], scored, GivenLabels(said, {}))
         right = np.arange(300) % 20 != 0
         assert not found.reasons
         assert found.sure.wanted == images_needed(Sample(leads, right), 0.98)
@@ -81,13 +87,13 @@ class TestWhatIsOffered:
         random, others = drawn(400, held_out=True), drawn(400, held_out=False)
         pool = [score(task) for task in drawn(5, held_out=False, start=9000)]
         assert not find(pool, [score(task) for task in others], labelled(others)).reasons
-        assert not find(pool, [score(task) for task in random], Labelled({}, {("before", 0): 400})).reasons
+        assert not find(pool, [score(task) for task in random], GivenLabels({}, {("before", 0): 400})).reasons
 
     def test_tasks_that_come_later_go_by_the_margin(self):
         before = Sure("now", 0.98, {"cat": 1}, 0.5, 200, 0, 0.98, tasks={1: 0}, sentence="as it was")
         [own] = drawn(1, held_out=True)
         other, unsure = drawn(2, held_out=False, start=500)
-        found = find_later([score(own), score(other), score(unsure, lead=0.4)], ASKED, before)
+        found = find_confirmable_later([score(own), score(other), score(unsure, lead=0.4)], CRITERIA, before)
         assert set(found.reasons) == {other}
         assert (set(found.sure.tasks), found.sure.offered) == ({1, other}, {"cat": 2})
         assert [shadow.task for shadow in found.sure.shadows] == [own]
@@ -104,7 +110,9 @@ class TestWhatCameOfTheRankingBefore:
         return replace(Sure("before", 0.98, {"cat": 40}, 0.5, 200, 0, 0.98, shadows=shadows, tasks=tasks), **more)
 
     def find(self, confirmed, *, said=None, waiting=OTHERS, former=None):
-        known = Labelled({task: frozenset({"cat"}) for task in self.RANDOM} | (said or {}), {("before", 0): confirmed})
+        known = GivenLabels(
+            {task: frozenset({"cat"}) for task in self.RANDOM} | (said or {}), {("before", 0): confirmed}
+        )
         scored = [score(task, lead=0.3 + 0.001 * index) for index, task in enumerate(self.RANDOM)]
         return find([score(task) for task in waiting], scored, known, former=former or self.former()).sure
 
@@ -140,12 +148,12 @@ def make_copies(*, wrong):
         task: score(task, lead=0.01 * (row % 7), embedding=(vectors[row % 60] + noise[row]).astype(np.float32))
         for row, task in enumerate([*random, *others])
     }
-    witnesses = [copies[task] for task in random]
+    holdout_predictions = [copies[task] for task in random]
     scored = [score(task, embedding=vector.astype(np.float32)) for task, vector in zip(leaders, vectors, strict=True)]
     said = {task: frozenset({"cat"}) for task in [*leaders, *random[wrong:]]}
     said |= {task: frozenset({"dog"}) for task in random[:wrong]}
     pool = [copies[task] for task in others]
-    return find(pool, witnesses, Labelled(said, {}), scored=[*scored, *witnesses]), set(others)
+    return find(pool, holdout_predictions, GivenLabels(said, {}), scored=[*scored, *holdout_predictions]), set(others)
 
 
 def test_near_duplicates_are_judged_for_themselves():

@@ -1,8 +1,7 @@
-"""What is known of an image before it is decoded: its features, if its source still has the file that they are of.
+"""Looks up the features of images in the feature store, and asks sources whether their files have changed.
 
-Owns when a source is asked. One that said what it has not long ago is taken at its word, so that a pool which is scored
-in rounds costs no requests; after that it is asked whether the file changed, and where it cannot be asked, downloaded
-again. Knows no threads and no graph.
+A recently checked image is not checked again, so that scoring a pool in rounds costs no requests. Later its source is
+asked whether the file has changed; a source that cannot answer that sends the file again.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from server.observe.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class ImageReference:
-    """Where a task's image is, in any form that Label Studio uses."""
+    """The reference to a task's image, in any form that Label Studio uses."""
 
     reference: str
     task_id: int | None = None
@@ -35,16 +34,16 @@ class NoImage(ImageError):
     code = "no_image"
 
 
-class File(NamedTuple):
-    """An image whose features are not known."""
+class ImageFile(NamedTuple):
+    """The file of an image whose features are not stored."""
 
     data: bytes
     digest: bytes | None
-    """sha256; None where nothing is kept."""
+    """sha256; None without a feature store."""
 
 
-class KnownImages:
-    """A store of features, if there is one, and the sources of images. Used by many threads."""
+class FeatureLookup:
+    """Looks up features in the store, or fetches image files. Thread-safe."""
 
     def __init__(
         self,
@@ -55,7 +54,7 @@ class KnownImages:
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take for how many seconds a source's word is taken; 0 asks it each time."""
+        """Check an image again after `recheck_s` seconds; 0 checks it each time."""
         self._store = store
         self._fetcher = fetcher
         self._recheck_s = recheck_s
@@ -63,35 +62,35 @@ class KnownImages:
         self._clock = clock
 
     def recall(self, images: Mapping[int, ImageReference], engine: Engine) -> dict[int, Features]:
-        """Return float32 (F,) of those images whose sources need not be asked, in order. Asks no image host."""
+        """Return the stored features, float32 (F,), of recently checked images by index, without any request."""
         if (store := self._store) is None or not self._recheck_s:
             return {}
         with self._metrics.stage("recall"):
-            named = {index: source for index, image in images.items() if (source := self._source(image))}
-            last = dict(zip(named, store.get_downloads([*named.values()]), strict=True))
+            sources = {index: source for index, image in images.items() if (source := self._source(image))}
+            downloads = dict(zip(sources, store.get_downloads([*sources.values()]), strict=True))
             now = self._clock()
             digests = {
                 index: download.digest
-                for index, download in last.items()
+                for index, download in downloads.items()
                 if download and 0 <= now - download.checked_at < self._recheck_s
             }
             rows = zip(digests, _rows(store, [*digests.values()], engine), strict=True)
-            found = {index: row for index, row in rows if row is not None}
-        self._metrics.feature_cache_hits.inc(len(found))
-        return found
+            features = {index: row for index, row in rows if row is not None}
+        self._metrics.feature_cache_hits.inc(len(features))
+        return features
 
-    def find(self, image: ImageReference, engine: Engine, deadline: float) -> File | Features:
-        """Return what is known of an image after asking its source: its features, or else its file.
+    def fetch(self, image: ImageReference, engine: Engine, deadline: float) -> ImageFile | Features:
+        """Return the stored features of an image, float32 (F,), after a check with its source, or else its file.
 
         Raises:
-            ImageError: if the source does not give it.
+            ImageError: if the image cannot be fetched.
         """
         if (store := self._store) is None:
-            return File(self._fetch(image, deadline).data, None)
+            return ImageFile(self._fetch(image, deadline).data, None)
         source = self._source(image)
         last = store.get_download(source) if source else None
         (row,) = _rows(store, [last.digest], engine) if last else (None,)
-        known = last if row is not None else None  # who has no features needs the file, changed or not
+        known = last if row is not None else None  # without features the file is needed, changed or not
         fetched = self._fetch(image, deadline, known.validators if known else None)
         if known and fetched.unchanged:
             digest, result = known.digest, "unchanged"
@@ -104,18 +103,17 @@ class KnownImages:
         store.put_download(source, fetched.validators, digest, at=self._clock())
         if row is None:
             self._metrics.feature_cache_misses.inc()
-            return File(fetched.data, digest)
+            return ImageFile(fetched.data, digest)
         self._metrics.feature_cache_hits.inc()
         return row
 
     def _fetch(self, image: ImageReference, deadline: float, known: Validators | None = None) -> Fetched:
-        """Fetch an image, unless its source says that it is the one that is known."""
         return self._fetcher.fetch_if_changed(
             image.reference, known=known, task_id=image.task_id, project_id=image.project_id, deadline=deadline
         )
 
     def _source(self, image: ImageReference) -> str | None:
-        """Where an image is asked for; None too where that cannot be said, which is told when it is fetched."""
+        """Return the address of an image; None if there is none, which fetching reports."""
         try:
             return self._fetcher.source(image.reference, task_id=image.task_id, project_id=image.project_id)
         except ImageError:
@@ -123,6 +121,6 @@ class KnownImages:
 
 
 def _rows(store: FeatureStore, digests: Sequence[bytes], engine: Engine) -> list[Features | None]:
-    """Features of files, where there are as many as the head takes: the store's folder may be written by others."""
+    """Return stored features of the right length, because other programs may write to the store's folder."""
     rows = store.get_many(engine.backbone.key, digests)
     return [row if row is not None and len(row) == engine.backbone.features else None for row in rows]
