@@ -230,4 +230,4 @@ def _check_label_studio(settings: Settings) -> str:
             raise
         unset = "LABELNEXT_LABEL_STUDIO_TOKEN is not set: uploads and cloud storage cannot be read"
         return f"{studio.url} answers; {unset}"
-    return f"{studio.url} answers, and matches_any the token"
+    return f"{studio.url} answers, and accepts the token"

@@ -15,7 +15,7 @@ def test_names_of_other_makes_are_not_taken_for_rounds():
 
 
 def test_only_names_of_known_versions_are_ours():
-    """A version that this repository does not hold may be somebody else's, unless we save_original it."""
+    """A version that is not in this repository may belong to somebody else, unless it was deleted from it."""
     repository = SimpleNamespace(history=lambda: [VERSION], model="birds")
     names = [VERSION, f"{VERSION}.r2", OTHER, "cold-start-birds", "cold-start-cars", "yolo", "undefined"]
     assert own_names(repository, names) == [VERSION, f"{VERSION}.r2", "cold-start-birds"]
