@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from posixpath import dirname, join, normpath
 
@@ -135,6 +136,27 @@ def test_make_targets_exist(target):
 def test_every_setting_and_option_is_described():
     """With its default and in the order of the declarations; `make fix` updates docs/settings.md."""
     assert PAGES["docs/settings.md"] == settings_page.render(PAGES["docs/settings.md"])
+
+
+def troubleshooting_messages():
+    """Return the messages in the left column of the troubleshooting page; they begin in lower case, unlike titles."""
+    rows = re.findall(r"(?m)^\| ([^|]+) \|", PAGES["docs/troubleshooting.md"])
+    return [text for row in rows for text in re.findall(r"\*([a-z0-9][^*]+)\*", row)]
+
+
+@pytest.mark.parametrize("message", troubleshooting_messages())
+def test_messages_in_troubleshooting_are_those_of_the_code(message):
+    """Numbers stand for placeholders, and dots for any text."""
+    pattern = re.sub(r"\d+", "{}", re.escape(message.removesuffix(" ..."))).replace(r"\.\.\.", ".*")
+    assert re.search(pattern, source_texts())
+
+
+@cache
+def source_texts():
+    """Return the sources of the product, with string literals joined and placeholders emptied."""
+    paths = [path for package in ("contract", "trainer", "server") for path in sorted((ROOT / package).rglob("*.py"))]
+    joined = re.sub(r'"\n\s*f?"', "", "\n".join(path.read_text(encoding="utf-8") for path in paths))
+    return re.sub(r"\{[^{}]*\}", "{}", joined)
 
 
 @pytest.mark.parametrize("kind", [Settings, Environment])
