@@ -57,7 +57,7 @@ pictures: $(TOOLS) $(SERVER) $(LABEL_STUDIO) browser ## take the screenshots of 
 
 test: ## run all tests but those of test-system, including those that start Label Studio, trainer and server
 	@$(MAKE) --silent -j5 environments browser
-	@[ ! -e $(BENCH) ] || $(RUN) pytest tests/bench/test_passes.py
+	@[ ! -e $(BENCH) ] || $(RUN) pytest tests/bench/passes/test_main.py
 	@$(PARALLEL_TESTS) worksteal -m "not system"
 	@$(PARALLEL_TESTS) loadfile tests/system
 

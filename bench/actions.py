@@ -1,17 +1,17 @@
-"""How many human actions do all labels of a pool take? `python -m bench.actions [--quick] [--save]`.
+"""How many actions does it take to label a whole pool? `python -m bench.actions [--quick] [--save]`.
 
 Simulates a project on real images with hidden labels, from the first to the last label. The simulated annotator labels
 images in the product's order and confirms the labels that the product offers in bulk. Models, scores, order, random
 holdout and offers are the product's own. Reported are
 
-    actions    labels, unticked wrong offers, and confirmations, one for each group of a label, over the number of
+    actions    labels, unticked wrong offers and confirmations (one per label and round), divided by the number of
                images
     looks      pages of 30 images reviewed before confirmations
     purity     share of correct labels at the end, among all and among confirmed ones
 
-for two annotators: one unticks and labels every wrong offer, the other unticks none, so that its purity shows whether
-the guaranteed precision holds. Results are cached in .cache/bench. `--quick` uses one set, one precision and one seed;
-`--save` writes the table to bench/results.
+for two annotators: one unticks and labels every wrong offer, the other confirms everything, so that its purity shows
+whether the guaranteed precision holds. Features are cached in .cache/bench. `--quick` uses one set, one precision and
+one seed; `--save` writes the table to bench/results.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ import torch
 
 from bench.harness.frame import describe, log, print_table, read_options, save
 from bench.subjects.model import CACHE, SHARED, WEIGHTS
-from contract.scores.holdout import holdout_order, is_held_out
+from contract.scores.holdout import DEFAULT_SHARE, holdout_order, is_held_out
 from contract.scores.sure import DEFAULT_PRECISION, Sure
 from trainer.evaluation.advice import LEAST_IMAGES
 from trainer.features import open_store
@@ -52,10 +52,14 @@ from trainer.study.run import select_initial
 LITE0: Final = "efficientnet_lite0"
 _PAGE: Final = 30
 """Images on a page of the Data Manager's grid."""
-_LEAST_GROUP: Final = 10
-"""Fewest images of a group that is confirmed in bulk."""
+_MIN_GROUP: Final = 10
+"""Smallest group that the annotator confirms in bulk."""
+_GROWTH: Final = 0.25
+"""Labels between two trainings, as a share of the labels so far."""
+_TRAINED_SHARE: Final = 0.65
+"""Share of the pool labelled one by one, after which training ends and the remaining images are labelled."""
 _TARGETS: Final = {"trashnet": 1 / 3, "cifar10-lt": 1 / 5}
-"""Target of actions over images."""
+"""Target of actions per image."""
 _OPTIONS: Mapping[str, tuple[object, str]] = {
     "quick": (False, "take a minute, for a first impression"),
     "only": (("all", *_TARGETS), "a single set"),
@@ -74,18 +78,12 @@ class Plan:
     """A project to simulate."""
 
     images: str
-    """Subfolder of the developers' folder `data`."""
+    """Subfolder of `data` in the developers' shared folder."""
     backbone: str
     image_size: int
     first: int
     """Labels before the first training, and minimum between two trainings."""
-    growth: float = 0.25
-    """Labels between two trainings, as a share of the labels so far."""
-    holdout_share: float = 0.1
-    until: float = 0.65
-    """Share of the pool labelled one by one, after which training ends and the rest is labelled."""
-    follow: bool = True
-    """Whether the annotator labels the random images needed before labels can be offered."""
+    holdout_share: float = DEFAULT_SHARE
     precisions: tuple[float, ...] = (DEFAULT_PRECISION,)
     """Required precisions of offered labels, one project each."""
     seeds: int = 1
@@ -124,24 +122,24 @@ class Simulation:
         self._sure: Sure | None = None
 
     @property
-    def _left(self) -> Indices:
+    def _unlabelled(self) -> Indices:
         return np.setdiff1d(self.pool, np.flatnonzero(self._by_people | self._confirmed))
 
     def run(self) -> dict[str, Any]:
         """Label all images, and return the results."""
-        started, plan, tally, images = time.perf_counter(), self.plan, self.tally, len(self.pool)
-        share = plan.holdout_share
-        self._label(select_initial(self.pool, self._trainer, count=plan.first, seed=self.seed, holdout_share=share))
-        number = 0
-        while len(self._left) and tally["labels"] < plan.until * images:
-            self._round(f"actions/{self.seed}/{number}")
-            number += 1
-        self._label(self._left)
+        started, tally, images = time.perf_counter(), self.tally, len(self.pool)
+        first, share = self.plan.first, self.plan.holdout_share
+        self._label(select_initial(self.pool, self._trainer, count=first, seed=self.seed, holdout_share=share))
+        rounds = 0
+        while len(self._unlabelled) and tally["labels"] < _TRAINED_SHARE * images:
+            self._round(f"actions/{self.seed}/{rounds}")
+            rounds += 1
+        self._label(self._unlabelled)
         confirmed, wrong = tally["confirmed"], int((self._given != self._truth)[self.pool].sum())
         return {
             **tally,
             "pool": images,
-            "rounds": number,
+            "rounds": rounds,
             "actions": (tally["labels"] + tally["unticks"] + tally["confirmations"]) / images,
             "purity": 1 - wrong / images,
             "purity_of_confirmed": 1 - tally["confirmed_wrong"] / confirmed if confirmed else None,
@@ -151,14 +149,9 @@ class Simulation:
     def _round(self, name: str) -> None:
         """Train, confirm offered labels, and label the first images of the order."""
         by_people = np.flatnonzero(self._by_people)
-        held_out = self._held_out(by_people)
-        holdout_scores: list[Score] = []
-        if np.count_nonzero(held_out) >= LEAST_IMAGES:  # as in production, with fewer the holdout is not used
-            measured = self._train(by_people[~held_out], f"{name}/measured")
-            holdout_scores = self._score(measured, by_people[held_out])
-        model, left = self._train(by_people, name), self._left
-        scores = self._score(model, left)
-        wanted = max(self.plan.first, round(self.plan.growth * len(by_people)))
+        model, unlabelled = self._train(by_people, name), self._unlabelled
+        scores = self._score(model, unlabelled)
+        count = max(self.plan.first, round(_GROWTH * len(by_people)))
         order = arrange(
             to_candidates(scores, multiple=False),
             strategy=DEFAULT_STRATEGY,
@@ -166,39 +159,48 @@ class Simulation:
             name=name,
             labels_by_class=np.bincount(self._given[by_people], minlength=len(self._classes)).tolist(),
             holdout_share=self.plan.holdout_share,
-            batch_size=wanted,
+            batch_size=count,
             labelled=LabelledImages(model.embed_rounded(self._features[by_people]), self._given[by_people]),
         ).order
-        self._sure = self._find_sure(model, scores, holdout_scores, name)
+        self._sure = self._find_sure(model, scores, self._score_holdout(by_people, name), name)
         self._confirm(self._sure)
-        queue = left[order]
+        queue = unlabelled[order]
         queue = queue[~(self._confirmed | self._by_people)[queue]]
-        more = min(self._sure.wanted, wanted) if self.plan.follow else 0
-        drawn = queue[self._held_out(queue)]
-        at_random = drawn[np.argsort(holdout_order(self.seed, drawn))][:more]
-        self._label(np.concatenate([at_random, np.setdiff1d(queue[:wanted], at_random)]))
+        # As the product advises, first the random images that are needed before more labels can be offered.
+        held_out = queue[self._held_out(queue)]
+        at_random = held_out[np.argsort(holdout_order(self.seed, held_out))][: min(self._sure.wanted, count)]
+        self._label(np.concatenate([at_random, np.setdiff1d(queue[:count], at_random)]))
+
+    def _score_holdout(self, by_people: Indices, name: str) -> list[Score]:
+        """Return scores of the labelled holdout by a model not trained on it; as in production, none if it is small."""
+        held_out = self._held_out(by_people)
+        if np.count_nonzero(held_out) < LEAST_IMAGES:
+            return []
+        return self._score(self._train(by_people[~held_out], f"{name}/measured"), by_people[held_out])
 
     def _train(self, images: Indices, name: str) -> Model:
         """Return a model trained on the labelled images, cached by its training data."""
-        left = np.setdiff1d(self.pool, images)  # including confirmed images
-        parts = (images, self._given[images], left)
+        unlabelled = np.setdiff1d(self.pool, images)  # including confirmed images
+        parts = (images, self._given[images], unlabelled)
         key = hashlib.sha256(name.encode() + b"".join(part.tobytes() for part in parts)).digest()
         if key not in self.models:
-            self.models[key] = self._trainer.train(images, name, unlabelled=left)
+            self.models[key] = self._trainer.train(images, name, unlabelled=unlabelled)
         return self.models[key]
 
     def _held_out(self, images: Indices) -> npt.NDArray[np.bool_]:
         return is_held_out(self.seed, images, self.plan.holdout_share)
 
     def _find_sure(self, model: Model, pool: Sequence[Score], holdout_scores: Sequence[Score], name: str) -> Sure:
-        """Return the offered labels, given scores of the labelled holdout by a model not trained on it."""
+        """Return the offered labels, given scores of the unlabelled pool and of the labelled holdout."""
         by_people, classes = np.flatnonzero(self._by_people), self._classes
         labels = {image: frozenset({classes[self._given[image]]}) for image in by_people.tolist()}
         given, random_labels = GivenLabels(labels, self._groups), int(np.count_nonzero(self._held_out(by_people)))
         criteria = Criteria(self.precision, self.seed, self.plan.holdout_share, random_labels, classes, multiple=False)
-        seen = criteria.read(holdout_scores)
-        scored = self._score(model, np.array(tasks_to_score(given, seen, criteria), np.int64))
-        return find_confirmable(pool, seen, given, criteria, name=name, scored=scored, former=self._sure).sure
+        holdout_predictions = criteria.read(holdout_scores)
+        scored = self._score(model, np.array(tasks_to_score(given, holdout_predictions, criteria), np.int64))
+        return find_confirmable(
+            pool, holdout_predictions, given, criteria, name=name, scored=scored, former=self._sure
+        ).sure
 
     def _score(self, model: Model, images: Indices) -> list[Score]:
         """Return a model's scores; the task id of an image is its index."""
@@ -222,7 +224,7 @@ class Simulation:
         tasks, labels = np.array([*sure.tasks], np.int64), np.array([*sure.tasks.values()], np.int64)
         for label in np.unique(labels):
             group = tasks[labels == label]
-            if len(group) < _LEAST_GROUP:
+            if len(group) < _MIN_GROUP:
                 continue
             wrong = (self._truth[group] != label) & self.attentive
             kept = group[~wrong]
@@ -267,7 +269,7 @@ def load_dataset(plan: Plan) -> tuple[Dataset, Indices]:
 
 
 def plan_projects(*, quick: bool, only: str, backbone: str) -> list[Plan]:
-    """Return the plans for a set and a backbone, or "all" of them."""
+    """Return the plans for a set and a backbone; "all" selects all of them."""
     trashnet = Plan("trashnet", LITE0, 224, first=20)
     if quick:
         return [trashnet]
@@ -300,7 +302,7 @@ def main() -> None:
     """Simulate all plans; print a table and a line of JSON for each."""
     options = read_options("actions", __doc__, _OPTIONS)
     if not (SHARED / "data").is_dir():
-        sys.exit(f"expected images in {SHARED / 'data'}, there are none; the bench needs the developers' folder")
+        sys.exit(f"no folder {SHARED / 'data'}; this benchmark needs the developers' shared folder")
     torch.set_num_threads(1)  # the head is too small for several threads
     for plan in plan_projects(quick=options.quick, only=options.only, backbone=options.backbone):
         log(f"{plan.images}, {plan.backbone} at {plan.image_size} pixels")

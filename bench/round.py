@@ -51,7 +51,7 @@ _TASKS_AN_IMPORT: Final = 2500
 _SETTLE_S: Final = 15.0
 """Pause after the import: tasks imported seconds before they are listed are read twice, which is unrealistic."""
 _POLL_S: Final = 0.25
-_LONGEST_S: Final = 4 * 3600.0
+_ROUND_TIMEOUT_S: Final = 4 * 3600.0
 """Timeout of a round; the first one runs the backbone on every image."""
 _ROUND: Final = re.compile(r"; round (?P<seconds>[\d.]+) s: (?P<stages>[^;]+)(?:; clear (?P<clear>[\d.]+) s)?$")
 
@@ -95,7 +95,7 @@ class Watch:
 
     def next_round(self) -> Round:
         """Wait for the end of the next round, and return its durations."""
-        if (result := self._rounds.get(timeout=_LONGEST_S)) is None:
+        if (result := self._rounds.get(timeout=_ROUND_TIMEOUT_S)) is None:
             raise RuntimeError(f"the watch ended with status {self.process.wait()}; its log is above")
         return result
 

@@ -53,9 +53,9 @@ _LOADS = ((1, 1), (4, 1), (16, 1), (32, 1), (1, 16), (4, 16), (32, 16))
 _SWAP_CLIENTS = 4
 _LABELS_A_ROUND = 50
 """Difference of the two versions in labels."""
-_FEWEST_SWAPS = 3
-_MOST_SWAPS = 40
-_SHORTEST_QUIET_S = 2.0
+_MIN_SWAPS = 3
+_MAX_SWAPS = 40
+_MIN_QUIET_S = 2.0
 _WAITING = "queue"
 """The stage in which an image waits for its batch, without using a processor."""
 
@@ -135,17 +135,17 @@ class Bench:
         Before each swap and after the last is a quiet time, at least as long as the previous swap.
         """
         windows: list[tuple[float, float]] = []
-        quiet_s = _SHORTEST_QUIET_S
+        quiet_s = _MIN_QUIET_S
         with sending(self.client, split(self.references, 1), clients=_SWAP_CLIENTS) as replies:
-            while len(windows) < _FEWEST_SWAPS or (
-                len(windows) < _MOST_SWAPS and len(overlapping(list(replies), windows)) < requests
+            while len(windows) < _MIN_SWAPS or (
+                len(windows) < _MAX_SWAPS and len(overlapping(list(replies), windows)) < requests
             ):
                 time.sleep(quiet_s)
                 (other,) = set(repository.versions()) - {repository.current()}
                 started = time.perf_counter()
                 repository.set_current(other)
                 windows.append((started, self.server.wait_until_ready(other)))
-                quiet_s = max(_SHORTEST_QUIET_S, windows[-1][1] - started)
+                quiet_s = max(_MIN_QUIET_S, windows[-1][1] - started)
                 log(f"swap {len(windows)}: {windows[-1][1] - started:.2f} s")
             time.sleep(quiet_s)
         affected = overlapping(replies, windows)

@@ -46,7 +46,7 @@ def time_in_turn(
     """
     if len(images) < max(batches):
         raise ValueError(
-            f"batches of {max(batches)} images are to be timed, got {len(images)} images; give more, or ask for less"
+            f"expected at least {max(batches)} images for the largest batch, got {len(images)}; reduce --batches"
         )
     for name, run in contenders.items():
         for batch in sorted(batches)[: 1 if name in slow else None]:

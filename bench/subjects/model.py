@@ -72,7 +72,7 @@ def train_subject(*, image_size: int = 224, labels: int = 400, precision: Litera
     photos = labelled_photos()
     if not 0 < labels < len(photos.files):
         most = len(photos.files) - 1
-        raise ValueError(f"expected labels between 1 and {most}, since photos must be left; got {labels}")
+        raise ValueError(f"expected labels between 1 and {most}, so that photos remain; got {labels}")
     arguments = f"{photos.name}-{image_size}px-{labels}-{precision}"
     folder = CACHE / f"{arguments}-{_digest_of_sources()}"
     repository = Repository(folder / "models")

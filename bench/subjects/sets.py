@@ -25,7 +25,7 @@ _PACKAGES: Final = CACHE / "packages"
 _TESTED_EACH: Final = 200
 """Test images of each class of CIFAR-10."""
 
-_LEAST_DRAWINGS, _MOST_DRAWINGS = 24, 72
+_MIN_DRAWINGS, _MAX_DRAWINGS = 24, 72
 _DRAWING_PX: Final = 64
 
 _FONTS: Final = (
@@ -82,11 +82,11 @@ def clipart() -> Images:
         draft = folder.with_suffix(".draft")
         for subject in sorted(each for each in root.glob("**/") if each != root):
             drawings = sorted(subject.glob("*.png"))
-            if {"special", "unsorted"} & {*subject.parts} or len(drawings) < _LEAST_DRAWINGS:
+            if {"special", "unsorted"} & {*subject.parts} or len(drawings) < _MIN_DRAWINGS:
                 continue
             label = draft / "_".join(subject.relative_to(root).parts)
             label.mkdir(parents=True)
-            for each in np.random.default_rng(len(drawings)).permutation(len(drawings))[:_MOST_DRAWINGS]:
+            for each in np.random.default_rng(len(drawings)).permutation(len(drawings))[:_MAX_DRAWINGS]:
                 _write_drawing(drawings[each], label)
         draft.rename(folder)
     return {"images": folder}

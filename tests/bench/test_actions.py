@@ -1,4 +1,4 @@
-"""The annotators of `bench.actions`, on clusters of points in place of images."""
+"""Simulated annotation of clusters of points instead of images."""
 
 from dataclasses import replace
 
@@ -21,8 +21,8 @@ POOL = np.arange(1000)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small():
-    """A small network, trained for a few epochs."""
+def _small_backbone():
+    """Replace VGG by a small network, trained for a few epochs."""
     training = Training(weights="none", part="classifier", epochs=5, passes=10)
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
@@ -30,14 +30,14 @@ def _small():
         yield
 
 
-def play(*, attentive, precision=0.9):
+def simulate(*, attentive, precision=0.9):
     return Simulation(PLAN, DATASET, POOL, seed=1, attentive=attentive, precision=precision, models={}).run()
 
 
 @pytest.mark.parametrize("attentive", [False, True])
 def test_every_image_is_labelled_once(attentive):
-    """Correctly one by one, or by confirmations, which may be wrong unless wrong offers are unticked."""
-    result = play(attentive=attentive)
+    """Confirmed labels may be wrong, unless wrong offers are unticked."""
+    result = simulate(attentive=attentive)
     assert result["labels"] + result["confirmed"] == result["pool"] == len(POOL)
     assert result["confirmed"] > 100
     assert result["looks"] >= result["confirmations"] > 0
@@ -48,14 +48,14 @@ def test_every_image_is_labelled_once(attentive):
     assert (result["purity"] == result["purity_of_confirmed"] == 1) is (result["unticks"] > 0) is attentive
 
 
-def test_the_evidence_is_of_a_model_that_has_not_seen_it(monkeypatch):
-    """It scores labelled images of the random holdout, which the ranking model was trained on."""
+def test_holdout_is_scored_by_a_model_not_trained_on_it(monkeypatch):
+    """The model that ranks the pool is trained on the labelled holdout."""
     trained = {}
     train = Simulation._train
     monkeypatch.setattr(
         Simulation, "_train", lambda self, *args: trained.setdefault(args[1], args[0]) is None or train(self, *args)
     )
-    play(attentive=True)
+    simulate(attentive=True)
     measured = {name.removesuffix("/measured"): images for name, images in trained.items() if "/measured" in name}
     assert measured
     for name, images in measured.items():
@@ -64,8 +64,8 @@ def test_the_evidence_is_of_a_model_that_has_not_seen_it(monkeypatch):
         assert not is_held_out(1, images, 0.5).any()
 
 
-def test_where_nothing_is_sure_all_is_labelled():
-    result = play(attentive=True, precision=0.9999)
+def test_unreachable_precision_leaves_all_images_to_label():
+    result = simulate(attentive=True, precision=0.9999)
     assert (result["labels"], result["confirmed"], result["actions"], result["purity_of_confirmed"]) == (
         1000,
         0,

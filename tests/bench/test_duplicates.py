@@ -17,12 +17,12 @@ from trainer.ordering.strategies import DEFAULT_STRATEGY
 SIDE = 32
 
 
-def scenes(count):
+def make_scenes(count):
     """Return distinct images with the texture of photos, from a fixed seed."""
     return [Image.fromarray(pixels) for pixels in pink_noise(count, size=SIDE)]
 
 
-def distinct_in_first_100(images, **options):
+def count_distinct_in_first_100(images, **options):
     """Return the number of distinct scenes at the top of an order by a random network; ten images show one scene."""
     torch.manual_seed(0)
     pool = nn.AvgPool2d(SIDE // 4)
@@ -41,16 +41,16 @@ def distinct_in_first_100(images, **options):
 
 
 @pytest.mark.slow
-def test_the_default_order_hardly_repeats_itself():
+def test_default_order_hardly_repeats_images():
     """With nine near-copies of each image, at least 90 of the first 100 are distinct; plain BALD has fewer."""
     rng = np.random.default_rng(0)
-    images = [image for scene in scenes(150) for image in (scene, *near_copies(scene, rng).values())]
-    assert distinct_in_first_100(images, strategy=DEFAULT_STRATEGY) >= 90
-    assert distinct_in_first_100(images, strategy="bald", duplicates=False) <= 80
+    images = [image for scene in make_scenes(150) for image in (scene, *near_copies(scene, rng).values())]
+    assert count_distinct_in_first_100(images, strategy=DEFAULT_STRATEGY) >= 90
+    assert count_distinct_in_first_100(images, strategy="bald", duplicates=False) <= 80
 
 
-def test_near_copies_are_of_the_same_image():
-    (scene,) = scenes(1)
+def test_near_copies_are_distinct_but_similar():
+    (scene,) = make_scenes(1)
     copies, again = (near_copies(scene, np.random.default_rng(0)) for _ in range(2))
     assert [(kind, copy.tobytes()) for kind, copy in copies.items()] == [
         (kind, again[kind].tobytes()) for kind in EDITS
@@ -60,8 +60,8 @@ def test_near_copies_are_of_the_same_image():
     assert np.abs(pixels - pixels[0]).mean(axis=(1, 2, 3)).max() < 50
 
 
-def test_a_copy_is_claimed_by_its_photo_alone():
-    """Of 30 distinct photos with nine copies each, of which the last resembles another photo."""
+def test_copy_is_claimed_only_by_its_own_photo():
+    """The last of each photo's nine copies resembles another photo."""
     photos = np.repeat(np.eye(30, dtype=np.float32), 1 + len(EDITS), axis=0)
     photos[len(EDITS) :: 1 + len(EDITS)] = np.roll(np.eye(30, dtype=np.float32), 1, axis=0)
     passes = np.random.default_rng(0).dirichlet(np.ones(3), (len(photos), 5))
@@ -71,7 +71,7 @@ def test_a_copy_is_claimed_by_its_photo_alone():
     assert photos_claimed == 0
 
 
-def test_the_bench_runs(run_bench):
+def test_benchmark_runs(run_bench):
     result = run_bench(duplicates, "--originals", "20", "--first", "15")
     assert 0 < result["distinct_bald_keeping_duplicates"] <= 15
     assert 0 < result["distinct_default"] <= 15

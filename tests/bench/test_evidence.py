@@ -13,8 +13,8 @@ pytestmark = pytest.mark.slow  # trains or exports networks
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_there_is_a_study_without_the_shared_folder(monkeypatch, tmp_path, quick):
-    """On digits of ten classes, enough for all rounds; `--quick` needs fewer labels."""
+def test_without_shared_folder_studies_digits(monkeypatch, tmp_path, quick):
+    """There are enough images for all rounds."""
     monkeypatch.setattr(evidence, "WEIGHTS", tmp_path / "shared" / "weights.pth")
     monkeypatch.setattr(sets, "_SETS", tmp_path / "cache")
     [(name, plan)] = plan_studies(quick=quick).items()
@@ -28,8 +28,8 @@ def test_there_is_a_study_without_the_shared_folder(monkeypatch, tmp_path, quick
 
 
 @pytest.fixture
-def all_shared(monkeypatch, tmp_path):
-    """Photos and weights exist beside the checkout."""
+def shared_data(monkeypatch, tmp_path):
+    """Pretend that the shared photos and weights exist."""
     (tmp_path / "weights.pth").touch()
     monkeypatch.setattr(evidence, "WEIGHTS", tmp_path / "weights.pth")
     for name in ("CIFAR", "TRASHNET"):
@@ -40,7 +40,7 @@ def all_shared(monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "_SETS", plans)
 
 
-def test_each_set_is_studied(all_shared):
+def test_every_set_has_valid_studies(shared_data):
     plans = plan_studies(quick=False)
     assert {name.removesuffix("-vgg16") for name in plans} == set(evidence._SETS)
     for name, plan in plans.items():

@@ -12,13 +12,13 @@ def make_scored(*scores, rate=1.0):
 ONE, OTHER, MOVED = make_scored(0.1, 0.2, 0.3), make_scored(0.4, 0.5, 0.6), make_scored(0.1, 0.2, 0.4)
 
 
-def test_the_speedup_is_the_median_again_over_the_first():
+def test_speedup_is_the_median_of_later_rounds_over_the_first():
     scored = [make_scored(0.5, rate=rate) for rate in (2.0, 10.0, 8.0, 100.0)]
     assert summarise(scored, restarted=make_scored(0.5, rate=9.0))["rerank_speedup"] == pytest.approx(5)
 
 
-def test_scores_follow_their_version():
-    """Two heads alternate, and the last one scores again after a restart; cached features give equal scores."""
+def test_scores_must_change_with_the_version_only():
+    """Two heads alternate, and the last one scores again after a restart."""
     check_scores([ONE, OTHER, ONE, OTHER], restarted=OTHER)
     with pytest.raises(AssertionError, match="another head"):  # were scores kept, a new head would change nothing
         check_scores([ONE, ONE], restarted=ONE)
@@ -28,7 +28,7 @@ def test_scores_follow_their_version():
 
 
 @pytest.mark.slow
-def test_the_bench_runs(run_bench):
+def test_benchmark_runs(run_bench):
     result = run_bench(rerank, "--images", "20", "--rounds", "2", "--few", "10", "--many", "30")
     assert result["cache_hits"] == 2 * 20
     keys = ("rerank_speedup", "images_per_s_first", "images_per_s_again", "images_per_s_again_asked")

@@ -16,15 +16,15 @@ def make_round(speed):
     return Round(10.0 * speed, (one, many))
 
 
-def test_ratios_are_taken_within_a_round():
-    found = summarise_rounds([make_round(speed) for speed in (1, 2, 4)])
+def test_ratios_are_computed_within_rounds():
+    summary = summarise_rounds([make_round(speed) for speed in (1, 2, 4)])
     ratios = {"clients_1_tasks_500": pytest.approx(0.9), "clients_16_tasks_16": pytest.approx(0.8)}
-    assert found["server_over_engine"] == ratios
-    assert found["images_per_s"] == {"engine_alone": 20, "clients_1_tasks_500": 18, "clients_16_tasks_16": 16}
+    assert summary["server_over_engine"] == ratios
+    assert summary["images_per_s"] == {"engine_alone": 20, "clients_1_tasks_500": 18, "clients_16_tasks_16": 16}
 
 
 @pytest.mark.slow
-def test_the_bench_runs(run_bench):
+def test_benchmark_runs(run_bench):
     result = run_bench(server, "--images", "16", "--rounds", "1", "--swap-requests", "8", "--precision", "fp32")
     assert result["images_failed"] == 0
     assert result["swap"]["swaps"] >= 3

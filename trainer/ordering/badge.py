@@ -20,7 +20,7 @@ from contract.scores.keyed_uniforms import keyed_generator
 Singles = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
-_LEAST_LENGTH: Final = 1e-3
+_MIN_LENGTH: Final = 1e-3
 """Shorter differences from the mean are rounding errors of float16 embeddings, without a direction."""
 
 
@@ -45,7 +45,7 @@ def directions(embeddings: Singles, pool: Singles) -> Singles:
     """
     centred = embeddings - pool.sum(axis=0) / max(1, len(pool))
     lengths = np.sqrt(squared_lengths(centred))[:, None]
-    unit: Singles = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > _LEAST_LENGTH)
+    unit: Singles = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > _MIN_LENGTH)
     return unit
 
 

@@ -31,7 +31,7 @@ SATURATED: Final = 0.9
 _KEY: Final = 0xBA7C
 """Seed for sampling configurations."""
 
-_LEAST_GAIN = 1e-6
+_MIN_GAIN = 1e-6
 """In nats; smaller gains are rounding errors."""
 
 _BLOCK = 32
@@ -79,7 +79,7 @@ def _choose_jointly(
             break
         gains[picks] = -np.inf
         best = _update(gains, passes, conditional, posterior=posterior, weights=weights)
-        if not gains[best] > _LEAST_GAIN:
+        if not gains[best] > _MIN_GAIN:
             break
         picks.append(best)
         posterior, weights = _condition(posterior, weights, passes[best], limit=limit, rng=rng)

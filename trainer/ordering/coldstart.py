@@ -15,7 +15,7 @@ from trainer.ordering.order import Arrangement, in_draw_order, interleave
 from trainer.ordering.reasons import BY_CHANCE, COVERS
 from trainer.ordering.strategies import Ints, check_finite, check_tasks
 
-_LEAST_FITTED, _FITTED_PER_CLUSTER = 5000, 10
+_MIN_FITTED, _FITTED_PER_CLUSTER = 5000, 10
 """Size of the random sample of embeddings that k-means is fitted to: a minimum, and per cluster."""
 _ITERATIONS = 20
 
@@ -67,7 +67,7 @@ def _choose_central(embeddings: Vectors, clusters: int, rng: np.random.Generator
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    enough = max(_LEAST_FITTED, _FITTED_PER_CLUSTER * clusters)
+    enough = max(_MIN_FITTED, _FITTED_PER_CLUSTER * clusters)
     kmeans = KMeans(clusters, n_init=1, max_iter=_ITERATIONS, random_state=int(rng.integers(2**31)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct embeddings than clusters

@@ -26,10 +26,10 @@ _CHOICE_POWER: Final = 2
 _DRAW_POWER: Final = 4
 """Power of the distance in `draw`."""
 _NEIGHBOURS: Final = 10
-_MOST_SAMPLED: Final = 2000
+_MAX_SAMPLED: Final = 2000
 """Size of the part of the pool in which neighbours are searched."""
 _ROWS: Final = 1024
-_LEAST_DISTANCE: Final = 1e-3
+_MIN_DISTANCE: Final = 1e-3
 """Lower bound of the distance to the neighbours, which is 0 for copies."""
 
 
@@ -86,13 +86,13 @@ def neighbour_distances(directions: Singles) -> Doubles:
 
     In a large pool neighbours are searched among an evenly spaced part, which increases all distances a little.
     """
-    some = directions[evenly_spaced(len(directions), most=_MOST_SAMPLED)]
+    some = directions[evenly_spaced(len(directions), most=_MAX_SAMPLED)]
     nearest = min(_NEIGHBOURS, len(some) - 1)
     means = np.empty(len(directions))
     for start in range(0, len(directions), _ROWS):
         cosines = directions[start : start + _ROWS] @ some.T
         means[start : start + _ROWS] = 1 - np.partition(cosines, -nearest - 1, axis=1)[:, -nearest - 1 :].mean(axis=1)
-    return np.maximum(means, _LEAST_DISTANCE)
+    return np.maximum(means, _MIN_DISTANCE)
 
 
 def _distances(directions: Singles, others: Singles) -> Doubles:

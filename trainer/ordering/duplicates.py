@@ -33,7 +33,7 @@ COPY_SHARE: Final = 0.95
 """Share of the near-duplicate distance below which predictions are not compared: noisier or darker copies may be
 predicted differently."""
 
-LEAST_NEAR_DISTANCE: Final = 0.2
+MIN_NEAR_DISTANCE: Final = 0.2
 """1 - cosine below which images are near-duplicates even in a pool of similar images."""
 
 FINE_GRAINED_SHARE: Final = 0.25
@@ -58,7 +58,7 @@ _DIMENSIONS: Final = 7
 """Intrinsic dimension of embeddings: the number of leaders within distance d grows as d to this power. Beyond
 `_MANY_LEADERS` the distance shrinks accordingly, because ever more images are near a leader by chance."""
 
-_LEAST_LENGTH: Final = 1e-3
+_MIN_LENGTH: Final = 1e-3
 """Shorter differences from the mean are rounding errors of float16 embeddings, without a direction."""
 
 _ROWS, _LEADERS = 512, 8192
@@ -174,7 +174,7 @@ def _near_distance(directions: Vectors) -> float:
     some = directions[evenly_spaced(len(directions), most=_QUANTILE_IMAGES)]
     pairs = (some @ some.T)[np.triu_indices(len(some), 1)]
     similar = 1 - float(np.quantile(pairs, _SIMILAR_QUANTILE)) if len(pairs) else 0.0
-    return max(NEAR_SHARE * similar, LEAST_NEAR_DISTANCE)
+    return max(NEAR_SHARE * similar, MIN_NEAR_DISTANCE)
 
 
 def _shrinkage(leaders: int) -> float:
@@ -190,7 +190,7 @@ def _mean(vectors: Vectors) -> Vectors:
 def _normalise(vectors: Vectors) -> None:
     """Scale differences from the mean, (N, E), to length 1 in place, except those close to 0."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    np.divide(vectors, lengths, out=vectors, where=lengths > _LEAST_LENGTH)
+    np.divide(vectors, lengths, out=vectors, where=lengths > _MIN_LENGTH)
 
 
 def _sketch(vectors: Vectors) -> Vectors:

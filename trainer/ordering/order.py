@@ -33,7 +33,7 @@ _GAP: Final = 1e-9
 """Minimum difference of scores, so that Label Studio cannot swap equal ones."""
 _FARTHEST: Final = 1e-6
 """Maximum change of a score by all gaps together."""
-_MOST_BEFORE_HOLDOUT: Final = 500
+_MAX_BEFORE_HOLDOUT: Final = 500
 """Number of labels after which the random holdout always has its places."""
 _SHARE_BEFORE_HOLDOUT: Final = 0.2
 """Share of the images that are labelled, after which it always has them."""
@@ -175,7 +175,7 @@ def places_before_holdout(images: int, *, labels: int, classes: int) -> int:
     While labels are few, each teaches the model most, and a small random sample measures it badly
     (docs/decisions/0014-default-order.md). With many classes or few images, the holdout begins earlier.
     """
-    few = min(strategies.few_labels(classes), _MOST_BEFORE_HOLDOUT, int(_SHARE_BEFORE_HOLDOUT * (images + labels)))
+    few = min(strategies.few_labels(classes), _MAX_BEFORE_HOLDOUT, int(_SHARE_BEFORE_HOLDOUT * (images + labels)))
     return max(0, few - labels)
 
 

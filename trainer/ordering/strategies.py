@@ -44,7 +44,7 @@ _FEW_LABELS: Final = 5
 """Mean number of labels per class below which the model's uncertainty is not used."""
 _FINE_GRAINED_POWER: Final = 2
 """Power of the distance to neighbours for fine-grained labels: there, distant images are outliers."""
-_MOST_CONSIDERED: Final = 50_000
+_MAX_CONSIDERED: Final = 50_000
 """Number of images with the highest utility to draw from; others would hardly ever be drawn."""
 
 
@@ -234,7 +234,7 @@ def _cover(candidates: Candidates, base: Floats, selection: Selection, eligible:
     known = badge.directions(selection.labelled.embeddings.reshape(-1, pool.shape[1]), pool)
     if are_few(selection.labels_by_class):
         considered = np.flatnonzero(eligible)
-        considered = considered[evenly_spaced(len(considered), most=_MOST_CONSIDERED)]
+        considered = considered[evenly_spaced(len(considered), most=_MAX_CONSIDERED)]
         directions = badge.directions(pool[considered], pool)
         neighbours = covering.neighbour_distances(directions) ** (_FINE_GRAINED_POWER if selection.fine_grained else 1)
         chosen = covering.choose(directions, known, neighbours, count=selection.batch_size)
@@ -262,7 +262,7 @@ def _draw(candidates: Candidates, base: Floats, selection: Selection, eligible: 
 def _consider(utility: Floats, eligible: Bools) -> Ints:
     """Return the indices of the eligible candidates with the highest utility."""
     falling = descending(utility)
-    return np.sort(falling[eligible[falling]][:_MOST_CONSIDERED])
+    return np.sort(falling[eligible[falling]][:_MAX_CONSIDERED])
 
 
 def _balance(

@@ -16,12 +16,12 @@ from trainer.evaluation.holdout import predict_labels, to_label_matrix
 from trainer.labels.dataset import Indices, Integers, Targets, strata
 
 FOLDS: Final = 5
-LEAST_IMAGES: Final = 30
+MIN_IMAGES: Final = 30
 """With fewer images, a temperature would fit noise."""
 
 _BINS: Final = 15
 _EDGES: Final = np.linspace(0, 1, _BINS + 1)
-_LEAST_PROBABILITY = 1e-12
+_MIN_PROBABILITY = 1e-12
 """Replaces 0, as in the version's metrics."""
 
 Probabilities = npt.NDArray[np.float32]
@@ -47,11 +47,11 @@ def fit_temperature(probabilities: Probabilities, targets: Targets, *, multiple:
     probabilities are better; if they are worthless, ever flatter ones.
     """
     true = to_label_matrix(targets, probabilities.shape[1])  # (N, C)
-    if len(true) < LEAST_IMAGES or (predict_labels(probabilities, multiple=multiple) == true).all():
+    if len(true) < MIN_IMAGES or (predict_labels(probabilities, multiple=multiple) == true).all():
         return 1.0
-    exact = np.maximum(probabilities.astype(np.float64), _LEAST_PROBABILITY)
+    exact = np.maximum(probabilities.astype(np.float64), _MIN_PROBABILITY)
     if multiple:  # the probability of the truth, label or no label: tempering treats both alike
-        exact = np.maximum(np.where(true, exact, 1 - exact), _LEAST_PROBABILITY)
+        exact = np.maximum(np.where(true, exact, 1 - exact), _MIN_PROBABILITY)
 
     def loss(log_temperature: float) -> float:
         tempered = temper(exact, math.exp(log_temperature), multiple=multiple)

@@ -17,12 +17,12 @@ from trainer.labels.dataset import Pixels
 from trainer.report import label_errors, metrics
 from trainer.report.calibration import assign_folds, cross_fit, ece_by_chance, reliability
 
-LEAST_DIAGRAM_IMAGES: Final = 100
+MIN_DIAGRAM_IMAGES: Final = 100
 """With fewer images a reliability diagram is meaningless: even the accuracy over all of them is only known to +-0.1
 (95 %), and a bin holds only a few."""
 
-_MOST_ERRORS_SHOWN: Final = 24
-_MOST_ERROR_TASKS: Final = 1000
+_MAX_ERRORS_SHOWN: Final = 24
+_MAX_ERROR_TASKS: Final = 1000
 """Most label errors listed with their tasks, for annotators to review."""
 
 
@@ -112,7 +112,7 @@ def _calibrate(inputs: Inputs) -> dict[str, Any]:
         "nll": tempered.nll,
         "ece": tempered.ece,
         "by_chance": ece_by_chance(before, multiple=multiple),
-        "tells": len(before) >= LEAST_DIAGRAM_IMAGES,
+        "tells": len(before) >= MIN_DIAGRAM_IMAGES,
     }
 
 
@@ -126,13 +126,13 @@ def _find_label_errors(inputs: Inputs) -> dict[str, Any]:
             inputs.embeddings[rows], pixels.targets[rows], pixels.groups[rows], classes=len(labels)
         )
     result = label_errors.find_errors(probabilities, pixels.targets, pixels.groups, labels=labels, among=rows)
-    listed = [(each, int(pixels.task_ids[each.image])) for each in result.errors[:_MOST_ERROR_TASKS]]
+    listed = [(each, int(pixels.task_ids[each.image])) for each in result.errors[:_MAX_ERROR_TASKS]]
     return {
         "judged_by": "validation" if inputs.embeddings is None else "cross-validation",
         "judged": result.images,
         "found": len(result.errors),
         "too_few": result.too_few,
-        "likeliest": [{**asdict(each), "name": inputs.name(each.image)} for each, _ in listed[:_MOST_ERRORS_SHOWN]],
+        "likeliest": [{**asdict(each), "name": inputs.name(each.image)} for each, _ in listed[:_MAX_ERRORS_SHOWN]],
         "tasks": [{**asdict(each), "task": task} for each, task in listed if task >= 0],
     }
 

@@ -23,12 +23,12 @@ from trainer.evaluation.holdout import predict_labels
 from trainer.labels.dataset import Integers, Targets, count_images
 from trainer.report.calibration import FOLDS, assign_folds
 
-LEAST_IMAGES: Final = FOLDS
+MIN_IMAGES: Final = FOLDS
 """Fewest distinct images of a class for it to be checked, so that most folds train on several."""
 
-_MOST_WORK = 100_000_000
+_MAX_WORK = 100_000_000
 """Most images times classes times iterations of a fit; large fits end before they converge."""
-_LEAST_ITERATIONS, _MOST_ITERATIONS = 10, 200
+_MIN_ITERATIONS, _MAX_ITERATIONS = 10, 200
 _PENALTY = 100.0
 """L2 penalty, large since there are 256 features and few images. With 5 % swapped labels among 800 photos, 16 of the
 first 24 errors found are real; with sklearn's default of 1, 13 are."""
@@ -128,7 +128,7 @@ def find_errors(
 def _has_enough_images(targets: Targets, groups: Integers, classes: int) -> _Mask:
     """Return a mask of the classes with enough distinct images, (C,)."""
     distinct = np.unique(groups, return_index=True)[1]
-    return np.asarray(count_images(targets[distinct], classes) >= LEAST_IMAGES, np.bool_)
+    return np.asarray(count_images(targets[distinct], classes) >= MIN_IMAGES, np.bool_)
 
 
 def _is_checked(targets: Targets, enough: _Mask) -> _Mask:
@@ -137,7 +137,7 @@ def _is_checked(targets: Targets, enough: _Mask) -> _Mask:
 
 
 def _linear_model(*, images: int, classes: int, multiple: bool) -> Pipeline:
-    iterations = int(np.clip(_MOST_WORK // (images * classes), _LEAST_ITERATIONS, _MOST_ITERATIONS))
+    iterations = int(np.clip(_MAX_WORK // (images * classes), _MIN_ITERATIONS, _MAX_ITERATIONS))
     if multiple:  # without a hidden layer, this is a logistic regression for each label
         model = MLPClassifier((), solver="lbfgs", alpha=_PENALTY, max_iter=iterations, random_state=0)
     else:

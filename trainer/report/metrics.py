@@ -10,7 +10,7 @@ import numpy.typing as npt
 from trainer.evaluation.holdout import LabelMatrix
 from trainer.labels.dataset import Indices
 
-_MOST_SHOWN: Final = 12
+_MAX_SHOWN: Final = 12
 _BINS: Final = 24
 
 Floats = npt.NDArray[np.floating]
@@ -82,6 +82,6 @@ def histogram(bald: Floats, right: npt.NDArray[np.bool_]) -> Histogram:
 def extremes(bald: Floats, certainty: Floats) -> tuple[Indices, Indices]:
     """Return the images with the highest BALD and the most certain of the others: at most 12 each, extremes first."""
     order = np.argsort(-bald, kind="stable")
-    most = min(_MOST_SHOWN, (len(order) + 1) // 2)
+    most = min(_MAX_SHOWN, (len(order) + 1) // 2)
     others = order[most:]
-    return order[:most], others[np.argsort(-certainty[others], kind="stable")][:_MOST_SHOWN]
+    return order[:most], others[np.argsort(-certainty[others], kind="stable")][:_MAX_SHOWN]

@@ -11,19 +11,19 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from contract.versions.learning_curve import draw, find_line
-from trainer.report.data import LEAST_DIAGRAM_IMAGES, Inputs, compute_figures
+from trainer.report.data import MIN_DIAGRAM_IMAGES, Inputs, compute_figures
 from trainer.report.html import render
 from trainer.report.metrics import ClassMetrics
 from trainer.report.plots import draw_histogram, draw_reliability
 from trainer.report.thumbnails import to_thumbnail
 
-_MOST_NUMBERED: Final = 12
+_MAX_NUMBERED: Final = 12
 """Most classes of a confusion matrix with numbers."""
-_MOST_SHADED: Final = 40
+_MAX_SHADED: Final = 40
 """Most classes of a confusion matrix with shades alone; with more there is only a list of pairs."""
-_MOST_PAIRS: Final = 20
-_MOST_ROWS: Final = 60
-_MOST_UNREADABLE: Final = 5
+_MAX_PAIRS: Final = 20
+_MAX_ROWS: Final = 60
+_MAX_UNREADABLE: Final = 5
 _LIBRARIES: Final = ("torch", "torchvision", "baal", "numpy", "scikit-learn", "cleanlab", "onnxruntime")
 
 
@@ -43,7 +43,7 @@ def write_report(inputs: Inputs, folder: Path) -> None:
 def _page(inputs: Inputs, figures: dict[str, Any]) -> str:
     manifest, calibration, curve = inputs.manifest, figures["calibration"], inputs.curve
     measured, classes = bool(len(inputs.bald)), len(manifest.labels)
-    has_matrix = measured and not manifest.multiple and classes <= _MOST_SHADED
+    has_matrix = measured and not manifest.multiple and classes <= _MAX_SHADED
 
     def picture(image: int) -> str:
         return "data:image/jpeg;base64," + b64encode(to_thumbnail(inputs.pixels.images[image])).decode("ascii")
@@ -64,16 +64,16 @@ def _page(inputs: Inputs, figures: dict[str, Any]) -> str:
         reliability=draw_reliability(calibration["before"], calibration["after"], multiple=manifest.multiple)
         if calibration["tells"]
         else None,
-        least_diagram_images=LEAST_DIAGRAM_IMAGES,
+        min_diagram_images=MIN_DIAGRAM_IMAGES,
         bald=draw_histogram(figures["bald"]) if measured else None,
-        weakest=_weakest_first(figures["classes"])[:_MOST_ROWS],
+        weakest=_weakest_first(figures["classes"])[:_MAX_ROWS],
         matrix=_confusion_matrix(figures, manifest.labels) if has_matrix else None,
-        compact=classes > _MOST_NUMBERED,
-        pairs=figures["confusions"][:_MOST_PAIRS] if classes > _MOST_NUMBERED else [],
+        compact=classes > _MAX_NUMBERED,
+        pairs=figures["confusions"][:_MAX_PAIRS] if classes > _MAX_NUMBERED else [],
         validated={each["label"]: each["validated"] for each in figures["classes"]},
         picture=picture,
         origin=inputs.origin,
-        unreadable=inputs.pixels.unreadable[:_MOST_UNREADABLE],
+        unreadable=inputs.pixels.unreadable[:_MAX_UNREADABLE],
         settings=_settings(inputs),
         versions={name: version_of(name) for name in _LIBRARIES} | {"Python": platform.python_version()},
     )

@@ -45,7 +45,7 @@ _STYLE: Final[dict[Any, Any]] = {
     "ytick.labelcolor": TEXT,
 }
 _PNG_DPI: Final = 160
-_LEAST_DOT, _DOT = 12, 160
+_MIN_DOT, _DOT = 12, 160
 """Areas of dots, in square points: minimum, and addition for all predictions."""
 
 matplotlib.rcParams.update(_STYLE)  # globally, since titles and legends take their style when callers create them
@@ -77,7 +77,7 @@ def draw_reliability(before: Sequence[Bin], after: Sequence[Bin], *, multiple: b
     for bins, colour, label in ((before, FAULT, "as it is"), (after, ACCENT, "tempered")):
         confidence, accuracy = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
         total = sum(each["count"] for each in bins)
-        areas = [_LEAST_DOT + _DOT * each["count"] / total for each in bins]
+        areas = [_MIN_DOT + _DOT * each["count"] / total for each in bins]
         plot.plot(confidence, accuracy, color=colour, linewidth=1.4, label=label)
         plot.scatter(confidence, accuracy, s=areas, color=colour, alpha=0.6, linewidths=0)
     names = ("probability of a label", "share of the images it holds of") if multiple else ("confidence", "share right")

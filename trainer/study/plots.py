@@ -31,7 +31,7 @@ _PREFERRED: Final = ("baal-bald", "bald", "margin", "badge", "balanced-bald-marg
 """Strategies to colour first; only one of the first two, since both are plain BALD."""
 _FEW_LINES: Final = 4
 """Up to this number of strategies, all are coloured."""
-MOST_LINES: Final = 7
+MAX_LINES: Final = 7
 """Most strategies coloured in curves.png."""
 
 
@@ -166,7 +166,7 @@ def draw_differences(differences: Mapping[str, Difference], *, title: str) -> Ma
 
 def save_curves(study: Study, path: Path, default: str | None) -> None:
     """Save plots of macro-F1 and minority F1 side by side, with the coloured strategies."""
-    lines = choose_lines([*study.runs], default, most=MOST_LINES)
+    lines = choose_lines([*study.runs], default, most=MAX_LINES)
     figure, plots = new_plots(9, 4.2, columns=2)
     measures: tuple[Measure, ...] = ("macro_f1", "minority_f1")
     for axes, measure in zip(plots, measures, strict=True):

@@ -23,7 +23,7 @@ _CLASS_FIELDS: Final = ("labels_by_class", "f1")
 """Fields of a round with a value for each class: columns of classes.csv instead of rounds.csv."""
 _SEPARATE_SETTINGS: Final = ("command", "date", "machine")
 """Settings that the page does not show in the table of settings."""
-_MOST_CLASSES: Final = 20
+_MAX_CLASSES: Final = 20
 """Most rows of a table; of more classes it shows the rarest and the largest."""
 _TABLE_MEASURES: Final[tuple[Measure, ...]] = ("macro_f1", "minority_f1", "accuracy")
 
@@ -107,7 +107,7 @@ def _render(study: Study, figures: Mapping[str, dict[str, Any]], default: str | 
         shown=_choose_classes(study),
         labels_by_class=_final_by_class(study, ranked, "labels_by_class"),
         f1_by_class=_final_by_class(study, ranked, "f1"),
-        classes_left=max(0, len(study.classes) - _MOST_CLASSES),
+        classes_left=max(0, len(study.classes) - _MAX_CLASSES),
         agreement=sorted(study.agreement, key=lambda each: (each.passes, each.seed)),
         settings=_format_settings(study.settings),
     )
@@ -125,7 +125,7 @@ def _compare_with_rivals(study: Study, strategies: Iterable[str], default: str) 
 def _choose_classes(study: Study) -> list[int]:
     """Return the classes shown in tables, the rarest first; of many classes the rarest and the largest."""
     order: list[int] = np.argsort(study.pool_by_class, kind="stable").tolist()
-    return order if len(order) <= _MOST_CLASSES else order[: _MOST_CLASSES // 2] + order[-_MOST_CLASSES // 2 :]
+    return order if len(order) <= _MAX_CLASSES else order[: _MAX_CLASSES // 2] + order[-_MAX_CLASSES // 2 :]
 
 
 def _final_by_class(study: Study, strategies: Iterable[str], name: str) -> list[list[float]]:
@@ -163,7 +163,7 @@ def _by_backbone(studies: Mapping[str, Study], strategy: str) -> Study:
 
 def _render_comparison(studies: Mapping[str, Study], strategies: Sequence[str], *, title: str) -> str:
     names, (first, *others) = [*studies], studies.values()
-    lines = plots.choose_lines(names, names[0], most=plots.MOST_LINES)
+    lines = plots.choose_lines(names, names[0], most=plots.MAX_LINES)
     common = {
         name: value
         for name, value in first.settings.items()

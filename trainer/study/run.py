@@ -28,7 +28,7 @@ from trainer.study.options import PRODUCT, START, selects_initial
 from trainer.study.records import PassAgreement, Round
 
 REFERENCE_PASSES = 200
-_MOST_RANKED = 2000
+_MAX_RANKED = 2000
 _TOP = 100
 
 
@@ -150,7 +150,7 @@ def _measure(model: Model, protocol: Protocol) -> dict[str, Any]:
 
 def compare_passes(model: Model, images: Indices, *, seed: int, passes: int) -> PassAgreement:
     """Return the agreement of T and 200 passes on the ranking of at most 2,000 images, drawn at random."""
-    images = np.sort(np.random.default_rng(seed).permutation(images)[:_MOST_RANKED])
+    images = np.sort(np.random.default_rng(seed).permutation(images)[:_MAX_RANKED])
     features = model.compute_features(images)
     few, many = (model.bald(features, each) for each in (passes, REFERENCE_PASSES))
     tops = [set(descending(each.astype(np.float64))[:_TOP].tolist()) for each in (few, many)]

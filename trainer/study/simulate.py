@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 _SETTINGS: Final = "settings.json"
 _MAY_DIFFER: Final = ("command", "date", "machine", "name", "reference", "seeds", "strategies", "versions", "workers")
 """Settings that may change when a study is continued in its folder."""
-_MOST_NAMED: Final = 5
+_MAX_NAMED: Final = 5
 """Most unreadable images in the log."""
 _CALIBRATION_IMAGES: Final = 256
 """Images to calibrate and validate an int8 backbone with."""
@@ -101,10 +101,10 @@ class _Plan:
         size, most = self.backbone.spec.height, environment.max_megapixels
         self.decoded = decode(pool, image_size=size, cache=self.cache, max_megapixels=most)
         faults = [with_subject(pool.references[image], reason) for image, reason in self.decoded.faults.items()]
-        for fault in faults[:_MOST_NAMED]:
+        for fault in faults[:_MAX_NAMED]:
             _log.warning("left out: %s", fault)
-        if len(faults) > _MOST_NAMED:
-            _log.warning("and %d more", len(faults) - _MOST_NAMED)
+        if len(faults) > _MAX_NAMED:
+            _log.warning("and %d more", len(faults) - _MAX_NAMED)
         self.protocol = _make_protocol(pool, self.decoded.readable, options, training)
         if isinstance(self.backbone, FrozenBackbone) and training.precision == "auto":
             some = self.protocol.pool[evenly_spaced(len(self.protocol.pool), most=_CALIBRATION_IMAGES)]

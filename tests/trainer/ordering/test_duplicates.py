@@ -15,7 +15,7 @@ from trainer.ordering.duplicates import (
     COPY_SHARE,
     ENTROPY_TOLERANCE,
     EXCLUDING_LEAD,
-    LEAST_NEAR_DISTANCE,
+    MIN_NEAR_DISTANCE,
     NEAR_SHARE,
     PredictedLabels,
     are_fine_grained,
@@ -56,7 +56,7 @@ def noisy_copies(rng, *, originals, copies, noise, size=64):
 def near_by_definition(directions):
     """Return the near-duplicate distance, from all pairs."""
     pairs = [a @ b for a, b in itertools.combinations(directions, 2)]
-    return max(NEAR_SHARE * (1 - np.quantile(pairs, 0.97)), LEAST_NEAR_DISTANCE)
+    return max(NEAR_SHARE * (1 - np.quantile(pairs, 0.97)), MIN_NEAR_DISTANCE)
 
 
 def claim_one_by_one(embeddings, order, probabilities, entropy):

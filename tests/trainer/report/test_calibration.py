@@ -8,7 +8,7 @@ from contract.scores.calibration import temper
 from trainer.evaluation.metrics import compute_metrics
 from trainer.report.calibration import (
     FOLDS,
-    LEAST_IMAGES,
+    MIN_IMAGES,
     assign_folds,
     cross_fit,
     ece_by_chance,
@@ -45,9 +45,9 @@ def test_the_temperature_is_the_one_under_which_targets_are_likeliest(multiple):
 
 @pytest.mark.parametrize("multiple", [False, True])
 def test_too_few_images_have_no_temperature(multiple):
-    probabilities, targets = draw(3, images=LEAST_IMAGES, multiple=multiple)
+    probabilities, targets = draw(3, images=MIN_IMAGES, multiple=multiple)
     assert fit_temperature(probabilities, targets, multiple=multiple) != 1
-    for images in (LEAST_IMAGES - 1, 0):
+    for images in (MIN_IMAGES - 1, 0):
         assert fit_temperature(probabilities[:images], targets[:images], multiple=multiple) == 1
 
 

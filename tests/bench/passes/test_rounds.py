@@ -8,18 +8,18 @@ IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
 TIMINGS = Timings({"a": {1: (2.0, 3.0, 8.0), 4: (4.0, 4.0, 4.0)}, "b": {1: (1.0, 1.0, 4.0), 4: (2.0, 4.0, 8.0)}})
 
 
-def test_a_ratio_is_the_median_of_the_ratios_within_the_rounds():
+def test_ratio_is_the_median_of_ratios_within_rounds():
     """The median of 2/1, 3/1 and 8/4 is 2; the ratio of the medians would be 3."""
     assert TIMINGS.ratio("a", "b") == {1: 2.0, 4: 1.0}
 
 
-def test_a_rate_is_images_over_the_median_of_the_rounds():
+def test_rate_uses_the_median_time():
     assert TIMINGS.images_per_s("a") == {1: pytest.approx(1 / 3), 4: 1.0}
 
 
 @pytest.mark.slow
-def test_a_round_runs_every_contender_once_on_each_of_its_batch_sizes():
-    """After warm-ups, contenders run in turn by batch size; slow ones warm up with the smallest batch only."""
+def test_each_round_runs_every_contender_once_per_batch_size():
+    """Slow contenders are warmed up with the smallest batch only."""
     calls = []
 
     runs = {name: lambda images, name=name: calls.append((name, len(images))) for name in "ab"}
@@ -29,7 +29,6 @@ def test_a_round_runs_every_contender_once_on_each_of_its_batch_sizes():
     assert [len(timings.seconds[name][batch]) for name in "ab" for batch in (1, 4)] == [2] * 4
 
 
-def test_too_few_images_are_refused():
-    """A smaller batch would look faster."""
-    with pytest.raises(ValueError, match="batches of 5 images are to be timed, got 4"):
+def test_rejects_batches_larger_than_the_images():
+    with pytest.raises(ValueError, match="expected at least 5 images for the largest batch, got 4"):
         time_in_turn({"a": len}, IMAGES, (5,), rounds=1)

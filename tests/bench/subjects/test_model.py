@@ -9,12 +9,12 @@ from contract.versions.repository import Repository
 
 
 @pytest.mark.parametrize("labels", [0, 1_000_000])
-def test_photos_must_be_left(labels):
-    with pytest.raises(ValueError, match="since photos must be left"):
+def test_rejects_label_counts_that_leave_no_photos(labels):
+    with pytest.raises(ValueError, match="so that photos remain"):
         train_subject(labels=labels)
 
 
-def test_small_images_differ_and_stay_the_same(tmp_path, monkeypatch):
+def test_small_images_are_distinct_and_deterministic(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "CACHE", tmp_path)
     few = [path.read_bytes() for path in small_images(5)]
     more = [path.read_bytes() for path in small_images(20)]
@@ -22,7 +22,7 @@ def test_small_images_differ_and_stay_the_same(tmp_path, monkeypatch):
     assert len(set(more)) == 20
 
 
-def test_a_working_folder_links_versions_and_is_deleted(tmp_path, monkeypatch):
+def test_working_folder_links_versions_and_is_temporary(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "CACHE", tmp_path / "cache")
     repository = Repository(tmp_path / "models")
     versions = [repository.open(publish(repository, seed=seed)) for seed in (1, 2)]

@@ -12,7 +12,7 @@ EFFORT = "--rounds=2 --slow-rounds=1 --passes=5,20 --reference=100 --sets=2"
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_bench_ends_in_one_json_object_of_all_its_figures(capfd):
+def test_prints_results_as_json(capfd):
     main([*SIZE.split(), *EFFORT.split()])
     *table, last = capfd.readouterr().out.splitlines()
     result = json.loads(last)

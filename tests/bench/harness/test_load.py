@@ -26,39 +26,39 @@ def make_reply(started, ended, scores=(0.5,), versions=("v",)):
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1))
-def test_a_percentile_is_the_smallest_value_that_covers_its_share(values, share):
+def test_percentile_is_the_smallest_value_covering_its_share(values, share):
     quantile = percentile(values, share)
     assert sum(value <= quantile for value in values) >= share * len(values) - 1e-9
     assert sum(value < quantile for value in values) < share * len(values) + 1e-9
     assert quantile in values
 
 
-def test_the_rate_counts_scored_images_from_the_first_start_to_the_last_end():
-    """Seconds of concurrent requests are not added, and images without a score do not count."""
+def test_rate_counts_scored_images_per_elapsed_second():
+    """From the first start to the last end, since requests are concurrent."""
     replies = [make_reply(10, 12, (0.1, 0.2)), make_reply(11, 14, (0.3, None))]
     assert images_per_s(replies) == pytest.approx(3 / 4)
 
 
-def test_overlapping_returns_requests_in_flight_during_a_window():
+def test_overlapping_returns_requests_in_flight():
     replies = {started: make_reply(started, started + 2) for started in range(8)}
     assert overlapping(replies.values(), [(3, 5)]) == [replies[2], replies[3], replies[4]]
 
 
-def test_tasks_without_a_score_or_with_mixed_versions_have_failed(capsys):
-    """After failed requests, as of a server that is gone, the load continues, so that all failures are counted."""
+def test_counts_tasks_without_score_or_with_mixed_versions_as_failed(capsys):
+    """The load continues after failed requests, so that all failures are counted."""
     assert make_reply(0, 1, (0.1, 0.2), ("v", "w")).failed == 2
     assert make_reply(0, 1, (0.1, None)).failed == 1
-    with host() as gone:
-        gone.serve("/predict", b'{"results": []}')
-        replies = send(Client(gone.url, LABELS), [["a"] * size for size in (3, 1)], clients=2)
-        client = Client(gone.url, LABELS)
-        gone.serve("/predict", b'{"results": [{"score": 0.5, "model_version": "v"}]}', status=500)
+    with host() as server:
+        server.serve("/predict", b'{"results": []}')
+        replies = send(Client(server.url, LABELS), [["a"] * size for size in (3, 1)], clients=2)
+        client = Client(server.url, LABELS)
+        server.serve("/predict", b'{"results": [{"score": 0.5, "model_version": "v"}]}', status=500)
         assert client.predict(["a"]).failed == 1
     assert [reply.failed for reply in (*replies, client.predict(["a", "b"]))] == [3, 1, 2]
     assert "answered 0 results to 3 tasks" in capsys.readouterr().err
 
 
-def test_the_server_can_parse_a_request():
+def test_server_parses_generated_requests():
     """Labels may contain characters that XML escapes."""
     urls = ["http://host/a.jpg", "http://host/b.jpg"]
     request = parse_predict(predict_body([make_task(i, url) for i, url in enumerate(urls)], label_config(LABELS)))

@@ -21,7 +21,7 @@ def test_every_case_has_a_unique_printable_name():
     assert {case.kind for case in CASES} == set(Kind)
 
 
-def test_another_result_than_expected_is_an_escape():
+def test_unexpected_result_is_an_escape():
     Refused("fetch", "answered 404").check(None, REFUSED)
     for expected, found in (
         (Refused("fetch", ""), SCORED),
@@ -33,20 +33,20 @@ def test_another_result_than_expected_is_an_escape():
             expected.check(None, found)
 
 
-def test_another_reply_than_expected_is_an_escape():
-    outcome, about = Answered({400}, "bad_request"), {"detail": "", "request_id": ""}
+def test_unexpected_reply_is_an_escape():
+    bad_request, details = Answered({400}, "bad_request"), {"detail": "", "request_id": ""}
     Answered({200}, scored=[True, False]).check(Reply(200, {}, b'{"results": [{"score": 0.5}, {}]}'))
     with pytest.raises(Escaped):
         Answered({200}, scored=[True, True]).check(Reply(200, {}, b'{"results": [{"score": 0.5}, {}]}'))
-    outcome.check(Reply(400, {}, json.dumps({"error": "bad_request", **about}).encode()))
+    bad_request.check(Reply(400, {}, json.dumps({"error": "bad_request", **details}).encode()))
     for status, content in (
-        (500, {"error": "internal", **about}),
-        (400, {"error": "internal", **about}),
+        (500, {"error": "internal", **details}),
+        (400, {"error": "internal", **details}),
         (400, {"error": "bad_request"}),
         (400, "not an object"),
     ):
         with pytest.raises(Escaped):
-            outcome.check(Reply(status, {}, json.dumps(content).encode()))
+            bad_request.check(Reply(status, {}, json.dumps(content).encode()))
 
 
 class Site:
@@ -76,15 +76,15 @@ def escapes(site, names, **options):
     return {verdict.case.name: verdict.escape for verdict in run(site, cases, **options)}
 
 
-def test_a_verdict_says_why_a_case_escaped_or_that_it_was_late():
-    found = escapes(Site(), ["good", "bad", "late"])
-    assert (found["good"], found["bad"]) == (None, "Escaped: the image was scored")
-    assert "at most 0" in found["late"]
+def test_verdict_explains_an_escape_or_a_timeout():
+    result = escapes(Site(), ["good", "bad", "late"])
+    assert (result["good"], result["bad"]) == (None, "Escaped: the image was scored")
+    assert "at most 0" in result["late"]
 
 
-def test_harm_is_attributed_to_all_cases_of_a_batch():
+def test_harm_is_attributed_to_the_whole_batch():
     names = ["a", "b", "c", "d", "e"]
     assert [name for name, escape in escapes(Site("c"), names, batch=2).items() if escape] == ["c", "d"]
-    found = escapes(Site("c"), names, batch=1)
-    assert [name for name, escape in found.items() if escape] == ["c"]
-    assert "the worker ended" in found["c"]
+    result = escapes(Site("c"), names, batch=1)
+    assert [name for name, escape in result.items() if escape] == ["c"]
+    assert "the worker ended" in result["c"]

@@ -23,21 +23,21 @@ def engine(tmp_path):
     return Engine(version, EngineOptions(device=Device.CPU, threads=1))
 
 
-def test_the_overlap_is_the_share_of_the_references_highest_tenth():
+def test_overlap_is_the_shared_part_of_the_top_tenth():
     reference, scores = np.arange(20.0), np.arange(20.0)
     scores[18] = -1
     assert compare(scores, reference)["top10_overlap"] == 0.5
 
 
-def test_bald_in_parts_is_that_of_the_whole(engine):
+def test_bald_in_batches_equals_a_single_run(engine):
     images, masks = draw_images(40), draw_masks("another", SITES, 400)
     features = compute_features(engine, images, batch=7)
     np.testing.assert_allclose(compute_bald(engine, features, masks), engine.run(images, masks).bald, atol=1e-6)
     np.testing.assert_allclose(compute_bald(engine, features), engine.run(images).bald, atol=1e-6)
 
 
-def test_the_reference_is_bald_over_all_of_its_passes(engine):
-    """Sums over steps equal all passes at once, in float64."""
+def test_reference_is_bald_over_all_passes(engine):
+    """Summing over steps equals computing all passes at once in float64."""
     features = compute_features(engine, draw_images(5))
     rng = np.random.default_rng(3)
     steps = [independent_masks(rng, SITES, passes) for passes in (100, 100, 50)]

@@ -31,33 +31,33 @@ def shared(monkeypatch, tmp_path):
     monkeypatch.setattr(sets, "_TESTED_EACH", 5)
 
 
-def read(found):
-    with found["manifest"].open(newline="") as file:
+def read(images):
+    with images["manifest"].open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def count(rows):
+def count_images(rows):
     return Counter((row["label"], row["split"]) for row in rows)
 
 
-def test_a_set_has_as_many_of_each_class_as_is_said(shared):
-    """Equal numbers of test images; a subset of a larger set; classes not named are absent."""
-    rows, more = (read(sets.cifar(f"{n}", {"cat": n, "frog": 3})) for n in (30, 50))
-    assert count(rows) == {("cat", "pool"): 30, ("frog", "pool"): 3, ("cat", "test"): 5, ("frog", "test"): 5}
+def test_cifar_selects_the_requested_counts(shared):
+    """A smaller set is a subset of a larger one."""
+    rows, larger_rows = (read(sets.cifar(f"{n}", {"cat": n, "frog": 3})) for n in (30, 50))
+    assert count_images(rows) == {("cat", "pool"): 30, ("frog", "pool"): 3, ("cat", "test"): 5, ("frog", "test"): 5}
     assert all(row["path"].startswith(f"{row['split']}/{row['label']}/") for row in rows)
-    paths, larger = ({row["path"] for row in each} for each in (rows, more))
+    paths, larger = ({row["path"] for row in each} for each in (rows, larger_rows))
     assert len(paths) == len(rows)
     assert paths < larger
 
 
-def test_a_tail_falls_in_the_order_that_is_asked_for(shared):
-    """By the same factor from class to class, with all test images."""
-    found = count(read(sets.trashnet("tail", ["frog", "automobile", "cat"], 36)))
-    assert [found[each, "pool"] for each in ("frog", "automobile", "cat")] == [60, 10, 2]
-    assert {found[each, "test"] for each in CLASSES} == {20}
+def test_long_tail_follows_the_class_order(shared):
+    """Class sizes fall geometrically; all test images remain."""
+    counts = count_images(read(sets.trashnet("tail", ["frog", "automobile", "cat"], 36)))
+    assert [counts[each, "pool"] for each in ("frog", "automobile", "cat")] == [60, 10, 2]
+    assert {counts[each, "test"] for each in CLASSES} == {20}
 
 
-def test_drawings_are_classed_by_their_folders(monkeypatch, tmp_path):
+def test_clipart_classes_are_subfolders(monkeypatch, tmp_path):
     root = tmp_path / "packages" / "openclipart-png" / "openclipart-png" / "usr" / "share" / "openclipart" / "png"
     for subject, many in (("food/fruit", 90), ("food", 30), ("tools", 3), ("unsorted/x", 50)):
         (root / subject).mkdir(parents=True, exist_ok=True)
