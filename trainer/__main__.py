@@ -295,7 +295,7 @@ COMMANDS: Final = {
         "Train and rank whenever labels have come in, or somebody presses Start Training.",
         {"watching": WatchOptions, "training": Training, "ranking": RankingOptions},
         excluded=("force", "dry_run"),
-        interrupted="the watch is over",
+        interrupted="the watch has ended",
     ),
     "simulate": Command(
         _simulate,

@@ -41,7 +41,7 @@ def test_each_project_has_its_own_model_predictions_and_page(
         versions = [repository.current() for repository in repositories]
         for project, pool, version, repository in zip(projects, pools, versions, repositories, strict=True):
             assert f"watching project {project.id} for model {repository.model}: " in watch.log
-            assert f"project {project.id}: {ROUND} new labels ({ROUND} asked for): trained {version}" in watch.log
+            assert f"project {project.id}: {ROUND} new labels (threshold {ROUND}): trained {version}" in watch.log
             assert project.settings()["model_version"] == version
             before = {task.id for task in project.tasks()}
             project.upload({"new.png": pool.images[0].path.read_bytes()})

@@ -79,7 +79,7 @@ def test_labels_and_start_training_begin_rounds_and_an_interrupted_round_is_repe
         project.connect(server.url, title="Labelnext")
         with watching(workplace, project, server.url, "--labels", str(ROUND)) as watch:
             watch.wait_for(
-                rf"{ROUND} new labels \({ROUND} asked for\): trained \S+ on {ROUND} labels.*; ranked 38 tasks"
+                rf"{ROUND} new labels \(threshold {ROUND}\): trained \S+ on {ROUND} labels.*; ranked 38 tasks"
             )
             first = project.settings()["model_version"]
             for _ in range(ROUND):
@@ -92,7 +92,7 @@ def test_labels_and_start_training_begin_rounds_and_an_interrupted_round_is_repe
             watch.wait_for(r"(?s)ranked 28 tasks by .*training on")
             watch.child.popen.send_signal(signal.SIGTERM)
             assert watch.wait_for_end() == 0
-            assert "SIGTERM: the watch is over; training was abandoned, and nothing published" in watch.log
+            assert "SIGTERM: the watch has ended; training was interrupted, and nothing was published" in watch.log
         assert project.settings()["model_version"] == repository.current() == before
         assert not list(repository.folder.glob(".staging-*"))
         assert len(find_requests(repository)) == 1
@@ -124,12 +124,12 @@ def test_the_watch_waits_for_label_studio_and_the_server(
     restartable.stop()
     try:
         with watching(workplace, project, f"http://127.0.0.1:{port}", "--labels", str(ROUND), "--rounds", "1") as watch:
-            watch.wait_for("cannot be reached.*looking again")
+            watch.wait_for("cannot be reached.*; retrying\n")
             time.sleep(1)
-            assert watch.log.count("looking again") == 1
+            assert watch.log.count("; retrying\n") == 1
             restartable.start()
             watch.wait_for("watching project .* again")
-            watch.wait_for(r"trained \S+ on 10 labels.*; not ranked: .*; again in")
+            watch.wait_for(r"trained \S+ on 10 labels.*; ranking failed: .*; retrying in")
             trained = Repository(workplace.models).versions()
             with serve(workplace, port=port):
                 assert watch.wait_for_end() == 0

@@ -63,13 +63,13 @@ def count_labels_since(client: ProjectClient, moment: str, *, until: str) -> tup
     counted, so that the numbers match the project's status at that time. One request per 500 changed tasks.
     """
     later = condition("updated_at", "greater", moment, "Datetime")
-    made = edited = 0
+    created = edited = 0
     for task in _pages(client, [ANNOTATED, later], annotations=True):
         for each in task["annotations"] or []:
             if not each["was_cancelled"] and moment < str(each["updated_at"]) <= until:
-                made += str(each["created_at"]) > moment
+                created += str(each["created_at"]) > moment
                 edited += str(each["created_at"]) <= moment
-    return made, edited
+    return created, edited
 
 
 def count_unlabelled(client: ProjectClient) -> int:

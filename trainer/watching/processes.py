@@ -1,7 +1,6 @@
-"""Commands of the trainer as processes of their own, and the signals that end one.
+"""Runs the trainer's commands as child processes, and ends them on SIGTERM or SIGINT.
 
-Memory that training took comes back when its process ends, and one that dies, or is killed for want of memory, takes
-nothing else along. Knows no command.
+A child's memory is freed when it ends, and a child that crashes or runs out of memory does not affect this process.
 """
 
 import codecs
@@ -21,36 +20,36 @@ from types import FrameType, TracebackType
 from typing import IO, Any, Final, Self
 
 LABELS_AT_FAULT: Final = 3
-"""Exit status of a command that would fail again on the same labels."""
+"""Exit status of a command that failed because of the labels, and would fail again on the same ones."""
 
 PROGRAM: Final = (sys.executable, "-m", "trainer")
 FROM_STDIN: Final = "--options-from-stdin"
-"""Behind a command: its options come as one JSON object, field to value, and need no spelling; `model` is the model."""
+"""Argument after a command: it reads its options from stdin as a JSON object, by field name; `model` is the model."""
 
-_PATIENCE_S: Final = 30.0
-"""How long a child that was asked to end may take to clear up before it is killed."""
+_GRACE_PERIOD_S: Final = 30.0
+"""Seconds between SIGTERM and SIGKILL for a child."""
 _TAIL_BYTES: Final = 8192
 _READ_BYTES: Final = 4096
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-_ENDED: Final = 0
-"""Stands for the child among the numbers of signals."""
+_CHILD_ENDED: Final = 0
+"""Event in a queue of signal numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a child ended."""
+    """The result of a child process."""
 
     status: int
-    """The exit status, or a signal's number below 0."""
+    """The exit status, or the negative number of the signal that killed it."""
     report: Mapping[str, Any]
-    """The JSON object on its last line of stdout; empty where there is none."""
-    reason: str
-    """Why it failed, in its own words; empty if it did not."""
+    """The JSON object on the last line of stdout; empty if there is none."""
+    error: str
+    """The error message; empty if it succeeded."""
     seconds: float
 
 
 class Stopped(BaseException):
-    """Was asked to end by a signal; a child that was at work has ended too. Like KeyboardInterrupt, no error."""
+    """A signal asked this process to stop, and its child has ended. Like KeyboardInterrupt, not an Exception."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -58,51 +57,51 @@ class Stopped(BaseException):
 
 
 class Supervisor:
-    """Runs one child at a time. While the block lasts, SIGTERM and SIGINT make `run` and `sleep` raise `Stopped`.
+    """Context manager that runs one child at a time; on SIGTERM and SIGINT, `run` and `sleep` raise `Stopped`.
 
-    Beside it others may wait that were prepared: a command whose modules take seconds to import then begins at once.
-    Signals and the end of a child come by one queue, whose `put` may be called from a signal handler.
+    Commands whose modules take seconds to import can be prepared, so that they begin at once.
+    Signals and the end of a child arrive in one queue, whose `put` is safe in a signal handler.
     """
 
-    def __init__(self, *, patience_s: float = _PATIENCE_S) -> None:
-        self._patience_s = patience_s
+    def __init__(self, *, grace_period_s: float = _GRACE_PERIOD_S) -> None:
+        self._grace_period_s = grace_period_s
         self._events: SimpleQueue[int] = SimpleQueue()
-        self._before: dict[signal.Signals, Any] = {}
-        self._raising = False
+        self._original_handlers: dict[signal.Signals, Any] = {}
+        self._raise_at_once = False
         self._prepared: dict[str, subprocess.Popen[bytes]] = {}
-        """By the command: children that have been told nothing yet."""
+        """Children that wait for their options, by command."""
 
     def __enter__(self) -> Self:
         for number in _SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+            self._original_handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._original_handlers.items():
             signal.signal(number, handler)
         for child in self._prepared.values():
             child.kill()
             child.communicate()
         self._prepared.clear()
 
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self._raising:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self._raise_at_once:
             raise Stopped(number)
         self._events.put(number)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let a signal raise `Stopped` wherever the block is: for what only reads, and may wait for long."""
-        self._raising = True
+        """Context manager in which a signal raises `Stopped` at once; for slow blocks without side effects."""
+        self._raise_at_once = True
         try:
             yield
         finally:
-            self._raising = False
+            self._raise_at_once = False
 
     def sleep(self, seconds: float) -> None:
-        """Wait, or raise `Stopped` as soon as a signal comes."""
+        """Sleep; raises `Stopped` on a signal."""
         try:
             number = self._events.get(timeout=max(0.0, seconds))
         except Empty:
@@ -110,12 +109,12 @@ class Supervisor:
         raise Stopped(number)
 
     def prepare(self, command: str) -> None:
-        """Start a command that will soon be run, up to where it needs its options, unless that was done before."""
+        """Start a command, which imports its modules and waits for its options, unless one is waiting already."""
         if command not in self._prepared:
-            with suppress(OSError):  # `run` says why none can be started
+            with suppress(OSError):  # reported by `run`
                 self._prepared[command] = _start(command)
 
-    def _take(self, command: str) -> subprocess.Popen[bytes]:
+    def _take_or_start(self, command: str) -> subprocess.Popen[bytes]:
         if prepared := self._prepared.pop(command, None):
             if prepared.poll() is None:
                 return prepared
@@ -123,41 +122,41 @@ class Supervisor:
         return _start(command)
 
     def run(self, command: str, options: Mapping[str, Any]) -> Outcome:
-        """Run a command of the trainer with these options to its end, its stderr passed through.
+        """Run a command of the trainer to its end, and copy its stderr to ours.
 
         Raises:
-            Stopped: on a signal, when the child has ended: asked first, killed when it takes too long or on another
-                signal.
+            Stopped: on a signal, after the child was terminated. It is killed if it does not end in time, or on a
+                second signal.
         """
         self.sleep(0)
         started = time.monotonic()
         try:
-            child = self._take(command)
+            child = self._take_or_start(command)
         except OSError as err:
-            return Outcome(1, {}, f"no process could be started: {err}", 0.0)
+            return Outcome(1, {}, f"cannot start a process: {err}", 0.0)
         with child, ThreadPoolExecutor(3) as executor:
-            output = executor.submit(_read_end, child.stdout)
-            errors = executor.submit(_read_end, child.stderr, copy=True)
-            with suppress(BrokenPipeError), child.stdin as stdin:  # type: ignore[union-attr]  # a pipe: it was asked for
+            output = executor.submit(_read_tail, child.stdout)
+            errors = executor.submit(_read_tail, child.stderr, copy=True)
+            with suppress(BrokenPipeError), child.stdin as stdin:  # type: ignore[union-attr]  # a pipe
                 stdin.write(json.dumps(options, default=str).encode())
-            executor.submit(child.wait).add_done_callback(lambda _: self._events.put(_ENDED))
+            executor.submit(child.wait).add_done_callback(lambda _: self._events.put(_CHILD_ENDED))
             number = self._events.get()
-            if number != _ENDED:
-                self._end(child)
+            if number != _CHILD_ENDED:
+                self._terminate(child)
             status, seconds = child.wait(), time.monotonic() - started
             with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)  # what it started and left behind
-        if number != _ENDED:
+                os.killpg(child.pid, signal.SIGKILL)  # grandchildren
+        if number != _CHILD_ENDED:
             raise Stopped(number)
-        return Outcome(status, _parse_report(output.result()), _explain(status, errors.result()), seconds)
+        return Outcome(status, _parse_report(output.result()), _error_message(status, errors.result()), seconds)
 
-    def _end(self, child: subprocess.Popen[bytes]) -> None:
+    def _terminate(self, child: subprocess.Popen[bytes]) -> None:
         child.terminate()
         try:
-            impatient = self._events.get(timeout=self._patience_s) != _ENDED
+            ended = self._events.get(timeout=self._grace_period_s) == _CHILD_ENDED
         except Empty:
-            impatient = True
-        if impatient:
+            ended = False
+        if not ended:
             child.kill()
 
 
@@ -167,20 +166,20 @@ def _start(command: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C in a terminal is for this process, which ends the child in good order
+        start_new_session=True,  # Ctrl-C in a terminal reaches only this process, which terminates the child
     )
 
 
-def _read_end(pipe: IO[bytes] | None, *, copy: bool = False) -> str:
-    """Read a pipe as it comes, and return the end; what comes may be passed on to stderr."""
-    end, decoder = b"", codecs.getincrementaldecoder("utf-8")(errors="replace")
-    while chunk := os.read(pipe.fileno(), _READ_BYTES):  # type: ignore[union-attr]  # a pipe: it was asked for
-        end = (end + chunk)[-_TAIL_BYTES:]
+def _read_tail(pipe: IO[bytes] | None, *, copy: bool = False) -> str:
+    """Read a pipe to its end, with `copy` also to stderr, and return the last bytes."""
+    tail, decoder = b"", codecs.getincrementaldecoder("utf-8")(errors="replace")
+    while chunk := os.read(pipe.fileno(), _READ_BYTES):  # type: ignore[union-attr]  # a pipe
+        tail = (tail + chunk)[-_TAIL_BYTES:]
         if copy:
-            with suppress(OSError):  # a log without room; the child must not wait for somebody to read on
+            with suppress(OSError):  # the disk of the log is full; the pipe must still be drained
                 sys.stderr.write(decoder.decode(chunk))
                 sys.stderr.flush()
-    return end.decode(errors="replace")
+    return tail.decode(errors="replace")
 
 
 def _parse_report(stdout: str) -> Mapping[str, Any]:
@@ -191,13 +190,13 @@ def _parse_report(stdout: str) -> Mapping[str, Any]:
     return report if isinstance(report, dict) else {}
 
 
-def _explain(status: int, stderr: str) -> str:
-    """The error that the child printed; else whatever it said last."""
+def _error_message(status: int, stderr: str) -> str:
+    """Return the last line of stderr that begins with `error: `, or else the last line."""
     if not status:
         return ""
     if status < 0:
         name = signal.Signals(-status).name
-        return f"killed by {name}" + (", perhaps for want of memory" if -status == signal.SIGKILL else "")
+        return f"killed by {name}" + (", perhaps out of memory" if -status == signal.SIGKILL else "")
     lines = [line.strip() for line in re.split(r"[\r\n]+", stderr) if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [f"ended with status {status}"])[-1]

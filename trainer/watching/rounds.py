@@ -1,7 +1,4 @@
-"""When a round of training is due: what has changed in a project since its newest version was trained.
-
-Pure but for reading manifests; who looks, trains and waits is `trainer.watching.watch`.
-"""
+"""Options of a watch, and the conditions under which a round of training is due."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,22 +25,22 @@ class WatchedProject:
 
     id: int
     model: str | None = None
-    """None leaves open which."""
+    """None if not specified."""
 
 
 def _parse_projects(value: str) -> tuple[WatchedProject, ...]:
-    found = []
-    for each in split(value):
-        number, named, model = each.partition("=")
-        if not number.isdecimal() or not number.isascii() or (named and not is_model_name(model)):
+    projects = []
+    for part in split(value):
+        number, equals, model = part.partition("=")
+        if not number.isdecimal() or not number.isascii() or (equals and not is_model_name(model)):
             raise ValueError("a project's number, such as 1, with its model as in 1=cats, or several between commas")
-        found.append(WatchedProject(int(number), model or None))
-    return tuple(found)
+        projects.append(WatchedProject(int(number), model or None))
+    return tuple(projects)
 
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, config=DECLARED)
 class WatchOptions:
-    """What to watch, and when a round is due."""
+    """The projects to watch, and when a round is due."""
 
     projects: Annotated[
         tuple[WatchedProject, ...],
@@ -58,7 +55,7 @@ class WatchOptions:
     minutes: Annotated[float | None, Field(gt=0, lt=1e6, allow_inf_nan=False), Option(metavar="T")] = None
     """Train this many minutes after the last round, if labels have changed."""
     poll_s: Annotated[float, Field(gt=0, lt=3600, allow_inf_nan=False), Option("--poll", metavar="S")] = 10.0
-    """Seconds between two looks at Label Studio; at most 2 once half of `--labels` have arrived."""
+    """Seconds between two polls of Label Studio; at most 2 once half of `--labels` have arrived."""
     keep: Annotated[Count | Literal["all"], Option(metavar="N|all")] = 10
     """How many of the newest versions to keep after each round."""
     rounds: Count | None = None
@@ -74,100 +71,116 @@ class WatchOptions:
         return self
 
     @property
-    def enough(self) -> int | None:
-        """After so many annotations that are new, edited or deleted a round is due; None leaves it to the time."""
+    def label_threshold(self) -> int | None:
+        """Number of new, edited or deleted annotations after which a round is due; None if only time counts."""
         return _DEFAULT_LABELS if self.labels is None and self.minutes is None else self.labels
 
-    def is_near(self, changes: "Changes") -> bool:
-        """Whether half of the labels that are asked for have come."""
-        return self.enough is not None and 2 * changes.total >= self.enough
+    def is_half_reached(self, changes: "Changes") -> bool:
+        """Return whether the changes are at least half of the threshold."""
+        return self.label_threshold is not None and 2 * changes.total >= self.label_threshold
 
     def describe(self) -> str:
-        """Say when a round is due."""
-        labels = "label" if self.enough == 1 else "labels"
-        parts = [f"after {self.enough} new or changed {labels}"] if self.enough else []
+        """Return in words when a round is due."""
+        threshold = self.label_threshold
+        labels = "label" if threshold == 1 else "labels"
+        parts = [f"after {threshold} new or changed {labels}"] if threshold else []
         parts += [f"{self.minutes:g} minutes after the last if labels have changed"] if self.minutes is not None else []
         return " or ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """What the newest version of a project was trained on."""
+class LastTraining:
+    """The newest version of a project, and the labels that it was trained on."""
 
     version: str
     labels: tuple[str, ...]
     control: str | None
     annotations: int
-    """In all, before the labels were read."""
+    """Number of annotations in the project, counted before the labels were read."""
     updated_at: str
-    """When a task with annotations had last changed, as Label Studio wrote it."""
-    at: datetime
+    """Time of the last change of an annotated task, in Label Studio's format."""
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What has happened to a project's annotations since its newest version was trained."""
+    """Numbers of annotations that have changed since the last training; one that was edited twice counts once."""
 
     new: int = 0
     edited: int = 0
     deleted: int = 0
 
     @classmethod
-    def count(cls, growth: int, *, made: int = 0, edited: int = 0) -> Self:
-        """Count from by how many annotations there are more, and what is known of when they were made and edited.
+    def from_counts(cls, growth: int, *, created: int = 0, edited: int = 0) -> Self:
+        """Return the changes for a growth of the total, and the numbers of created and of edited annotations.
 
-        What was made and is not there was deleted: Label Studio says it of no annotation, but the sum does.
+        Label Studio does not report deletions: they are the created annotations that are missing in the total.
         """
-        new = max(made, growth, 0)
+        new = max(created, growth, 0)
         return cls(new, edited, new - growth)
 
     @property
     def total(self) -> int:
-        """How many annotations are not what they were; one that was edited twice counts once."""
+        """Number of new, edited and deleted annotations."""
         return self.new + self.edited + self.deleted
 
     def __str__(self) -> str:
         counts = [(self.new, "new"), (self.edited, "edited"), (self.deleted, "deleted")]
-        (first, how), *others = [each for each in counts if each[0]] or counts[:1]
+        (first, kind), *others = [each for each in counts if each[0]] or counts[:1]
         labels = "label" if first == 1 else "labels"
-        return ", ".join([f"{first} {how} {labels}", *(f"{count} {how}" for count, how in others)])
+        return ", ".join([f"{first} {kind} {labels}", *(f"{count} {other}" for count, other in others)])
 
 
-def read_trained(repository: Repository, project: int) -> Trained | None:
-    """Find the newest version that was trained on a project, whichever is in use; None if there is none.
+def find_last_training(repository: Repository, project: int) -> LastTraining | None:
+    """Return the newest version that was trained on a project, or None if there is none.
 
-    After a rollback it is not the one in use, and labels that it has seen are no reason to train again.
+    It is not the current version after a rollback, and may have been pruned: its labels are no reason to train again.
+    Raises RepositoryUnreachable if a manifest cannot be read at present; invalid ones are ignored.
     """
     for name in reversed(repository.history()):
         try:
             manifest = repository.read_manifest(name)
-            at = datetime.fromisoformat(manifest.created_at)
+            created_at = datetime.fromisoformat(manifest.created_at)
         except RepositoryUnreachable:
-            raise  # it would be trained on the same labels again
+            raise
         except (RepositoryError, ValueError):
             continue
-        if (seen := manifest.training.project) and seen.id == project:
-            at = at if at.tzinfo else at.replace(tzinfo=UTC)
-            return Trained(name, manifest.labels, manifest.control, seen.annotations, seen.updated_at, at)
+        state = manifest.training.project
+        if state is not None and state.id == project:
+            created_at = created_at if created_at.tzinfo else created_at.replace(tzinfo=UTC)
+            return LastTraining(
+                name, manifest.labels, manifest.control, state.annotations, state.updated_at, created_at
+            )
     return None
 
 
-def why_train(
-    when: WatchOptions, trained: Trained | None, changes: Changes, *, controls: Sequence[ChoicesControl], idle_s: float
+def reason_to_train(
+    options: WatchOptions,
+    last: LastTraining | None,
+    changes: Changes,
+    *,
+    controls: Sequence[ChoicesControl],
+    idle_s: float,
 ) -> str | None:
-    """Say why a round is due; None if it is not.
+    """Return the reason for which a round is due, or None.
 
-    The last was `idle_s` seconds ago, or watching began then; `controls` are those of the labelling config.
+    Args:
+        options: the thresholds.
+        last: the last training on the project.
+        changes: the changes since then.
+        controls: the controls of the project's labelling config.
+        idle_s: the seconds since the last round, or since the watch started.
     """
-    if when.enough is not None and changes.total >= when.enough:
-        return f"{changes} ({when.enough} asked for)"
-    if trained:
-        now = choose_control(controls, name=trained.control, labels=trained.labels).labels
-        added = [label for label in now if label not in trained.labels]
-        gone = [label for label in trained.labels if label not in now]
-        told = [f"{sign}: {name_some(each, most=3)}" for sign, each in (("new", added), ("gone", gone)) if each]
-        if told:
-            return f"the labelling config has changed ({', '.join(told)})"
-    if when.minutes is not None and changes.total and idle_s >= 60 * when.minutes:
-        return f"{changes} in {idle_s / 60:.0f} min ({when.minutes:g} asked for)"
+    threshold = options.label_threshold
+    if threshold is not None and changes.total >= threshold:
+        return f"{changes} (threshold {threshold})"
+    if last:
+        labels = choose_control(controls, name=last.control, labels=last.labels).labels
+        added = [label for label in labels if label not in last.labels]
+        removed = [label for label in last.labels if label not in labels]
+        parts = [f"{kind}: {name_some(names, most=3)}" for kind, names in (("new", added), ("gone", removed)) if names]
+        if parts:
+            return f"the labelling config has changed ({', '.join(parts)})"
+    if options.minutes is not None and changes.total and idle_s >= 60 * options.minutes:
+        return f"{changes} in {idle_s / 60:.0f} min (threshold {options.minutes:g})"
     return None

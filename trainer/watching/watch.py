@@ -1,7 +1,6 @@
-"""The loop: looks at one project after the other, and lets each do what is due.
+"""The loop of `trainer watch`: projects take turns, so that only one trains or ranks at a time.
 
-One thing is done at a time, whichever project it is for: no two trainings share the processors. What fails is a matter
-of its project.
+An error in one project does not affect the others.
 """
 
 import logging
@@ -15,31 +14,34 @@ from contract.versions.repository import Repository
 from trainer.locks import lock_model
 from trainer.settings import Environment
 from trainer.watching.processes import Stopped, Supervisor
-from trainer.watching.rounds import WatchedProject, WatchOptions, read_trained
+from trainer.watching.rounds import WatchedProject, WatchOptions, find_last_training
 from trainer.watching.watcher import Watcher
 
 _log = logging.getLogger(__name__)
 
 
 def watch(options: WatchOptions, environment: Environment, *, run: Mapping[str, Any], rank: Mapping[str, Any]) -> int:
-    """Watch projects until a signal comes or as many rounds as were asked for are done; return the exit status.
+    """Watch projects until a signal or the given number of rounds, and return the exit status.
 
-    Children read the environment for themselves, but for the model. Options of the commands `run` and `rank` but for
-    the project are values that JSON has, or paths.
+    Args:
+        options: projects and conditions.
+        environment: the environment variables. Child processes inherit them, except for the model.
+        run: the options of the command `run`, except for the project: JSON values and paths.
+        rank: the options of the command `rank`, likewise.
 
     Raises:
-        ConfigError: if Label Studio's address or token is not set, or another watch is at work on one of the models.
-        RepositoryUnreachable: if it cannot be read which model was trained on a project.
+        ConfigError: if Label Studio's address or token is not set, or another watch uses one of the models.
+        RepositoryUnreachable: if the repository cannot be read.
     """
     environment.label_studio()
     repositories = _choose_models(options, environment)
     with ExitStack() as stack:
         for repository in {each.model: each for each in repositories.values()}.values():
-            busy = (
-                f"another watch is at work for model {repository.model!r} in {repository.root}; end that one first, or "
-                "set LABELNEXT_MODEL to watch for another model beside it"
+            refusal = (
+                f"another watch is running for model {repository.model!r} in {repository.root}; stop it first, or "
+                "set LABELNEXT_MODEL to another model"
             )
-            stack.enter_context(lock_model(repository, work=".watch", refusal=busy))
+            stack.enter_context(lock_model(repository, work=".watch", refusal=refusal))
         supervisor = stack.enter_context(Supervisor())
         commands = {"run": run, "rank": rank, "prune": {"keep": options.keep}}
         watchers = [
@@ -50,33 +52,38 @@ def watch(options: WatchOptions, environment: Environment, *, run: Mapping[str, 
             _take_turns(watchers, supervisor)
         except Stopped as stopped:
             running = next((watcher for watcher in watchers if watcher.running), None)
-            told = f"{running.name}{running.describe_abandoned()}" if running else watchers[0].describe_abandoned()
-            _log.info("%s: the watch is over; %s", stopped, told)
+            prefix = running.log_prefix if running else ""
+            _log.info(
+                "%s: the watch has ended; %s%s", stopped, prefix, (running or watchers[0]).describe_interruption()
+            )
             return 0 if stopped.number == signal.SIGTERM else 128 + stopped.number
     return 0
 
 
 def _choose_models(options: WatchOptions, environment: Environment) -> dict[int, Repository]:
-    """Return the repository of each project's model, by the project's number."""
+    """Return the repository of each project's model, by the project's number.
+
+    Of several projects without a model in the options, the default model is for those that it was trained on.
+    """
     default = environment.repository()
 
     def choose(project: WatchedProject) -> Repository:
         if project.model is not None:
             return default.for_model(project.model)
-        goes_on = len(options.projects) == 1 or read_trained(default, project.id) is not None
-        return default if goes_on else default.for_model(f"project-{project.id}")
+        is_default = len(options.projects) == 1 or find_last_training(default, project.id) is not None
+        return default if is_default else default.for_model(f"project-{project.id}")
 
     return {project.id: choose(project) for project in options.projects}
 
 
 def _take_turns(watchers: Sequence[Watcher], supervisor: Supervisor) -> None:
-    """Let each look and act when it is due, one after the other, until enough rounds of each are done, or `Stopped`."""
-    due = dict.fromkeys(watchers, -float("inf"))
+    """Give watchers their turns when due, until all are done. Raises `Stopped` on a signal."""
+    due_at = dict.fromkeys(watchers, -float("inf"))
     while True:
-        for watcher in due:
-            if due[watcher] <= time.monotonic():
-                due[watcher] = time.monotonic() + watcher.take_turn()
-        due = {watcher: at for watcher, at in due.items() if not watcher.is_done}
-        if not due:
+        for watcher in due_at:
+            if due_at[watcher] <= time.monotonic():
+                due_at[watcher] = time.monotonic() + watcher.take_turn()
+        due_at = {watcher: at for watcher, at in due_at.items() if not watcher.is_done}
+        if not due_at:
             return
-        supervisor.sleep(min(due.values()) - time.monotonic())
+        supervisor.sleep(min(due_at.values()) - time.monotonic())

@@ -9,35 +9,35 @@ from pathlib import Path
 
 import pytest
 
-from trainer.watching import processes as children
+from trainer.watching import processes
 from trainer.watching.processes import FROM_STDIN, Stopped, Supervisor
 
-FOREVER_S = 600  # longer than a test may take
+FOREVER_S = 600  # longer than the timeout of a test
 
 
 @pytest.fixture
 def _python(monkeypatch, tmp_path):
-    """Python code is run in place of the trainer, in a folder of its own."""
-    monkeypatch.setattr(children, "PROGRAM", (sys.executable, "-c"))
+    """Run Python code instead of the trainer's commands, in a temporary folder."""
+    monkeypatch.setattr(processes, "PROGRAM", (sys.executable, "-c"))
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def supervisor(_python):
-    with Supervisor(patience_s=5) as supervisor:
+    with Supervisor(grace_period_s=5) as supervisor:
         yield supervisor
 
 
-BEGAN, ENDED = Path("began"), Path("ended")
+STARTED, ENDED = Path("started"), Path("ended")
 
 
-def interrupt(number=signal.SIGTERM, *, after_s=0.0, when=None):
-    """Send this process a signal after some seconds, or when a file is there."""
+def interrupt(number=signal.SIGTERM, *, delay_s=0.0, file=None):
+    """Send this process a signal after a delay, which begins when the file, if any, exists."""
 
     def send():
-        if when is not None:
-            wait_for(when)
-        time.sleep(after_s)
+        if file is not None:
+            wait_for(file)
+        time.sleep(delay_s)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=send).start()
@@ -48,24 +48,23 @@ def wait_for(path):
         time.sleep(0.01)
 
 
-def test_options_go_in_by_stdin_and_the_last_line_of_stdout_is_the_report(supervisor):
-    """Options are written and read as values, not as words of a command line."""
+def test_options_are_passed_on_stdin_and_the_report_is_read_from_stdout(supervisor):
     options = {"control": "-x", "weights": Path("a b.pth"), "servers": ("http://c",), "minutes": None}
     code = "import json, sys; print('first'); print(json.dumps({'argv': sys.argv, **json.load(sys.stdin)}))"
     outcome = supervisor.run(code, options)
-    told = {"control": "-x", "weights": "a b.pth", "servers": ["http://c"], "minutes": None}
-    assert (outcome.status, outcome.report, outcome.reason) == (0, {"argv": ["-c", FROM_STDIN], **told}, "")
+    parsed = {"control": "-x", "weights": "a b.pth", "servers": ["http://c"], "minutes": None}
+    assert (outcome.status, outcome.report, outcome.error) == (0, {"argv": ["-c", FROM_STDIN], **parsed}, "")
     assert outcome.seconds > 0
 
 
 @pytest.mark.parametrize("printed", ["", "no JSON", "[1]"])
-def test_no_report_is_an_empty_one_and_stderr_is_passed_through(supervisor, printed, capsys):
+def test_a_missing_report_is_empty_and_stderr_is_copied(supervisor, printed, capsys):
     code = f"import sys; print({printed!r}); sys.stderr.write('half\\rwhole, 100 % \\u2713\\n')"
     assert supervisor.run(code, {}).report == {}
     assert capsys.readouterr().err == "half\rwhole, 100 % \u2713\n"
 
 
-def test_a_log_without_room_keeps_no_child_waiting(supervisor, monkeypatch):
+def test_a_full_disk_of_the_log_does_not_block_the_child(supervisor, monkeypatch):
     class Full:
         def write(self, text):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -73,29 +72,29 @@ def test_a_log_without_room_keeps_no_child_waiting(supervisor, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Full())
     outcome = supervisor.run("import sys; sys.stderr.write('x' * 10**6 + chr(10) + 'error: the end'); sys.exit(1)", {})
     monkeypatch.undo()
-    assert (outcome.status, outcome.reason) == (1, "the end")
+    assert (outcome.status, outcome.error) == (1, "the end")
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "reason"),
+    ("code", "status", "error"),
     [
         ("import sys; sys.stderr.write('error: no room\\nlater\\n'); sys.exit(1)", 1, "no room"),
         ("raise OSError(28, 'No space left on device')", 1, "OSError: [Errno 28] No space left on device"),
         ("import os; os._exit(3)", 3, "ended with status 3"),
-        ("import os; os.kill(os.getpid(), 9)", -9, "killed by SIGKILL, perhaps for want of memory"),
+        ("import os; os.kill(os.getpid(), 9)", -9, "killed by SIGKILL, perhaps out of memory"),
     ],
 )
-def test_a_failure_says_why(supervisor, code, status, reason):
+def test_failures_are_explained(supervisor, code, status, error):
     outcome = supervisor.run(code, {})
-    assert (outcome.status, outcome.reason) == (status, reason)
+    assert (outcome.status, outcome.error) == (status, error)
 
 
-def test_a_signal_ends_sleep_and_what_is_marked_for_it_at_once(supervisor):
-    interrupt(signal.SIGINT, after_s=0.1)
+def test_a_signal_interrupts_sleep_and_interruptible_blocks(supervisor):
+    interrupt(signal.SIGINT, delay_s=0.1)
     with pytest.raises(Stopped, match="SIGINT") as stopped:
         supervisor.sleep(FOREVER_S)
     assert stopped.value.number == signal.SIGINT
-    interrupt(after_s=0.1)
+    interrupt(delay_s=0.1)
     with pytest.raises(Stopped), supervisor.interruptible():
         time.sleep(FOREVER_S)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -104,11 +103,11 @@ def test_a_signal_ends_sleep_and_what_is_marked_for_it_at_once(supervisor):
         supervisor.sleep(FOREVER_S)
 
 
-UNWINDING = """
+CLEANS_UP = """
 import pathlib, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-pathlib.Path("began").touch()
+pathlib.Path("started").touch()
 try:
     time.sleep(600)
 finally:
@@ -116,17 +115,17 @@ finally:
 """
 
 
-def test_a_signal_has_the_child_clear_up_and_what_it_leaves_behind_ends_with_it(supervisor):
-    interrupt(when=BEGAN)
+def test_a_signal_lets_the_child_clean_up_and_kills_grandchildren(supervisor):
+    interrupt(file=STARTED)
     with pytest.raises(Stopped):
-        supervisor.run(UNWINDING, {})
+        supervisor.run(CLEANS_UP, {})
     assert ENDED.exists()
 
 
-STUBBORN = """
+IGNORES_SIGTERM = """
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-pathlib.Path("began").write_text(str(os.getpid()))
+pathlib.Path("started").write_text(str(os.getpid()))
 time.sleep(600)
 """
 
@@ -134,62 +133,66 @@ time.sleep(600)
 @pytest.mark.slow
 @pytest.mark.usefixtures("_python")
 @pytest.mark.parametrize("signals", [1, 2])
-def test_a_child_that_does_not_end_is_killed(signals):
+def test_a_child_that_ignores_sigterm_is_killed(signals):
     for number in range(signals):
-        interrupt(when=BEGAN, after_s=0.1 * number)
-    with Supervisor(patience_s=0.5 if signals == 1 else FOREVER_S) as supervisor, pytest.raises(Stopped):
-        supervisor.run(STUBBORN, {})
+        interrupt(file=STARTED, delay_s=0.1 * number)
+    with Supervisor(grace_period_s=0.5 if signals == 1 else FOREVER_S) as supervisor, pytest.raises(Stopped):
+        supervisor.run(IGNORES_SIGTERM, {})
     with pytest.raises(ProcessLookupError):
-        os.kill(int(BEGAN.read_text()), 0)
+        os.kill(int(STARTED.read_text()), 0)
 
 
-def test_a_program_that_cannot_be_started_is_a_failure_and_is_not_after_a_signal(supervisor, monkeypatch):
-    monkeypatch.setattr(children, "PROGRAM", ("/nowhere/python",))
+def test_a_process_that_cannot_start_is_a_failure(supervisor, monkeypatch):
+    monkeypatch.setattr(processes, "PROGRAM", ("/nowhere/python",))
     outcome = supervisor.run("run", {})
     assert outcome.status == 1
-    assert "no process could be started" in outcome.reason
+    assert "cannot start a process" in outcome.error
+
+
+def test_nothing_is_started_after_a_signal(supervisor, monkeypatch):
+    monkeypatch.setattr(processes, "PROGRAM", ("/nowhere/python",))
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped):
         supervisor.run("run", {})
 
 
-GREETING = """
+READS_OPTIONS = """
 import json, os, pathlib, sys
-pathlib.Path("began").touch()
+pathlib.Path("started").touch()
 pathlib.Path("ended").write_text(sys.stdin.read())
 print(json.dumps({"pid": os.getpid()}))
 """
 
 
-def test_a_command_that_was_prepared_has_begun_when_it_is_run(supervisor):
-    supervisor.prepare(GREETING)
-    supervisor.prepare(GREETING)
-    wait_for(BEGAN)
-    [waiting] = supervisor._prepared.values()
+def test_a_prepared_command_is_used_by_the_next_run(supervisor):
+    supervisor.prepare(READS_OPTIONS)
+    supervisor.prepare(READS_OPTIONS)
+    wait_for(STARTED)
+    [prepared] = supervisor._prepared.values()
     assert not ENDED.exists()
-    assert supervisor.run(GREETING, {"project": 5}).report == {"pid": waiting.pid}
+    assert supervisor.run(READS_OPTIONS, {"project": 5}).report == {"pid": prepared.pid}
     assert ENDED.read_text() == '{"project": 5}'
-    supervisor.prepare(GREETING)
+    supervisor.prepare(READS_OPTIONS)
     [killed] = supervisor._prepared.values()
     killed.kill()
     killed.wait()
-    outcome = supervisor.run(GREETING, {})
+    outcome = supervisor.run(READS_OPTIONS, {})
     assert outcome.status == 0
-    assert outcome.report["pid"] not in {waiting.pid, killed.pid}
+    assert outcome.report["pid"] not in {prepared.pid, killed.pid}
 
 
 @pytest.mark.usefixtures("_python")
-def test_prepared_commands_end_with_the_supervisor_and_signals_do_what_they_did_before():
-    before = signal.getsignal(signal.SIGTERM)
+def test_exit_ends_prepared_commands_and_restores_signal_handlers():
+    handler = signal.getsignal(signal.SIGTERM)
     with Supervisor() as supervisor:
-        assert signal.getsignal(signal.SIGTERM) != before
+        assert signal.getsignal(signal.SIGTERM) != handler
         supervisor.prepare("import sys; sys.stdin.read()")
-        [waiting] = supervisor._prepared.values()
-    assert waiting.poll() is not None
-    assert signal.getsignal(signal.SIGTERM) == before
+        [prepared] = supervisor._prepared.values()
+    assert prepared.poll() is not None
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_a_command_of_the_trainer_that_is_told_nothing_ends_well():
-    """Whoever started it has been killed, and the pipe is closed."""
-    done = subprocess.run([*children.PROGRAM, "prune", FROM_STDIN], input=b"", capture_output=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+def test_a_command_whose_parent_was_killed_exits_quietly():
+    """Its stdin is closed without options."""
+    completed = subprocess.run([*processes.PROGRAM, "prune", FROM_STDIN], input=b"", capture_output=True, check=False)
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, b"", b"")
