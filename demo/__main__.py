@@ -16,17 +16,17 @@ from demo import clipart
 from demo.comparison import Outcome, count_rare, write_page
 from demo.label_studio import EMAIL, PASSWORD, label_studio
 from demo.loop import MODEL, Loop
+from demo.network import choose_network
 from demo.packages import PackageError
 from demo.pool import Pool, PoolImage, read_pool, write_digits
 from demo.processes import Child, DemoError, ProcessError
 from demo.product import CHECKOUT, Server, Workplace
 from demo.project import Project
 from demo.screen import Screen
-from demo.weights import choose_network
 
-_LABEL_STUDIO_PORT, _SERVER_PORT = 8080, 9090  # the usual ports, if they are free
-_WATCH_S = 0.5
-_NAMED = 6  # classes named in one line
+_LABEL_STUDIO_PORT, _SERVER_PORT = 8080, 9090  # if they are free
+_POLL_S = 0.5
+_MAX_CLASSES_SHOWN = 6
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -36,44 +36,45 @@ class _Stopped(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class _Images:
-    """The images of the demo, and how many of them are labelled in each step."""
+    """The images of the demo, and how many of them are labelled when."""
 
     pool: Pool
     origin: str
-    first: int
-    """Images labelled at random, before round 1."""
-    then: int
-    """Images labelled in the order of round 1."""
+    """Description of the images."""
+    initial: int
+    """Number of images labelled at random, before round 1."""
+    per_round: int
+    """Number of images labelled in the order of round 1."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demo and return its exit status; ending it while it serves is no failure."""
+    """Run the demo and return its exit status: 0 if it is stopped while it serves."""
     options = _parse(arguments)
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
     try:
         _run(options)
     except _Stopped as stopped:
-        print("\nStopped; nothing keeps running.")
+        print("\nStopped all processes.")
         return 128 + int(stopped.args[0])
     except (DemoError, LabelnextError, OSError) as err:
-        print(f"The demo cannot go on: {err}", file=sys.stderr)
+        print(f"error: {err}", file=sys.stderr)
         return 1
     return 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("--images", type=Path, help="a folder of class folders; drawings by default")
-    parser.add_argument("--weights", help="imagenet, none, or a file; by default imagenet")
-    parser.add_argument("--backbone", help="any of the trainer's; by default efficientnet_lite0")
-    parser.add_argument("--once", action="store_true", help="end after the report instead of serving on")
-    parser.add_argument("--data", type=Path, default=CHECKOUT / ".demo", help="where everything is kept")
-    parser.add_argument("--limit", type=_count, default=1000, help="use at most so many images (default 1000)")
-    parser.add_argument("--labelled", type=_count, help="label so many at first (default 80, of few images a quarter)")
-    parser.add_argument("--round", type=_count, help="label so many in the new order (default 60, or a quarter)")
-    parser.add_argument("--epochs", type=_count, help="train for so many passes over the labels")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the images (default 0)")
+    parser.add_argument("--images", type=Path, help="folder of class folders (default: drawings)")
+    parser.add_argument("--weights", help="imagenet, none or a file (default: imagenet)")
+    parser.add_argument("--backbone", help="a backbone of the trainer (default: efficientnet_lite0)")
+    parser.add_argument("--once", action="store_true", help="exit after the report")
+    parser.add_argument("--data", type=Path, default=CHECKOUT / ".demo", help="folder for all data (default: .demo)")
+    parser.add_argument("--limit", type=_count, default=1000, help="maximum number of images (default: 1000)")
+    parser.add_argument("--labelled", type=_count, help="labels before round 1 (default: 80, at most a quarter)")
+    parser.add_argument("--round", type=_count, help="labels between the rounds (default: 60, at most a quarter)")
+    parser.add_argument("--epochs", type=_count, help="number of training epochs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order of the images (default: 0)")
     return parser.parse_args(arguments)
 
 
@@ -96,10 +97,10 @@ def _run(options: argparse.Namespace) -> None:
     screen.title("Labelnext: which image should be labelled next?")
     images = _find_images(options, data, screen)
     network = choose_network(options.weights, options.backbone)
-    screen.note("Network", network.explanation)
+    screen.note("Network", network.description)
     training = [*network.options, *(["--epochs", str(options.epochs)] if options.epochs else [])]
     with ExitStack() as stack:
-        with screen.step("Label Studio", "starting; the first time it makes its database, for a minute") as step:
+        with screen.step("Label Studio", "starting; the first start creates the database, in about a minute") as step:
             studio = stack.enter_context(label_studio(data / "label-studio", port=_LABEL_STUDIO_PORT))
             step.outcome = f"answers on {studio.url}"
         workplace = Workplace(
@@ -109,7 +110,7 @@ def _run(options: argparse.Namespace) -> None:
         loop = Loop(workplace, project, images.pool, training, data)
         server = _label_and_rank(loop, images, screen, stack)
         if not options.once:
-            _serve_on(studio.process, server.process)
+            _wait_until_stopped(studio.process, server.process)
 
 
 def _find_images(options: argparse.Namespace, data: Path, screen: Screen) -> _Images:
@@ -120,16 +121,18 @@ def _find_images(options: argparse.Namespace, data: Path, screen: Screen) -> _Im
             root, origin = _provide_images(data)
         pool = read_pool(root, limit=options.limit, seed=options.seed)
         quarter = len(pool.images) // 4
-        first, then = options.labelled or min(80, quarter), options.round or min(60, quarter)
-        if not 0 < first + then < len(pool.images):
+        initial, per_round = options.labelled or min(80, quarter), options.round or min(60, quarter)
+        if not 0 < initial + per_round < len(pool.images):
             raise DemoError(
-                f"{root} gives {len(pool.images)} images, too few to label {first}, then {then}, and have some left"
+                f"expected more than {initial} + {per_round} images in {root}, of which {initial} are labelled before "
+                f"round 1 and {per_round} after it, found {len(pool.images)}; lower --labelled or --round"
             )
         step.outcome = f"{len(pool.images)} {origin}"
-    counts = {label: f"{label} {count}" for label, count in pool.counts.items()}
-    screen.detail(name_some([text for label, text in counts.items() if label not in pool.rare], most=_NAMED))
-    screen.detail("rare: " + name_some([counts[label] for label in counts if label in pool.rare], most=_NAMED))
-    return _Images(pool, origin, first, then)
+    frequent = [f"{label} {count}" for label, count in pool.counts.items() if label not in pool.rare]
+    rare = [f"{label} {count}" for label, count in pool.counts.items() if label in pool.rare]
+    screen.detail(name_some(frequent, most=_MAX_CLASSES_SHOWN))
+    screen.detail(f"rare: {name_some(rare, most=_MAX_CLASSES_SHOWN)}")
+    return _Images(pool, origin, initial, per_round)
 
 
 def _provide_images(data: Path) -> tuple[Path, str]:
@@ -139,37 +142,36 @@ def _provide_images(data: Path) -> tuple[Path, str]:
         clipart.provide_drawings(drawings)
     except PackageError as err:
         write_digits(data / "digits")
-        return data / "digits", f"handwritten digits, since there are no drawings: {err}"
+        return data / "digits", f"handwritten digits, because the drawings are not available: {err}"
     return drawings, clipart.ORIGIN
 
 
 def _label_and_rank(loop: Loop, images: _Images, screen: Screen, stack: ExitStack) -> Server:
     """Run both rounds, show the comparison with random labelling, and return the server, which keeps running."""
-    pool, then = images.pool, images.then
+    pool, initial, per_round = images.pool, images.initial, images.per_round
     with screen.step("Project", "uploading the images and labelling the first") as step:
         loop.upload()
-        loop.label(pool.images[: images.first])
-        step.outcome = f"{len(pool.images)} tasks, of which {images.first} are labelled, drawn at random"
-    with screen.step("Round 1", f"training on {images.first} labels") as step:
+        loop.label(pool.images[:initial])
+        step.outcome = f"{len(pool.images)} tasks, {initial} of them labelled at random"
+    with screen.step("Round 1", f"training on {initial} labels") as step:
         loop.train()
         step.update("starting the server")
         server = stack.enter_context(loop.serve(port=_SERVER_PORT))
-        step.update("ranking what is left")
+        step.update("ranking the unlabelled images")
         first = loop.rank(server.url)
-        step.outcome = f"trained on {images.first} labels; {_first_of(first, then, pool)}"
-    with screen.step("Round 2", f"labelling the {then} that came first") as step, ThreadPoolExecutor(1) as beside:
-        random = beside.submit(loop.measure_random, pool.images[: images.first + then])
-        loop.label(first[:then])
-        step.update(f"training on {len(loop.labelled)} labels, and on as many drawn at random")
+        step.outcome = f"trained on {initial} labels; {_describe_order(first, per_round, pool)}"
+    with screen.step("Round 2", f"labelling the first {per_round} images") as step, ThreadPoolExecutor(1) as executor:
+        random = executor.submit(loop.measure_random, pool.images[: initial + per_round])
+        loop.label(first[:per_round])
+        step.update(f"training on {len(loop.labelled)} labels, and on as many random ones")
         loop.train()
-        step.update("ranking what is left")
+        step.update("ranking the unlabelled images")
         second = loop.rank(server.url)
-        step.update("counting what is right")
-        outcomes = {"in this order": loop.measure(server), "at random": random.result()}
-        step.outcome = f"trained on {len(loop.labelled)} labels; {_first_of(second, then, pool)}"
+        step.update("comparing with random labels")
+        outcomes = {"ranked": loop.measure(server), "random": random.result()}
+        step.outcome = f"trained on {len(loop.labelled)} labels; {_describe_order(second, per_round, pool)}"
+    orders = {"First in round 1": first, "First in round 2": second, "First at random": pool.images[initial:]}
     page = loop.data / "report.html"
-    by_chance = pool.images[images.first :]
-    orders = {"First in round 1": first, "First in round 2": second, "First at random": by_chance}
     write_page(page, pool, orders, outcomes, origin=images.origin)
     _show(outcomes, pool, screen)
     screen.links(
@@ -183,39 +185,39 @@ def _label_and_rank(loop: Loop, images: _Images, screen: Screen, stack: ExitStac
     return server
 
 
-def _first_of(order: Sequence[PoolImage], count: int, pool: Pool) -> str:
-    """Describe how many of the first `count` images are rare, and how many of a random selection would be."""
+def _describe_order(order: Sequence[PoolImage], count: int, pool: Pool) -> str:
+    """Describe how many of the first `count` images are rare, compared with a random selection."""
     rare = count_rare(pool, order[:count])
     expected = count * count_rare(pool, order) / len(order)
-    return f"{rare} of the next {min(count, len(order))} are rare, by chance {expected:.0f}"
+    return f"{rare} of the first {min(count, len(order))} are rare, at random {expected:.0f}"
 
 
 def _show(outcomes: Mapping[str, Outcome], pool: Pool, screen: Screen) -> None:
     rare = count_rare(pool, pool.images)
     labels = next(iter(outcomes.values())).labels
     screen.table(
-        f"What {labels} labels came to",
+        f"With {labels} labels",
         list(outcomes),
         {
             "rare images labelled": [f"{outcome.rare_labelled} of {rare}" for outcome in outcomes.values()],
-            "rare images right, labelled or guessed": [
-                f"{outcome.rare_right} of {rare}" for outcome in outcomes.values()
+            "rare images labelled or predicted correctly": [
+                f"{outcome.rare_correct} of {rare}" for outcome in outcomes.values()
             ],
-            "all images right, labelled or guessed": [f"{outcome.right:.1%}" for outcome in outcomes.values()],
+            "all images labelled or predicted correctly": [f"{outcome.accuracy:.1%}" for outcome in outcomes.values()],
         },
     )
 
 
-def _serve_on(*children: Child) -> None:
-    """Wait until the user stops the demo; raise ProcessError if a child process ends before."""
-    print("\nCtrl-C ends it all.", flush=True)
+def _wait_until_stopped(*children: Child) -> None:
+    """Wait until the user stops the demo; raise ProcessError if a child process ends earlier."""
+    print("\nPress Ctrl-C to stop.", flush=True)
     try:
         while all(child.popen.poll() is None for child in children):
-            time.sleep(_WATCH_S)
+            time.sleep(_POLL_S)
     except _Stopped:
         return
     ended = next(child for child in children if child.popen.poll() is not None)
-    raise ProcessError(f"{ended.name} ended by itself; see {ended.log}")
+    raise ProcessError(f"{ended.name} ended unexpectedly; see {ended.log}")
 
 
 if __name__ == "__main__":

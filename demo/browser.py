@@ -16,7 +16,7 @@ from demo.processes import DemoError
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE_MS = 60_000  # Label Studio loads several megabytes of JavaScript
-_OWN = ("http://127.0.0.1:", "data:", "blob:")
+_LOCAL_URLS = ("http://127.0.0.1:", "data:", "blob:")
 _COLOURS = 128
 _CAPTION = """text => {
   const line = document.getElementById('caption') ?? document.body.appendChild(document.createElement('div'));
@@ -32,7 +32,7 @@ def open_browser() -> Iterator[Browser]:
     """Context manager for a running browser."""
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
-        raise DemoError(f"needs a browser, found none of {', '.join(_NAMES)}; apt install chromium brings one")
+        raise DemoError(f"found no browser ({', '.join(_NAMES)}); run apt install chromium")
     # Chromium's sandbox does not work for root.
     options = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
@@ -46,7 +46,7 @@ def logged_in(browser: Browser, url: str, *, width: int = 1360, height: int = 82
     """Context manager for a page logged in to the Label Studio at `url`; requests to other hosts are blocked."""
     page = browser.new_page(viewport={"width": width, "height": height})
     page.set_default_timeout(PATIENCE_MS)
-    page.route(lambda address: not address.startswith(_OWN), lambda route: route.abort())
+    page.route(lambda address: not address.startswith(_LOCAL_URLS), lambda route: route.abort())
     page.goto(f"{url}/user/login/")
     page.fill("input[name=email]", EMAIL)
     page.fill("input[name=password]", PASSWORD)

@@ -1,4 +1,4 @@
-"""Drawings of the Open Clip Art Library in class folders: public domain, from Debian's package of them.
+"""Public-domain drawings of the Open Clip Art Library in class folders, from Debian's package.
 
 The package is not installed; it is unpacked into a temporary folder.
 """
@@ -20,7 +20,6 @@ from demo.packages import PackageError, unpack
 PACKAGE = "openclipart-png"
 ORIGIN = "drawings from the Open Clip Art Library, public domain"
 
-# The package's folders of animals, plants and things, by the name of the class in the demo.
 CLASSES = {
     "bird": "animals/birds",
     "bug": "animals/bugs",
@@ -31,11 +30,12 @@ CLASSES = {
     "mammal": "animals/mammals",
     "vehicle": "transportation/vehicles",
 }
-_LEAST_IMAGES = 10  # of each class; fewer mean that the layout of the package has changed
+"""The package's folder of each class."""
 
-_BELOW = Path("usr/share/openclipart/png")
+_MIN_IMAGES = 10  # of each class; fewer mean that the layout of the package has changed
+_FOLDER = Path("usr/share/openclipart/png")
 _SIDE_PX = 320
-_MOST_PIXELS = 10_000_000  # eleven drawings have 17 times as many and would take longer than all others together
+_MAX_PIXELS = 10_000_000  # eleven drawings have 17 times as many and would take longer than all others together
 
 
 def provide_drawings(root: Path) -> None:
@@ -47,9 +47,9 @@ def provide_drawings(root: Path) -> None:
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{root.name}-", dir=root.parent) as scratch:
-        source = Path("/") / _BELOW  # if the package is installed
+        source = Path("/") / _FOLDER  # if the package is installed
         if not source.is_dir():
-            source = unpack([PACKAGE], Path(scratch) / "content") / PACKAGE / _BELOW
+            source = unpack([PACKAGE], Path(scratch) / "content") / PACKAGE / _FOLDER
         made = Path(scratch) / "made"
         _write(_choose(source), made)
         made.rename(root)
@@ -62,15 +62,17 @@ def _choose(source: Path) -> Mapping[str, Sequence[Path]]:
         for path in sorted((source / folder).rglob("*.png")):
             content = path.read_bytes()
             width, height = struct.unpack(">II", content[16:24])  # of the IHDR chunk, which comes first
-            if width * height <= _MOST_PIXELS:
+            if width * height <= _MAX_PIXELS:
                 copies[hashlib.sha256(content).hexdigest()].append((label, path))
     chosen: dict[str, list[Path]] = {label: [] for label in CLASSES}
     for same in copies.values():
         if len({label for label, _ in same}) == 1:
             label, path = same[0]
             chosen[label].append(path)
-    if few := [f"{len(paths)} of {label}" for label, paths in chosen.items() if len(paths) < _LEAST_IMAGES]:
-        raise PackageError(f"{PACKAGE} holds too few drawings ({', '.join(few)}; at least {_LEAST_IMAGES} of each)")
+    if few := [f"{len(paths)} of {label}" for label, paths in chosen.items() if len(paths) < _MIN_IMAGES]:
+        raise PackageError(
+            f"expected at least {_MIN_IMAGES} drawings of each class in {PACKAGE}, found {', '.join(few)}"
+        )
     return chosen
 
 
@@ -87,12 +89,12 @@ def _write(chosen: Mapping[str, Sequence[Path]], root: Path) -> None:
 
 
 def _draw(source: Path, target: Path) -> None:
-    """Save a drawing on a white background, unless nothing of it is visible."""
+    """Save a drawing on a white background, unless it is blank."""
     try:
         with Image.open(source) as opened:
             drawing = opened.convert("RGBA")
     except (UnidentifiedImageError, OSError) as err:
-        raise PackageError(f"{source.name} of {PACKAGE} is no image that can be read ({err})") from err
+        raise PackageError(f"cannot read {source.name} of {PACKAGE}: {err}") from err
     drawing.thumbnail((_SIDE_PX, _SIDE_PX), reducing_gap=2.0)
     paper = Image.new("RGB", drawing.size, "white")
     paper.paste(drawing, mask=drawing)

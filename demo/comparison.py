@@ -1,4 +1,4 @@
-"""Compares labels given in the ranked order with as many random ones: figures, and an HTML page."""
+"""Compares labels in the ranked order with as many random ones, in figures and on an HTML page."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from demo.pool import Pool, PoolImage
 
-_SHOWN = 24
+_IMAGES_SHOWN = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The state of a pool: an image is right if it is labelled or its prediction is right."""
+    """The state of a pool; an image is correct if it is labelled or its prediction is correct."""
 
     labels: int
     rare_labelled: int
     """Labelled images of rare classes."""
-    rare_right: int
-    """Right images of rare classes."""
-    right: float
-    """The share of right images in the pool, in [0, 1]."""
+    rare_correct: int
+    """Correct images of rare classes."""
+    accuracy: float
+    """The share of correct images in the pool, in [0, 1]."""
 
 
 def measure(pool: Pool, labelled: Collection[str], predicted: Mapping[str, str]) -> Outcome:
-    """Return the outcome for the names of labelled images, and the predictions of the others by name."""
+    """Return the outcome, given the names of labelled images, and the predictions of the others by name."""
     known = [image for image in pool.images if image.name in labelled]
-    right = [image for image in pool.images if image.name in labelled or predicted.get(image.name) == image.label]
-    return Outcome(len(labelled), count_rare(pool, known), count_rare(pool, right), len(right) / len(pool.images))
+    correct = [image for image in pool.images if image.name in labelled or predicted.get(image.name) == image.label]
+    return Outcome(len(labelled), count_rare(pool, known), count_rare(pool, correct), len(correct) / len(pool.images))
 
 
 def count_rare(pool: Pool, images: Sequence[PoolImage]) -> int:
@@ -39,7 +39,7 @@ def count_rare(pool: Pool, images: Sequence[PoolImage]) -> int:
 def write_page(
     path: Path, pool: Pool, orders: Mapping[str, Sequence[PoolImage]], outcomes: Mapping[str, Outcome], *, origin: str
 ) -> None:
-    """Write the page: the first images of each order, and the outcome of each way to choose labels."""
+    """Write the page: the first images of each order, and the outcome of each way of labelling."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -52,7 +52,7 @@ def write_page(
         rare_images=count_rare(pool, pool.images),
         origin=origin,
         outcomes=outcomes,
-        orders={heading: images[:_SHOWN] for heading, images in orders.items()},
+        orders={heading: images[:_IMAGES_SHOWN] for heading, images in orders.items()},
         count_rare=count_rare,
     )
     path.write_text(page, encoding="utf-8")

@@ -1,6 +1,6 @@
-"""A headless Label Studio on this machine: SQLite, loopback only, no traffic to the outside.
+"""A headless Label Studio on this machine: SQLite, loopback only, no requests to the internet.
 
-Database, uploads and token are kept in its data folder, so that a later start needs no migrations.
+Database, uploads and token stay in its data folder, so that a later start needs no migrations.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _START_TIMEOUT_S = 480.0  # the first start migrates the database: 50 s on two i
 
 @dataclass(frozen=True, slots=True)
 class LabelStudio:
-    """A running Label Studio: where it answers, a personal access token for it, and its process."""
+    """A running Label Studio: its address, a personal access token, and its process."""
 
     url: str
     token: str
@@ -45,9 +45,9 @@ def label_studio(data: Path, *, port: int | None = None) -> Iterator[LabelStudio
     data.mkdir(parents=True, exist_ok=True)
     port = free_port(port)  # if the port is in use, Label Studio silently takes the next one
     url = f"http://127.0.0.1:{port}"
-    if not (kept := data / "legacy-token").exists():
-        _write_secret(kept, secrets.token_hex(20))
-    legacy_token = kept.read_text()
+    if not (legacy_token_file := data / "legacy-token").exists():
+        _write_secret(legacy_token_file, secrets.token_hex(20))
+    legacy_token = legacy_token_file.read_text()
     command: list[str | Path] = [python_of("label-studio"), "-m", "label_studio.server", "start", "--no-browser"]
     command += ["--internal-host", "127.0.0.1", "-p", str(port), "--username", EMAIL, "--password", PASSWORD]
     command += ["--user-token", legacy_token, "--enable-legacy-api-token"]
@@ -64,7 +64,7 @@ def _environment(data: Path, url: str) -> dict[str, str]:
         "LABEL_STUDIO_BASE_DATA_DIR": str(data),
         "DJANGO_DB": "sqlite",
         "LABEL_STUDIO_HOST": url,
-        # No requests to the outside.
+        # No requests to the internet.
         "COLLECT_ANALYTICS": "0",
         "LATEST_VERSION_CHECK": "0",
         "SENTRY_DSN": "",
@@ -79,7 +79,7 @@ def _environment(data: Path, url: str) -> dict[str, str]:
 
 
 def _personal_access_token(path: Path, url: str, legacy_token: str) -> str:
-    """Return the token kept in `path`; if there is none that works, create one by means of the legacy token."""
+    """Return the token in the file `path` if it works; otherwise create one with the legacy token."""
     if path.exists():
         token = path.read_text()
         with contextlib.suppress(ConfigError):
@@ -91,7 +91,7 @@ def _personal_access_token(path: Path, url: str, legacy_token: str) -> str:
         legacy.post("/api/token/blacklist/", {"refresh": old["token"]})
     token = str(legacy.post("/api/token/", {})["token"])
     _write_secret(path, token)
-    # Legacy tokens were needed only to get here; the product must work with Label Studio's default, which is off.
+    # Legacy tokens are no longer needed; the product must work with Label Studio's default, which is to disable them.
     settings = {"api_tokens_enabled": True, "legacy_api_tokens_enabled": False}
     LabelStudioClient(url, token).post("/api/jwt/settings", settings)
     return token

@@ -1,4 +1,4 @@
-"""The active learning loop of the demo, with the true classes as the annotator, and its comparison: random labels."""
+"""The active learning loop of the demo, which labels images with their true classes, and its random baseline."""
 
 import shutil
 from collections.abc import Sequence
@@ -47,12 +47,14 @@ class Loop:
         train(self.workplace, self.project.id, self.options, log=self.data / "trainer.log")
 
     def rank(self, server: str) -> list[PoolImage]:
-        """Rank the unlabelled tasks, and return their images in the order in which Label Studio now serves them."""
+        """Rank the unlabelled tasks, and return their images in the order in which Label Studio serves them."""
         rank(self.workplace, self.project.id, server, log=self.data / "trainer.log")
         tasks = [task for task in self.project.tasks(ordering=_BY_SCORE) if task.predictions and not task.labelled]
         scores = [task.predictions[0].score for task in tasks]
         first = {task.id for task, score in zip(tasks, scores, strict=True) if score == scores[0]}
-        if scores != sorted(scores) or (served := self.project.next_task_id()) not in first:
+        if scores != sorted(scores):
+            raise DemoError("expected Label Studio to sort the tasks by ascending score, got another order")
+        if (served := self.project.next_task_id()) not in first:
             raise DemoError(f"expected Label Studio to begin with one of the tasks {sorted(first)}, got {served}")
         images = {image.name: image for image in self.pool.images}
         return [images[task.file] for task in tasks]
@@ -62,15 +64,15 @@ class Loop:
         return serving(self.workplace, log=self.data / f"server-{self.workplace.model}.log", port=port)
 
     def measure(self, server: Server) -> Outcome:
-        """Predict all unlabelled images, and count the right labels and predictions of the pool."""
+        """Predict all unlabelled images, and count the correct labels and predictions of the pool."""
         known = {image.name for image in self.labelled}
-        left = [image.name for image in self.pool.images if image.name not in known]
-        references = [self._tasks[name].reference for name in left]
+        unlabelled = [image.name for image in self.pool.images if image.name not in known]
+        references = [self._tasks[name].reference for name in unlabelled]
         predicted = server.predict(references, label_config(self.pool.labels))
-        return measure(self.pool, known, dict(zip(left, predicted, strict=True)))
+        return measure(self.pool, known, dict(zip(unlabelled, predicted, strict=True)))
 
     def measure_random(self, images: Sequence[PoolImage]) -> Outcome:
-        """Train another model on randomly chosen `images`, outside of Label Studio, and measure it in the same way."""
+        """Train another model on randomly chosen `images`, without Label Studio, and measure it in the same way."""
         folder = self.data / "random"
         shutil.rmtree(folder, ignore_errors=True)
         for image in images:

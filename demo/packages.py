@@ -1,4 +1,4 @@
-"""Downloads Debian packages and unpacks them without installing them; needs no root."""
+"""Downloads and unpacks Debian packages without installing them; does not need root."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 from demo.processes import DemoError
 
 _TIMEOUT_S = 600.0
-# Run by root, apt would download as a user who cannot write into our folder.
+# As root, apt would download as a user without write access to our folder.
 _APT = ("apt-get", "--quiet", "--option", "APT::Sandbox::User=root", "--option", "Acquire::Retries=1")
 
 
@@ -18,7 +18,7 @@ class PackageError(DemoError):
 
 
 def unpack(packages: Sequence[str], folder: Path) -> Path:
-    """Unpack each package into a subfolder of `folder` that has its name, and return `folder`; nothing if it exists.
+    """Unpack each package into a subfolder of `folder` with its name, unless `folder` exists, and return `folder`.
 
     If the system's package lists are missing or stale, temporary ones are downloaded.
     """
@@ -26,7 +26,7 @@ def unpack(packages: Sequence[str], folder: Path) -> Path:
         return folder
     names = ", ".join(packages)
     if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-        raise PackageError(f"apt-get, which could bring {names}, is not on this machine")
+        raise PackageError(f"cannot download {names}: apt-get or dpkg-deb is not installed")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as scratch:
         made = Path(scratch) / "made"
@@ -39,14 +39,14 @@ def unpack(packages: Sequence[str], folder: Path) -> Path:
 
 
 def _download(packages: Sequence[str], scratch: Path, *, names: str) -> list[Path]:
-    own = ("--option", f"Dir::State={scratch / 'state'}", "--option", f"Dir::Cache={scratch / 'cache'}")
+    temporary = ("--option", f"Dir::State={scratch / 'state'}", "--option", f"Dir::Cache={scratch / 'cache'}")
     for each in ("state/lists/partial", "cache/archives/partial"):
         (scratch / each).mkdir(parents=True)
     try:
         _run([*_APT, "download", *packages], scratch, names=names)
     except PackageError:
-        _run([*_APT, *own, "update"], scratch, names=names)
-        _run([*_APT, *own, "download", *packages], scratch, names=names)
+        _run([*_APT, *temporary, "update"], scratch, names=names)
+        _run([*_APT, *temporary, "download", *packages], scratch, names=names)
     return [next(scratch.glob(f"{each}_*.deb")) for each in packages]
 
 
@@ -62,7 +62,7 @@ def _run(command: Sequence[str | Path], folder: Path, *, names: str) -> None:
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired as err:
-        raise PackageError(f"{command[0]} did not end within {_TIMEOUT_S:.0f} s") from err
+        raise PackageError(f"cannot download {names}: {command[0]} did not end within {_TIMEOUT_S:.0f} s") from err
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise PackageError(f"{command[0]} could not bring {names} ({said[-1]})")
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise PackageError(f"cannot download {names}: {command[0]} failed ({lines[-1]})")

@@ -18,29 +18,28 @@ from playwright.sync_api import Page, expect
 from demo import clipart
 from demo.browser import PATIENCE_MS, Film, logged_in, open_browser
 from demo.label_studio import LabelStudio, label_studio
+from demo.network import choose_network
 from demo.pool import read_pool
 from demo.processes import DemoError
 from demo.product import CHECKOUT, Server, Workplace, rank, serving, train
 from demo.project import Project
-from demo.weights import choose_network
 
 _IMAGES: Final = CHECKOUT / "docs" / "images"
 _COLOURS: Final = 128
 _FILM_WIDTH: Final = 960
 
-_FIRST, _THEN = 80, 60
-"""Labels before the first round, and before each later one."""
-_LEAST_ROUNDS, _MOST_ROUNDS = 3, 6
-"""Rounds are added until there is a tab of labels to confirm in bulk."""
+_INITIAL_LABELS, _LABELS_PER_ROUND = 80, 60
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 6
+"""Rounds continue until there is a tab Sure, whose labels can be confirmed in bulk."""
 _HOLDOUT: Final = ("--holdout-share", "0.3")
-"""Far above the default: a tenth of a few hundred drawings is too few to certify any precision."""
+"""Far above the default: a tenth of a few hundred drawings is too small to certify any precision."""
 _SURE: Final = ("--sure", "0.7")
-"""Below the default: classes of drawings are hard, and at 0.8 some runs would offer nothing to confirm."""
+"""Below the default: drawings are hard to classify, and at 0.8 some runs would offer no labels to confirm."""
 _MISTAKES: Final = 5
-"""Wrong labels, for the tab Look again to find."""
-_SUBMITTED: Final = 3
+"""Number of wrong labels for the tab Look again."""
+_LABELS_FILMED: Final = 3
 
-_CHOSEN: Final = "window.Htx?.annotationStore?.selected?.names?.get('label')?.selectedValues() ?? []"
+_SELECTED: Final = "window.Htx?.annotationStore?.selected?.names?.get('label')?.selectedValues() ?? []"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +51,11 @@ class _Demo:
     project: Project
     workplace: Workplace
     truth: Mapping[int, str]
-    """The true class of each task, by task number."""
+    """The true class of each task, by task id."""
 
 
 def main() -> int:
-    """Make all pictures; return the exit status."""
+    """Take all pictures; return the exit status."""
     try:
         with ExitStack() as stack:
             demo = _prepare(stack)
@@ -65,7 +64,7 @@ def main() -> int:
             _take_pictures(page, demo)
             _film(page, demo)
     except DemoError as err:
-        print(f"There can be no pictures: {err}", file=sys.stderr)
+        print(f"error: {err}", file=sys.stderr)
         return 1
     return 0
 
@@ -85,25 +84,25 @@ def _prepare(stack: ExitStack) -> _Demo:
     labels = {image.name: image.label for image in pool.images}
     truth = {task.id: labels[task.file] for task in project.tasks()}
     tasks = list(truth)
-    for task in tasks[:_FIRST]:
+    for task in tasks[:_INITIAL_LABELS]:
         wrong = next(label for label in pool.labels if label != truth[task])
         project.annotate(task, wrong if task in tasks[:_MISTAKES] else truth[task])
     server = stack.enter_context(serving(workplace, log=data / "server.log"))
     demo = _Demo(studio, server, project, workplace, truth)
     _round(demo)
     _label_tab(demo, "Random holdout")
-    for done in range(1, _MOST_ROUNDS):
-        if done >= _LEAST_ROUNDS and _sure_tabs(demo):
+    for rounds in range(1, _MAX_ROUNDS):
+        if rounds >= _MIN_ROUNDS and _sure_tab(demo):
             break
-        _label_tab(demo, "Label next", most=_THEN)
+        _label_tab(demo, "Label next", limit=_LABELS_PER_ROUND)
         _round(demo)
     project.connect(server.url, title="Labelnext")
     return demo
 
 
-def _label_tab(demo: _Demo, title: str, *, most: int | None = None) -> None:
-    """Annotate the first `most` tasks of a tab."""
-    for task in demo.project.tasks_in(title)[:most]:
+def _label_tab(demo: _Demo, title: str, *, limit: int | None = None) -> None:
+    """Annotate the first `limit` tasks of a tab, or all."""
+    for task in demo.project.tasks_in(title)[:limit]:
         demo.project.annotate(task, demo.truth[task])
 
 
@@ -114,28 +113,28 @@ def _round(demo: _Demo) -> None:
 
 def _take_pictures(page: Page, demo: _Demo) -> None:
     _open_list(page, demo.project.tab("Label next"))
-    _keep(page, "label-next")
-    _open_grid(page, _largest_sure(demo))
-    _keep(page, "sure")
+    _save(page, "label-next")
+    _open_sure_tab(page, demo)
+    _save(page, "sure")
     _open_list(page, demo.project.tab("Look again"))
-    _keep(page, "look-again")
+    _save(page, "look-again")
 
 
 def _film(page: Page, demo: _Demo) -> None:
     """Film the labelling of a few tasks, a bulk confirmation, and the server's page after the next round."""
     film = Film(page, _FILM_WIDTH)
     _open_list(page, demo.project.tab("Label next"))
-    film.shoot("1. Label next: what teaches the model most comes first, and why", 3)
+    film.shoot("1. Label next: the most informative images come first, with the reason", 3)
     page.get_by_text("Label All Tasks").click()
-    for _ in range(_SUBMITTED):
+    for _ in range(_LABELS_FILMED):
         _label(page, demo, film)
-    _open_grid(page, _largest_sure(demo))
+    _open_sure_tab(page, demo)
     count = int(page.get_by_title("Filtered tasks").inner_text())
-    film.shoot("3. Sure: look over many labels at once, untick what is wrong", 3)
+    film.shoot("3. Sure: check many labels at once, and untick wrong ones", 3)
     page.get_by_text(re.compile(r"^\d+ Tasks?$")).first.click()
     action = page.get_by_text("Create Annotations From Predictions").first
     action.hover()
-    film.shoot("4. ... and confirm all others", 2)
+    film.shoot("4. ... then confirm all others", 2)
     action.click()
     page.get_by_text("OK", exact=True).click()
     expect(page.get_by_title("Filtered tasks")).to_have_text("0", timeout=PATIENCE_MS)
@@ -144,19 +143,19 @@ def _film(page: Page, demo: _Demo) -> None:
     _round(demo)
     page.goto(demo.server.url)
     page.wait_for_timeout(1000)
-    _keep(page, "server")
+    _save(page, "server")
     film.shoot("6. Each round: how good it is, and whether more labels would help", 4)
     film.save(_IMAGES / "loop.gif")
 
 
 def _label(page: Page, demo: _Demo, film: Film) -> None:
-    caption = "2. Label as always: the prediction is ticked, a key corrects it"
+    caption = "2. Label as usual: the prediction is ticked, a key corrects it"
     page.get_by_role("button", name="Submit").first.wait_for()
     page.wait_for_timeout(1500)
     task = page.locator("[class*=current-task__task-id]").inner_text().split()[0]
     film.shoot(caption, 1)
     label = demo.truth[int(task)]
-    if page.evaluate(_CHOSEN) != [label]:
+    if page.evaluate(_SELECTED) != [label]:
         page.get_by_label(label).first.click()
         film.shoot(caption, 0.8)
     page.get_by_role("button", name="Submit").first.click()
@@ -166,18 +165,19 @@ def _label(page: Page, demo: _Demo, film: Film) -> None:
     )
 
 
-def _sure_tabs(demo: _Demo) -> list[str]:
-    """Return the titles of the tabs Sure of the most frequent label: one, or none yet."""
-    frequent = Counter(demo.truth.values()).most_common(1)[0][0]
-    return [title for title in demo.project.tabs() if title.startswith(f"Sure: {frequent} ")]
+def _sure_tab(demo: _Demo) -> str | None:
+    """Return the title of the tab Sure of the most frequent label, if there is one yet."""
+    ((label, _),) = Counter(demo.truth.values()).most_common(1)
+    return next((title for title in demo.project.tabs() if title.startswith(f"Sure: {label} ")), None)
 
 
-def _largest_sure(demo: _Demo) -> str:
-    """Return the address of the tab Sure of the most frequent label."""
-    sure = _sure_tabs(demo)
-    if not sure:
-        raise DemoError("no label may be confirmed: the holdout is too small, or the model too poor")
-    return demo.project.tab(sure[0])
+def _open_sure_tab(page: Page, demo: _Demo) -> None:
+    title = _sure_tab(demo)
+    if title is None:
+        raise DemoError("there is no tab Sure for the most frequent label; more rounds may be needed (_MAX_ROUNDS)")
+    page.goto(demo.project.tab(title))
+    page.get_by_title("Filtered tasks").wait_for()
+    page.wait_for_timeout(4000)  # until images have loaded
 
 
 def _open_list(page: Page, url: str) -> None:
@@ -186,13 +186,7 @@ def _open_list(page: Page, url: str) -> None:
     page.wait_for_timeout(2000)  # until images have loaded
 
 
-def _open_grid(page: Page, url: str) -> None:
-    page.goto(url)
-    page.get_by_title("Filtered tasks").wait_for()
-    page.wait_for_timeout(4000)  # until images have loaded
-
-
-def _keep(page: Page, name: str) -> None:
+def _save(page: Page, name: str) -> None:
     """Save a screenshot; a small palette keeps the file small."""
     path = _IMAGES / f"{name}.png"
     page.screenshot(path=path, animations="disabled")

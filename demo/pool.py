@@ -14,13 +14,13 @@ from demo.processes import DemoError
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _SIDE_PX = 64  # scikit-learn's digits have 8 x 8 pixels: too small to look at
 
-# Images of each digit: a long tail. scikit-learn has at least 174 of each.
+# The number of images of each digit, a long tail; scikit-learn has at least 174 of each.
 DIGIT_COUNTS = (170, 90, 60, 45, 35, 28, 22, 18, 16, 14)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolImage:
-    """An image file, the name under which it is uploaded, and its true class, which only the annotator knows."""
+    """An image file, its name in Label Studio, and its true class, which only the annotator knows."""
 
     path: Path
     name: str
@@ -52,9 +52,9 @@ def read_pool(root: Path, *, limit: int, seed: int) -> Pool:
     found = [(path, path.parent.name) for path in sorted(root.glob("*/*")) if path.suffix.lower() in _SUFFIXES]
     labels = tuple(sorted({label for _, label in found}))
     if len(labels) < 2:
-        raise DemoError(f"expected {root} to hold two or more class folders with images, found {len(labels)}")
+        raise DemoError(f"expected two or more class folders with images in {root}, found {len(labels)}")
     random.Random(seed).shuffle(found)  # noqa: S311  # not for cryptography
-    # Label Studio shows the name: it must be unique and must not reveal the class.
+    # Label Studio shows the name, which must be unique and must not reveal the class.
     images = [
         PoolImage(path, f"image-{index:05}{path.suffix.lower()}", label)
         for index, (path, label) in enumerate(found[:limit])
@@ -65,7 +65,7 @@ def read_pool(root: Path, *, limit: int, seed: int) -> Pool:
 def write_digits(root: Path, counts: Sequence[int] = DIGIT_COUNTS) -> None:
     """Write scikit-learn's handwritten digits as PNG files in class folders "0" to "9"; existing files are kept.
 
-    `counts` has the number of images of each digit, from 0 on.
+    `counts` is the number of images of each digit, starting with 0.
     """
     from sklearn.datasets import load_digits
 

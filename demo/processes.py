@@ -1,4 +1,4 @@
-"""Child processes: started in their own process groups, awaited over HTTP, and always stopped."""
+"""Child processes in their own process groups, which are always stopped."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ _POLL_S = 0.2
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message is printed for the user."""
+    """The demo failed; the message is printed for the user."""
 
 
 class ProcessError(DemoError):
@@ -39,10 +39,12 @@ class Child:
             while not _answers(http, url, until):
                 ended = self.popen.poll()
                 if ended is not None or time.monotonic() > deadline:
-                    said = (
-                        f"gave {url} no answer in {timeout_s:.0f} s" if ended is None else f"ended with status {ended}"
+                    reason = (
+                        f"did not answer at {url} within {timeout_s:.0f} s"
+                        if ended is None
+                        else f"ended with status {ended}"
                     )
-                    raise ProcessError(f"{self.name} {said}; the end of {self.log}:\n{tail(self.log)}")
+                    raise ProcessError(f"{self.name} {reason}; the end of {self.log}:\n{tail(self.log)}")
                 time.sleep(_POLL_S)
 
     def stop(self) -> None:
@@ -50,7 +52,7 @@ class Child:
         self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(10)
-        # Also if the leader has ended: its own children may still run.
+        # Even if the leader has ended, its children may still run.
         self._signal(signal.SIGKILL)
         self.popen.wait()
 
@@ -65,11 +67,11 @@ def running(
 ) -> Iterator[Child]:
     """Context manager for a running `command`; error messages call it `name`.
 
-    Its output replaces the file `log`; `environment` is added to this process's own.
+    Its output replaces the file `log`; `environment` is added to that of this process.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        # In its own group the child gets no Ctrl-C from the terminal; this process stops it in order.
+        # Its own process group gets no Ctrl-C from the terminal; this process stops it.
         popen = subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.DEVNULL,

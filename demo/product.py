@@ -1,4 +1,4 @@
-"""Runs the trainer as a command, and the server under gunicorn, as users run them. Imports neither."""
+"""Runs the trainer as a command and the server under gunicorn, as users do. Imports neither."""
 
 import contextlib
 import json
@@ -21,16 +21,16 @@ _SERVER_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """What trainer and server share: the model repository, the caches, and the Label Studio they work for."""
+    """The settings that trainer and server share: model repository, caches, and Label Studio."""
 
     models: Path
     cache: Path
     label_studio_url: str
     token: str
     model: str | None = None
-    """The model to train and serve; by default the trainer's default, and all models."""
+    """The model to train and serve; by default the trainer's default model, and all models."""
     features: Path | None = None
-    """Folder of the feature store that both share; by default each has its own."""
+    """Folder of a shared feature store; by default trainer and server have separate ones."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -71,8 +71,8 @@ class Server:
             retries=False,
         )
         if reply.status != 200:
-            raise ProcessError(f"the server answered {reply.status} when asked to predict: {reply.data[:500]!r}")
-        return [found["result"][0]["value"]["choices"][0] for found in reply.json()["results"]]
+            raise ProcessError(f"the server answered /predict with {reply.status}: {reply.data[:500]!r}")
+        return [each["result"][0]["value"]["choices"][0] for each in reply.json()["results"]]
 
 
 def train(
@@ -84,7 +84,7 @@ def train(
         workplace: the repository to publish to, and the Label Studio of the project.
         source: a project's number, or a folder of class folders.
         options: further arguments of `python -m trainer run`.
-        log: file to which the trainer's output is appended; by default its stderr is this process's own.
+        log: file to which the trainer's output is appended; by default its stderr is that of this process.
     """
     labels = ["--images" if isinstance(source, Path) else "--project", str(source)]
     report: dict[str, Any] = json.loads(run_trainer(workplace, "run", *labels, *options, log=log))
@@ -100,21 +100,21 @@ def rank(
 
 def run_trainer(workplace: Workplace, *arguments: str, log: Path | None = None) -> str:
     """Run a command of the trainer, and return the last line of its output."""
-    with log.open("a", encoding="utf-8") if log else contextlib.nullcontext() as written:
+    with log.open("a", encoding="utf-8") if log else contextlib.nullcontext() as log_file:
         done = subprocess.run(
             [sys.executable, "-m", "trainer", *arguments],
             cwd=CHECKOUT,
             env={**os.environ, **workplace.environment},
             stdout=subprocess.PIPE,
-            stderr=written,
+            stderr=log_file,
             text=True,
             check=False,
         )
-        if written:
-            written.write(done.stdout)
+        if log_file:
+            log_file.write(done.stdout)
     if done.returncode != 0:
-        words = f"the end of {log}:\n{tail(log)}" if log else "its own words are above"
-        raise ProcessError(f"the trainer ended with status {done.returncode}; {words}")
+        output = f"the end of {log}:\n{tail(log)}" if log else "its output is above"
+        raise ProcessError(f"the trainer ended with status {done.returncode}; {output}")
     return "".join(done.stdout.splitlines()[-1:])
 
 
@@ -122,7 +122,7 @@ def python_of(environment: str) -> Path:
     """Return the interpreter of one of the Makefile's environments, such as "server"."""
     python = CHECKOUT / f".venv-{environment}" / "bin" / "python"
     if not python.exists():
-        raise ProcessError(f"expected the environment .venv-{environment}; `make environments` makes it")
+        raise ProcessError(f"the environment .venv-{environment} does not exist; run `make environments`")
     return python
 
 
@@ -137,7 +137,7 @@ def serving(
 ) -> Iterator[Server]:
     """Context manager for a server under gunicorn that serves `version`, or any if None.
 
-    `port` is taken if it is free. `settings` are further environment variables.
+    It listens on `port` if that is free. `settings` are additional environment variables.
     """
     address = f"127.0.0.1:{free_port(port)}"
     arguments = ["-m", "gunicorn", "-c", "server/gunicorn_conf.py", "server.app:create_app()"]

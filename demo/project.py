@@ -1,4 +1,4 @@
-"""A Label Studio project for image classification, by Label Studio's API: create, upload, annotate, read in order."""
+"""A Label Studio project for image classification: create, upload, annotate, and read tasks in order, over the API."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ class Prediction:
     model_version: str
     score: float
     label: str | None
-    """None in the random holdout, whose predictions are hidden from annotators, and of labels to be checked again."""
+    """None in the random holdout, whose predictions are hidden from annotators, and in the tab Look again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Task:
 
 
 class Project:
-    """A project, and a client of its Label Studio."""
+    """A project and an API client of its Label Studio."""
 
     def __init__(self, client: LabelStudioClient, id: int) -> None:
         self.client = client
@@ -123,7 +123,7 @@ def _task(document: Mapping[str, Any]) -> Task:
     reference = document["data"]["image"]
     return Task(
         id=document["id"],
-        # Label Studio adds a random prefix and a hyphen to the uploaded name.
+        # Label Studio prefixes the uploaded name with random characters and a hyphen.
         file=PurePosixPath(reference).name.partition("-")[2],
         reference=reference,
         labelled=document["total_annotations"] > 0,

@@ -1,6 +1,6 @@
 """The demo's output: a line with the duration of each step, and a table at the end.
 
-On a terminal the running step has a spinner; elsewhere, as in a container's log, a step is printed when it has ended.
+A terminal shows a spinner for the running step; elsewhere, as in a container's log, a step is printed when it ends.
 """
 
 import time
@@ -23,15 +23,15 @@ class Step:
     _progress: Progress
     _task: TaskID
     outcome: str = ""
-    """Printed when the step has ended."""
+    """Printed when the step ends."""
 
-    def update(self, doing: str) -> None:
-        """Show what the step is doing now."""
-        self._progress.update(self._task, doing=doing)
+    def update(self, activity: str) -> None:
+        """Show the current activity of the step."""
+        self._progress.update(self._task, activity=activity)
 
 
 class Screen:
-    """The terminal, or a file that output is redirected to."""
+    """The terminal, or a file if output is redirected."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False, soft_wrap=True)
@@ -42,17 +42,17 @@ class Screen:
         self._console.print(f"\n[bold]{escape(text)}[/]\n")
 
     @contextmanager
-    def step(self, title: str, doing: str = "") -> Iterator[Step]:
+    def step(self, title: str, activity: str = "") -> Iterator[Step]:
         """Context manager for a running step; prints its outcome and duration at the end."""
         started = time.monotonic()
         columns = (
             SpinnerColumn(),
             TextColumn(f"{title:<{_TITLE_COLUMNS}}"),
-            TextColumn("{task.fields[doing]}", style="dim"),
+            TextColumn("{task.fields[activity]}", style="dim"),
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self._console, transient=True, disable=self._plain) as progress:
-            step = Step(progress, progress.add_task("", total=None, doing=doing))
+            step = Step(progress, progress.add_task("", total=None, activity=activity))
             yield step
         seconds = f"[dim]{time.monotonic() - started:.0f} s[/]"
         self._console.print(f"[green]{self._mark}[/] {title:<{_TITLE_COLUMNS}} {escape(step.outcome)}  {seconds}")

@@ -11,16 +11,16 @@ from demo.packages import PackageError
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of an installed package with ten different drawings of each class."""
-    below = tmp_path / "system" / "openclipart"
+    root = tmp_path / "system" / "openclipart"
     for shade, folder in enumerate(CLASSES.values()):
         for number in range(10):
             drawing = Image.new("RGBA", (400, 100))
             ImageDraw.Draw(drawing).rectangle((100, 10, 120 + number, 60), fill=(shade * 20, number * 20, 90, 255))
-            path = below / folder / "deeper" / f"{number}.png"
+            path = root / folder / "deeper" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             drawing.save(path)
-    monkeypatch.setattr(clipart, "_BELOW", below)
-    return below
+    monkeypatch.setattr(clipart, "_FOLDER", root)
+    return root
 
 
 @pytest.mark.usefixtures("package")
@@ -56,16 +56,18 @@ def test_existing_drawings_are_kept(tmp_path: Path):
 
 
 def test_a_package_with_too_few_drawings_is_refused(package: Path, tmp_path: Path):
-    """And leaves no files."""
+    """No files are left."""
     for path in (package / CLASSES["fish"]).rglob("*.png"):
         path.unlink()
-    with pytest.raises(PackageError, match=r"too few drawings .*0 of fish; at least 10"):
+    with pytest.raises(
+        PackageError, match=r"expected at least 10 drawings of each class in openclipart-png, found 0 of fish"
+    ):
         provide_drawings(tmp_path / "drawings")
     assert not (tmp_path / "drawings").exists()
 
 
-def test_the_error_says_why_the_package_is_not_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(clipart, "_BELOW", Path("nowhere"))
+def test_the_error_names_the_missing_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clipart, "_FOLDER", Path("nowhere"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PackageError, match="apt-get, which could bring openclipart-png, is not on this machine"):
+    with pytest.raises(PackageError, match="cannot download openclipart-png: apt-get or dpkg-deb is not installed"):
         provide_drawings(tmp_path / "drawings")

@@ -5,22 +5,22 @@ from demo.comparison import Outcome, measure, write_page
 from demo.pool import Pool, PoolImage
 
 
-def test_an_image_is_right_if_it_is_labelled_or_its_prediction_is_right():
+def test_an_image_is_correct_if_it_is_labelled_or_predicted_correctly():
     """With 30 images of a common class and one of a rare class; each image counts once."""
     labels = ["ant"] * 30 + ["yak"]
     pool = Pool(("ant", "yak"), tuple(PoolImage(Path(), f"{index}", label) for index, label in enumerate(labels)))
     predicted = {f"{index}": "ant" for index in range(10, 31)}
     assert pool.rare == {"yak"}
-    assert measure(pool, ["0", "1"], predicted) == Outcome(labels=2, rare_labelled=0, rare_right=0, right=22 / 31)
-    assert measure(pool, ["0", "30"], predicted) == Outcome(labels=2, rare_labelled=1, rare_right=1, right=22 / 31)
+    assert measure(pool, ["0", "1"], predicted) == Outcome(labels=2, rare_labelled=0, rare_correct=0, accuracy=22 / 31)
+    assert measure(pool, ["0", "30"], predicted) == Outcome(labels=2, rare_labelled=1, rare_correct=1, accuracy=22 / 31)
 
 
 def test_the_page_shows_the_first_images_of_each_order_and_the_outcomes(tmp_path: Path):
     """Images of rare classes are marked; the page loads no scripts."""
     images = tuple(PoolImage(tmp_path / f"{n}.png", f"{n}.png", "<yak>" if n < 2 else "ant") for n in range(60))
     pool = Pool(("<yak>", "ant"), images)
-    outcomes = {"in this order": Outcome(9, 2, 2, 0.95), "at random": Outcome(9, 1, 1, 0.905)}
-    write_page(tmp_path / "page.html", pool, {"First": images, "By chance": images[::-1]}, outcomes, origin="drawings")
+    outcomes = {"ranked": Outcome(9, 2, 2, 0.95), "random": Outcome(9, 1, 1, 0.905)}
+    write_page(tmp_path / "page.html", pool, {"First": images, "Random": images[::-1]}, outcomes, origin="drawings")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     shown = re.findall(r'src="file://\S+/(\d+)\.png"', page)
     assert shown == [*map(str, range(24)), *map(str, range(59, 35, -1))]

@@ -8,7 +8,7 @@ import pytest
 from demo.packages import PackageError, unpack
 
 APT = """#!/bin/sh
-echo "$@" >> {asked}
+echo "$@" >> {log}
 case "$*" in *update) exit 0;; esac
 [ -e {lists} ] || {{ echo "no such list" >&2; exit 100; }}
 for each; do case $each in fonts-*) : > "${{each}}_1.0_all.deb";; esac; done
@@ -19,19 +19,19 @@ DPKG = """#!/bin/sh
 
 
 @pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def apt_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The log of the fake apt's arguments; it finds packages if a file `lists` exists."""
     tools = tmp_path / "tools"
     tools.mkdir()
-    log = tmp_path / "asked"
-    for name, script in (("apt-get", APT.format(asked=log, lists=tmp_path / "lists")), ("dpkg-deb", DPKG)):
+    log = tmp_path / "apt.log"
+    for name, script in (("apt-get", APT.format(log=log, lists=tmp_path / "lists")), ("dpkg-deb", DPKG)):
         (tools / name).write_text(script)
         (tools / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
     return log
 
 
-def test_each_package_is_unpacked_once_into_its_own_folder(asked: Path, tmp_path: Path):
+def test_each_package_is_unpacked_once_into_its_own_folder(apt_log: Path, tmp_path: Path):
     """Downloaded files are removed, and existing folders kept."""
     (tmp_path / "lists").touch()
     packages = ["fonts-b", "fonts-a"]
@@ -40,14 +40,14 @@ def test_each_package_is_unpacked_once_into_its_own_folder(asked: Path, tmp_path
         "fonts-a/usr/fonts-a_1.0_all.deb",
         "fonts-b/usr/fonts-b_1.0_all.deb",
     ]
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["asked", "fonts", "lists", "tools"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["apt.log", "fonts", "lists", "tools"]
     unpack(packages, folder)
-    assert len(asked.read_text().splitlines()) == 1
+    assert len(apt_log.read_text().splitlines()) == 1
 
 
-def test_a_package_that_is_not_available_leaves_no_files(asked: Path, tmp_path: Path):
+def test_an_unavailable_package_leaves_no_files(apt_log: Path, tmp_path: Path):
     """The download is retried with temporary package lists."""
-    with pytest.raises(PackageError, match=r"could not bring fonts-a \(no such list\)"):
+    with pytest.raises(PackageError, match=r"cannot download fonts-a: apt-get failed \(no such list\)"):
         unpack(["fonts-a"], tmp_path / "fonts")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["asked", "tools"]
-    assert [line.split()[-1] for line in asked.read_text().splitlines()] == ["fonts-a", "update", "fonts-a"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["apt.log", "tools"]
+    assert [line.split()[-1] for line in apt_log.read_text().splitlines()] == ["fonts-a", "update", "fonts-a"]

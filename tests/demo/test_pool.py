@@ -15,7 +15,7 @@ def test_digits_have_a_long_tail(tmp_path: Path):
 
 
 def test_small_classes_are_rare(tmp_path: Path):
-    """A class with less than half the usual number of images is rare; of equal classes, one counts as rare."""
+    """A class with less than half of the mean number of images is rare; among equal classes, one is."""
     write_digits(tmp_path, counts=(8,) * 10)
     assert len(read_pool(tmp_path, limit=80, seed=0).rare) == 1
     for path in [*sorted((tmp_path / "4").iterdir())[3:], *sorted((tmp_path / "7").iterdir())[4:]]:
@@ -23,8 +23,8 @@ def test_small_classes_are_rare(tmp_path: Path):
     assert read_pool(tmp_path, limit=80, seed=0).rare == {"4"}
 
 
-def test_names_and_order_of_digits_do_not_tell_their_class(tmp_path: Path):
-    """The order depends only on the seed; each is an RGB PNG of legible size."""
+def test_names_and_order_of_digits_do_not_reveal_their_class(tmp_path: Path):
+    """The order depends only on the seed; each image is an RGB PNG of a legible size."""
     write_digits(tmp_path, counts=(10, 10))
     pool = read_pool(tmp_path, limit=20, seed=3)
     assert pool == read_pool(tmp_path, limit=20, seed=3) != read_pool(tmp_path, limit=20, seed=4)
@@ -34,7 +34,7 @@ def test_names_and_order_of_digits_do_not_tell_their_class(tmp_path: Path):
 
 
 def test_a_limit_keeps_all_labels(tmp_path: Path):
-    """A class that has no images because of the limit stays in the label config."""
+    """A class whose images the limit removes stays in the labelling config."""
     write_digits(tmp_path, counts=(20, 1))
     pool = read_pool(tmp_path, limit=2, seed=0)
     assert len(pool.images) == 2

@@ -1,4 +1,4 @@
-"""The demo's command line, on a small pool."""
+"""The demo as a command, on a small pool."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRAINING = ("--weights", "none", "--epochs", "2", "--limit", "60", "--labelled",
 
 @pytest.fixture
 def demo(new_label_studio_data: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """The running demo, on class folders given by --images, with the data folder of an earlier run."""
+    """The running demo, on class folders (--images), with the data folder of an earlier run."""
     data, images = tmp_path / "demo", tmp_path / "images"
     shutil.copytree(new_label_studio_data, data / "label-studio")
     write_digits(images, counts=(40, 16, 8))
@@ -41,8 +41,8 @@ def test_the_demo_ranks_reports_serves_and_stops(demo: subprocess.Popen[str], tm
         if "Ctrl-C" in line:
             break
     report = "".join(lines)
-    assert "a VGG-11 that starts from nothing, as asked" in report
-    assert len(re.findall(r"trained on (?:30|40) labels; \d+ of the next 10 are rare, by chance \d", report)) == 2
+    assert "VGG-11 with random weights" in report
+    assert len(re.findall(r"trained on (?:30|40) labels; \d+ of the first 10 are rare, at random \d", report)) == 2
     assert re.search(r"rare images labelled +\d+ of \d+ +\d+ of \d+", report)
     assert re.search(r"Label next +http://127\.0\.0\.1:\d+/projects/\d+/data\?tab=\d+\n", report)
     [page] = re.findall(r"Comparison +file://(\S+)", report)
@@ -63,7 +63,7 @@ def test_the_demo_reports_a_folder_without_classes(tmp_path: Path):
         [*command, "--data", str(tmp_path / "data")], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert f"expected {tmp_path} to hold two or more class folders with images, found 0" in done.stderr
+    assert f"expected two or more class folders with images in {tmp_path}, found 0" in done.stderr
 
 
 def _processes_that_mention(data: Path) -> list[str]:

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from demo import weights
-from demo.weights import choose_network
+from demo import network
+from demo.network import choose_network
 from trainer.__main__ import parse_arguments
 
 
@@ -25,5 +25,5 @@ def test_the_default_network_is_pretrained_and_needs_no_download(tmp_path: Path)
 
 
 def test_the_trainer_accepts_the_options_of_the_demo():
-    for options in (weights._VGG, weights._LITE0, weights._FROM_SCRATCH):
+    for options in (network._VGG, network._LITE0, network._FROM_SCRATCH):
         parse_arguments(["run", "--images", "folder", *options])

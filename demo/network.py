@@ -1,6 +1,6 @@
-"""Chooses the demo's network: by default one whose weights need no download.
+"""The network of the demo, by default one whose weights need no download.
 
-The weights of EfficientNet-Lite0 are installed with the trainer; VGG-16's are a download of half a gigabyte.
+The weights of EfficientNet-Lite0 are installed with the trainer; those of VGG-16 are a download of half a gigabyte.
 """
 
 from dataclasses import dataclass
@@ -16,32 +16,30 @@ _FROM_SCRATCH = ("--backbone", "vgg11_bn", "--image-size", "32", "--train", "all
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Options for the trainer, and their explanation for the user."""
+    """Options for the trainer, and a description for the user."""
 
     options: tuple[str, ...]
-    explanation: str
+    description: str
 
 
 def choose_network(weights: str | None, backbone: str | None = None) -> Network:
-    """Return the network for the given weights or backbone, and for neither the one that is installed.
+    """Return the network for weights or a backbone; without either, the one that is installed.
 
-    Weights are "imagenet", "none" or a file; a backbone is any of the trainer's.
+    Weights are "imagenet", "none" or a file; a backbone is any backbone of the trainer.
 
     Raises:
-        FileNotFoundError: `weights` or `backbone` names a file that is not there.
+        FileNotFoundError: `weights` or `backbone` names a file that does not exist.
     """
     source = _absolute(weights) if weights else "imagenet"
     named = ("--weights", source)
     if backbone is not None:
         name = _absolute(backbone) if backbone.endswith(".onnx") else backbone
-        return Network(("--backbone", name, *(named if weights else ())), f"{name}, as asked")
+        return Network(("--backbone", name, *(named if weights else ())), name)
     if weights == "none":
-        return Network(
-            (*named, *_FROM_SCRATCH), "a VGG-11 that starts from nothing, as asked, and learns from the labels alone"
-        )
+        return Network((*named, *_FROM_SCRATCH), "VGG-11 with random weights; all layers are trained")
     if weights is None:
-        return Network((*named, *_LITE0), "an EfficientNet-Lite0 made on ImageNet, whose head learns")
-    return Network((*named, *_VGG), f"a VGG-16 that starts from {source}, whose head learns")
+        return Network((*named, *_LITE0), "EfficientNet-Lite0 with weights imagenet; only its head is trained")
+    return Network((*named, *_VGG), f"VGG-16 with weights {source}; only its head is trained")
 
 
 def _absolute(name: str) -> str:
