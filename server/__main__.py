@@ -60,8 +60,8 @@ def _score_pool(options: PoolOptions) -> None:
         from server.pool import cluster, job
     except ImportError as err:
         raise ConfigError(
-            f"score-pool needs Ray Data and pyarrow ({err}); pip install -r requirements/score-pool.txt, in an "
-            "environment of its own"
+            f"score-pool needs Ray Data and pyarrow ({err}); pip install -r requirements/score-pool.txt in a separate "
+            "environment"
         ) from err
     print(json.dumps(job.score_pool(settings, options, cluster.run)))
 

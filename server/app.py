@@ -126,9 +126,9 @@ def _model_routes(service: Service) -> Blueprint:
 
     @routes.get("/health")
     def health() -> tuple[dict[str, Any], int]:
-        if wanted := request.args.get("version"):  # the client waits for it
-            service.models.poll_soon(wanted)
-        report = service.health(g.model, version=wanted)
+        if version := request.args.get("version"):  # the client waits for it
+            service.models.poll_soon(version)
+        report = service.health(g.model, version=version)
         return report, 200 if report["status"] == "UP" else 503
 
     @routes.post("/setup")
@@ -212,14 +212,14 @@ def _add_pages(app: Flask, routes: Blueprint, service: Service) -> None:
     def show_report(version: str, file: str = reports.INDEX) -> Response:
         candidates = (reports.read_report(model.repository, version, file) for model in _requested_models(service))
         if (report := next(filter(None, candidates), None)) is None:
-            raise NotFound("there is no such report, or no such file in it; the page at / links to those there are")
+            raise NotFound("no such report, or no such file in it; the page at / links to all reports")
         content, content_type = report
         return Response(content, content_type=content_type, headers=reports.HEADERS)
 
     @routes.get("/report/<version>")
     def add_slash(version: str) -> BaseResponse:
         if not check_version(version):  # a browser would read text before a colon as a scheme
-            raise NotFound("a report's address is /report/<version>/, where a version is named as /versions names it")
+            raise NotFound("a report's address is /report/<version>/, with a version that /versions lists")
         return redirect(f"{version}/", 308)  # relative, because a proxy may add a path prefix or TLS
 
 
@@ -284,10 +284,10 @@ def _make_head_check(settings: Settings) -> Callable[[], None]:
 
 def _check_length() -> None:
     if "Transfer-Encoding" in request.headers:
-        raise LengthRequired("the request must say how long its body is, in Content-Length, and not come in chunks")
-    size, most = request.content_length or 0, request.max_content_length
-    if most is not None and size > most:
-        raise RequestEntityTooLarge(f"the body has {size} bytes, at most {most} are read")
+        raise LengthRequired("expected a Content-Length header, got a chunked body; send the body whole")
+    size, limit = request.content_length or 0, request.max_content_length
+    if limit is not None and size > limit:
+        raise RequestEntityTooLarge(f"expected a body of at most {limit} bytes, got {size}; send fewer tasks at a time")
 
 
 def _authorization() -> Authorization | None:
@@ -323,7 +323,7 @@ def _to_json(error: Exception, *, metrics: Metrics) -> Response:
     if status >= 500 and not isinstance(error, Overloaded):
         expected = isinstance(error, Unavailable)
         _log.error("request failed", exc_info=None if expected else error, extra={"reason": detail} if expected else {})
-        detail = "the server could not answer; its log says why, under this request id"
+        detail = "the server failed; see this request id in its log"
     response = jsonify(error=code, detail=detail, request_id=logs.request_id.get())
     response.status_code = status
     if isinstance(error, LabelMismatch | UnknownModel):  # Label Studio shows only the status line of a failure

@@ -95,16 +95,16 @@ class _Checker:
 
     def _check_model(self, repository: Repository) -> None:
         """Check a model's version; if there are several models, checks and figures name theirs."""
-        of, figures, before = "", self.figures, len(self._engines)
+        suffix, figures, before = "", self.figures, len(self._engines)
         if len(self._repositories) > 1:
-            of, figures = f" of {repository.model}", {}
+            suffix, figures = f" of {repository.model}", {}
             self.figures.setdefault("models", {})[repository.model] = figures
-        self._check(f"version{of}", partial(self._validate, repository, figures))
+        self._check(f"version{suffix}", partial(self._validate, repository, figures))
         for engine in self._engines[before:]:
             runs_on = f"runs on {engine.provider}, LABELNEXT_PROVIDER is {self._settings.provider}"
-            self.checks.append(Check(f"provider{of}", True, runs_on))
-            self._check(f"precision{of}", partial(self._check_precision, engine))
-            self._check(f"speed{of}", partial(self._measure_speed, engine, figures))
+            self.checks.append(Check(f"provider{suffix}", True, runs_on))
+            self._check(f"precision{suffix}", partial(self._check_precision, engine))
+            self._check(f"speed{suffix}", partial(self._measure_speed, engine, figures))
 
     def _check(self, name: str, run: Callable[[], str]) -> None:
         try:
@@ -149,14 +149,14 @@ class _Checker:
         )
 
     def _check_precision(self, engine: Engine) -> str:
-        wanted = self._settings.precision
-        if wanted not in (Precision.AUTO, engine.precision):
+        requested = self._settings.precision
+        if requested not in (Precision.AUTO, engine.precision):
             raise ConfigError(
-                f"LABELNEXT_PRECISION={wanted}, but the version would be served in {engine.precision}: int8 needs one "
-                "whose trainer found it as good, fp16 a GPU, and either has to rank the probe alike; publish such a "
-                "version, or set LABELNEXT_PRECISION=auto"
+                f"LABELNEXT_PRECISION={requested}, but the version would be served in {engine.precision}: int8 needs a "
+                "version with an int8 backbone, fp16 needs a GPU, and both must rank the probe as fp32 does; publish "
+                "such a version, or set LABELNEXT_PRECISION=auto"
             )
-        return f"the backbone computes in {engine.precision}, LABELNEXT_PRECISION is {wanted}"
+        return f"the backbone computes in {engine.precision}, LABELNEXT_PRECISION is {requested}"
 
     def _measure_speed(self, engine: Engine, figures: dict[str, Any]) -> str:
         images, deadline_s = self._settings.max_batch_images, self._settings.deadline_s
@@ -164,8 +164,8 @@ class _Checker:
         figures |= {"image_ms": round(one_s * 1000, 3), "batch_ms": round(batch_s * 1000, 3)}
         if batch_s > deadline_s:
             raise ConfigError(
-                f"one batch of {images} takes {batch_s:.0f} s, a request may take {deadline_s:g}; set "
-                "LABELNEXT_MAX_BATCH_IMAGES lower, or serve on a faster machine"
+                f"a batch of {images} images takes {batch_s:.0f} s, longer than LABELNEXT_DEADLINE_S={deadline_s:g}; "
+                "lower LABELNEXT_MAX_BATCH_IMAGES, or serve on a faster machine"
             )
         return (
             f"one image takes {one_s * 1000:.3g} ms, a batch of {images} {batch_s * 1000:.3g} ms: "
@@ -173,20 +173,20 @@ class _Checker:
         )
 
     def _measure_memory(self) -> str:
-        """Estimate the memory while versions are swapped: the resident memory, and what loading a version takes."""
+        """Estimate the memory during a swap: the resident memory, plus the memory that loading a version needs."""
         after, limit = resident_bytes(), memory_limit_bytes()
         if self._before is None or after is None:
-            return "this system does not say"
+            return "this system does not report memory"
         (before, _), (now, peak) = self._before, after
         now_mb, swap_mb = _mebibytes(now), _mebibytes(now + peak - before)
         self.figures |= {"memory_mb": now_mb, "swap_memory_mb": swap_mb}
         if limit is not None and swap_mb > _mebibytes(limit):
             raise ConfigError(
-                f"swapping versions takes about {swap_mb} MiB, the container may take {_mebibytes(limit)}; give it "
-                "more, or set LABELNEXT_MAX_BATCH_IMAGES lower"
+                f"swapping versions needs about {swap_mb} MiB, the container's limit is {_mebibytes(limit)}; raise it, "
+                "or lower LABELNEXT_MAX_BATCH_IMAGES"
             )
-        allowed = "there is no limit" if limit is None else f"the container may take {_mebibytes(limit)}"
-        return f"{now_mb} MiB are resident, swapping versions takes about {swap_mb}; {allowed}"
+        limited = "there is no limit" if limit is None else f"the container's limit is {_mebibytes(limit)}"
+        return f"{now_mb} MiB are resident, swapping versions needs about {swap_mb}; {limited}"
 
 
 def _median_s(engine: Engine, images: int) -> float:
@@ -203,7 +203,7 @@ def _mebibytes(size: int) -> int:
 def _check_cache(settings: Settings) -> str:
     folder, limit = settings.cache_dir, settings.cache_bytes
     if not limit:
-        return "nothing is kept"
+        return "the feature cache is disabled"
     if folder is None:
         return f"features are kept in memory, {_mebibytes(limit)} MiB at most"
     folder.mkdir(parents=True, exist_ok=True)
@@ -211,15 +211,16 @@ def _check_cache(settings: Settings) -> str:
         room = shutil.disk_usage(folder).free + sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     if room < limit:
         raise ConfigError(
-            f"{folder} has room for {_mebibytes(room)} MiB of features, {_mebibytes(limit)} may be kept; set "
-            "LABELNEXT_CACHE_MB lower, or LABELNEXT_CACHE_DIR to a folder on another disk"
+            f"{folder} has room for {_mebibytes(room)} MiB of features, the limit is {_mebibytes(limit)}; lower "
+            "LABELNEXT_CACHE_MB, or set LABELNEXT_CACHE_DIR to a folder on another disk"
         )
-    return f"{folder} can be written, and has room for {_mebibytes(limit)} MiB"
+    return f"{folder} is writable and has room for {_mebibytes(limit)} MiB"
 
 
 def _check_label_studio(settings: Settings) -> str:
+    unset = "{} is not set: uploads and cloud storage cannot be read"
     if settings.label_studio_url is None:
-        return "LABELNEXT_LABEL_STUDIO_URL is not set: uploads and cloud storage cannot be read"
+        return unset.format("LABELNEXT_LABEL_STUDIO_URL")
     token, retries = settings.label_studio_token, RetryPolicy(total_s=0.0)
     timeout_s = _LABEL_STUDIO_TIMEOUT_S
     studio = LabelStudioClient(settings.label_studio_url, token or "", timeout_s=timeout_s, retries=retries)
@@ -228,6 +229,5 @@ def _check_label_studio(settings: Settings) -> str:
     except TokenRefused:
         if token is not None:
             raise
-        unset = "LABELNEXT_LABEL_STUDIO_TOKEN is not set: uploads and cloud storage cannot be read"
-        return f"{studio.url} answers; {unset}"
-    return f"{studio.url} answers, and accepts the token"
+        return f"{studio.url} answers; {unset.format('LABELNEXT_LABEL_STUDIO_TOKEN')}"
+    return f"{studio.url} answers and accepts the token"

@@ -119,11 +119,11 @@ class Service:
     @property
     def fault(self) -> str | None:
         """The fault that needs a restart of the process; None if there is none."""
-        return self.batcher.fault or (None if self.models.alive else "the thread that follows the repository has ended")
+        return self.batcher.fault or (None if self.models.alive else "the thread that polls the repository has ended")
 
     @property
     def live(self) -> bool:
-        """Whether the process can score, at the latest once a version is published."""
+        """Whether the process can score, now or once a version is published."""
         return self.fault is None
 
     @property
@@ -156,7 +156,7 @@ class Service:
     def _detail(self, name: str | None) -> str | None:
         """Return the details of all models, or the reason why the model with this name is not known yet."""
         if name is not None:
-            return "the repository has not been looked at yet"
+            return "the repository has not been read yet"
         details = [f"{model.name}: {model.detail}" for model in self.models.all if model.detail]
         return "; ".join(details) or None
 
@@ -213,8 +213,8 @@ class Service:
         if engine is None or model is None or engine.version != version:
             self.models.poll_soon(version)
             raise OtherVersion(
-                f"version {version[:40]} was asked for, {', '.join(self._versions_in_use) or 'none'} is in use; "
-                "ask again when it has been loaded, or ask for the one in use"
+                f"version {version[:40]} was requested, {', '.join(self._versions_in_use) or 'none'} is in use; "
+                "retry when it has been loaded, or request the one in use"
             )
         target, outcomes = self._score(request, engine, model.name, deadline)
         manifest = engine.manifest
@@ -246,7 +246,7 @@ class Service:
         return self._resolve_target(label_config, manifest.version, manifest.control, manifest.labels)
 
     def handle_webhook(self, body: object, name: str | None = None) -> Mapping[str, str]:
-        """Answer /webhook: leave a request to train for Start Training, and only log other events.
+        """Answer /webhook: write a request to train for Start Training, and only log other events.
 
         The trainer finds new labels by polling, so a lost event does no harm.
         """
@@ -256,18 +256,18 @@ class Service:
             return {"status": "noted"}
         try:
             model = self._choose_model(name, event.label_config, event.project)
-        except ConfigError:  # no model matches_any the project's labels yet
+        except ConfigError:  # no model knows the project's labels yet
             model = None
         try:
             submit_request((model or self.models.all[0]).repository, event.project, any_model=model is None)
         except OSError as err:
             reason = (
-                f"the request to train could not be left ({err.strerror}); the server must be able to write the "
-                f"folder {REQUESTS_FOLDER!r} beside the models"
+                f"cannot write the request to train ({err.strerror}); give the server write access to the folder "
+                f"{REQUESTS_FOLDER!r} of the model repository"
             )
             _log.warning(reason, extra={"project_id": event.project})
             return {"status": "not_requested", "detail": reason}
-        return {"status": "requested", "detail": "python -m trainer watch, where it runs, starts the training"}
+        return {"status": "requested", "detail": "the training starts if `python -m trainer watch` is running"}
 
 
 def _engine_in_use(model: Model | None) -> Engine | None:

@@ -24,11 +24,15 @@ _logger = logging.getLogger(__name__)
 
 _Count = Annotated[int, Field(ge=0)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
-_Bytes = Annotated[
-    bytes,
-    PlainValidator(lambda text: b64decode(text, validate=True)),
-    PlainSerializer(lambda content: b64encode(content).decode()),
-]
+
+
+def _decode(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise ValueError("expected a string in base64")
+    return b64decode(text, validate=True)
+
+
+_Bytes = Annotated[bytes, PlainValidator(_decode), PlainSerializer(lambda content: b64encode(content).decode())]
 
 
 @dataclass(frozen=True, slots=True)

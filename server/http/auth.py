@@ -43,7 +43,7 @@ class Guard:
             )
         scheme = "bearer" if self._basic_auth is None else "basic"
         raise Unauthorized(
-            "credentials are missing or wrong; Label Studio's stand in the project under Settings > Model",
+            "credentials are missing or wrong; set Label Studio's in the project under Settings > Model",
             www_authenticate=WWWAuthenticate(scheme, {"realm": "Labelnext server"}),
         )
 

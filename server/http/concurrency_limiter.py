@@ -29,8 +29,7 @@ class Overloaded(Unavailable):
         self.reason = reason
         self.retry_after_s = max(1, math.ceil(wait_s))
         super().__init__(
-            f"the server has more to do than it can: {explanation}; ask again in {self.retry_after_s} s, or run more "
-            "replicas"
+            f"the server is overloaded: {explanation}; retry in {self.retry_after_s} s, or run more replicas"
         )
 
 
@@ -93,7 +92,7 @@ class ConcurrencyLimiter:
         with self._lock:
             wait_s = self._estimate_wait_s(len(self._waiting))
             if len(self._waiting) >= self._max_waiting and not (not self._waiting and self._fits(waiter)):
-                raise Overloaded("queue_full", f"{len(self._waiting)} requests wait already", wait_s)
+                raise Overloaded("queue_full", f"{len(self._waiting)} requests are already waiting", wait_s)
             if self._clock() + wait_s > deadline:
                 raise Overloaded("deadline", f"its turn is expected in {wait_s:.0f} s, after its deadline", wait_s)
             self._waiting.append(waiter)

@@ -29,7 +29,7 @@ class Stage(Enum):
     HEAD = "head"
     BODY = "body"
     RESPONSE = "response"
-    """The client takes the response."""
+    """The client reads the response."""
     CLOSING = "closing"
     """The client closes; input that nobody reads is discarded, because the client might lose the response otherwise."""
 

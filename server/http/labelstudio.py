@@ -234,18 +234,18 @@ def _predict_labels(means: npt.NDArray[np.float32], manifest: Manifest, target: 
 
     If none does, the most probable one is returned, for annotators to correct.
     """
-    likeliest = [[label] for label in means.argmax(axis=1).tolist()]
+    top = [[label] for label in means.argmax(axis=1).tolist()]
     if not (manifest.multiple and target.control.multiple):
-        return likeliest
-    return [np.flatnonzero(row).tolist() or one for row, one in zip(means >= LABEL_THRESHOLD, likeliest, strict=True)]
+        return top
+    return [np.flatnonzero(row).tolist() or best for row, best in zip(means >= LABEL_THRESHOLD, top, strict=True)]
 
 
 def _find_image(task: Task, key: str, project_id: int | None) -> ImageReference | NoImage:
     reference = find_reference(task.data, key)
     if reference is None:
         return NoImage(
-            f"expected an image's address under {key!r} in the data of task {task.id}, as the labelling config says, "
-            f"found none there and the keys {[name[:40] for name in sorted(task.data)[:10]]}; import the task again"
+            f"expected an image's address in the data of task {task.id} under {key!r}, the labelling config's key, got "
+            f"none and the keys {[name[:40] for name in sorted(task.data)[:10]]}; import the task again"
         )
     return ImageReference(reference, task.id, project_id)
 
@@ -265,8 +265,7 @@ def _project_id(project: object) -> int | None:
 
 def _expect(value: object, kind: type[_T], name: str) -> _T:
     if not isinstance(value, kind):
-        given = _JSON_TYPES.get(type(value), "something else")
-        raise RequestError(f"{name} must be {_JSON_TYPES[kind]}, got {given}")
+        raise RequestError(f"{name} must be {_JSON_TYPES[kind]}, got {_JSON_TYPES.get(type(value), 'something else')}")
     return value
 
 

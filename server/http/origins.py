@@ -40,8 +40,8 @@ class Origins:
             return
         _log.warning("a request for another host was refused", extra={"host": _shown(host)})
         raise MisdirectedRequest(
-            f"the server does not answer to the name {_shown(host)}; if it is one of its own, add it to "
-            "LABELNEXT_ALLOWED_HOSTS, or ask by an IP address"
+            f"the server does not answer to the name {_shown(host)}; if it is the server's, add it to "
+            "LABELNEXT_ALLOWED_HOSTS, or use an IP address"
         )
 
     def check_sender(self, headers: Headers) -> None:
@@ -56,7 +56,7 @@ class Origins:
         if origin is not None and origin.lower() not in self._pages and urlsplit(origin.lower()).netloc != own:
             _log.warning("a web page's request was refused", extra={"origin": _shown(origin)})
             raise Forbidden(
-                f"a web page of {_shown(origin)} may not send requests here; pages of Label Studio may, at "
+                f"web pages of {_shown(origin)} may not send requests; only those of Label Studio may, at "
                 "LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_PUBLIC_URL"
             )
         kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()

@@ -99,7 +99,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         except (BlockingIOError, ConnectionError):
             return False
         except OSError:  # no file descriptor or memory left
-            _log.exception("a connection could not be accepted; those that have waited longest are closed")
+            _log.exception("cannot accept a connection; closing those that have waited longest")
             self._evict()
             return False
         client.setblocking(False)
@@ -168,14 +168,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         try:
             handler(conn)
         except Exception:
-            _log.exception("a connection failed in a way that it should not; the others go on")
+            _log.exception("unexpected error on a connection, which is closed")
             self._close(conn)
 
     def _receive(self, conn: Connection) -> None:
         if (count := self._read(conn)) is None:
             return
         if not count and conn.stage is Stage.BODY:
-            self._refuse(conn, HTTPStatus.BAD_REQUEST, "the body ended before its Content-Length; send it whole")
+            self._refuse(
+                conn, HTTPStatus.BAD_REQUEST, "the connection ended before the whole body had arrived; send it again"
+            )
             return
         if not count:
             self._close(conn)
@@ -206,7 +208,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         elif conn.has_head(new_bytes):
             self._queue(conn)
         elif len(conn.sock.received) > MAX_HEAD_BYTES:
-            detail = f"a request's head may have {MAX_HEAD_BYTES} bytes; send shorter headers"
+            detail = f"expected a request head of at most {MAX_HEAD_BYTES} bytes; send shorter headers"
             self._refuse(conn, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
 
     def _queue(self, conn: Connection) -> None:
@@ -314,7 +316,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             if self._buffered_bytes <= self._max_buffered_bytes * 3 / 4:
                 break
             if conn.stage is Stage.BODY:
-                self._refuse(conn, HTTPStatus.SERVICE_UNAVAILABLE, "too many large bodies come in at once; ask again")
+                self._refuse(conn, HTTPStatus.SERVICE_UNAVAILABLE, "too many large bodies are arriving at once; retry")
             elif conn.buffered_bytes:
                 self._drop(conn)
 
@@ -331,7 +333,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self._next_sweep = now + _SWEEP_S
         for conn in [conn for conn in self._watched if conn.deadline <= now]:
             if conn.stage is Stage.BODY:
-                detail = f"the body did not arrive within {self._body_timeout_s:.0f} s; send it at once"
+                detail = f"the body did not arrive within {self._body_timeout_s:.0f} s; send it faster"
                 self._refuse(conn, HTTPStatus.REQUEST_TIMEOUT, detail)
             elif conn.stage is Stage.CLOSING or conn.is_idle:
                 self._close(conn)
@@ -354,9 +356,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         super().notify()
         service = self._service()
         if self.alive and service is not None and not service.live:  # type: ignore[has-type]  # gunicorn has no types
-            _log.critical(
-                "the server cannot work any more; gunicorn starts a new worker", extra={"fault": service.fault}
-            )
+            _log.critical("the server has failed; gunicorn starts a new worker", extra={"fault": service.fault})
             self.alive = False
             service.drain()
 

@@ -43,7 +43,7 @@ class _Refusal:
 
 
 class Model:
-    """Follows a model's repository, and holds the engine of the version in use."""
+    """Follows a model's repository; `engine` is that of the version in use."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Model:
         self.engine: Engine | None = None
         """The engine in use; None before the first. Read it once per request."""
         self.loading: str | None = None
-        self.fault: str | None = "the repository has not been looked at yet"
+        self.fault: str | None = "the repository has not been read yet"
         """Why the last poll did not find the published version; None if it did."""
         self.projects: Mapping[int, float] = {}
         """Projects that the model ranked, with the time of the last ranking in seconds since 1970; empty if it is the
@@ -85,7 +85,7 @@ class Model:
         if (loading := self.loading) is not None:
             return f"loading version {loading}"
         if silent_s > max(_SILENT_S, 10 * self._poll_s) and not self._is_poller_busy():
-            return f"the repository has not answered for {silent_s:.0f} s; look at its volume"
+            return f"the repository has not answered for {silent_s:.0f} s; check its volume"
         return self.fault or (refusal.reason if refusal else None)
 
     @property
@@ -149,7 +149,7 @@ class Model:
         result = "rolled_back" if previous and engine.version < previous.version else "ok"
         self._metrics.set_version(self.name, version=engine.version, result=result, **runtime)
         _log.info(
-            "version taken into use",
+            "version put into use",
             extra={
                 "model": self.name,
                 "model_version": engine.version,

@@ -25,7 +25,7 @@ from server.observe.metrics import Metrics
 MODEL_PREFIX: Final = "/p/"
 """Prefix of the routes of a model that is chosen by name."""
 
-_SHORTEST_POLL_S: Final = 0.25
+_MIN_POLL_S: Final = 0.25
 """Interval between polls when requests keep asking for a version that is not in use."""
 _NAMED: Final = 5
 """Models named in an error message."""
@@ -93,7 +93,7 @@ class Models:
 
         Raises:
             ConfigError: if the config classifies no image.
-            LabelMismatch: if no model knows the labels, or several do and none of them has ranked the project.
+            LabelMismatch: if no model knows the labels, or several do and none is the project's own.
         """
         if (only := self.only) is not None:
             return only
@@ -149,9 +149,7 @@ class Models:
                 self._try(self._update_models)
                 for model in self.all:
                     if not self._stopping.is_set() and not self._try(model.poll):
-                        model.fault = (
-                            "a look at the repository failed in a way that was not foreseen, see the server's log"
-                        )
+                        model.fault = "polling the repository failed unexpectedly; see the server's log"
             finally:
                 self.first_poll_done.set()
 
@@ -161,7 +159,7 @@ class Models:
             poll()
         except Exception:
             self._metrics.repository_faults.labels("poll").inc()
-            _log.exception("a look at the repository failed; the next one is in %g s", self._poll_s)
+            _log.exception("polling the repository failed; the next poll is in %g s", self._poll_s)
             return False
         return True
 
@@ -199,8 +197,8 @@ class Models:
         while not self._stopping.is_set():
             self._poll_requested.clear()
             self.poll()
-            self._stopping.wait(min(_SHORTEST_POLL_S, self._poll_s))
-            self._poll_requested.wait(max(0.0, self._poll_s - _SHORTEST_POLL_S))
+            self._stopping.wait(min(_MIN_POLL_S, self._poll_s))
+            self._poll_requested.wait(max(0.0, self._poll_s - _MIN_POLL_S))
 
 
 def _find_own(models: Sequence[Model], project: int | None) -> Model | None:

@@ -24,13 +24,13 @@ def _quota(cgroups: Path) -> float | None:
 
 
 def resident_bytes(status: Path = _STATUS) -> tuple[int, int] | None:
-    """Return the current and the peak resident memory of this process in bytes; None if the system does not tell."""
+    """Return the current and the peak resident memory of this process in bytes; None if unknown."""
     fields = dict(line.split(":", 1) for line in _read(status).splitlines() if ":" in line)
     try:
-        now, most = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+        now, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
     except KeyError:
         return None
-    return now, most
+    return now, peak
 
 
 def memory_limit_bytes(cgroups: Path = _CGROUPS) -> int | None:

@@ -42,29 +42,29 @@ class Metrics:
 
         self.http_requests = counter("http_requests", "Requests answered.", "route", "status")
         self.http_request_duration = histogram(
-            "http_request_duration_seconds", "From a request's first byte read to its reply.", "route"
+            "http_request_duration_seconds", "From a request's first byte to its response.", "route"
         )
         self.images = counter("images", "Images of predict requests.", "model", "outcome")
-        self.queue_images = gauge("queue_images", "Images of requests in hand that are not finished.")
-        self.waiting_requests = gauge("waiting_requests", "Requests waiting to be taken in hand.")
+        self.queue_images = gauge("queue_images", "Images of running requests that are not finished.")
+        self.waiting_requests = gauge("waiting_requests", "Requests waiting for a place.")
         self.rejected_requests = counter(
             "rejected_requests",
             "Requests refused: queue_full, deadline, unavailable (the server cannot score), auth or slow (the client).",
             "reason",
         )
-        self.live = gauge("live", "1 while the process can do its work.")
-        self.ready = gauge("ready", "1 while it should be sent requests.")
+        self.live = gauge("live", "1 while the process can work.")
+        self.ready = gauge("ready", "1 while it should get requests.")
         self.stage_duration = histogram(
             "stage_duration_seconds",
             "Seconds in a stage: fetch, decode, queue for one image, recall for many, backbone, passes for one batch.",
             "stage",
         )
         self.batch_images = histogram("batch_images", "Images in one run of the graph.", buckets=_IMAGES)
-        self.feature_cache_hits = counter("feature_cache_hits", "Images whose features were known.")
-        self.feature_cache_misses = counter("feature_cache_misses", "Images whose features were not known.")
+        self.feature_cache_hits = counter("feature_cache_hits", "Images whose features were stored.")
+        self.feature_cache_misses = counter("feature_cache_misses", "Images whose features were not stored.")
         self.feature_cache_faults = counter(
             "feature_cache_faults",
-            "What the cache had to go without: open, damaged, read, write, or dropped for want of time to write it.",
+            "Faults of the cache: open, damaged, read, write, or dropped, because the disk was too slow.",
             "kind",
         )
         self.feature_cache_bytes = gauge("feature_cache_bytes", "Size of the cache's file, or in memory.")
@@ -75,15 +75,15 @@ class Metrics:
         )
         version_labels = ("model", "version", "provider", "precision")
         self.model_info = gauge("model_info", "1 for a model's version in use.", *version_labels)
-        taken_up = "Versions taken into use (ok, rolled_back) or refused (rejected)."
-        self.model_reloads = counter("model_reloads", taken_up, "model", "result")
-        failed = "Failed polls of the repository: read, or poll for unexpected errors."
+        loaded = "Versions put into use (ok, rolled_back) or refused (rejected)."
+        self.model_reloads = counter("model_reloads", loaded, "model", "result")
+        failed = "Failed polls of the repository: read, or poll after an unexpected error."
         self.repository_faults = counter("repository_faults", failed, "kind")
-        answered = "When a model's repository was last read."
-        self.repository_polled = gauge("repository_polled_timestamp_seconds", answered, "model")
-        self.model_loaded = gauge("model_loaded_timestamp_seconds", "When the version in use was taken up.", "model")
-        dead = "BALD in nats; all of it in the lowest bucket means dead dropout."
-        self.bald = histogram("bald_score", dead, "model", buckets=_BALD_NATS)
+        polled = "When a model's repository was last read."
+        self.repository_polled = gauge("repository_polled_timestamp_seconds", polled, "model")
+        self.model_loaded = gauge("model_loaded_timestamp_seconds", "When the version in use was loaded.", "model")
+        bald = "BALD in nats; if all is in the lowest bucket, dropout is dead."
+        self.bald = histogram("bald_score", bald, "model", buckets=_BALD_NATS)
         _start_at_zero(self.rejected_requests, "queue_full", "deadline", "unavailable", "auth")
         _start_at_zero(self.repository_faults, "read", "poll")
         _start_at_zero(self.feature_cache_faults, "open", "damaged", "read", "write", "dropped")
@@ -106,7 +106,7 @@ class Metrics:
             self.model_reloads.labels(model, result)
 
     def set_version(self, model: str, *, version: str, provider: str, precision: str, result: str) -> None:
-        """Record that a model's version has been taken into use."""
+        """Record that a version of a model has been put into use."""
         self.model_info.remove_by_labels({"model": model})
         self.model_info.labels(model, version, provider, precision).set(1)
         self.model_loaded.labels(model).set_to_current_time()

@@ -30,8 +30,8 @@ from server.pool.worker import ShardResult, Worker
 from server.settings import Device, Settings
 
 _ATTEMPTS = 4
-"""How often a shard is started whose workers die: one of its images may be the cause."""
-_KEPT = "shards that are done are kept; run it again to go on"
+"""How often a shard is started before the job stops: one of its images may kill the workers."""
+_KEPT = "finished shards are kept; run the command again to continue"
 _STORE_BYTES = 128 * 2**20
 """Size of Ray's object store if it is started on this machine."""
 
@@ -44,28 +44,11 @@ def run(settings: Settings, options: PoolOptions, shards: Sequence[Shard]) -> li
         PoolError: if a worker cannot go on, or workers die again and again.
     """
     with _ray():
-        gpus = 0 if settings.provider is Device.CPU else int(ray.cluster_resources().get("GPU", 0))
-        least, most = options.workers or (1, gpus or sum(node["Alive"] for node in ray.nodes()))
-        most = min(most, len(shards))
-        cpus = options.cpus or max(1, int(ray.cluster_resources()["CPU"]) // most)
-        attempts = ray.remote(num_cpus=0, max_restarts=-1)(_Attempts).remote()
-        items = [asdict(shard) for shard in shards]
-        scored = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _Actor,
-            batch_size=1,
-            fn_constructor_args=(settings, options, cpus, attempts),
-            compute=ray.data.ActorPoolStrategy(
-                min_size=min(least, most),
-                max_size=most,
-                max_tasks_in_flight_per_actor=1,  # a waiting shard goes to the first free worker
-            ),
-            num_cpus=cpus,
-            num_gpus=int(gpus > 0),
-        )
+        pipeline = _build_pipeline(settings, options, shards)
         started, done = time.monotonic(), list[ShardResult]()
         rows = sum(shard.rows for shard in shards)
         try:
-            for row in scored.iter_rows():
+            for row in pipeline.iter_rows():
                 if row["fault"]:
                     raise PoolError(f"a worker stopped: {row['fault']} ({_KEPT})")
                 done.append(ShardResult(**json.loads(row["done"])))
@@ -75,6 +58,28 @@ def run(settings: Settings, options: PoolOptions, shards: Sequence[Shard]) -> li
         except KeyboardInterrupt as err:
             raise PoolError(f"interrupted ({_KEPT})") from err
     return done
+
+
+def _build_pipeline(settings: Settings, options: PoolOptions, shards: Sequence[Shard]) -> ray.data.Dataset:
+    """Return a pipeline that scores the shards when it is iterated, with one row for each shard."""
+    gpus = 0 if settings.provider is Device.CPU else int(ray.cluster_resources().get("GPU", 0))
+    min_workers, max_workers = options.workers or (1, gpus or sum(node["Alive"] for node in ray.nodes()))
+    max_workers = min(max_workers, len(shards))
+    cpus = options.cpus or max(1, int(ray.cluster_resources()["CPU"]) // max_workers)
+    attempts = ray.remote(num_cpus=0, max_restarts=-1)(_Attempts).remote()
+    items = [asdict(shard) for shard in shards]
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Actor,
+        batch_size=1,
+        fn_constructor_args=(settings, options, cpus, attempts),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=min(min_workers, max_workers),
+            max_size=max_workers,
+            max_tasks_in_flight_per_actor=1,  # a waiting shard goes to the first free worker
+        ),
+        num_cpus=cpus,
+        num_gpus=int(gpus > 0),
+    )
 
 
 class _Actor:
@@ -94,8 +99,8 @@ class _Actor:
         try:
             if (attempt := ray.get(self._attempts.begin.remote(shard.name))) > _ATTEMPTS:
                 raise PoolError(
-                    f"{shard.name} was begun {attempt - 1} times, and each time its worker died; see Ray's log for "
-                    "whether memory ran out, or take the shard out of the input"
+                    f"{shard.name} was started {attempt - 1} times, and its worker died each time; check Ray's log for "
+                    "lack of memory, or remove the shard from the input"
                 )
             self._worker = self._worker or self._make_worker()
             return {"fault": [""], "done": [json.dumps(asdict(self._worker.score_shard(shard)))]}

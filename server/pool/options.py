@@ -9,10 +9,11 @@ from contract.settings import DECLARED, Count, parsed
 
 
 def _parse_workers(value: str) -> tuple[int, int]:
-    least, _, most = value.partition("-")
-    if not least.isdecimal() or not (most or least).isdecimal() or not 1 <= int(least) <= int(most or least):
-        raise ValueError("a number or the least and the most, such as 2-8")
-    return int(least), int(most or least)
+    minimum, _, maximum = value.partition("-")
+    maximum = maximum or minimum
+    if not (minimum.isdecimal() and maximum.isdecimal() and 1 <= int(minimum) <= int(maximum)):
+        raise ValueError("a number, or a minimum and a maximum such as 2-8")
+    return int(minimum), int(maximum)
 
 
 @dataclass(frozen=True, kw_only=True, config=DECLARED)

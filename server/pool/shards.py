@@ -26,7 +26,7 @@ _FOOTERS_AT_A_TIME = 16
 
 
 class PoolError(LabelnextError):
-    """The job cannot go on; finished shards are kept."""
+    """The job cannot continue; finished shards are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Folder:
         with _explaining(f"{LOCK_FILE} in {self.location} cannot be used"):
             if self._files.get_file_info(LOCK_FILE).type == fs.FileType.NotFound:
                 if self.names():
-                    raise ConfigError(f"{self.location} holds parquet files of others; name an empty folder")
+                    raise ConfigError(f"{self.location} has parquet files but no {LOCK_FILE}; choose an empty folder")
                 self._files.base_fs.create_dir(self._files.base_path, recursive=True)
                 with self._files.open_output_stream(LOCK_FILE) as file:
                     file.write(json.dumps(wanted).encode())
@@ -119,8 +119,8 @@ class Folder:
                 found = json.loads(file.read())
         if found != dict(wanted):
             raise ConfigError(
-                f"{self.location} was begun with {_show(found)}, and this is {_show(wanted)}; "
-                "go on with the same version and settings (--version), or name another output"
+                f"{self.location} was scored with {_show(found)}, this job would use {_show(wanted)}; "
+                "use the same version and settings (--version), or another output"
             )
 
 
@@ -133,7 +133,7 @@ def find_shards(options: PoolOptions) -> tuple[list[Shard], int]:
     """
     source, target = Folder(options.input), Folder(options.output)
     if target in source:
-        raise ConfigError(f"the output {target.location} would become part of the input {source.location}; part them")
+        raise ConfigError(f"the output {target.location} lies in the input {source.location}; choose another folder")
     footers = source.footers()
     if not footers:
         raise ConfigError(f"expected parquet files in {source.location}, found none")
@@ -148,11 +148,11 @@ def _check_columns(name: str, schema: pa.Schema, options: PoolOptions) -> None:
     if missing := {options.id, options.column} - set(schema.names):
         raise ConfigError(
             f"{name} has no column {', '.join(sorted(missing))}, only {', '.join(schema.names[:10])}; "
-            "name them with --id and --column"
+            "choose columns with --id and --column"
         )
     kind = schema.field(options.column).type
     if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
-        raise ConfigError(f"column {options.column} of {name} must hold strings, where images are; it holds {kind}")
+        raise ConfigError(f"column {options.column} of {name} must contain strings, references to images, got {kind}")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ CONFIG = """
 
 
 class CallFetcher:
-    """Gets the bytes of each image by a call with its reference."""
+    """Fetches each image by calling a function with its reference."""
 
     def __init__(self, fetch):
         self.fetch = fetch
@@ -52,11 +52,11 @@ def settings(repository):
 
 @pytest.fixture
 def start_app(settings):
-    """Start an application, and wait until it has looked at the repository once."""
+    """Start an application that has polled the repository once."""
     apps = []
 
-    def start(chosen=settings, **parts):
-        app = create_app(chosen, **parts)
+    def start(settings=settings, **options):
+        app = create_app(settings, **options)
         apps.append(app)
         app.extensions["labelnext"].models.poll()
         return app
@@ -68,7 +68,7 @@ def start_app(settings):
 
 @pytest.fixture
 def serve(start_app, settings, repository):
-    """Return a client of a server with a version in use and these settings changed."""
+    """Return a client of a server with a version in use, after changing these settings."""
     publish(repository)
 
     def serve(fetcher=None, **changed):
@@ -86,8 +86,8 @@ def service_of(client):
     return client.application.extensions["labelnext"]
 
 
-def counted(client, name, **labels):
-    """The value of a metric."""
+def read_metric(client, name, **labels):
+    """Return the value of a metric, 0 if it has none."""
     return service_of(client).metrics.registry.get_sample_value(f"labelnext_{name}", labels) or 0
 
 
@@ -98,7 +98,7 @@ def to_data_uri(pixels):
 
 
 def make_task(task_id, reference, key="picture"):
-    """A task as Label Studio 1.23 sends it."""
+    """Return a task as Label Studio 1.23 sends it."""
     return load.make_task(task_id, reference, key)
 
 

@@ -19,24 +19,24 @@ from server.page.view import HEADERS
 from tests.server.conftest import (
     CONFIG,
     CallFetcher,
-    counted,
     make_predict_body,
     make_task,
     make_tasks,
+    read_metric,
     service_of,
     to_data_uri,
 )
 
 
 def predict(client, *tasks, config=CONFIG):
-    """Return the elements of the answer."""
+    """Return the predictions of a response."""
     reply = client.post("/predict", json=make_predict_body(tasks, config))
     assert reply.status_code == 200
     return reply.json["results"]
 
 
-def test_before_any_version_it_says_what_is_missing(start_app):
-    """The server may be started and connected before the first training; its answers are those of label-studio-ml."""
+def test_without_a_version_responses_are_empty_and_say_what_to_run(start_app):
+    """The server may be connected before the first training; its responses are those of label-studio-ml."""
     client = start_app().test_client()
     health = client.get("/health")
     assert health.status_code == 200
@@ -44,23 +44,23 @@ def test_before_any_version_it_says_what_is_missing(start_app):
     assert client.post("/setup", json={"project": "3.1", "schema": CONFIG}).json == {"model_version": "INITIAL"}
     assert predict(client, *make_tasks(3)) == [{}, {}, {}]
     assert client.get("/versions").json == {"versions": []}
-    for said in (health.json["detail"], client.get("/").text):
-        assert "python -m trainer run" in said
+    for text in (health.json["detail"], client.get("/").text):
+        assert "python -m trainer run" in text
 
 
-def test_health_names_version_and_provider(client, repository):
+def test_health_reports_version_and_provider(client, repository):
     reply = client.get("/health", headers={"User-Agent": "heartex/1.23.2"})
-    runs_on = {"provider": "cpu", "precision": "fp32"}
-    model = {"model": "default", "model_version": repository.current(), **runs_on, "detail": None}
+    runtime = {"provider": "cpu", "precision": "fp32"}
+    model = {"model": "default", "model_version": repository.current(), **runtime, "detail": None}
     assert reply.json == {"status": "UP", **model, "refused_project": None, "models": [model]}
 
 
-class TestOtherLabels:
-    """A project whose labels the model does not have."""
+class TestLabelMismatch:
+    """A project with labels that the model does not know."""
 
-    OTHERS = CONFIG.replace("ant", "car").replace("bee", "b\u00fcs 🚌").replace("cat", "lorry")
+    OTHER_LABELS = CONFIG.replace("ant", "car").replace("bee", "b\u00fcs 🚌").replace("cat", "lorry")
 
-    def check_named(self, text):
+    def check_labels_named(self, text):
         assert "ant, bee, cat" in text
         assert "label: car, b\u00fcs 🚌, lorry" in text
 
@@ -68,22 +68,22 @@ class TestOtherLabels:
         return client.post("/setup", json={"project": f"{project}.1770000000", "schema": config})
 
     @pytest.mark.parametrize("route", ["/predict", "/score"])
-    def test_it_gets_no_predictions(self, client, repository, route):
-        """Empty ones, with scores that mean nothing, would change its order."""
-        body = {**make_predict_body(make_tasks(1), self.OTHERS), "version": repository.current()}
+    def test_predictions_are_refused(self, client, repository, route):
+        """Meaningless scores would change the project's order."""
+        body = {**make_predict_body(make_tasks(1), self.OTHER_LABELS), "version": repository.current()}
         reply = client.post(route, json=body)
         assert (reply.status_code, reply.json["error"]) == (400, "label_mismatch")
-        self.check_named(reply.json["detail"])
+        self.check_labels_named(reply.json["detail"])
 
-    def test_it_cannot_be_connected_and_label_studio_says_why(self, client, caplog):
-        """Of a refusal it shows the status line, which holds ASCII; it asks again for every task that is opened.
+    def test_setup_is_refused_with_the_reason_in_the_status_line(self, client, caplog):
+        """Label Studio shows only the status line, which must be ASCII. The refusal is logged once.
 
         A project may be connected before it has labels, and change them later.
         """
         for _ in range(3):
-            reply = self.set_up(client, self.OTHERS)
+            reply = self.set_up(client, self.OTHER_LABELS)
         assert (reply.status_code, reply.json["error"]) == (400, "label_mismatch")
-        self.check_named(reply.json["detail"])
+        self.check_labels_named(reply.json["detail"])
         assert reply.status.startswith("400 expected a project with the labels of version")
         assert "(ant, bee, cat)" in reply.status
         assert r"label: car, b\xfcs \U0001f68c, lorry" in reply.status
@@ -93,28 +93,30 @@ class TestOtherLabels:
             assert self.set_up(client, config).status_code == 200
 
     @pytest.mark.slow
-    def test_health_says_what_the_last_setup_said(self, client, repository):
-        refused = lambda: client.get("/health").json["refused_project"]  # noqa: E731
-        self.set_up(client, self.OTHERS, project=8)
+    def test_health_reports_the_last_refused_setup(self, client, repository):
+        def refused():
+            return client.get("/health").json["refused_project"]
+
+        self.set_up(client, self.OTHER_LABELS, project=8)
         assert client.get("/health").status_code == 200
         assert refused().startswith("project 8: ")
-        self.check_named(refused())
+        self.check_labels_named(refused())
         assert "project 8" in client.get("/").text
         self.set_up(client, CONFIG, project=8)
         assert refused() is None
-        self.set_up(client, self.OTHERS)
+        self.set_up(client, self.OTHER_LABELS)
         publish(repository)
         service_of(client).models.poll()
         assert refused() is None
 
 
 class TestPredict:
-    def test_scores_are_those_of_an_independent_computation(self, client, repository):
+    def test_scores_match_an_independent_computation(self, client, repository):
         scores = [element["score"] for element in predict(client, *make_tasks(11))]
         expected = label_studio_score(expected_bald(TinyModel.draw(), repository.current(), draw_images(11)), 3)
         np.testing.assert_allclose(scores, expected, atol=1e-5)
 
-    def test_an_image_that_cannot_be_scored_is_an_empty_element(self, serve, tmp_path):
+    def test_an_image_that_cannot_be_scored_gets_an_empty_prediction(self, serve, tmp_path):
         client = serve(local_files_root=tmp_path)
         references = [
             *("gopher://example.org/x.png", "http://\ud800/", "http://[/", "s3://\ud800/a", "\ud800", "data:\ud800"),
@@ -126,17 +128,17 @@ class TestPredict:
         assert [bool(element) for element in predict(client, first, *bad, last)] == [True, *[False] * len(bad), True]
 
     @pytest.mark.slow
-    def test_the_largest_image_is_a_setting(self, serve):
+    def test_max_megapixels_limits_images(self, serve):
         task = make_task(1, to_data_uri(np.zeros((1100, 1000, 3))))
-        assert [bool(predict(serve(max_megapixels=most), task)[0]) for most in (1, 2)] == [False, True]
+        assert [bool(predict(serve(max_megapixels=limit), task)[0]) for limit in (1, 2)] == [False, True]
 
-    def test_interactive_requests_are_answered_alike(self, client):
+    def test_interactive_requests_get_the_same_predictions(self, client):
         task = {**make_tasks(1)[0], "drafts": [{"id": 4, "result": [], "was_cancelled": False}]}
         body = make_predict_body([task], context={"result": [{"type": "choices", "value": {"choices": ["cat"]}}]})
         assert client.post("/predict", json=body).json["results"] == predict(client, task)
 
     @pytest.mark.slow
-    def test_a_swap_neither_fails_nor_mixes_a_request_in_hand(self, start_app, repository):
+    def test_a_swap_does_not_affect_a_running_request(self, start_app, repository):
         entered, proceed = threading.Event(), threading.Event()
         uris = [task["data"]["picture"] for task in make_tasks(4)]
 
@@ -160,15 +162,15 @@ class TestPredict:
         np.testing.assert_allclose([element["score"] for element in replies], expected, atol=1e-5)
         assert {element["model_version"] for element in predict(app.test_client(), *tasks)} == {new}
 
-    def test_a_bad_envelope_is_the_clients_error(self, client):
-        bad = {
+    def test_an_invalid_body_is_refused(self, client):
+        invalid = {
             **dict.fromkeys(BODIES.values(), "bad_request"),
             b'{"tasks": 3}': "bad_request",
             b'{"tasks": [], "label_config": "<View/>", "x": -Infinity}': "bad_request",
             json.dumps(make_predict_body([], config="<View/>")).encode(): "bad_config",
             json.dumps(make_predict_body([], config="no xml")).encode(): "bad_config",
         }
-        for body, error in bad.items():
+        for body, error in invalid.items():
             reply = client.post("/predict", data=body, content_type="application/json")
             assert (reply.status_code, reply.json["error"]) == (400, error), body[:50]
             assert reply.json["detail"]
@@ -177,37 +179,37 @@ class TestPredict:
 class TestFeatureCache:
     @staticmethod
     def score(client):
-        """Send images one by one, for what shares a batch may differ in the last bit."""
+        """Score images one by one, because scores of a batch may differ in the last bit."""
         return [predict(client, task)[0]["score"] for task in make_tasks(4)]
 
     @pytest.mark.slow
-    def test_scores_are_the_same_to_the_bit(self, serve):
-        off, on = serve(cache_mb=0), serve()
-        expected = self.score(off)
-        assert [self.score(on), self.score(on)] == [expected] * 2
-        for client, count in ((off, 0), (on, 4)):
-            assert [counted(client, f"feature_cache_{name}_total") for name in ("hits", "misses")] == [count] * 2
+    def test_cached_scores_are_bit_identical(self, serve):
+        uncached, cached = serve(cache_mb=0), serve()
+        expected = self.score(uncached)
+        assert [self.score(cached), self.score(cached)] == [expected] * 2
+        for client, count in ((uncached, 0), (cached, 4)):
+            assert [read_metric(client, f"feature_cache_{name}_total") for name in ("hits", "misses")] == [count] * 2
 
     @pytest.mark.slow
-    def test_a_cache_that_cannot_be_had_costs_time_only(self, serve, tmp_path):
+    def test_scoring_works_without_a_usable_cache_folder(self, serve, tmp_path):
         (tmp_path / "file").write_text("not a folder")
         client = serve(cache_dir=tmp_path / "file")
         assert self.score(client) == self.score(client)
-        assert counted(client, "feature_cache_faults_total", kind="open") == 1
-        assert counted(client, "feature_cache_bytes") == 0
+        assert read_metric(client, "feature_cache_faults_total", kind="open") == 1
+        assert read_metric(client, "feature_cache_bytes") == 0
 
 
 class TestPage:
-    def test_it_shows_the_version_in_use(self, client, repository):
+    def test_the_page_shows_the_version_in_use(self, client, repository):
         reply = client.get("/")
         assert (reply.status_code, reply.content_type) == (200, "text/html; charset=utf-8")
         assert repository.current() in reply.text
         assert f"{PASSES}</dd>" in reply.text
         assert HEADERS.items() <= dict(reply.headers).items()
-        assert "all models" not in reply.text  # there is no other page to lead to
+        assert "all models" not in reply.text  # there is only one model
 
-    def test_links_lead_to_label_studio_as_browsers_see_it(self, serve, repository):
-        """Its address here may be one that only containers know."""
+    def test_links_use_label_studios_public_address(self, serve, repository):
+        """Browsers may not reach the server's address for it."""
         submit_request(repository, 3)
         inside, public = "http://studio:8080", "https://studio.example.org"
         for url, public_url, expected in ((None, None, []), (inside, None, [inside]), (inside, public, [public])):
@@ -216,8 +218,8 @@ class TestPage:
 
 
 class TestWebhook:
-    def test_start_training_leaves_a_request_and_other_events_none(self, client, repository):
-        """Annotators never wait for it, nor see it fail; however often it was pressed, a trainer finds one request."""
+    def test_only_start_training_writes_a_request(self, client, repository):
+        """Pressing it several times writes one request."""
         for body in (
             {"action": "ANNOTATION_CREATED", "annotation": {"id": 1}, "project": {"id": 3}, "task": {"id": 2}},
             {"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 1}], "project": {"id": 3}},
@@ -232,24 +234,24 @@ class TestWebhook:
         assert "trainer watch" in replies[0].json["detail"]
         assert [request.project for request in find_requests(repository)] == [3]
 
-    def test_start_training_without_a_project_is_for_any(self, client, repository):
+    def test_start_training_with_an_invalid_project_is_for_any(self, client, repository):
         for project in (None, [], {}, {"id": None}, {"id": True}, {"id": -1}, {"id": "../3"}, {"id": 10**100}):
             reply = client.post("/webhook", json={"action": "START_TRAINING", "project": project})
             assert reply.json["status"] == "requested"
             assert [request.project for request in find_requests(repository)] == [None]
 
-    def test_a_request_that_cannot_be_left_is_told_and_logged(self, client, repository, caplog):
-        """Label Studio shows nobody what comes back, so the log must say it, too."""
-        (repository.root / REQUESTS_FOLDER).write_text("no folder")
+    def test_a_request_that_cannot_be_written_is_reported_and_logged(self, client, repository, caplog):
+        """Label Studio does not show the response."""
+        (repository.root / REQUESTS_FOLDER).write_text("not a folder")
         reply = client.post("/webhook", json={"action": "START_TRAINING", "project": {"id": 3}})
         assert (reply.status_code, reply.json["status"]) == (200, "not_requested")
-        assert "could not be left (File exists)" in reply.json["detail"]
+        assert "cannot write the request to train (File exists)" in reply.json["detail"]
         assert reply.json["detail"] in caplog.text
         assert str(repository.root) not in reply.text
 
 
 class TestObservation:
-    def test_a_request_is_counted_and_logged_in_one_line(self, client, repository, caplog):
+    def test_a_request_is_counted_and_logged(self, client, repository, caplog):
         caplog.set_level(logging.INFO)
         client.post("/predict?token=s3cret", json=make_predict_body([*make_tasks(2), make_task(1, "data:,x")]))
         (record,) = [record for record in caplog.records if record.message == "request"]
@@ -274,12 +276,12 @@ class TestObservation:
         ):
             assert line in reply.text
 
-    def test_errors_outside_the_routes_are_json_too_and_one_route_in_the_metrics(self, client):
-        """Scanners cannot make the metrics grow; the client's request id joins its log with ours."""
+    def test_unknown_routes_get_json_errors_and_share_one_metric(self, client):
+        """Scanners cannot make the metrics grow. The client's request id is returned."""
         for path in ("/a", "/b", "/predict/../c"):
             reply = client.get(path, headers={"X-Request-Id": "abc-1"})
             assert reply.headers["X-Request-Id"] == reply.json["request_id"] == "abc-1"
-        assert counted(client, "http_requests_total", route="unmatched", status="404") == 3
+        assert read_metric(client, "http_requests_total", route="unmatched", status="404") == 3
         reply = client.get("/predict")
         assert (reply.status_code, reply.json["error"]) == (405, "method_not_allowed")
         assert set(reply.json) == {"error", "detail", "request_id"}
@@ -287,20 +289,20 @@ class TestObservation:
         assert "POST" in reply.headers["Allow"]
 
 
-def test_the_last_guard_is_the_encoder(start_app):
+def test_the_json_encoder_refuses_nan(start_app):
     app = start_app()
     with app.app_context(), pytest.raises(ValueError, match="not JSON compliant"):
         FiniteJSON(app).dumps({"score": math.nan})
 
 
-def test_fetching_gets_the_task_and_the_project(serve):
-    seen = {}
+def test_the_fetcher_gets_task_and_project_ids(serve):
+    arguments = {}
 
     class Spy(CallFetcher):
         def fetch_if_changed(self, reference, **context):
-            seen.update(context, reference=reference)
+            arguments.update(context, reference=reference)
             raise FetchError("no")
 
     predict(serve(fetcher=Spy(None)), make_task(7, "s3://b/k.png"))
-    assert seen.pop("deadline") > 0
-    assert seen == {"reference": "s3://b/k.png", "known": None, "task_id": 7, "project_id": 3}
+    assert arguments.pop("deadline") > 0
+    assert arguments == {"reference": "s3://b/k.png", "known": None, "task_id": 7, "project_id": 3}

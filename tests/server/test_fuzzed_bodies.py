@@ -1,4 +1,4 @@
-"""Whatever a body holds, a server answers it: with predictions, or with an error that says what is wrong."""
+"""Mutated request bodies get predictions or an error with details, never a crash."""
 
 import json
 
@@ -25,7 +25,7 @@ def client(serve, tmp_path):
 
 
 def check(reply):
-    """An answer of the server's own, or a refusal that names the fault."""
+    """Check that the reply has a result, or an error with details."""
     assert reply.status_code in (200, 400, 409, 422), reply.get_data(as_text=True)
     document = json.loads(reply.get_data(), parse_constant=pytest.fail)
     assert reply.status_code == 200 or {"error", "detail", "request_id"} <= document.keys()
@@ -35,6 +35,6 @@ def check(reply):
 @pytest.mark.parametrize("route", ROUTES)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(number=st.integers(0, 2**32))
-def test_any_edit_of_a_body_is_answered(client, repository, route, number):
+def test_mutated_bodies_get_a_result_or_an_error(client, repository, route, number):
     body = {**ROUTES[route], **({"version": repository.current()} if route == "/score" else {})}
     check(client.post(route, data=mutate_json(json.dumps(body), number), content_type="application/json"))

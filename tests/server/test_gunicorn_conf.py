@@ -14,10 +14,10 @@ def run_conf(monkeypatch, **variables):
     return runpy.run_path(str(CONF))
 
 
-def test_a_request_in_hand_is_finished_at_shutdown(monkeypatch):
+def test_graceful_timeout_exceeds_the_deadline(monkeypatch):
     assert run_conf(monkeypatch, DEADLINE_S="12.5")["graceful_timeout"] == 18
 
 
-def test_wrong_settings_end_the_start_with_one_line(monkeypatch):
+def test_invalid_settings_end_the_process_with_one_line(monkeypatch):
     with pytest.raises(SystemExit, match="labelnext: LABELNEXT_THREADS must be "):
         run_conf(monkeypatch, THREADS="x")

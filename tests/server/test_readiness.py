@@ -1,4 +1,4 @@
-"""Live and ready, places for requests, and what is said to who is turned away."""
+"""Liveness, readiness, and limits on concurrent requests."""
 
 import threading
 import time
@@ -13,28 +13,28 @@ from server.app import close_app, create_app
 from server.inference.models import Models
 from tests.server.conftest import (
     CallFetcher,
-    counted,
     make_predict_body,
     make_task,
     make_tasks,
+    read_metric,
     service_of,
     to_data_uri,
     wait_until,
 )
 
 
-class HeldFetcher(CallFetcher):
-    """Gives out one good image, once it is allowed to."""
+class BlockedFetcher(CallFetcher):
+    """Returns an image once `released` is set."""
 
     def __init__(self):
-        self.asked, self.allowed = threading.Semaphore(0), threading.Event()
+        self.called, self.released = threading.Semaphore(0), threading.Event()
         (pixels,) = draw_images(1)
         data = b64decode(to_data_uri(pixels).partition(",")[2])
         super().__init__(lambda _: self.wait() or data)
 
     def wait(self):
-        self.asked.release()
-        assert self.allowed.wait(30)
+        self.called.release()
+        assert self.released.wait(30)
 
 
 def probe(client):
@@ -46,16 +46,16 @@ def predict(client, task=None):
 
 
 class TestProbes:
-    def test_a_version_in_use_makes_it_ready(self, client):
+    def test_a_server_with_a_version_is_ready(self, client):
         assert probe(client) == (200, 200)
         assert client.get("/health/ready").json == {"ready": True, "detail": None}
 
-    def test_where_nothing_is_published_it_is_ready_to_say_so(self, start_app):
-        """Label Studio can be connected, and Start Training pressed, before the first version."""
+    def test_a_server_is_ready_before_the_first_version(self, start_app):
+        """Label Studio can be connected, and Start Training pressed."""
         assert probe(start_app().test_client()) == (200, 200)
 
-    def test_a_folder_or_pointer_that_is_away_is_not_nothing_published(self, start_app, repository):
-        """A replica that starts while its volume is not mounted does not answer for those that have a version."""
+    def test_a_missing_folder_or_current_is_not_ready(self, start_app, repository):
+        """A replica without its volume must not reply instead of those with a version."""
         publish(repository)
         pointer = repository.folder / "CURRENT"
         pointer.unlink()
@@ -67,13 +67,13 @@ class TestProbes:
         assert probe(client) == (200, 503)
         assert predict(client).status_code == 503
 
-    def test_it_is_not_ready_where_what_is_published_was_refused(self, start_app, repository):
+    def test_a_server_that_refused_its_only_version_is_not_ready(self, start_app, repository):
         publish(repository, probe_of=TinyModel.draw(seed=7))
         client = start_app().test_client()
         assert probe(client) == (200, 503)
         assert "was refused" in client.get("/health/ready").json["detail"]
         assert predict(client).status_code == 503
-        assert counted(client, "rejected_requests_total", reason="unavailable") == 1
+        assert read_metric(client, "rejected_requests_total", reason="unavailable") == 1
 
     def test_a_dead_batcher_is_not_live(self, client):
         service_of(client).batcher.close()
@@ -81,58 +81,58 @@ class TestProbes:
         assert client.get("/health/live").json == {"live": False, "detail": "the server is shutting down"}
         assert predict(client).status_code == 503
 
-    def test_a_thread_that_no_longer_follows_the_repository_is_not_live(self, client):
+    def test_a_dead_poller_is_not_live(self, client):
         service_of(client).models.close()
         assert probe(client) == (503, 503)
-        assert "follows the repository" in client.get("/health").json["detail"]
+        assert "polls the repository" in client.get("/health").json["detail"]
 
-    def test_draining_ends_readiness_and_still_answers(self, client):
-        """What has been accepted is scored; balancers are told to send no more, and alerts need no second source."""
-        assert [counted(client, name) for name in ("live", "ready")] == [1, 1]
+    def test_a_draining_server_is_not_ready_and_still_scores(self, client):
+        """The metrics report the same as the probes."""
+        assert [read_metric(client, name) for name in ("live", "ready")] == [1, 1]
         service_of(client).drain()
-        assert [counted(client, name) for name in ("live", "ready")] == [1, 0]
+        assert [read_metric(client, name) for name in ("live", "ready")] == [1, 0]
         assert probe(client) == (200, 503)
         assert client.get("/health").json["status"] == "DOWN"
         reply = predict(client)
         assert reply.json["results"][0]["score"] is not None
 
 
-class TestPlaces:
+class TestLimits:
     @pytest.fixture
-    def held(self):
-        fetcher = HeldFetcher()
+    def fetcher(self):
+        fetcher = BlockedFetcher()
         yield fetcher
-        fetcher.allowed.set()
+        fetcher.released.set()
 
     @pytest.fixture
-    def narrow(self, serve, held):
-        """A server that works on one request, lets one wait, and holds the first."""
-        return serve(threads=1, queue_requests=1, fetcher=held).application.test_client
+    def make_client(self, serve, fetcher):
+        """Create clients of a server with one running and one waiting request."""
+        return serve(threads=1, queue_requests=1, fetcher=fetcher).application.test_client
 
     @pytest.mark.slow
-    def test_a_request_beyond_what_may_wait_is_refused_and_told_when_to_come_again(self, narrow, held):
+    def test_requests_above_the_limit_are_refused_with_retry_after(self, make_client, fetcher):
         task = make_task(1, "x")
         with ThreadPoolExecutor() as pool:
-            first = pool.submit(predict, narrow(), task)
-            assert held.asked.acquire(timeout=10)
-            second = pool.submit(predict, narrow(), task)
-            wait_until(lambda: service_of(narrow()).limiter.waiting)
-            refused = predict(narrow(), task)
+            first = pool.submit(predict, make_client(), task)
+            assert fetcher.called.acquire(timeout=10)
+            second = pool.submit(predict, make_client(), task)
+            wait_until(lambda: service_of(make_client()).limiter.waiting)
+            refused = predict(make_client(), task)
             assert (refused.status_code, refused.json["error"]) == (503, "overloaded")
             assert refused.headers["Retry-After"] == "1"
             assert "run more replicas" in refused.json["detail"]
-            assert counted(narrow(), "rejected_requests_total", reason="queue_full") == 1
-            assert probe(narrow()) == (200, 200)
-            assert narrow().get("/versions").status_code == 200
-            assert narrow().post("/setup", json={"project": "1", "schema": ""}).status_code == 200
-            assert narrow().get("/nowhere").status_code == 404  # who is turned away needs no place
-            assert narrow().get("/predict").status_code == 405
-            held.allowed.set()
+            assert read_metric(make_client(), "rejected_requests_total", reason="queue_full") == 1
+            assert probe(make_client()) == (200, 200)
+            assert make_client().get("/versions").status_code == 200
+            assert make_client().post("/setup", json={"project": "1", "schema": ""}).status_code == 200
+            assert make_client().get("/nowhere").status_code == 404  # refused requests need no place
+            assert make_client().get("/predict").status_code == 405
+            fetcher.released.set()
             assert [first.result(30).status_code, second.result(30).status_code] == [200, 200]
 
     @pytest.mark.slow
-    def test_a_request_waits_for_the_version_that_is_being_loaded(self, settings, repository, monkeypatch):
-        """A server that has just started does not say that it knows nothing."""
+    def test_requests_wait_for_the_first_poll(self, settings, repository, monkeypatch):
+        """A server that has just started does not return empty predictions."""
         begin, poll = threading.Event(), Models.poll
         monkeypatch.setattr(Models, "poll", lambda self: begin.wait(10) and poll(self))
         publish(repository)
@@ -146,8 +146,8 @@ class TestPlaces:
         close_app(app)
 
 
-def test_a_body_that_is_too_large_or_of_unknown_length_gets_no_place(serve):
-    """Memory is given out by the length that is said."""
+def test_bodies_too_large_or_without_length_are_refused_at_once(serve):
+    """The limiter counts bytes by Content-Length."""
     client = serve(max_body_bytes=1000)
     with service_of(client).limiter.enter(2000, deadline=float("inf")):
         reply = client.post("/predict", data=b"x" * 1001)
@@ -156,8 +156,8 @@ def test_a_body_that_is_too_large_or_of_unknown_length_gets_no_place(serve):
         assert (reply.status_code, reply.json["error"]) == (411, "length_required")
 
 
-def test_what_a_request_took_to_come_in_counts_towards_its_deadline(client):
-    """Label Studio's patience began with its first byte."""
-    came = {"gunicorn.socket": SimpleNamespace(request_started=time.monotonic() - 1000)}
-    reply = client.post("/predict", json=make_predict_body(make_tasks(1)), environ_overrides=came)
+def test_the_deadline_counts_from_the_requests_first_byte(client):
+    """So does Label Studio's timeout."""
+    environ = {"gunicorn.socket": SimpleNamespace(request_started=time.monotonic() - 1000)}
+    reply = client.post("/predict", json=make_predict_body(make_tasks(1)), environ_overrides=environ)
     assert (reply.status_code, reply.json["error"]) == (503, "overloaded")

@@ -1,4 +1,4 @@
-"""What the server opens for what it is told."""
+"""Repositories in buckets and with signatures."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from tests.server.conftest import make_predict_body, make_tasks, service_of
 
 
 def test_a_bucket_is_opened_through_its_local_cache(monkeypatch, tmp_path):
-    """Nothing is asked of it before it is read; credentials are in no setting, and so in no log."""
+    """Opening sends no request; credentials are not in the settings, which are logged."""
     for name, value in environment("http://127.0.0.1:1").items():
         monkeypatch.setenv(name, value)
     settings = Settings.read({"LABELNEXT_MODELS": "s3://models/x/", "LABELNEXT_VERSION_CACHE": str(tmp_path)})
@@ -25,10 +25,10 @@ def test_a_bucket_is_opened_through_its_local_cache(monkeypatch, tmp_path):
     assert "not-to-be-seen" not in str(settings.describe())
 
 
-def test_with_a_key_set_only_what_it_has_signed_is_ever_served(start_app, settings, repository, tmp_path):
-    """Whoever writes the repository without the key changes nothing but which one is used: CURRENT is not signed."""
+def test_with_a_verify_key_only_signed_versions_are_served(start_app, settings, repository, tmp_path):
+    """An attacker without the key can only choose among signed versions, because CURRENT is not signed."""
     pytest.importorskip("minisign", reason="needs requirements/signatures.txt")
-    keys, strangers = (Keys.read(signing=generate_keys(tmp_path / whose)[0]) for whose in ("ours", "a stranger's"))
+    keys, other_keys = (Keys.read(signing=generate_keys(tmp_path / name)[0]) for name in ("keys", "other-keys"))
     signed = Repository(repository.root, keys=keys)
     first, second = publish(signed), publish(signed, seed=1)
     client = start_app(dataclasses.replace(settings, verify_key=keys.verifying.line)).test_client()
@@ -39,8 +39,8 @@ def test_with_a_key_set_only_what_it_has_signed_is_ever_served(start_app, settin
         return result["model_version"]
 
     assert served() == second
-    for of_others in (repository, Repository(repository.root, keys=strangers)):
-        refused = publish(of_others, seed=2)
+    for writable in (repository, Repository(repository.root, keys=other_keys)):
+        refused = publish(writable, seed=2)
         assert served() == second
         assert f"version {refused} was refused" in client.get("/health").json["detail"]
     repository.set_current(first)

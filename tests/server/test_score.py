@@ -1,4 +1,4 @@
-"""POST /score: what `trainer rank` learns of each task."""
+"""POST /score, which `trainer rank` uses."""
 
 import threading
 from base64 import b64decode
@@ -23,7 +23,7 @@ def make_score_body(version, tasks=None, **changes):
 
 @pytest.fixture
 def score(client, repository):
-    """Return the elements of the answer."""
+    """Return a function that scores tasks and returns their results."""
 
     def score(*tasks, client=client):
         reply = client.post("/score", json=make_score_body(repository.current(), tasks))
@@ -33,12 +33,12 @@ def score(client, repository):
     return score
 
 
-def about(value):
-    """Return the same structure with numbers that are equal to others if they are close."""
+def approximate(value):
+    """Return the same structure with approximate numbers."""
     if isinstance(value, dict):
-        return {name: about(item) for name, item in value.items()}
+        return {name: approximate(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [about(item) for item in value]
+        return [approximate(item) for item in value]
     return pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
 
 
@@ -47,8 +47,8 @@ def decode(text, kind, *shape):
 
 
 @pytest.mark.slow
-def test_each_task_gets_what_the_passes_say(start_app, repository):
-    """By the network's definition, whatever the temperature, which only people see; more comes if it is asked for."""
+def test_scores_match_an_independent_computation(start_app, repository):
+    """Only the shown probability is calibrated; embeddings and passes are optional."""
     version = publish(repository, temperature=2.0)
     client = start_app().test_client()
     reply = client.post("/score", json=make_score_body(version, embeddings=True, passes=True))
@@ -78,16 +78,15 @@ def test_each_task_gets_what_the_passes_say(start_app, repository):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", Score)
-def test_the_prediction_is_that_of_predict(serve, score, direction):
-    """A ranking stores what /predict would have stored, but for the score's place in the order."""
+def test_predictions_equal_those_of_predict(serve, score, direction):
     client = serve(score=direction)
     predicted = client.post("/predict", json=make_predict_body(make_tasks(IMAGES))).json["results"]
-    found = [element["prediction"] for element in score(client=client)]
-    assert found == about(predicted)  # how a batch is filled moves the last digits
+    predictions = [element["prediction"] for element in score(client=client)]
+    assert predictions == approximate(predicted)  # batches change the last digits
 
 
 @pytest.mark.slow
-def test_an_image_that_fails_is_told_with_its_reason(score):
+def test_a_failed_image_gets_an_error_with_its_reason(score):
     results = score(*make_tasks(2), make_task(7, "data:image/png;base64,AAAA"), make_task(8, "x", key="other"))
     assert [element.get("error", {}).get("code") for element in results] == [None, None, "decode", "no_image"]
     assert [element["task"] for element in results] == [100, 101, 7, 8]
@@ -97,7 +96,7 @@ def test_an_image_that_fails_is_told_with_its_reason(score):
 @pytest.mark.slow
 @pytest.mark.parametrize("is_empty", [False, True])
 def test_another_version_is_a_conflict(serve, repository, tmp_path, is_empty):
-    """Scores of two versions do not belong into one ranking; the reply says which one is in use, or that none is."""
+    """Scores of two versions must not be mixed in a ranking; the error names the version in use."""
     (tmp_path / "empty").mkdir()
     client = serve(models=tmp_path / "empty") if is_empty else serve()
     reply = client.post("/score", json=make_score_body("20200101T000000000Z-aaaaaa"))
@@ -105,17 +104,17 @@ def test_another_version_is_a_conflict(serve, repository, tmp_path, is_empty):
     assert f"{'none' if is_empty else repository.current()} is in use" in reply.json["detail"]
 
 
-def test_who_asks_for_a_version_that_was_just_published_has_it_looked_for(client, repository):
-    for seed, ask in (
+def test_a_request_for_an_unknown_version_triggers_a_poll(client, repository):
+    for seed, request in (
         (1, lambda new: client.post("/score", json=make_score_body(new))),
         (2, lambda new: client.get(f"/health?version={new}")),
     ):
         new = publish(repository, seed=seed)
-        ask(new)
+        request(new)
         wait_until(lambda new=new: client.get("/health").json["model_version"] == new)
 
 
-def test_a_body_that_is_not_understood_is_refused(client, repository):
+def test_an_invalid_body_is_refused(client, repository):
     for name, value in (("version", None), ("version", 7), ("embeddings", 1), ("passes", "yes"), ("tasks", {})):
         reply = client.post("/score", json={**make_score_body(repository.current()), name: value})
         assert reply.status_code == 400
@@ -123,16 +122,16 @@ def test_a_body_that_is_not_understood_is_refused(client, repository):
 
 
 @pytest.mark.slow
-def test_a_deadline_that_passes_is_told_for_each_image(serve, score):
-    """`expired` means: ask again."""
-    over = threading.Event()
-    results = score(client=serve(deadline_s=0.3, fetcher=CallFetcher(lambda _: over.wait(10))))
-    over.set()
+def test_images_past_the_deadline_are_expired(serve, score):
+    """`later` means that a retry may succeed."""
+    release = threading.Event()
+    results = score(client=serve(deadline_s=0.3, fetcher=CallFetcher(lambda _: release.wait(10))))
+    release.set()
     assert {(element["error"]["code"], element["error"]["later"]) for element in results} == {("expired", True)}
 
 
-def test_an_image_that_may_be_had_later_says_so(serve, score):
-    """Whoever ranks asks again for it, and not for one that is gone."""
+def test_temporary_fetch_errors_are_marked_as_later(serve, score):
+    """A ranking retries these images only."""
     errors = {"down": TemporaryFetchError("down"), "gone": FetchError("gone")}
 
     def fail(reference):

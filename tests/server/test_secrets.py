@@ -1,4 +1,4 @@
-"""What must not be told: a secret is put into every place that takes one, and looked for in all that comes out."""
+"""Secrets put into all settings and requests must not appear in logs and responses."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ POSTS = ("/predict", "/score", "/setup", "/webhook")
 
 @pytest.fixture
 def logged():
-    """All that would stand in the server's log."""
+    """The server's log."""
     stream, root = io.StringIO(), logging.getLogger()
     handler, level = logging.StreamHandler(stream), root.level
     handler.setFormatter(JsonFormatter())
@@ -64,7 +64,7 @@ def web():
 
 @pytest.fixture
 def client(serve, web, logged):
-    """An application with every secret set, and a version, so that images are really fetched."""
+    """A client of a server with all secrets set, and a version, so that images are fetched."""
     return serve(
         basic_auth=f"{USER}:{SECRETS['password']}",
         webhook_secret=SECRETS["webhook"],
@@ -79,7 +79,7 @@ def basic(password):
 
 
 def references(url):
-    """Image references that hold secrets, as people import them; none leads to an image but the last two."""
+    """Return image references with secrets; only the last is a valid image."""
     signed = f"X-Amz-Credential=AKIA&X-Amz-Signature={SECRETS['signature']}"
     login = f"user:{SECRETS['userinfo']}"
     with_login = url.replace("//", f"//{login}@")
@@ -104,9 +104,9 @@ def references(url):
     ]
 
 
-def everything(client, url):
-    """Ask for all there is, rightly and wrongly; return what was answered, headers included."""
-    good = basic(SECRETS["password"])
+def send_all(client, url):
+    """Send valid and invalid requests to all routes; return the responses with their headers."""
+    valid = basic(SECRETS["password"])
     tasks = [make_task(i, reference) for i, reference in enumerate(references(url))]
     body = make_predict_body(tasks, context={"password": SECRETS["login"]})
     body["params"] |= {"login": USER, "password": SECRETS["login"]}
@@ -119,8 +119,8 @@ def everything(client, url):
     }
     event = {"action": "ANNOTATION_CREATED", "project": {"id": 3, "token": SECRETS["project-token"]}}
     start = {"action": "START_TRAINING", "project": {"id": 3, "token": SECRETS["project-token"]}}
-    wrong = [{}, basic(SECRETS["wrong-password"]), {"Authorization": SECRETS["wrong-bearer"]}]
-    wrong += [{"Authorization": f"{scheme} {SECRETS['wrong-bearer']}"} for scheme in ("Bearer", "Token", "Basic")]
+    invalid = [{}, basic(SECRETS["wrong-password"]), {"Authorization": SECRETS["wrong-bearer"]}]
+    invalid += [{"Authorization": f"{scheme} {SECRETS['wrong-bearer']}"} for scheme in ("Bearer", "Token", "Basic")]
     bodies = [
         SECRETS["body"],
         f'{{"token": "{SECRETS["body"]}"',
@@ -131,23 +131,23 @@ def everything(client, url):
         json.dumps(body | {"tasks": [SECRETS["body"], {"data": SECRETS["body"]}]}),
     ]
     query = f"?token={SECRETS['query']}"
-    with_cookie = good | {"Cookie": f"session={SECRETS['cookie']}"}
-    asked = [
+    with_cookie = valid | {"Cookie": f"session={SECRETS['cookie']}"}
+    replies = [
         *(client.get(path + query, headers=with_cookie) for path in GETS),
-        *(client.post(path, json=body, headers=headers) for path in POSTS for headers in wrong),
-        *(client.post(path, data=data, headers=good) for path in POSTS for data in bodies),
-        client.post("/predict", json=body, headers=good),
-        client.post("/setup", json=setup, headers=good),
+        *(client.post(path, json=body, headers=headers) for path in POSTS for headers in invalid),
+        *(client.post(path, data=data, headers=valid) for path in POSTS for data in bodies),
+        client.post("/predict", json=body, headers=valid),
+        client.post("/setup", json=setup, headers=valid),
         client.post("/webhook", json=event, headers={"Authorization": f"Bearer {SECRETS['webhook']}"}),
-        client.post("/webhook", json=start, headers=good),
-        client.put("/predict", data=SECRETS["body"], headers=good),
+        client.post("/webhook", json=start, headers=valid),
+        client.put("/predict", data=SECRETS["body"], headers=valid),
         client.get("/metrics"),
     ]
-    return "\n".join(f"{each.status} {dict(each.headers)} {each.get_data(as_text=True)}" for each in asked)
+    return "\n".join(f"{each.status} {dict(each.headers)} {each.get_data(as_text=True)}" for each in replies)
 
 
-def found(text):
-    """The names of the secrets that stand in a text, as they are or in base64."""
+def find_secrets(text):
+    """Return the names of the secrets in a text, plain or in base64."""
     return {
         name
         for name, secret in SECRETS.items()
@@ -156,21 +156,21 @@ def found(text):
 
 
 @pytest.mark.slow
-def test_no_secret_is_logged_answered_or_sent_elsewhere(client, web, logged):
-    """Settings, credentials that are right and wrong, signed addresses, bodies; the token goes to paths of images."""
-    answers = everything(client, web.url)
+def test_secrets_are_not_logged_returned_or_sent_to_other_hosts(client, web, logged):
+    """The token is sent only to Label Studio's paths of images."""
+    answers = send_all(client, web.url)
     assert "labelnext_images_total" in answers
-    assert found(answers) == set()
+    assert find_secrets(answers) == set()
     text = logged.getvalue()
     assert "images without a score" in text
-    assert found(text) == set()
-    told = {each.path.partition("?")[0] for each in web.requests if SECRETS["token"] in str(each.headers)}
-    assert told
-    assert all(path.startswith(("/data/", "/tasks/")) for path in told)
+    assert find_secrets(text) == set()
+    paths = {each.path.partition("?")[0] for each in web.requests if SECRETS["token"] in str(each.headers)}
+    assert paths
+    assert all(path.startswith(("/data/", "/tasks/")) for path in paths)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, LabelnextError])
-def test_a_failure_of_the_server_tells_clients_nothing(client, web, logged, monkeypatch, kind):
+def test_details_of_server_errors_are_logged_and_not_returned(client, web, logged, monkeypatch, kind):
     def fail(*_, **__):
         raise kind("at /srv/labelnext/secret.py")
 
@@ -182,6 +182,6 @@ def test_a_failure_of_the_server_tells_clients_nothing(client, web, logged, monk
     assert "/srv/labelnext" in logged.getvalue()
 
 
-def test_what_is_looked_for_would_be_found():
-    assert found(f"... {SECRETS['token']} ...") == {"token"}
-    assert found(base64.b64encode(SECRETS["pixels"].encode()).decode()) == {"pixels"}
+def test_find_secrets_finds_plain_and_base64_secrets():
+    assert find_secrets(f"... {SECRETS['token']} ...") == {"token"}
+    assert find_secrets(base64.b64encode(SECRETS["pixels"].encode()).decode()) == {"pixels"}

@@ -7,7 +7,7 @@ from contract.errors import ConfigError
 from server.settings import Device, Precision, Score, Settings
 
 KEY = "RWT/9m+og4isUpyk8iGW2RjY53oZpnrl1ErOe3Pq4B/4AJZTCk4Wz5TX"
-SET = {
+VALUES = {
     "models": ("/srv/models", Path("/srv/models")),
     "model": ("birds", "birds"),
     "version_cache": ("/srv/versions", Path("/srv/versions")),
@@ -38,12 +38,12 @@ SET = {
     "recheck_s": ("0", 0.0),
     "cache_mb": ("100", 100),
 }
-"""Field to what its variable says, and what it is then."""
+"""By field, the text of its variable and the parsed value."""
 
 
 def test_every_setting_is_read_from_its_variable():
-    read = Settings.read({f"LABELNEXT_{name.upper()}": text for name, (text, _) in SET.items()})
-    assert asdict(read) == {name: value for name, (_, value) in SET.items()}
+    settings = Settings.read({f"LABELNEXT_{name.upper()}": text for name, (text, _) in VALUES.items()})
+    assert asdict(settings) == {name: value for name, (_, value) in VALUES.items()}
 
 
 @pytest.mark.parametrize(
@@ -62,17 +62,17 @@ def test_every_setting_is_read_from_its_variable():
         ("ALLOWED_ORIGINS", ("http://good.example.org,bad",), "an http or https URL"),
     ],
 )
-def test_nonsense_is_refused(name, texts, expected):
+def test_invalid_values_are_refused(name, texts, expected):
     for text in texts:
         with pytest.raises(ConfigError, match=f"^LABELNEXT_{name} must be ({expected})"):
             Settings.read({f"LABELNEXT_{name}": text})
 
 
-def test_bounds_follow_other_settings_unless_they_are_set():
-    """Disks are larger than memory; 0 turns the cache off. Two batches and every thread are under way."""
+def test_limits_have_defaults_that_depend_on_other_settings():
+    """The cache is larger on disk than in memory; the limit on images is two batches and one per thread."""
     for text, in_memory, in_a_folder in (("", 256, 4096), ("7", 7, 7), ("0", 0, 0)):
         for folder, mebibytes in (("", in_memory), ("/srv/features", in_a_folder)):
-            read = Settings.read({"LABELNEXT_CACHE_DIR": folder, "LABELNEXT_CACHE_MB": text})
-            assert read.cache_bytes == mebibytes * 2**20
+            settings = Settings.read({"LABELNEXT_CACHE_DIR": folder, "LABELNEXT_CACHE_MB": text})
+            assert settings.cache_bytes == mebibytes * 2**20
     assert Settings(max_batch_images=8, fetch_threads=4).max_images_in_flight == 20
     assert Settings(max_batch_images=8, fetch_threads=4, queue_images=3).max_images_in_flight == 3

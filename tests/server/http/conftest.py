@@ -11,7 +11,7 @@ from server.settings import Device, Settings
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
-    """A repository with one version, for all that is asked here."""
+    """A repository with one version."""
     repository = Repository(tmp_path_factory.mktemp("models"))
     publish(repository, report={"index.html": b"", "figures.json": b""})
     return repository
@@ -19,7 +19,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def serve(published):
-    """Return a client of a server with these settings and the version in use; each is started once."""
+    """Return a client of a server with these settings, which is started once."""
     with ExitStack() as apps:
 
         @cache

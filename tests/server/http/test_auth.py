@@ -3,7 +3,7 @@ from base64 import b64encode
 import pytest
 
 from server.http.auth import OPEN
-from tests.server.conftest import CONFIG, counted, make_predict_body
+from tests.server.conftest import CONFIG, make_predict_body, read_metric
 
 USER, PASSWORD, SECRET = "label-studio", "s3cret: with a colon", "t0ken-for-events"
 EVENT = {"action": "ANNOTATION_CREATED", "project": {"id": 3}}
@@ -26,12 +26,11 @@ BY_NAME = "/p/<model>"
 OF_MODELS = [path for path in REQUESTS if path not in {"/health/live", "/health/ready", "/metrics"}]
 REQUESTS |= {BY_NAME + path: REQUESTS[path] for path in OF_MODELS} | {BY_NAME: ("GET", None)}
 
-ANSWERED = {**dict.fromkeys(REQUESTS, 200), "/report/<version>": 308, f"{BY_NAME}/report/<version>": 308, BY_NAME: 308}
-"""What each replies to whoever may ask."""
+REDIRECTS = {"/report/<version>", f"{BY_NAME}/report/<version>", BY_NAME}
 
 
-def is_of(path, routes):
-    """Whether a route is one of these, for the model of the project or for one that is named."""
+def is_in(path, routes):
+    """Return whether a path is one of these routes, with or without the prefix of a model."""
     return path.removeprefix(BY_NAME) in routes
 
 
@@ -53,14 +52,14 @@ WRONG_SECRETS = [
 ]
 
 
-def ask(client, route, version, **headers):
-    """Send what a route takes, for this version."""
+def send(client, route, version, **headers):
+    """Send a valid request for this version."""
     method, body = REQUESTS[route]
     path = route.replace("<version>", version).replace("<file>", "figures.json").replace("<model>", "default")
     return client.open(path, method=method, json=body and {**body, "version": version}, headers=headers)
 
 
-def test_these_tests_know_every_route(start_app):
+def test_every_route_is_tested_here(start_app):
     assert {rule.rule for rule in start_app().url_map.iter_rules()} == set(REQUESTS)
 
 
@@ -69,7 +68,7 @@ ALL = {path.removeprefix(BY_NAME) for path in REQUESTS}
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("basic_auth", "secret", "sent", "opened", "scheme"),
+    ("basic_auth", "secret", "sent", "accepted", "scheme"),
     [
         (None, None, [RIGHT, f"Bearer {SECRET}", *WRONG], ALL, None),
         (f"{USER}:{PASSWORD}", SECRET, WRONG, OPEN, "Basic"),
@@ -79,33 +78,34 @@ ALL = {path.removeprefix(BY_NAME) for path in REQUESTS}
         (None, SECRET, WRONG_SECRETS, ALL - {"/webhook"}, "Bearer"),
         (None, SECRET, [f"Bearer {SECRET}"], ALL, None),
     ],
-    ids=["nothing-is-set", "wrong", "right", "the-secret", "no-secret-is-set", "wrong-secrets", "a-secret-alone"],
+    ids=["nothing-set", "wrong-password", "password", "secret", "no-secret-set", "wrong-secret", "secret-only"],
 )
-def test_who_may_ask_what(serve, published, caplog, basic_auth, secret, sent, opened, scheme):
-    """By default all is open. A password protects all but what monitoring asks, and opens all, Start Training too.
+def test_credentials_give_access_to_routes(serve, published, caplog, basic_auth, secret, sent, accepted, scheme):
+    """By default all routes are open. The password protects all except those for monitoring; the secret is for events.
 
-    Events carry no password: whoever can read a project's webhooks, where the secret stands, can not read its images
-    here. Whatever is wrong with the credentials, the answer is the same.
+    Users who can read a project's webhook, and so the secret, cannot read images here. All wrong credentials get the
+    same response.
     """
     client, version = serve(basic_auth=basic_auth, webhook_secret=secret), published.current()
     for authorization in sent:
         headers = {} if authorization is None else {"Authorization": authorization}
         for path in REQUESTS:
-            reply = ask(client, path, version, **headers)
-            may = path.removeprefix(BY_NAME) in opened
-            assert reply.status_code == (ANSWERED[path] if may else 401), (authorization, path)
-            if not may:
+            reply = send(client, path, version, **headers)
+            is_accepted = is_in(path, accepted)
+            status = (308 if path in REDIRECTS else 200) if is_accepted else 401
+            assert reply.status_code == status, (authorization, path)
+            if not is_accepted:
                 assert reply.headers["WWW-Authenticate"] == f'{scheme} realm="Labelnext server"'
                 assert reply.json["error"] == "unauthorized"
     refused = sum("webhook without valid credentials" in record.message for record in caplog.records)
-    assert refused == (0 if "/webhook" in opened else 2 * len(sent))
+    assert refused == (0 if "/webhook" in accepted else 2 * len(sent))
 
 
-def test_paths_and_methods_that_there_are_not_are_not_told_apart(serve):
-    """Without credentials nobody learns which routes exist."""
+def test_unknown_paths_and_methods_get_401_without_credentials(serve):
+    """Strangers do not learn which routes exist."""
     client = serve(basic_auth="a:b")
     for method in ("GET", "HEAD", "OPTIONS", "POST", "DELETE"):
         for path in ("/nothing", "/predict", "/score/", "//"):
             assert client.open(path, method=method).status_code == 401
-    assert counted(client, "rejected_requests_total", reason="auth") == 20
+    assert read_metric(client, "rejected_requests_total", reason="auth") == 20
     assert client.get("/nothing", headers={"Authorization": basic("a", "b")}).status_code == 404

@@ -2,7 +2,7 @@ import pytest
 
 from server.http.auth import OPEN
 from tests.server.conftest import CONFIG
-from tests.server.http.test_auth import REQUESTS, ask, is_of
+from tests.server.http.test_auth import REQUESTS, is_in, send
 
 EVENT = {"action": "START_TRAINING", "project": {"id": 3}}
 SETUP = {"project": "3.1", "schema": CONFIG}
@@ -17,12 +17,12 @@ def client(serve):
     )
 
 
-def test_no_route_that_shows_or_changes_anything_answers_to_a_name_of_strangers(client, published):
-    """A web page could have its own name lead here; health and metrics, which monitoring asks anyhow, show nothing."""
+def test_routes_except_health_and_metrics_refuse_foreign_host_names(client, published):
+    """A web page could point its own name at the server (DNS rebinding)."""
     for route in REQUESTS:
-        reply = ask(client, route, published.current(), Host="evil.test")
-        assert reply.status_code == (200 if is_of(route, OPEN) else 421), route
-        if not is_of(route, OPEN):
+        reply = send(client, route, published.current(), Host="evil.test")
+        assert reply.status_code == (200 if is_in(route, OPEN) else 421), route
+        if not is_in(route, OPEN):
             assert reply.json["error"] == "misdirected_request"
             assert "LABELNEXT_ALLOWED_HOSTS" in reply.json["detail"]
 
@@ -36,7 +36,7 @@ def test_no_route_that_shows_or_changes_anything_answers_to_a_name_of_strangers(
         *("labelnext.example.org", "LabelNext.Example.org:443", "labelnext.example.org."),
     ],
 )
-def test_addresses_names_that_no_stranger_has_and_those_set_are_answered(client, host):
+def test_ip_addresses_local_names_and_allowed_hosts_are_accepted(client, host):
     assert client.get("/versions", headers={"Host": host}).status_code == 200
 
 
@@ -49,12 +49,12 @@ def test_addresses_names_that_no_stranger_has_and_those_set_are_answered(client,
         *("::1", "1.2.3", "256.1.1.1"),
     ],
 )
-def test_no_other_name_is_answered(client, host):
+def test_other_host_names_are_refused(client, host):
     assert client.get("/versions", environ_overrides={"HTTP_HOST": host}).status_code == 421
 
 
-def test_any_name_is_answered_if_that_is_set_or_none_is_named(serve, client):
-    """For who knows what stands in front; HTTP/1.0 need not name one, and browsers always do."""
+def test_a_wildcard_accepts_any_host_and_a_missing_host_is_accepted(serve, client):
+    """HTTP/1.0 clients may omit the host, browsers never do."""
     assert serve(allowed_hosts=("*",)).get("/versions", headers={"Host": "evil.test"}).status_code == 200
     assert client.get("/versions", environ_overrides={"HTTP_HOST": ""}).status_code == 200
 
@@ -65,14 +65,14 @@ def test_any_name_is_answered_if_that_is_set_or_none_is_named(serve, client):
         (None, 200),
         ("http://label-studio:8080", 200),
         ("https://labels.example.org", 200),
-        ("http://localhost", 200),  # the server's own: it is asked as localhost
+        ("http://localhost", 200),  # the server's own origin
         *((f"http://{host}", 403) for host in ("labels.example.org", "label-studio", "localhost:8080")),
         *((origin, 403) for origin in ("https://evil.test", "null", "", "http://localhost.evil.test")),
     ],
 )
 @pytest.mark.parametrize(("path", "body"), [("/webhook", EVENT), ("/setup", SETUP)])
-def test_pages_of_strangers_may_not_send(client, path, body, origin, status):
-    """Browsers name the page that sends; pages of Label Studio may, and programs name none."""
+def test_post_requires_no_origin_or_that_of_server_or_label_studio(client, path, body, origin, status):
+    """Browsers send the page's origin, programs send none."""
     headers = {} if origin is None else {"Origin": origin}
     assert client.post(path, json=body, headers=headers).status_code == status
 
@@ -86,7 +86,7 @@ def test_pages_of_strangers_may_not_send(client, path, body, origin, status):
     ],
 )
 @pytest.mark.parametrize("path", ["/webhook", "/predict", "/score", "/setup"])
-def test_a_body_has_to_be_said_to_be_json(client, published, path, kind, status):
-    """Pages may send other kinds anywhere without asking; Label Studio and the trainer send JSON."""
+def test_post_requires_the_content_type_of_json(client, published, path, kind, status):
+    """Browsers let pages send other types to any origin."""
     data = client.application.json.dumps({**REQUESTS[path][1], "version": published.current()})
     assert client.post(path, data=data, content_type=kind).status_code == status

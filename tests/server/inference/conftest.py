@@ -1,4 +1,4 @@
-"""How versions are loaded and images scored, and what is counted meanwhile."""
+"""Fake engines, fetchers and scorers with their metrics."""
 
 import base64
 import contextlib
@@ -30,7 +30,7 @@ def load(version):
 
 
 def publish_bad(repository):
-    """Publish a version that every server must refuse."""
+    """Publish a version that fails validation."""
     return publish(repository, probe_of=TinyModel.draw(seed=7))
 
 
@@ -41,12 +41,12 @@ def metrics():
 
 @pytest.fixture
 def count(metrics):
-    """Return the value of a metric; None for one that has none."""
+    """Return a function that reads the value of a metric, None if it has none."""
     return lambda name, **labels: metrics.registry.get_sample_value(f"labelnext_{name}", labels)
 
 
 class EchoBackbone:
-    """Makes of each image its first pixel, its one feature."""
+    """Returns the first pixel of each image as its only feature."""
 
     features = 1
 
@@ -59,7 +59,7 @@ class EchoBackbone:
 
 
 class EchoEngine:
-    """Says of each image who scored it and what its first pixel is; can be held at a gate."""
+    """Returns its number and the first pixel as the probabilities of each image; waits for `gate` if there is one."""
 
     last_stage = None
     manifest = SimpleNamespace(input=SPEC)
@@ -67,7 +67,7 @@ class EchoEngine:
     def __init__(self, number=0, gate=None):
         self.number = number
         self.gate = gate
-        self.backbone = EchoBackbone(f"backbone of {number}")
+        self.backbone = EchoBackbone(f"backbone-{number}")
         self.entered = threading.Event()
         self.batches = []
 
@@ -81,14 +81,14 @@ class EchoEngine:
         return PassOutputs(mean, zeros, zeros, mean[:, None])
 
 
-def serve(files):
-    """Serve bytes by reference; an exception is raised; a callable is called."""
+def serve_files(files):
+    """Return a fetcher of these files, by reference: bytes, an exception to raise, or a function to call."""
 
     def fetch(reference):
-        found = files[reference]
-        if isinstance(found, Exception):
-            raise found
-        return found() if callable(found) else found
+        file = files[reference]
+        if isinstance(file, Exception):
+            raise file
+        return file() if callable(file) else file
 
     return CallFetcher(fetch)
 
@@ -100,12 +100,12 @@ def make_png(value):
 
 @pytest.fixture
 def make_scorer(metrics):
-    closing = []
+    parts = []
 
     def make(
         files, *, fetch_threads=6, max_in_flight=8, store=None, clock=time.monotonic, recheck_s=0.0, now=time.time
     ):
-        fetcher = serve(files) if isinstance(files, dict) else files
+        fetcher = serve_files(files) if isinstance(files, dict) else files
         batcher = Batcher(max_batch_images=4, metrics=metrics, store=store)
         batcher.start()
         scorer = Scorer(
@@ -116,18 +116,18 @@ def make_scorer(metrics):
             metrics=metrics,
             clock=clock,
         )
-        closing.extend([batcher, scorer])
+        parts.extend([batcher, scorer])
         return scorer
 
     yield make
-    for part in reversed(closing):
+    for part in reversed(parts):
         part.close()
 
 
 @pytest.fixture
 def store():
-    with contextlib.closing(FeatureStore(None, max_bytes=2**20, count_fault=pytest.fail)) as opened:
-        yield opened
+    with contextlib.closing(FeatureStore(None, max_bytes=2**20, count_fault=pytest.fail)) as store:
+        yield store
 
 
 @pytest.fixture

@@ -50,83 +50,83 @@ def submit(batcher, engine, value, deadline=FOREVER, **options):
 
 
 def scores_of(outcome):
-    """Return the one image's scores, or raise what it is without."""
-    (scored,) = outcome.result(timeout=10)
-    if isinstance(scored, Exception):
-        raise scored
-    return scored
+    """Return the scores of a single image, or raise its error."""
+    (scores,) = outcome.result(timeout=10)
+    if isinstance(scores, Exception):
+        raise scores
+    return scores
 
 
-def answer(outcome):
+def engine_and_pixel(outcome):
     number, pixel = scores_of(outcome).mean_probabilities
     return int(number), int(pixel)
 
 
 @contextmanager
-def held(batcher, engine):
-    """Gather what the block submits: meanwhile the batcher runs an image of the engine, which has a gate."""
+def blocked(batcher, engine):
+    """Context manager that blocks the batcher, so that images submitted in it are queued; the engine needs a gate."""
     first = submit(batcher, engine, 0)
     assert engine.entered.wait(10)
     yield
     engine.gate.set()
-    assert answer(first) == (engine.number, 0)
+    assert engine_and_pixel(first) == (engine.number, 0)
 
 
 def gated(number=0, kind=EchoEngine):
     return kind(number, threading.Event())
 
 
-def test_a_batcher_that_waits_holds_no_version(make_batcher):
-    """The last batch's may have been swapped for another, and is then to leave memory."""
+def test_an_idle_batcher_does_not_keep_an_engine_in_memory(make_batcher):
+    """The engine of the last batch may have been replaced."""
     engine = EchoEngine(1)
-    assert answer(submit(make_batcher(), engine, 5)) == (1, 5)
-    left = weakref.ref(engine)
+    assert engine_and_pixel(submit(make_batcher(), engine, 5)) == (1, 5)
+    reference = weakref.ref(engine)
     del engine
-    wait_until(lambda: left() is None)
+    wait_until(lambda: reference() is None)
 
 
 @settings(deadline=None, max_examples=50)
 @given(
-    asked=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=20),
-    most=st.integers(1, 6),
+    requests=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=20),
+    max_images=st.integers(1, 6),
 )
-def test_every_image_gets_its_own_answer_from_its_own_engine(asked, most):
-    """Known features skip the backbone, and keep their places; 0 of them stand for an image."""
+def test_every_image_gets_its_own_scores_from_its_own_engine(requests, max_images):
+    """A request is an engine and the number of stored features, 0 for an image that passes the backbone."""
     gate = threading.Event()
     engines = [EchoEngine(number, gate) for number in range(3)]
-    with closing(Batcher(max_batch_images=most, metrics=Metrics())) as batcher:
+    with closing(Batcher(max_batch_images=max_images, metrics=Metrics())) as batcher:
         batcher.start()
         outcomes = [
-            submit(batcher, engines[number], make_features(*range(10 * i, 10 * i + known)) if known else 10 * i)
-            for i, (number, known) in enumerate(asked)
+            submit(batcher, engines[number], make_features(*range(10 * i, 10 * i + stored)) if stored else 10 * i)
+            for i, (number, stored) in enumerate(requests)
         ]
         gate.set()
-        for i, ((number, known), outcome) in enumerate(zip(asked, outcomes, strict=True)):
+        for i, ((number, stored), outcome) in enumerate(zip(requests, outcomes, strict=True)):
             means = [scores.mean_probabilities.tolist() for scores in outcome.result(timeout=10)]
-            assert means == [[number, 10 * i + j] for j in range(known or 1)]
+            assert means == [[number, 10 * i + j] for j in range(stored or 1)]
     computed = [batch for engine in engines for batch in engine.backbone.batches]
-    assert sorted(itertools.chain(*computed)) == [10 * i for i, (_, known) in enumerate(asked) if not known]
-    assert all(1 <= len(batch) <= most for batch in computed)
+    assert sorted(itertools.chain(*computed)) == [10 * i for i, (_, stored) in enumerate(requests) if not stored]
+    assert all(1 <= len(batch) <= max_images for batch in computed)
 
 
-def test_a_batch_takes_what_is_queued_of_one_engine(make_batcher):
+def test_a_batch_has_the_queued_images_of_one_engine(make_batcher):
     batcher, first, second = make_batcher(), gated(1), EchoEngine(2)
-    with held(batcher, first):
+    with blocked(batcher, first):
         outcomes = [submit(batcher, engine, i) for i, engine in enumerate([first, second, first, second, first], 1)]
-    assert [answer(outcome) for outcome in outcomes] == [(1, 1), (2, 2), (1, 3), (2, 4), (1, 5)]
+    assert [engine_and_pixel(outcome) for outcome in outcomes] == [(1, 1), (2, 2), (1, 3), (2, 4), (1, 5)]
     assert first.batches == [[0], [1, 3, 5]]
     assert second.batches == [[2, 4]]
 
 
-def test_known_features_of_many_requests_run_together_up_to_a_bound(make_batcher):
+def test_stored_features_of_requests_are_batched_up_to_a_limit(make_batcher):
     batcher, engine, count = make_batcher(), gated(), MAX_FEATURE_ROWS // 2
-    with held(batcher, engine):
+    with blocked(batcher, engine):
         outcomes = [submit(batcher, engine, make_features(*[value] * count)) for value in range(1, 6)]
     assert [len(outcome.result(timeout=10)) for outcome in outcomes] == [count] * 5
     assert engine.batches == [[0], *([a] * count + [b] * count for a, b in ((1, 2), (3, 4))), [5] * count]
 
 
-def test_known_features_do_not_wait_for_a_backbone(make_batcher):
+def test_stored_features_do_not_wait_for_the_backbone(make_batcher):
     gate = threading.Event()
 
     class Slow(EchoBackbone):
@@ -137,36 +137,36 @@ def test_known_features_do_not_wait_for_a_backbone(make_batcher):
 
     batcher, engine = make_batcher(), gated()
     engine.backbone = Slow()
-    with held(batcher, engine):
-        new, known = submit(batcher, engine, 5), submit(batcher, engine, make_features(6))
-    assert answer(known) == (0, 6)
+    with blocked(batcher, engine):
+        new, stored = submit(batcher, engine, 5), submit(batcher, engine, make_features(6))
+    assert engine_and_pixel(stored) == (0, 6)
     assert not new.done()
     gate.set()
-    assert answer(new) == (0, 5)
+    assert engine_and_pixel(new) == (0, 5)
 
 
-def test_an_image_past_its_deadline_is_not_run(make_batcher):
+def test_an_image_past_its_deadline_is_not_scored(make_batcher):
     now = [100.0]
     batcher, engine = make_batcher(clock=lambda: now[0]), gated()
-    with held(batcher, engine):
+    with blocked(batcher, engine):
         late, timely = submit(batcher, engine, 1, deadline=110), submit(batcher, engine, 2, deadline=130)
         now[0] = 120.0
     with pytest.raises(Expired):
         scores_of(late)
-    assert answer(timely) == (0, 2)
+    assert engine_and_pixel(timely) == (0, 2)
     assert engine.batches == [[0], [2]]
 
 
-def test_an_engines_error_is_that_of_its_batch_only(make_batcher):
+def test_an_engine_error_affects_only_its_batch(make_batcher):
     batcher, broken = make_batcher(), EchoEngine()
     broken.backbone.compute = lambda images: {}["no memory"]
     with pytest.raises(KeyError, match="no memory"):
         submit(batcher, broken, 1).result(timeout=10)
-    assert answer(submit(batcher, EchoEngine(3), 2)) == (3, 2)
+    assert engine_and_pixel(submit(batcher, EchoEngine(3), 2)) == (3, 2)
     assert batcher.fault is None
 
 
-def test_numbers_that_are_not_finite_are_the_images_failure(make_batcher):
+def test_non_finite_numbers_fail_only_their_image(make_batcher):
     class Faulty(EchoEngine):
         def run_passes(self, features, masks=None):
             outputs = super().run_passes(features)
@@ -178,19 +178,19 @@ def test_numbers_that_are_not_finite_are_the_images_failure(make_batcher):
     assert [int(each.mean_probabilities[1]) for each in (first, last)] == [12, 14]
 
 
-def test_a_dead_batcher_fails_everybody_at_once_and_says_so(make_batcher, caplog):
+def test_a_dead_batcher_fails_all_images_and_reports_a_fault(make_batcher, caplog):
     class Fatal(EchoEngine):
         def run_passes(self, features, masks=None):
             super().run_passes(features)
             raise SystemExit("a bug")
 
     batcher, engine = make_batcher(), gated(kind=Fatal)
-    in_hand = submit(batcher, engine, 0)
+    running = submit(batcher, engine, 0)
     assert engine.entered.wait(10)
     queued = submit(batcher, EchoEngine(), 1)
     engine.gate.set()
-    with pytest.raises(Unavailable):  # not what ended the thread, which would end the one that waits, too
-        in_hand.result(timeout=10)
+    with pytest.raises(Unavailable):  # not SystemExit, which would end the waiting thread
+        running.result(timeout=10)
     with pytest.raises(Unavailable):
         queued.result(timeout=10)
     with pytest.raises(Unavailable):
@@ -199,36 +199,36 @@ def test_a_dead_batcher_fails_everybody_at_once_and_says_so(make_batcher, caplog
     assert "the batcher failed" in caplog.text
 
 
-def test_a_run_that_hangs_is_a_fault(make_batcher):
+def test_a_stalled_batch_is_a_fault(make_batcher):
     now = [0.0]
     batcher = make_batcher(stall_s=90, clock=lambda: now[0])
-    with held(batcher, gated()):
+    with blocked(batcher, gated()):
         assert batcher.fault is None
         now[0] = 91.0
         assert "more than 90 s" in batcher.fault
 
 
-def test_closing_scores_what_is_queued_and_refuses_the_rest(make_batcher):
+def test_close_scores_queued_images_and_refuses_new_ones(make_batcher):
     batcher, engine = make_batcher(max_batch_images=1), gated()
     outcomes = [submit(batcher, engine, i) for i in range(3)]
     assert engine.entered.wait(10)
     engine.gate.set()
     batcher.close()
-    assert [answer(outcome)[1] for outcome in outcomes] == [0, 1, 2]
+    assert [engine_and_pixel(outcome)[1] for outcome in outcomes] == [0, 1, 2]
     with pytest.raises(Unavailable):
         submit(batcher, engine, 9)
 
 
-def test_each_image_of_a_batch_brings_the_extras_that_were_asked_for(make_batcher):
+def test_each_image_of_a_batch_gets_its_requested_extras(make_batcher):
     batcher, engine = make_batcher(), gated()
-    wanted = [Extras(), Extras(embedding=True), Extras(passes=True), Extras(embedding=True, passes=True)]
-    with held(batcher, engine):
+    requested = [Extras(), Extras(embedding=True), Extras(passes=True), Extras(embedding=True, passes=True)]
+    with blocked(batcher, engine):
         outcomes = [
-            submit(batcher, engine, make_features(value), extras=extras) for value, extras in enumerate(wanted, 1)
+            submit(batcher, engine, make_features(value), extras=extras) for value, extras in enumerate(requested, 1)
         ]
     results = [scores_of(outcome) for outcome in outcomes]
     assert engine.batches == [[0], [1, 2, 3, 4]]
-    for value, (extras, scores) in enumerate(zip(wanted, results, strict=True)):
+    for value, (extras, scores) in enumerate(zip(requested, results, strict=True)):
         assert (scores.embedding is not None) == extras.embedding
         assert (scores.pass_probabilities is not None) == extras.passes
         if extras.embedding:

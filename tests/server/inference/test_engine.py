@@ -26,11 +26,11 @@ def version(repository):
 
 
 def make_engine(version, *, former=None, max_batch_images=8, **options):
-    how = EngineOptions(device=Device.CPU, threads=1, max_batch_images=max_batch_images, **options)
-    return Engine(version, how, backbones=former._backbones if former else None)
+    options = EngineOptions(device=Device.CPU, threads=1, max_batch_images=max_batch_images, **options)
+    return Engine(version, options, backbones=former._backbones if former else None)
 
 
-def test_scores_depend_neither_on_the_batch_nor_on_the_engine(version):
+def test_scores_are_independent_of_batch_and_engine(version):
     engine, images = make_engine(version), draw_images(7)
     together = engine.run(images)
     alone = np.concatenate([engine.run(image[None]).bald for image in images])
@@ -39,8 +39,8 @@ def test_scores_depend_neither_on_the_batch_nor_on_the_engine(version):
 
 
 @pytest.mark.parametrize(("provider", "warmed"), [("cuda", [8, 4, 2, 1]), ("cpu", [1])])
-def test_warming_leaves_nothing_cold(version, monkeypatch, provider, warmed):
-    """A GPU searches an algorithm for each batch size that can occur; a CPU has nothing to search."""
+def test_warm_runs_all_batch_sizes_on_a_gpu_and_one_on_a_cpu(version, monkeypatch, provider, warmed):
+    """A GPU searches algorithms for each batch size."""
     engine, sizes = make_engine(version), []
     monkeypatch.setattr(engine, "provider", provider)
     monkeypatch.setattr(Backbone, "compute", lambda self, images: sizes.append(len(images)))
@@ -49,8 +49,8 @@ def test_warming_leaves_nothing_cold(version, monkeypatch, provider, warmed):
     assert sizes == [size for size in warmed for _ in ("backbone", "head")]
 
 
-def test_what_a_backbone_has_computed_of_probes_is_not_computed_again(repository, monkeypatch):
-    """Of a swap to another head only images that are new to the backbone cost anything; numbers stay what they are."""
+def test_probe_features_are_cached_by_the_backbone(repository, monkeypatch):
+    """A swap to another head computes only images that are new to the backbone."""
     model, computed = TinyModel.draw(0), []
     first = make_engine(repository.open(publish(repository, model=model)))
     retrained = model.with_head_of(TinyModel.draw(1))
@@ -66,32 +66,32 @@ def test_what_a_backbone_has_computed_of_probes_is_not_computed_again(repository
         (first, range(1), 1),
     ):
         engine.warm()
-        found = engine.backbone.compute_probe(images[[*rows]])
-        np.testing.assert_allclose(found, expected[[*rows]], atol=1e-5)
+        features = engine.backbone.compute_probe(images[[*rows]])
+        np.testing.assert_allclose(features, expected[[*rows]], atol=1e-5)
         assert sum(computed) == new + (rows == range(16))
         computed.clear()
 
 
-@given(count=st.integers(1, 40), most=st.integers(1, 40), largest=st.integers(1, 20))
-def test_rows_are_run_in_parts_that_are_padded_to_a_size_that_is_run(count, most, largest):
-    """On a GPU each new size costs a search; what was filled up is cut off again."""
-    ran, buckets = [], batch_buckets(largest)
+@given(count=st.integers(1, 40), max_rows=st.integers(1, 40), largest=st.integers(1, 20))
+def test_rows_are_run_in_parts_padded_to_bucket_sizes(count, max_rows, largest):
+    """The padding is removed from the outputs."""
+    sizes, buckets = [], batch_buckets(largest)
 
     def run(_, feeds):
-        ran.append(len(feeds["x"]))
+        sizes.append(len(feeds["x"]))
         return [feeds["x"] + feeds["more"], np.zeros(len(feeds["x"]))]
 
     session = Session(SimpleNamespace(run=run, get_inputs=lambda: [SimpleNamespace(name="x")]), buckets)
     rows = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
-    found, others = session.run(["y", "z"], rows, {"more": 1}, max_rows=most)
-    np.testing.assert_array_equal(found, rows + 1)
-    assert others.shape == (count,)
-    parts = [min(most, count - start) for start in range(0, count, most)]
-    assert ran == [min((size for size in buckets if size >= part), default=part) for part in parts]
+    sums, zeros = session.run(["y", "z"], rows, {"more": 1}, max_rows=max_rows)
+    np.testing.assert_array_equal(sums, rows + 1)
+    assert zeros.shape == (count,)
+    parts = [min(max_rows, count - start) for start in range(0, count, max_rows)]
+    assert sizes == [min((size for size in buckets if size >= part), default=part) for part in parts]
 
 
 def test_many_images_are_run_in_parts(version, monkeypatch):
-    """Feature maps of all at once, and their passes, would take memory without bounds."""
+    """This bounds the memory for feature maps and passes."""
     engine, images, sizes, pad = make_engine(version), draw_images(1100), [], Session._pad
     monkeypatch.setattr(Session, "_pad", lambda self, rows: sizes.append(len(rows)) or pad(self, rows))
     outputs = engine.run(images)
@@ -105,7 +105,7 @@ def test_many_images_are_run_in_parts(version, monkeypatch):
     [(1, {}), (0, {"precision": Precision.INT8}), (0, {"max_batch_images": 16})],
     ids=["another-backbone", "another-precision", "other-options"],
 )
-def test_what_computes_otherwise_is_opened_anew(repository, seed, options):
+def test_a_different_backbone_is_not_shared(repository, seed, options):
     in_use = make_engine(repository.open(publish(repository, seed=0)), precision=Precision.FP32)
     version = repository.open(publish(repository, seed=seed, int8_of=TinyModel.draw(2)))
     engine = make_engine(version, former=in_use, **{"precision": Precision.FP32, **options})
@@ -114,12 +114,12 @@ def test_what_computes_otherwise_is_opened_anew(repository, seed, options):
     np.testing.assert_allclose(engine.backbone.compute(images), own.features(images), atol=1e-2)
 
 
-def test_int8_that_cannot_be_opened_falls_back_on_the_backbone_in_use(repository, caplog):
+def test_a_broken_int8_backbone_falls_back_to_the_one_in_use(repository, caplog):
     model = TinyModel.draw()
     in_use = make_engine(repository.open(publish(repository, model=model)), precision=Precision.INT8)
     caplog.clear()
     version = repository.open(publish(repository, model=model, int8_of=model))
-    version.int8_backbone_path.write_bytes(b"no graph")
+    version.int8_backbone_path.write_bytes(b"not a graph")
     engine = make_engine(version, former=in_use, precision=Precision.INT8)
     assert (engine.precision, engine.backbone) == ("fp32", in_use.backbone)
     (record,) = caplog.records
@@ -127,8 +127,8 @@ def test_int8_that_cannot_be_opened_falls_back_on_the_backbone_in_use(repository
     assert "backbone.int8.onnx" in record.reason
 
 
-def test_the_key_names_precision_and_how_pixels_are_made(repository, monkeypatch):
-    """Each makes other features, and so do two backbones in 8-bit integers; a version outlives a server's pixels."""
+def test_the_feature_key_depends_on_precision_weights_and_preprocessing(repository, monkeypatch):
+    """Each of them changes the features."""
     model = TinyModel.draw()
     version = repository.open(publish(repository, model=model, int8_of=model))
     again = repository.open(publish(repository, model=model, int8_of=TinyModel.draw(1)))
@@ -140,8 +140,7 @@ def test_the_key_names_precision_and_how_pixels_are_made(repository, monkeypatch
     assert len(set(keys)) == 5
 
 
-def test_the_backbone_in_8_bit_integers_is_used_where_there_is_one(repository, caplog):
-    """Under any masks; in full precision the same version has the other backbone."""
+def test_int8_uses_the_int8_backbone_and_fp32_the_other(repository, caplog):
     model, other = TinyModel.draw(0), TinyModel.draw(1)
     version = repository.open(publish(repository, model=model, int8_of=other))
     engine = make_engine(version, precision=Precision.INT8, passes=7)
@@ -157,7 +156,7 @@ def test_the_backbone_in_8_bit_integers_is_used_where_there_is_one(repository, c
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "has_int8", "chosen", "reason"),
+    ("requested", "device", "has_int8", "chosen", "reason"),
     [
         (Precision.INT8, Device.CUDA, True, Precision.FP32, "int8 is for the CPU"),
         (Precision.INT8, Device.CPU, False, Precision.FP32, "no backbone.int8.onnx; publish with `python -m trainer"),
@@ -169,17 +168,17 @@ def test_the_backbone_in_8_bit_integers_is_used_where_there_is_one(repository, c
         (Precision.FP32, Device.CUDA, True, Precision.FP32, None),
     ],
 )
-def test_precision_is_what_is_asked_for_or_the_fastest(repository, caplog, wanted, device, has_int8, chosen, reason):
-    """What cannot be had is served in fp32, and the log says why and of which version; auto warns of nothing."""
+def test_precision_is_the_requested_or_fastest(repository, caplog, requested, device, has_int8, chosen, reason):
+    """If it is not available, fp32 is used with a warning; auto never warns."""
     version = repository.open(publish(repository, int8_of=TinyModel.draw() if has_int8 else None))
-    assert backbone_module._choose_precision(wanted, version, device) is chosen
-    told = [(record.levelname, record.message, record.model_version) for record in caplog.records]
-    assert told == ([("WARNING", "served in fp32", version.name)] if reason else [])
+    assert backbone_module._choose_precision(requested, version, device) is chosen
+    logged = [(record.levelname, record.message, record.model_version) for record in caplog.records]
+    assert logged == ([("WARNING", "served in fp32", version.name)] if reason else [])
     assert all(reason in record.reason for record in caplog.records)
 
 
 @pytest.mark.slow
-def test_the_conversion_to_fp16_keeps_what_the_backbone_takes_and_gives(tmp_path):
+def test_conversion_to_fp16_keeps_input_and_output_types(tmp_path):
     frozen = freeze_network(lively_network(), tmp_path / "version")
     version = SimpleNamespace(path=frozen.folder)
     converted = backbone_module._convert(frozen.graph, version, Precision.FP16)
@@ -193,21 +192,21 @@ def test_the_conversion_to_fp16_keeps_what_the_backbone_takes_and_gives(tmp_path
     assert {tensor.data_type for tensor in converted.graph.initializer if tensor.dims} >= {onnx.TensorProto.FLOAT16}
 
 
-def test_a_failing_run_is_an_inference_error(version):
+def test_an_onnxruntime_failure_raises_inference_error(version):
     with pytest.raises(InferenceError, match="onnxruntime failed on a batch of 1: "):
         make_engine(version).run(draw_images(1), {"mask_0": np.ones((2, 16), np.float32)})
 
 
 @pytest.mark.skipif(
-    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime may find a GPU"
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this onnxruntime supports CUDA"
 )
-def test_demanding_cuda_without_it_fails_at_once():
+def test_required_cuda_fails_without_onnxruntime_gpu():
     with pytest.raises(ConfigError, match=r"LABELNEXT_PROVIDER=cuda, but this onnxruntime offers only"):
         check_device(Device.CUDA)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_cuda_that_is_offered_but_not_there_is_noticed(version, monkeypatch):
+def test_required_cuda_fails_without_a_device(version, monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     automatic = Engine(version, EngineOptions(threads=1))
     assert automatic.provider == "cpu"

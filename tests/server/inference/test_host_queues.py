@@ -14,19 +14,19 @@ from tests.server.conftest import wait_until
 
 
 class Job:
-    """Notes that it ran; can be held."""
+    """Records its name when it runs, after waiting for `hold`."""
 
-    def __init__(self, queues, host, owner=None, *, notes=None, name=None, hold=None):
+    def __init__(self, queues, host, owner=None, *, finished=None, name=None, hold=None):
         self.began, self.outcome = threading.Event(), Future()
-        self.notes, self.name, self.hold = notes, name, hold
+        self.finished, self.name, self.hold = finished, name, hold
         queues.submit(host, owner, self.run, self.outcome)
 
     def run(self):
         self.began.set()
         if self.hold is not None:
             assert self.hold(10)
-        if self.notes is not None:
-            self.notes.append(self.name)
+        if self.finished is not None:
+            self.finished.append(self.name)
         self.outcome.set_result(None)
 
 
@@ -48,7 +48,7 @@ def await_finished(queues):
 
 
 class Clock:
-    """Holds jobs of a host until they are released, each of which then takes so many seconds."""
+    """A fake clock whose `hold` blocks jobs until they are released; each then takes `seconds`."""
 
     def __init__(self):
         self.now, self.running, self.seconds = 0.0, 0, 6.0
@@ -67,24 +67,24 @@ class Clock:
         return done
 
 
-def test_a_host_that_is_slow_again_and_again_has_few_threads(make_queues):
-    """So that several such hosts do not add up to all threads; an image in time makes up for it."""
+def test_a_host_that_stays_slow_gets_few_threads(make_queues):
+    """So several such hosts do not use all threads; after one fast image the host is responsive again."""
     clock = Clock()
     queues = make_queues(threads=16, clock=clock)
     for _ in range(40):
         Job(queues, "slow", hold=clock.hold)
     wait_until(lambda: clock.running == 2)
-    for left in (38, 36):
+    for unfinished in (38, 36):
         clock.released.release(2)
-        wait_until(lambda left=left: clock.running == 2 and queues.unfinished == left)
+        wait_until(lambda unfinished=unfinished: clock.running == 2 and queues.unfinished == unfinished)
     clock.seconds = 0.0
     clock.released.release(1)
     wait_until(lambda: clock.running == 8)
     clock.released.release(100)
 
 
-def test_a_host_of_which_nobody_knows_whether_it_answers_is_not_asked_for_more(make_queues):
-    """Slow is not hanging: who takes a second for an image has half of the threads from its first answer on."""
+def test_an_unknown_host_gets_more_threads_after_its_first_answer(make_queues):
+    """A host that takes a second for an image is not one that hangs."""
     clock = Clock()
     clock.seconds = 0.0
     queues = make_queues(threads=16, clock=clock)
@@ -102,36 +102,36 @@ def test_a_host_of_which_nobody_knows_whether_it_answers_is_not_asked_for_more(m
 
 @pytest.mark.slow
 def test_requests_take_turns(make_queues):
-    queues, notes, gate = make_queues(threads=1), [], threading.Event()
-    many, one = object(), object()
-    assert Job(queues, "host", many, notes=notes, name=0, hold=gate.wait).began.wait(10)
+    queues, finished, gate = make_queues(threads=1), [], threading.Event()
+    long_request, short_request = object(), object()
+    assert Job(queues, "host", long_request, finished=finished, name=0, hold=gate.wait).began.wait(10)
     for number in range(1, 200):
-        Job(queues, "host", many, notes=notes, name=number)
-    Job(queues, "host", one, notes=notes, name="one")
+        Job(queues, "host", long_request, finished=finished, name=number)
+    Job(queues, "host", short_request, finished=finished, name="short")
     gate.set()
     await_finished(queues)
-    assert notes.index("one") <= 2
-    assert [name for name in notes if name != "one"] == list(range(200))
+    assert finished.index("short") <= 2
+    assert [name for name in finished if name != "short"] == list(range(200))
 
 
-def test_closing_abandons_what_waits_and_does_not_wait_for_what_hangs(make_queues, monkeypatch):
-    """A file system that hangs does not keep the process from ending."""
+def test_close_abandons_waiting_jobs_and_does_not_wait_for_hanging_ones(make_queues, monkeypatch):
+    """A hanging file system does not keep the process from ending."""
     monkeypatch.setattr("server.inference.host_queues._CLOSE_TIMEOUT_S", 0.05)
-    queues, hang = make_queues(threads=1), threading.Event()
-    assert Job(queues, "host", hold=hang.wait).began.wait(10)
+    queues, release = make_queues(threads=1), threading.Event()
+    assert Job(queues, "host", hold=release.wait).began.wait(10)
     waiting = Job(queues, "host")
     queues.close()
     for job in (waiting, Job(queues, "host")):
         with pytest.raises(Unavailable, match="shutting down"):
             job.outcome.result(timeout=0)
-    hang.set()
+    release.set()
 
 
-def test_threads_that_wait_hold_nothing_of_what_they_did(make_queues):
-    """A job holds the version that it was for, which a swap is to free."""
+def test_idle_threads_do_not_keep_jobs_in_memory(make_queues):
+    """A job refers to an engine, which may have been replaced."""
     queues = make_queues()
-    left = [weakref.ref(Job(queues, "a")) for _ in range(8)]
-    wait_until(lambda: not any(job() for job in left))
+    jobs = [weakref.ref(Job(queues, "a")) for _ in range(8)]
+    wait_until(lambda: not any(job() for job in jobs))
 
 
 @pytest.mark.slow
@@ -139,26 +139,26 @@ def test_threads_that_wait_hold_nothing_of_what_they_did(make_queues):
 @given(
     jobs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=60),
     threads=st.integers(1, 5),
-    most=st.integers(1, 6),
+    max_in_flight=st.integers(1, 6),
 )
-def test_every_job_runs_once_and_in_the_order_of_its_owner_and_host(jobs, threads, most):
-    began = []
-    with closing(HostQueues(threads=threads, max_in_flight=most)) as queues:
+def test_every_job_runs_once_in_order_of_owner_and_host(jobs, threads, max_in_flight):
+    finished = []
+    with closing(HostQueues(threads=threads, max_in_flight=max_in_flight)) as queues:
         owners = [object() for _ in range(4)]
         for number, (host, owner) in enumerate(jobs):
-            Job(queues, str(host), owners[owner], notes=began, name=(host, owner, number))
+            Job(queues, str(host), owners[owner], finished=finished, name=(host, owner, number))
         await_finished(queues)
-    assert sorted(began) == sorted((host, owner, number) for number, (host, owner) in enumerate(jobs))
-    if threads <= 3:  # a host has one thread, and so its jobs begin in order
+    assert sorted(finished) == sorted((host, owner, number) for number, (host, owner) in enumerate(jobs))
+    if threads <= 3:  # a host has one thread, so its jobs run in order
         for pair in set(jobs):
-            mine = [number for host, owner, number in began if (host, owner) == pair]
-            assert mine == sorted(mine)
+            numbers = [number for host, owner, number in finished if (host, owner) == pair]
+            assert numbers == sorted(numbers)
 
 
 def hang(queues, hosts, each=1):
-    """Have jobs of so many hosts run until the event is set."""
+    """Submit `each` jobs for each of some hosts, which hang until the returned event is set."""
     release = threading.Event()
-    return release, [Job(queues, f"slow {number % hosts}", hold=release.wait) for number in range(hosts * each)]
+    return release, [Job(queues, f"hanging {number % hosts}", hold=release.wait) for number in range(hosts * each)]
 
 
 def count_began(jobs):
@@ -166,8 +166,8 @@ def count_began(jobs):
 
 
 @pytest.mark.slow
-def test_sixty_four_names_of_a_slow_host_leave_a_good_one_unaffected(make_queues):
-    """Names cost nothing: what is slow in all of them holds no places, and a host that nobody knows finds one."""
+def test_64_hanging_host_names_do_not_delay_a_new_host(make_queues):
+    """An attacker can invent names; slow jobs give up their places, so a new host gets one."""
     queues = make_queues(threads=16, max_in_flight=80)
     release, jobs = hang(queues, 64, each=10)
     wait_until(lambda: count_began(jobs) >= 64)
@@ -177,8 +177,8 @@ def test_sixty_four_names_of_a_slow_host_leave_a_good_one_unaffected(make_queues
 
 
 @pytest.mark.slow
-def test_a_host_that_is_known_is_unaffected_by_any_number_of_names(make_queues):
-    """However many hang, half of the places are for those who have answered before."""
+def test_1000_hanging_host_names_do_not_delay_a_responsive_host(make_queues):
+    """Half of the places are for responsive hosts."""
     queues = make_queues(threads=4, max_in_flight=20)
     Job(queues, "good").outcome.result(timeout=10)
     await_finished(queues)

@@ -10,13 +10,13 @@ from tests.server.inference.conftest import load, publish_bad
 
 @pytest.fixture
 def now():
-    """The clock, in a list."""
+    """The time of a fake clock, in a list."""
     return [0.0]
 
 
 @pytest.fixture
 def follow(repository, metrics, now):
-    """Follow the repository by what loads versions."""
+    """Return a function that creates a model with a loader of versions."""
     return lambda load: Model(repository, load, poll_s=1, metrics=metrics, clock=lambda: now[0])
 
 
@@ -25,29 +25,29 @@ def model(follow):
     return follow(load)
 
 
-def test_the_published_version_is_taken_up_replaced_and_rolled_back_to(model, repository, count):
-    """The first poll after publishing serves it; before any the detail says what to run; one is shown as in use."""
+def test_versions_are_loaded_replaced_and_rolled_back_by_polls(model, repository, count):
+    """Before the first, the detail says how to publish one; metrics show one version in use."""
     model.poll()
     assert (model.engine, model.unpublished) == (None, True)
     assert "python -m trainer run" in model.detail
-    shown = {"model": "default", "provider": "cpu", "precision": "fp32"}
+    labels = {"model": "default", "provider": "cpu", "precision": "fp32"}
     old = publish(repository, seed=0)
-    for _ in range(2):  # that in use is not loaded again
+    for _ in range(2):  # the version in use is not loaded again
         model.poll()
     assert (model.engine.version, model.detail) == (old, None)
-    assert count("model_info", version=old, **shown) == count("model_reloads_total", model="default", result="ok") == 1
+    assert count("model_info", version=old, **labels) == count("model_reloads_total", model="default", result="ok") == 1
     new = publish(repository, seed=1)
     model.poll()
     assert model.engine.version == new
-    assert (count("model_info", version=old, **shown), count("model_info", version=new, **shown)) == (None, 1)
+    assert (count("model_info", version=old, **labels), count("model_info", version=new, **labels)) == (None, 1)
     repository.rollback(old)
     model.poll()
     assert model.engine.version == old
     assert count("model_reloads_total", model="default", result="rolled_back") == 1
 
 
-def test_a_refused_version_is_tried_and_told_once_until_current_changed(model, repository, count, caplog):
-    """The log does not fill; pointing away and back is how an operator asks for another try."""
+def test_a_refused_version_is_retried_only_after_current_changed(model, repository, count, caplog):
+    """It is logged once; an operator who wants a retry sets CURRENT to another version and back."""
     good = publish(repository)
     model.poll()
     bad = publish_bad(repository)
@@ -63,7 +63,7 @@ def test_a_refused_version_is_tried_and_told_once_until_current_changed(model, r
     assert count("model_reloads_total", model="default", result="rejected") == 2
 
 
-def test_the_version_in_use_cannot_be_removed_and_the_one_before_it_can(model, repository):
+def test_the_version_in_use_cannot_be_removed_but_earlier_ones_can(model, repository):
     first = publish(repository, seed=0)
     model.poll()
     second = publish(repository, seed=1)
@@ -79,7 +79,7 @@ def test_the_version_in_use_cannot_be_removed_and_the_one_before_it_can(model, r
     repository.retire(second)
 
 
-def test_a_version_cannot_be_removed_while_it_is_loaded(follow, repository):
+def test_a_version_cannot_be_removed_while_loading(follow, repository):
     refused = []
 
     def load_and_remove(version):
@@ -95,8 +95,8 @@ def test_a_version_cannot_be_removed_while_it_is_loaded(follow, repository):
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "manifest.json"])
-def test_a_version_of_which_an_outage_hid_a_file_is_taken_up_when_it_is_back(model, repository, now, name):
-    """It was refused for what may pass, so it is tried again without anybody moving CURRENT."""
+def test_a_version_with_a_missing_file_is_loaded_once_the_file_is_back(model, repository, now, name):
+    """A missing file may be a temporary outage, so the version is retried without a change of CURRENT."""
     version = publish(repository)
     path = repository.folder / version / name
     path.rename(path.with_suffix(".away"))
@@ -109,8 +109,8 @@ def test_a_version_of_which_an_outage_hid_a_file_is_taken_up_when_it_is_back(mod
     assert model.detail is None
 
 
-def test_what_may_pass_is_tried_again_later(follow, repository, now):
-    """A version that failed for want of memory, or of a volume, is not given up; the pauses grow to ten minutes."""
+def test_temporary_failures_are_retried_with_growing_delays(follow, repository, now):
+    """After a lack of memory, for example; the delays grow to ten minutes."""
     attempts = []
 
     def fail(version):
@@ -126,8 +126,8 @@ def test_what_may_pass_is_tried_again_later(follow, repository, now):
     assert {later - earlier for earlier, later in itertools.pairwise(attempts[5:])} == {600}
 
 
-def test_a_repository_that_hangs_is_told(model, repository, now):
-    """A volume that does not answer raises nothing, so its silence is what is told; the version in use stays."""
+def test_a_hanging_repository_is_reported(model, repository, now):
+    """A hanging volume raises no error, so the detail reports its silence; the version in use stays."""
     name = publish(repository)
     model.poll()
     now[0] = 59
@@ -139,8 +139,7 @@ def test_a_repository_that_hangs_is_told(model, repository, now):
     assert model.detail is None
 
 
-def test_an_unexpected_error_refuses_the_version_and_keeps_its_words_in_the_log(follow, repository, caplog):
-
+def test_an_unexpected_error_refuses_the_version_and_is_only_logged(follow, repository, caplog):
     def explode(version):
         raise RuntimeError("secret internals")
 

@@ -15,10 +15,10 @@ def models(repository, metrics):
     return Models(repository, load, single=False, poll_s=3600, metrics=metrics)
 
 
-@pytest.mark.parametrize("former", [True, False], ids=["beside one in use", "alone"])
-def test_after_an_outage_health_says_again_why_the_version_was_refused(models, repository, count, former):
-    """What the outage was is over with the next look that succeeds; that the version is refused is not."""
-    if former:
+@pytest.mark.parametrize("has_version", [True, False], ids=["a-version-in-use", "no-version"])
+def test_the_detail_reports_a_refused_version_again_after_an_outage(models, repository, count, has_version):
+    """During the outage it reports the outage."""
+    if has_version:
         publish(repository)
         models.poll()
     bad = publish_bad(repository)
@@ -46,7 +46,7 @@ def names(models):
     return [model.name for model in models.all]
 
 
-def test_models_appear_and_vanish_while_the_server_runs(models, repository):
+def test_models_are_added_and_removed_while_the_server_runs(models, repository):
     models.poll()
     assert names(models) == ["default"]
     assert models.only.unpublished
@@ -57,17 +57,17 @@ def test_models_appear_and_vanish_while_the_server_runs(models, repository):
     second = publish(cars)
     models.poll()
     assert [model.engine.version for model in models.all] == [first, second]
-    engine, gone = models.find("cars").engine, cars.root / ".gone"
-    cars.folder.rename(gone)
+    engine, hidden = models.find("cars").engine, cars.root / ".hidden"
+    cars.folder.rename(hidden)
     models.poll()
     assert names(models) == ["birds"]
     assert engine.run(draw_images(1)).bald.shape == (1,)
-    gone.rename(cars.folder)
+    hidden.rename(cars.folder)
     models.poll()
     assert models.find("cars").engine.version == second
 
 
-def test_nobody_is_told_that_there_is_no_such_model_before_anybody_has_looked(models, repository):
+def test_an_unknown_model_is_an_error_only_after_the_first_poll(models, repository):
     publish(repository.for_model("birds"))
     assert models.find("birds") is None
     models.poll()
@@ -76,22 +76,22 @@ def test_nobody_is_told_that_there_is_no_such_model_before_anybody_has_looked(mo
         models.find("cars")
 
 
-def test_a_volume_that_is_away_makes_no_model_vanish(models, repository):
-    """Its mount point is an empty folder."""
+def test_an_unmounted_volume_removes_no_model(models, repository):
+    """The mount point may be missing, or an empty folder."""
     for name in ("birds", "cars"):
         publish(repository.for_model(name))
     models.poll()
     away = repository.root.with_name("away")
     repository.root.rename(away)
-    for there in (False, True):
-        if there:
+    for exists in (False, True):
+        if exists:
             repository.root.mkdir()
         models.poll()
         assert names(models) == ["birds", "cars"]
         assert models.ready
 
 
-def test_a_backbone_leaves_with_the_last_engine_that_has_it(repository):
+def test_a_backbone_is_freed_with_its_last_engine(repository):
     backbones = Backbones()
     engines = [Engine(repository.open(publish(repository)), OPTIONS, backbones=backbones) for _ in range(2)]
     assert [*backbones.values()] == [engines[0].backbone] == [engines[1].backbone]
@@ -103,24 +103,24 @@ def test_a_backbone_leaves_with_the_last_engine_that_has_it(repository):
     assert not backbones
 
 
-def test_one_that_is_being_loaded_is_no_silence_of_the_others(repository, metrics):
-    """Loading takes as long as it takes, and is done one after the other; before all had a look, it is not ready."""
-    now, seen = [0.0], []
+def test_models_waiting_for_another_to_load_are_not_reported_as_silent(repository, metrics):
+    """Models load one after the other; the server is ready when all have been polled."""
+    now, states = [0.0], []
 
     def slow(version):
         now[0] += 500
-        seen.extend((model.detail or "", models.ready) for model in models.all)
+        states.extend((model.detail or "", models.ready) for model in models.all)
         return load(version)
 
     models = Models(repository, slow, single=False, poll_s=1, metrics=metrics, clock=lambda: now[0])
     for name in ("birds", "cars"):
         publish(repository.for_model(name))
     models.poll()
-    assert not any("has not answered" in detail or is_ready for detail, is_ready in seen)
+    assert not any("has not answered" in detail or is_ready for detail, is_ready in states)
     assert models.ready
 
 
-def test_a_fault_in_one_model_keeps_no_other_from_being_followed(models, repository, count):
+def test_a_fault_of_one_model_does_not_stop_polls_of_others(models, repository, count):
     for name in ("birds", "cars"):
         publish(repository.for_model(name))
     models.poll()
@@ -128,5 +128,5 @@ def test_a_fault_in_one_model_keeps_no_other_from_being_followed(models, reposit
     version = publish(repository.for_model("cars"))
     models.poll()
     assert models.find("cars").engine.version == version
-    assert "not foreseen" in models.find("birds").detail
+    assert "failed unexpectedly" in models.find("birds").detail
     assert count("repository_faults_total", kind="poll") == 1

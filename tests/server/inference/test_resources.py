@@ -17,7 +17,7 @@ AFFINITY = len(os.sched_getaffinity(0))
     ],
     ids=["quota", "no-quota", "quota-above-the-affinity", "no-file"],
 )
-def test_a_containers_quota_limits_the_processors(tmp_path, files, cpus):
+def test_available_cpus_respects_the_containers_quota(tmp_path, files, cpus):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert available_cpus(tmp_path) == cpus
@@ -31,12 +31,12 @@ def test_a_containers_quota_limits_the_processors(tmp_path, files, cpus):
         ("other", "1", None),
     ],
 )
-def test_the_memory_limit_is_that_of_the_control_group(tmp_path, file, text, limit):
+def test_memory_limit_is_that_of_the_control_group(tmp_path, file, text, limit):
     (tmp_path / file).write_text(text)
     assert memory_limit_bytes(tmp_path) == limit
 
 
-def test_resident_memory_grows_with_allocations(tmp_path):
+def test_resident_bytes_grow_with_allocations(tmp_path):
     before, allocated, after = resident_bytes(), bytearray(os.urandom(1) * (64 * 2**20)), resident_bytes()
     del allocated
     assert after[0] - before[0] > 60 * 2**20

@@ -10,34 +10,34 @@ from tests.server.conftest import wait_until
 from tests.server.inference.conftest import EchoEngine, make_png, references, soon
 
 
-def test_one_images_failure_is_its_own(make_scorer, count, caplog):
+def test_a_failed_image_does_not_affect_others(make_scorer, count, caplog):
     scorer = make_scorer({"good": make_png(1), "gone": FetchError("404"), "text": b"hello"})
     missing = ImageError("task 9: no image")
     images = [*references("good", "gone", "text"), missing, *references("good")]
     outcomes = scorer.score(images, EchoEngine(), deadline=soon())
-    kinds = [o.code if isinstance(o, ImageError) else "ok" for o in outcomes]
-    assert kinds == ["ok", "fetch", "decode", "image", "ok"]
-    counted = [count("images_total", model="default", outcome=name) for name in ("ok", "fetch_error", "decode_error")]
-    assert counted == [2, 1, 1]
+    codes = [outcome.code if isinstance(outcome, ImageError) else "ok" for outcome in outcomes]
+    assert codes == ["ok", "fetch", "decode", "image", "ok"]
+    counts = [count("images_total", model="default", outcome=name) for name in ("ok", "fetch_error", "decode_error")]
+    assert counts == [2, 1, 1]
     (record,) = caplog.records
     assert record.failed == 3
     assert record.first_failures[0] == "task 1: 404"
 
 
-def test_a_long_request_has_only_so_many_images_under_way(make_scorer, count):
+def test_images_in_flight_are_limited(make_scorer, count):
     gate, begun = threading.Event(), []
     scorer, engine = make_scorer({"x": lambda: begun.append(1) or make_png(1)}, max_in_flight=8), EchoEngine(0, gate)
     with ThreadPoolExecutor() as pool:
         request = pool.submit(scorer.score, references(*["x"] * 200), engine, deadline=soon())
         wait_until(lambda: len(begun) == 8 and engine.entered.is_set() and count("queue_images") == 200)
-        assert len(begun) == 8  # the engine is held, so nothing has made room
+        assert len(begun) == 8  # the engine is blocked, so no image has finished
         gate.set()
         outcomes = request.result(30)
     assert [type(outcome) for outcome in outcomes] == [ImageScores] * 200
-    wait_until(lambda: count("queue_images") == 0)  # a moment after the outcomes
+    wait_until(lambda: count("queue_images") == 0)  # shortly after the outcomes
 
 
-def test_what_the_deadline_cuts_off_is_expired_and_not_fetched(make_scorer):
+def test_images_past_the_deadline_expire_and_are_not_fetched(make_scorer):
     now, fetched = [0.0], []
 
     def late():
@@ -53,11 +53,11 @@ def test_what_the_deadline_cuts_off_is_expired_and_not_fetched(make_scorer):
     assert isinstance(first, ImageScores)
     outcomes = scorer.score(references("late", "a", "a"), EchoEngine(), deadline=50.0)
     assert [type(outcome) for outcome in outcomes] == [Expired] * 3
-    scorer.close()  # all that was queued before has been looked at
+    scorer.close()  # waits for queued jobs
     assert fetched == [0.0]
 
 
-def test_a_failure_that_is_no_images_is_the_requests(make_scorer):
+def test_unexpected_errors_fail_the_request(make_scorer):
     scorer = make_scorer({"bug": KeyError("bug"), "x": make_png(1)})
     with pytest.raises(KeyError, match="bug"):
         scorer.score(references("bug"), EchoEngine(), deadline=soon())
@@ -66,11 +66,11 @@ def test_a_failure_that_is_no_images_is_the_requests(make_scorer):
         scorer.score(references("x"), EchoEngine(), deadline=soon())
 
 
-def test_fetching_threads_know_the_request(make_scorer):
-    seen = []
+def test_fetching_threads_have_the_request_id(make_scorer):
+    ids = []
 
     def fetch():
-        seen.append(request_id.get())
+        ids.append(request_id.get())
         return make_png(1)
 
     scorer = make_scorer({"x": fetch})
@@ -79,4 +79,4 @@ def test_fetching_threads_know_the_request(make_scorer):
         scorer.score(references("x"), EchoEngine(), deadline=soon())
     finally:
         request_id.reset(token)
-    assert seen == ["req-1"]
+    assert ids == ["req-1"]

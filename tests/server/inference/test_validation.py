@@ -20,29 +20,29 @@ from tests.trainer.small import coloured_images, lively_network, publish_small
 from tests.versions import fix_names
 
 
-def publish_with_graph(repository, graph, *, digests_right=True):
-    """Publish a version whose graph somebody exchanged afterwards."""
+def publish_with_graph(repository, graph, *, update=True):
+    """Publish a version, then replace its graph, and update its digests or not."""
     name = publish(repository)
     save_graph(graph, repository.folder / name)
-    if digests_right:
+    if update:
         update_digests(repository.folder / name)
     return name
 
 
-def test_removed_dropout_is_named_with_the_digest(repository):
-    name = publish_with_graph(repository, TinyModel.draw().graph(dropouts=0), digests_right=False)
+def test_a_digest_error_names_removed_dropout(repository):
+    name = publish_with_graph(repository, TinyModel.draw().graph(dropouts=0), update=False)
     with pytest.raises(DigestError, match=r"model.onnx has 0 active Dropout nodes, manifest.json says 2"):
         admit(repository, name, load)
 
 
-@pytest.mark.parametrize(("left", "error"), [(0, DropoutDead), (1, LoweringError)])
-def test_removed_dropout_is_refused_even_with_right_digests(repository, left, error):
+@pytest.mark.parametrize(("dropouts", "error"), [(0, DropoutDead), (1, LoweringError)])
+def test_removed_dropout_is_refused_even_with_correct_digests(repository, dropouts, error):
     with pytest.raises(error, match="ropout"):
-        admit(repository, publish_with_graph(repository, TinyModel.draw().graph(dropouts=left)), load)
+        admit(repository, publish_with_graph(repository, TinyModel.draw().graph(dropouts=dropouts)), load)
 
 
-def test_another_probability_is_refused_even_with_right_digests(repository):
-    """Masks are served as the graph says and validated as the manifest says: both must say the same."""
+def test_a_changed_dropout_ratio_is_refused_even_with_correct_digests(repository):
+    """Graph and manifest must agree."""
     graph = TinyModel.draw().graph()
     ratio = next(tensor for tensor in graph.graph.initializer if tensor.name == "ratio_1")
     ratio.CopyFrom(numpy_helper.from_array(np.float32(0.75), "ratio_1"))
@@ -51,7 +51,7 @@ def test_another_probability_is_refused_even_with_right_digests(repository):
 
 
 @pytest.mark.parametrize(
-    ("file", "spoil", "message"),
+    ("file", "damage", "message"),
     [
         ("backbone.onnx.data", lambda whole: whole[:-100], r"backbone.onnx.data .* bytes, manifest.json says \d+"),
         ("backbone.onnx.data", lambda whole: whole[:-1] + bytes([whole[-1] ^ 0xFF]), r"backbone\.onnx\.data"),
@@ -59,19 +59,19 @@ def test_another_probability_is_refused_even_with_right_digests(repository):
         (PROBE_FILE, None, r"probe\.npz"),
     ],
 )
-def test_files_that_are_not_those_that_were_published_are_refused(repository, file, spoil, message):
+def test_changed_files_are_refused(repository, file, damage, message):
     name = publish(repository, int8_of=TinyModel.draw())
     path = repository.folder / name / file
-    if spoil is None:
+    if damage is None:
         path.unlink()
     else:
-        path.write_bytes(spoil(path.read_bytes()))
+        path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DigestError, match=message):
         admit(repository, name, load)
 
 
-def test_the_backbone_of_the_version_in_use_is_taken_and_validated_again(repository, settings):
-    """Another head on it needs no second one; a probe of other numbers is noticed all the same."""
+def test_a_shared_backbone_is_validated_again(repository, settings):
+    """A version with another head shares it, but a probe with wrong numbers is detected."""
     model, other = TinyModel.draw(0), TinyModel.draw(1)
     first, second = (publish(repository, model=model.with_head_of(each)) for each in (model, other))
     load = engine_loader(settings, threads=1)
@@ -90,7 +90,7 @@ def load_int8(version):
 
 
 @pytest.mark.slow
-def test_a_backbone_in_8_bit_integers_that_ranks_as_torch_does_is_served(repository, monkeypatch, caplog):
+def test_an_int8_backbone_that_ranks_as_torch_does_is_served(repository, monkeypatch, caplog):
     fix_names(monkeypatch)
     network = lively_network(1)
     name = publish_small(repository, network, IMAGES, int8_of=network).name
@@ -102,8 +102,8 @@ def test_a_backbone_in_8_bit_integers_that_ranks_as_torch_does_is_served(reposit
     assert not caplog.records
 
 
-def test_a_backbone_in_8_bit_integers_that_cannot_be_used_is_served_in_fp32(repository, caplog):
-    """Even if its digest says that it was published so: without it the version is sound."""
+def test_a_version_with_an_invalid_int8_backbone_is_served_in_fp32(repository, caplog):
+    """Even if its digest is correct."""
     name = publish(repository, int8_of=TinyModel.draw())
     path = repository.folder / name / INT8_BACKBONE_FILE
     model = onnx.load(path)
@@ -120,9 +120,9 @@ def publish_one(repository):
     return publish(repository, int8_of=TinyModel.draw(), report={"index.html": b"<p>"})
 
 
-IN_INT8 = [each for each in MALICIOUS if each.name.startswith("int8-")]
+MALICIOUS_INT8 = [each for each in MALICIOUS if each.name.startswith("int8-")]
 DETECTED_BY_ENGINE = [each for each in MALICIOUS if each.detected_by == "engine"]
-"""Those that contract refuses before an engine sees them are refused in its tests."""
+"""The others are in the tests of contract."""
 
 
 @pytest.mark.parametrize("case", DETECTED_BY_ENGINE, ids=lambda case: case.name)
@@ -134,8 +134,8 @@ def test_a_malicious_version_is_refused(repository, case):
     assert issubclass(caught.type, case.error), caught.value
 
 
-@pytest.mark.parametrize("case", IN_INT8, ids=lambda case: case.name)
-def test_a_malicious_backbone_in_8_bit_integers_is_not_opened(repository, caplog, case):
+@pytest.mark.parametrize("case", MALICIOUS_INT8, ids=lambda case: case.name)
+def test_a_malicious_int8_backbone_is_not_opened(repository, caplog, case):
     name = publish_one(repository)
     case.apply(repository.folder / name)
     assert admit(repository, name, load_int8).engine.precision is Precision.FP32
@@ -150,8 +150,8 @@ def signed(repository, tmp_path):
     return Repository(repository.root, keys=Keys.read(signing=secret))
 
 
-def test_a_signed_version_is_admitted_and_computes_after_its_copy_is_gone(signed, monkeypatch, tmp_path):
-    """The engine reads weights while it is loaded, and none later."""
+def test_a_signed_version_runs_after_its_private_copy_is_removed(signed, monkeypatch, tmp_path):
+    """The engine reads weights only while it is loaded."""
     private = tmp_path / "private"
     private.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(private))
@@ -160,8 +160,8 @@ def test_a_signed_version_is_admitted_and_computes_after_its_copy_is_gone(signed
     assert admitted.engine.run(draw_images(3)).bald.shape == (3,)
 
 
-def test_a_file_that_is_swapped_while_it_is_loaded_changes_nothing(signed):
-    """What is loaded is a private copy of what was verified."""
+def test_replacing_files_while_loading_has_no_effect(signed):
+    """The engine loads a private copy of the verified files."""
     name, other = publish_one(signed), publish(Repository(signed.root), seed=7)
 
     def load_late(version):
@@ -174,8 +174,8 @@ def test_a_file_that_is_swapped_while_it_is_loaded_changes_nothing(signed):
         admit(signed, name, load_late)
 
 
-def test_a_graph_of_an_attacker_is_not_parsed_to_explain_its_digest(signed, monkeypatch):
-    """Without signatures the message says what the graph lacks; with them it is not looked at."""
+def test_a_graph_with_a_wrong_digest_is_not_parsed_with_signatures(signed, monkeypatch):
+    """It may be an attacker's. Without signatures it is parsed to explain the difference."""
     name = publish_one(signed)
     path = signed.folder / name / "model.onnx"
     path.write_bytes(bytes(len(path.read_bytes())))

@@ -1,4 +1,4 @@
-"""A page as a browser sees it, and what it is made of."""
+"""Parsed pages, and the manifests and rankings that they show."""
 
 import dataclasses
 import io
@@ -17,23 +17,21 @@ from contract.versions.manifest import DropoutSite
 from contract.versions.repository import Repository
 from contract.versions.results import Metrics, TrainingRecord
 from contract.versions.version import MODEL_FILE, PROBE_FILE
-from server.page.view import (
-    Page,
-)
+from server.page.view import Page
 from tests import versions
 from tests.contract.versions.test_results import METRICS, TRAINING
 
 NOW = datetime(2026, 11, 23, 14, 30, tzinfo=UTC)
 STUDIO = "https://studio.example.org"
 HOSTILE = "<script>alert('1')</script>\"onerror=x '&amp; \u202e"
-NOWHERE = Page(Repository(Path("/nowhere")), label_studio_url=None)
-OWN = {**TRAINING, "curve": None}
-"""Of a version that was measured on its own images alone."""
-VOID = {"meta", "link", "img"}
+EMPTY_PAGE = Page(Repository(Path("/missing")), label_studio_url=None)
+TRAINING_WITHOUT_CURVE = {**TRAINING, "curve": None}
+"""Of a version that was not compared with others."""
+VOID_TAGS = {"meta", "link", "img"}
 
 
 class Document(HTMLParser):
-    """A page as a browser sees it: elements with their attributes, and the text of each."""
+    """The elements of a page, with attributes and text."""
 
     def __init__(self, html):
         super().__init__()
@@ -44,7 +42,7 @@ class Document(HTMLParser):
     def handle_starttag(self, tag, attrs):
         element = SimpleNamespace(tag=tag, attrs=dict(attrs), text="")
         self.elements.append(element)
-        if tag not in VOID:
+        if tag not in VOID_TAGS:
             self.open.append(element)
 
     def handle_startendtag(self, tag, attrs):
@@ -91,17 +89,20 @@ def make_manifest(metrics=METRICS, training=TRAINING, labels=("ant", "bee", "cat
     )
 
 
-def publish(repository, *, metrics=METRICS, training=OWN, labels=("ant", "bee", "cat"), at=NOW, report=()):
-    """Publish a version of which only the manifest is what it would be."""
+def publish(
+    repository, *, metrics=METRICS, training=TRAINING_WITHOUT_CURVE, labels=("ant", "bee", "cat"), at=NOW, report=()
+):
+    """Publish a version with a valid manifest and empty files."""
     with repository.stage(at) as staged:
         for name in (MODEL_FILE, PROBE_FILE):
             (staged.path / name).write_bytes(b"")
         for name in report:
             (staged.path / "report").mkdir(exist_ok=True)
             (staged.path / "report" / name).write_bytes(b"")
+        created_at = at.isoformat(timespec="seconds")
         manifest = make_manifest(metrics, training, labels)
-        described = dataclasses.replace(manifest, version=staged.version, created_at=at.isoformat(timespec="seconds"))
-        return staged.publish(described).manifest
+        manifest = dataclasses.replace(manifest, version=staged.version, created_at=created_at)
+        return staged.publish(manifest).manifest
 
 
 def thumbnail():
@@ -111,12 +112,12 @@ def thumbnail():
 
 
 def make_image(task=7, **fields):
-    known = {"label": "ant", "probability": 0.625, "bald": 0.25, "score": 0.125, "reason": "the passes disagree"}
-    return RankedImage(task=task, **{**known, "thumbnail": thumbnail(), **fields})
+    defaults = {"label": "ant", "probability": 0.625, "bald": 0.25, "score": 0.125, "reason": "the passes disagree"}
+    return RankedImage(task=task, **{**defaults, "thumbnail": thumbnail(), **fields})
 
 
 def make_ranking(version, **fields):
-    known = {
+    defaults = {
         "name": version or "cold-start-default",
         "version": version,
         "project": 3,
@@ -132,4 +133,4 @@ def make_ranking(version, **fields):
         "most_uncertain": (make_image(7), make_image(8)),
         "most_confident": (make_image(9, probability=0.99),),
     }
-    return Ranking(**{**known, **fields})
+    return Ranking(**{**defaults, **fields})

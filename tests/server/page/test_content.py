@@ -1,4 +1,4 @@
-"""What people and other programs wrote is text and no more; the page is one that anybody can read."""
+"""Hostile content is escaped, and the markup is accessible and self-contained."""
 
 import base64
 import dataclasses
@@ -14,15 +14,12 @@ import pytest
 from contract.scores.ranking import RankedImage, save_ranking
 from contract.versions.repository import RANKINGS_FOLDER
 from contract.versions.training_requests import REQUESTS_FOLDER
-from server.page.view import (
-    HEADERS,
-    Page,
-)
+from server.page.view import HEADERS, Page
 from tests.contract.versions.test_results import METRICS, TRAINING
 from tests.server.page.conftest import (
+    EMPTY_PAGE,
     HOSTILE,
     NOW,
-    NOWHERE,
     STUDIO,
     make_image,
     make_manifest,
@@ -33,7 +30,7 @@ from tests.server.page.conftest import (
 
 
 class TestHostileContent:
-    def test_text_of_people_is_never_markup(self, page, repository):
+    def test_user_text_is_escaped(self, page, repository):
         training = {**TRAINING, "images_by_class": {HOSTILE: 3}, "advice": {"sentence": HOSTILE}}
         manifest = publish(repository, labels=(HOSTILE, "bee", "cat"), training=training)
         image = make_image(label=HOSTILE, reason=HOSTILE)
@@ -45,22 +42,22 @@ class TestHostileContent:
         assert not any(name.startswith("on") for e in document.elements for name in e.attrs)
         assert document.text.count("<script>") >= 11
 
-    def test_labels_that_are_no_words_are_shown_as_text(self, page, repository):
-        """One that writes from right to left turns only itself, half a character is replaced, a megabyte is cut."""
+    def test_strange_labels_are_shown_as_text(self, page, repository):
+        """Right-to-left overrides are isolated, lone surrogates replaced, and long labels cut."""
         manifest = publish(repository, labels=("\u202eant", "bee", "a" * 10**6))
         document = show(page, manifest=manifest, detail="x" * 10**6)
         assert any(e.text == "\u202eant" for e in document.find("bdi"))
         assert len(document.text) < 10_000
         assert "ant?" in show(page, manifest=make_manifest(labels=("ant\ud800", "bee", "cat"))).text
 
-    def test_strange_figures_are_left_out(self, page, repository):
+    def test_invalid_figures_are_left_out(self, page, repository):
         for value in (math.nan, math.inf, -1, 10**400, "0.5", None, [], {"a": []}):
             metrics, training = dict.fromkeys(METRICS, value), dict.fromkeys(TRAINING, value)
             document = show(page, manifest=publish(repository, metrics=metrics, training=training))
             assert "Version in use" in document.headings
             assert not re.search(r"\b(nan|inf|None)\b", document.text, re.IGNORECASE)
 
-    def test_versions_that_were_removed_stay_on_the_curve_and_keep_their_reports(self, page, repository):
+    def test_removed_versions_stay_on_the_curve_and_keep_their_reports(self, page, repository):
         for day in range(3):
             publish(repository, at=NOW + timedelta(days=day), report=["index.html"])
         before = show(page)
@@ -73,8 +70,8 @@ class TestHostileContent:
         assert [e.attrs for e in after.find("a")] == [e.attrs for e in before.find("a")]
         assert after.text == before.text
 
-    def test_what_cannot_be_read_is_left_out(self, page, repository):
-        """A manifest that is none is off the curve, and folders that are files are no reason to fail."""
+    def test_unreadable_files_are_left_out(self, page, repository):
+        """Broken manifests are not on the curve; files in place of folders are ignored."""
         manifest = publish(repository)
         for text in (b"", b'{"contract": 2}', b"\xff", b"[" * 100_000):
             broken = publish(repository)
@@ -86,7 +83,7 @@ class TestHostileContent:
         assert len(document.find("circle")) == 1
 
     @pytest.mark.slow
-    def test_an_image_with_a_strange_figure_is_no_reason_to_fail(self, page, repository):
+    def test_invalid_fields_of_ranked_images_do_not_break_the_page(self, page, repository):
         manifest = publish(repository)
         save_ranking(repository, make_ranking(manifest.version))
         path = repository.folder / RANKINGS_FOLDER / "3.json"
@@ -105,8 +102,8 @@ class TestMarkup:
         save_ranking(repository, make_ranking(manifest.version))
         return show(page, manifest=manifest)
 
-    def test_it_needs_no_script_and_nothing_from_elsewhere(self, document):
-        """The policy allows only what is in the page: its one stylesheet, by digest, and images in data: URIs."""
+    def test_the_page_has_no_scripts_and_loads_nothing(self, document):
+        """The policy allows only its stylesheet, by digest, and images in data: URIs."""
         policy = HEADERS["Content-Security-Policy"]
         (style,) = document.find("style")
         digest = base64.b64encode(hashlib.sha256(style.text.encode()).digest()).decode()
@@ -119,9 +116,9 @@ class TestMarkup:
         assert "url(" not in style.text
         assert "@import" not in style.text
 
-    def test_it_can_be_read_on_a_phone_and_by_a_screen_reader(self, document):
-        """A type, viewport and language, one main heading, and headings, tables and pictures that have names."""
-        assert NOWHERE.render(up=True, detail=None, serving=None, now=NOW).startswith(b"<!DOCTYPE html>")
+    def test_the_page_is_accessible(self, document):
+        """It has a doctype, viewport and language, one main heading, and named sections, tables and images."""
+        assert EMPTY_PAGE.render(up=True, detail=None, serving=None, now=NOW).startswith(b"<!DOCTYPE html>")
         assert document.find("meta", name="viewport", content="width=device-width, initial-scale=1")
         assert document.find("html", lang="en")
         levels = [int(e.tag[1]) for e in document.elements if re.fullmatch("h[1-6]", e.tag)]

@@ -22,7 +22,18 @@ REPORT = {
     "x.svg": b"<svg/>",
 }
 
-STRANGERS = ["20260102T030405678Z-0a1b2c", "", ".", "..", "CURRENT", "../default", "/", "v\0", "\udcff", "a" * 5000]
+UNKNOWN_VERSIONS = [
+    "20260102T030405678Z-0a1b2c",
+    "",
+    ".",
+    "..",
+    "CURRENT",
+    "../default",
+    "/",
+    "v\0",
+    "\udcff",
+    "a" * 5000,
+]
 HOSTILE = [
     *("..", "../manifest.json", "../model.onnx", "../report/index.html", "./index.html", "index.html/", "/index.html"),
     *("/etc/passwd", "..\\manifest.json", "%2e%2e%2fmanifest.json", "index.html\0", "index.html\0.png", "INDEX.HTML"),
@@ -49,8 +60,8 @@ def client(start_app, version):
     return start_app().test_client()
 
 
-def describe_anew(folder, name, digest=None):
-    """Have the manifest list what lies there now, as somebody can who writes to the repository."""
+def update_manifest(folder, name, digest=None):
+    """Write a file's current digest to the manifest, as an attacker with write access could."""
     path = folder.parent / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["files"][f"report/{name}"] = dataclasses.asdict(digest or digest_file(folder / name))
@@ -58,19 +69,19 @@ def describe_anew(folder, name, digest=None):
 
 
 class TestReading:
-    def test_versions_know_whether_they_have_one(self, repository, version):
+    def test_has_report(self, repository, version):
         assert has_report(repository.open(version).manifest)
         assert not has_report(repository.open(publish(repository)).manifest)
         assert not has_report(repository.open(publish(repository, report={"figures.json": b"{}"})).manifest)
 
-    def test_the_report_of_a_version_that_was_removed_is_read_as_ever(self, repository, version):
+    def test_the_report_of_a_removed_version_is_kept(self, repository, version):
         before = {name: read_report(repository, version, name) for name in REPORT}
         publish(repository, report={"index.html": b"newer"})
         assert {name: read_report(repository, version, name) for name in REPORT} == before
         repository.retire(version)
         assert {name: read_report(repository, version, name) for name in REPORT} == before
 
-    def test_a_file_that_was_added_or_changed_is_not_sent(self, repository, version, folder, caplog):
+    def test_added_and_changed_files_are_not_read(self, repository, version, folder, caplog):
         (folder / "added.html").write_bytes(b"<p>added</p>")
         assert read_report(repository, version, "added.html") is None
         for content in (PAGE.swapcase(), PAGE[:-1], PAGE + b"x", b""):
@@ -79,24 +90,24 @@ class TestReading:
         assert version in caplog.text
         assert "publish again" in caplog.text
 
-    def test_a_file_of_hundreds_of_megabytes_is_not_read(self, repository, version, monkeypatch, caplog):
+    def test_files_above_the_size_limit_are_not_read(self, repository, version, monkeypatch, caplog):
         monkeypatch.setattr(reports, "_MAX_FILE_BYTES", len(PAGE) - 1)
         assert read_report(repository, version, "index.html") is None
         assert f"at most {len(PAGE) - 1} are read" in caplog.text
         assert read_report(repository, version, "figures.json") is not None
 
-    def test_a_manifest_that_cannot_be_read_vouches_for_nothing(self, repository, version, folder):
+    def test_a_broken_manifest_has_no_report(self, repository, version, folder):
         for text in ("", "[" * 100_000, '{"contract": 2}'):
             (folder.parent / "manifest.json").write_text(text)
             assert read_report(repository, version, "index.html") is None
 
 
 class TestLinks:
-    """Manifests that list what links lead to: the digests fit, and still nothing from elsewhere is sent."""
+    """Links with correct digests in the manifest are not followed."""
 
     @pytest.mark.parametrize("target", ["../manifest.json", "{outside}", "index.html", "link.html", None])
-    def test_only_files_are_read(self, repository, version, folder, tmp_path, target):
-        """No link out of the folder or within it or for ever, nor a pipe; no trainer writes one: it is refused."""
+    def test_only_regular_files_are_read(self, repository, version, folder, tmp_path, target):
+        """No links, whether out of the folder, within it or cyclic, and no pipes; such a version is refused."""
         outside = tmp_path / "secret.html"
         outside.write_text("secret")
         link = folder / "link.html"
@@ -104,13 +115,13 @@ class TestLinks:
             link.symlink_to(target.format(outside=outside))
         else:
             os.mkfifo(link)
-        describe_anew(folder, "link.html", None if target and target != "link.html" else FileDigest("0" * 64, 0))
+        update_manifest(folder, "link.html", None if target and target != "link.html" else FileDigest("0" * 64, 0))
         assert read_report(repository, version, "link.html") is None
         with pytest.raises(DigestError):
             repository.open(version)
 
-    def test_a_folder_that_is_a_link_is_not_followed_and_a_repository_is(self, repository, version, folder, tmp_path):
-        """Where models lie is for whoever runs the server to say."""
+    def test_the_repository_may_be_a_link_but_not_the_report(self, repository, version, folder, tmp_path):
+        """The operator chooses where models are stored."""
         shutil.move(repository.root, tmp_path / "elsewhere")
         repository.root.symlink_to(tmp_path / "elsewhere")
         assert read_report(repository, version, "index.html") is not None
@@ -120,8 +131,8 @@ class TestLinks:
 
 
 class TestRoutes:
-    def test_a_report_is_a_page_of_its_own(self, client, version):
-        """A forgotten slash is put right, and browsers are told what it may do."""
+    def test_files_of_a_report_are_sent_with_restrictive_headers(self, client, version):
+        """An address without its final slash is redirected."""
         types = ["text/html; charset=utf-8"] * 2
         types += ["application/json", "text/csv; charset=utf-8", "application/octet-stream"]
         for (file, content), kind in zip((("", PAGE), *REPORT.items()), types, strict=True):
@@ -140,12 +151,9 @@ class TestRoutes:
         assert (reply.status_code, reply.headers["Location"]) == (308, f"{version}/")
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("spell", [quote, encode_all], ids=["as-it-is", "encoded"])
+    @pytest.mark.parametrize("spell", [quote, encode_all], ids=["quoted", "all-encoded"])
     def test_hostile_files_are_not_found(self, client, version, spell, caplog):
-        """Nothing outside the report ever leaves, however it is spelled; a slash too many leads back to the report.
-
-        Whoever tries them cannot fill the log.
-        """
+        """An additional slash leads to the report. Attempts are not logged as warnings."""
         addresses = {name: f"/report/{version}/{spell(os.fsencode(name))}" for name in HOSTILE}
         replies = {name: client.get(address, follow_redirects=True) for name, address in addresses.items()}
         assert {replies.pop(name).data for name in ("", "/index.html")} == {PAGE}
@@ -156,17 +164,17 @@ class TestRoutes:
         assert not [record for record in caplog.records if record.levelname != "INFO"]
 
     def test_hostile_versions_are_not_found(self, client):
-        names = (*STRANGERS, "https:evil.example", "evil.example", "/evil.example", "//evil.example")
+        names = (*UNKNOWN_VERSIONS, "https:evil.example", "evil.example", "/evil.example", "//evil.example")
         for name, end in product(names, ("", "/", "/index.html")):
             address = f"http://localhost/report/{quote(os.fsencode(name), safe='')}{end}"
             reply = client.get(address)
             if reply.status_code == 308:
-                goal = urljoin(address, reply.headers["Location"])
-                assert goal.startswith("http://localhost/report/"), name
-                reply = client.get(goal)
+                target = urljoin(address, reply.headers["Location"])
+                assert target.startswith("http://localhost/report/"), name
+                reply = client.get(target)
             assert reply.status_code == 404, name
 
-    def test_no_path_of_this_machine_is_told(self, client, repository, folder, version):
+    def test_errors_do_not_reveal_local_paths(self, client, repository, folder, version):
         (folder / "index.html").unlink()
         reply = client.get(f"/report/{version}/")
         assert reply.status_code == 404

@@ -16,11 +16,11 @@ from server.page.view import Page, format_age, render_models
 from tests import versions
 from tests.contract.versions.test_results import METRICS
 from tests.server.page.conftest import (
+    EMPTY_PAGE,
     HOSTILE,
     NOW,
-    NOWHERE,
-    OWN,
     STUDIO,
+    TRAINING_WITHOUT_CURVE,
     Document,
     make_image,
     make_manifest,
@@ -32,13 +32,13 @@ from tests.server.page.conftest import (
 
 
 def table_of(document, heading):
-    """The first table with such a heading."""
+    """Return the first table with this heading."""
     return next(table for table in document.find("table") if heading in table.text)
 
 
 class TestVersion:
-    def test_it_says_what_is_in_use_and_how_good_it_is(self, page, repository):
-        """Classes stand the weakest first: that is where labels are wanted. One without any is never predicted."""
+    def test_the_version_in_use_is_shown_with_its_metrics(self, page, repository):
+        """The weakest classes come first; a class without labels is reported."""
         manifest = publish(repository, at=NOW - timedelta(hours=3))
         document = show(page, manifest=manifest)
         for text in (manifest.version, "3 hours ago", "2026-11-23 11:30 UTC", "0.71", "0.62 to 0.79", "150"):
@@ -50,7 +50,7 @@ class TestVersion:
         assert classes[-9:-1] == ["ant", "100", "0.50", "cat", "50", "1.00", "bee", "0"]
         assert "No image is labelled bee yet" in document.text
 
-    def test_a_thousand_classes_are_folded_up(self, page, repository):
+    def test_many_classes_are_collapsed_except_the_extremes(self, page, repository):
         labels = tuple(f"species {i}" for i in range(1000))
         metrics = {**METRICS, "f1": [i / 1000 for i in range(1000)]}
         document = show(page, manifest=publish(repository, metrics=metrics, labels=labels))
@@ -61,11 +61,13 @@ class TestVersion:
         assert "species 999" in strongest.text
         assert any("980 more classes" in details.text for details in document.find("details"))
 
-    def test_versions_are_on_a_curve_and_in_a_table(self, page, repository):
-        """Those that say how good they are, up to the last twenty; the one in use stands out."""
+    def test_the_last_twenty_versions_are_on_a_curve_and_in_a_table(self, page, repository):
+        """Except those without metrics; the version in use is highlighted."""
         for i in range(25):
             metrics = {**METRICS, "macro_f1": i / 50, "macro_f1_interval": [0, 1]}
-            manifest = publish(repository, metrics=metrics, training={**OWN, "images": 10 * i}, at=NOW)
+            manifest = publish(
+                repository, metrics=metrics, training={**TRAINING_WITHOUT_CURVE, "images": 10 * i}, at=NOW
+            )
         publish(repository, metrics={})
         document = show(page, manifest=manifest)
         assert len(document.find("circle")) == 19
@@ -74,7 +76,7 @@ class TestVersion:
         table = table_of(document, "Published").text
         assert table.index(manifest.version) < table.index("0.12")
 
-    def test_versions_that_were_measured_on_other_images_are_said_to_be(self, page, repository):
+    def test_versions_measured_on_different_images_are_not_joined(self, page, repository):
         for macro_f1, images in ((0.51, 20), (0.79, 30), (0.55, 41)):
             publish(repository, metrics={**METRICS, "macro_f1": macro_f1, "images": images})
         document = show(page)
@@ -82,13 +84,13 @@ class TestVersion:
         table = table_of(document, "Published").text
         assert all(f"{images} random images" in table for images in (20, 30, 41))
 
-    def test_a_line_is_said_to_join_versions_that_were_measured_on_the_same_images(self, page, repository):
+    def test_a_line_joins_versions_measured_on_the_same_images(self, page, repository):
         apart, *joined = (publish(repository, metrics={**METRICS, "macro_f1": 0.7}) for _ in range(4))
         compared = [
             {"version": each.version, "labels": 150, "macro_f1": macro_f1, "low": 0.1, "high": 0.9}
             for each, macro_f1 in zip(joined, (0.41, 0.52, 0.63), strict=True)
         ]
-        publish(repository, training={**OWN, "curve": {"images": 41, "versions": compared}})
+        publish(repository, training={**TRAINING_WITHOUT_CURVE, "curve": {"images": 41, "versions": compared}})
         document = show(page, manifest=joined[1])
         assert {c.attrs["class"] for c in document.find("circle")} == {"point apart", "point", "in-use"}
         assert "joins versions that were measured on the same 41 random images; the grey points" in document.text
@@ -99,11 +101,8 @@ class TestVersion:
         assert "0.70" in row
         assert "same" not in row
 
-    def test_versions_that_have_a_report_lead_to_it(self, page, repository):
-        """From the version in use and from the table; relative, so that a proxy may put a path in front.
-
-        Those without one lead nowhere.
-        """
+    def test_versions_link_to_their_reports(self, page, repository):
+        """The links are relative, because a proxy may add a path prefix."""
         assert show(page, manifest=publish(repository)).find("a") == []
         earlier = publish(repository, at=NOW - timedelta(days=3), report=["index.html"])
         publish(repository, at=NOW - timedelta(days=2))
@@ -116,49 +115,49 @@ class TestVersion:
 
 
 class TestStates:
-    def test_before_the_first_version_it_says_what_to_run(self, page, tmp_path):
-        """With the model's name, if it is not the default."""
+    def test_without_a_version_the_page_shows_commands(self, page, tmp_path):
+        """With the model's name unless it is the default."""
         document = show(page, detail="no version has been published in models/default yet; run `python -m trainer run`")
         assert "Waiting for a version" in document.text
         commands = {e.text for e in document.find("code")}
         assert {"python -m trainer run", "python -m trainer run --project ID"} <= commands
         assert "Version in use" not in document.headings
         page = Page(Repository(tmp_path, "moths & co"), label_studio_url=None)
-        shown = {element.text for element in show(page).find("code")}
+        commands_shown = {element.text for element in show(page).find("code")}
         commands = ("run --project ID", "rank --project ID", "watch --project ID")
-        assert {f"LABELNEXT_MODEL='moths & co' python -m trainer {command}" for command in commands} <= shown
+        assert {f"LABELNEXT_MODEL='moths & co' python -m trainer {command}" for command in commands} <= commands_shown
 
     @pytest.mark.parametrize(
         ("in_use", "up", "kind"), [(False, True, "attention"), (True, True, "attention"), (True, False, "down")]
     )
-    def test_what_is_wrong_is_told_at_the_top(self, page, repository, in_use, up, kind):
+    def test_problems_are_shown_at_the_top(self, page, repository, in_use, up, kind):
         published = publish(repository)
         document = show(page, manifest=published if in_use else None, up=up, detail="dropout is dead")
         (notice,) = document.find("p", **{"class": f"notice {kind}"})
         assert "dropout is dead" in notice.text
-        (told,) = document.find("p", **{"class": f"state {kind}"})
-        assert told.text.strip() == ("Serving" if in_use else "Waiting for a version") if up else "Cannot score"
+        (state,) = document.find("p", **{"class": f"state {kind}"})
+        assert state.text.strip() == ("Serving" if in_use else "Waiting for a version") if up else "Cannot score"
         assert ("Version in use" in document.headings) == in_use
-        assert not any("Nothing" in heading for heading in document.headings)
+        assert "No version yet" not in document.headings
 
-    def test_a_version_that_was_not_ranked_by_says_what_to_run(self, page, repository):
-        """Else Label Studio goes on showing the order of the last one."""
+    def test_a_version_without_a_ranking_shows_the_command(self, page, repository):
+        """Otherwise Label Studio keeps the order of the previous version."""
         save_ranking(repository, make_ranking("20260101T000000000Z-0a1b2c", title="Moths"))
         document = show(page, manifest=publish(repository))
         assert "python -m trainer rank --project ID" in document.text
         assert {"Not ranked yet", "Ranked by another version"} <= set(document.headings)
         assert "Moths" in document.text
 
-    def test_a_request_to_train_is_shown_until_it_is_answered(self, page, repository):
+    def test_a_request_to_train_is_shown(self, page, repository):
         submit_request(repository, 3)
         document = show(page)
-        assert "A training of project 3 was asked for" in document.text
+        assert "Training of project 3 was requested" in document.text
         assert "python -m trainer watch" in document.text
 
 
 class TestRankings:
     def test_a_ranking_is_shown_with_its_figures_and_images(self, page, repository):
-        """Images and projects lead to Label Studio, if its address is known."""
+        """Images and projects link to Label Studio if its address is known."""
         manifest = publish(repository)
         save_ranking(repository, make_ranking(manifest.version))
         document = show(page, manifest=manifest)
@@ -188,8 +187,8 @@ class TestRankings:
         assert not re.search(r"\d%", document.text)
         assert "BALD 0" not in document.text
 
-    def test_galleries_show_only_so_many_jpegs(self, page, repository):
-        """A record of thousands of images makes no page of megabytes; of what is no JPEG the figures are shown."""
+    def test_the_number_of_gallery_images_is_limited(self, page, repository):
+        """Thumbnails that are not JPEG are not shown."""
         manifest = publish(repository)
         many = tuple(make_image(i) for i in range(500))
         fakes = (make_image(7, thumbnail=b""), make_image(8, thumbnail=b"<svg onload=alert(1)>"), *many)
@@ -212,17 +211,17 @@ class TestRankings:
         (86_400 * 1000, "1,000 days ago"),
     ],
 )
-def test_times_are_told_in_words(seconds, text):
+def test_format_age(seconds, text):
     assert format_age(NOW - timedelta(seconds=seconds), NOW) == text
 
 
 @settings(max_examples=25)
 @given(st.text(max_size=40) | st.datetimes().map(datetime.isoformat))
-def test_any_time_can_be_shown(text):
-    assert "Version in use" in show(NOWHERE, manifest=dataclasses.replace(make_manifest(), created_at=text)).headings
+def test_any_text_is_accepted_as_a_time(text):
+    assert "Version in use" in show(EMPTY_PAGE, manifest=dataclasses.replace(make_manifest(), created_at=text)).headings
 
 
-def test_on_the_page_of_all_models_names_and_labels_are_text_whatever_they_hold():
+def test_names_and_labels_are_escaped_on_the_page_of_all_models():
     training = TrainingRecord(project=ProjectState(4, 3, "2026-01-02T03:04:05Z"))
     manifest = versions.manifest("20260102T030405678Z-0a1b2c")
     engine = SimpleNamespace(manifest=dataclasses.replace(manifest, labels=(HOSTILE, "cat"), training=training))
