@@ -93,7 +93,7 @@ class Models:
 
         Raises:
             ConfigError: if the config classifies no image.
-            LabelMismatch: if no model knows the labels, or several do and none is the project's own.
+            LabelMismatch: if no model knows the labels, or several do and none was trained on the project or ranked it.
         """
         if (only := self.only) is not None:
             return only

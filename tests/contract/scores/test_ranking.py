@@ -86,6 +86,7 @@ def test_a_ranking_that_cannot_be_written_leaves_the_last(repository):
     [
         *(b"", b"[]", b"{", b"\xff\xfe", b"null", b"[" * 99999),
         *({"tasks": -1}, {"tasks": "7"}, {"mean_bald": float("nan")}, {"unscored": [-1]}, {"first": None}),
+        {"first": [{"thumbnail": None}]},
     ],
 )
 def test_rubbish_is_left_out(repository, content, caplog):
