@@ -1,7 +1,7 @@
 """Checks the packages of the images for known vulnerabilities: python -m deploy.audit.
 
-Runs pip-audit (requirements/audit.txt) on the pinned requirements and on the environments of this checkout. A
-vulnerability fails the check; missing vulnerability data, as without network, does not.
+Runs pip-audit (requirements/audit.txt) on the pinned requirements and on the environments of this checkout. Fails if it
+finds a vulnerability, but not if the vulnerability data cannot be reached, for example without a network.
 """
 
 import json
@@ -17,7 +17,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ("s3.txt", "score-pool.txt", "server-cpu.txt", "server-gpu.txt", "signatures.txt", "trainer.txt")
 ENVIRONMENTS = (".venv", ".venv-server")
 
-# Known to be vulnerable (CVE-2020-28493): without data pip-audit reports success, but finds nothing here either.
+# Known to be vulnerable (CVE-2020-28493). pip-audit also succeeds without data, but then does not report this package.
 _CANARY = "jinja2==2.11.2"
 _TOOL = (".venv-audit/bin/pip-audit", "--progress-spinner=off", "--format=json", "--desc=off")
 
@@ -34,20 +34,20 @@ def main() -> int:
     paths = [path for name in ENVIRONMENTS for path in CHECKOUT.glob(f"{name}/lib/python*/site-packages")]
     pinned = [f"--requirement=requirements/{name}" for name in REQUIREMENTS]
     reports = [_audit(["--no-deps", "--disable-pip", *pinned]), _audit([f"--path={path}" for path in paths])]
-    found = {package: known for report in reports for package, known in findings(report).items()}
-    for package, known in sorted(found.items()):
-        print(f"pip-audit: {package}: {known}", file=sys.stderr)
-    if not found:
+    vulnerable = {package: ids for report in reports for package, ids in find_vulnerabilities(report).items()}
+    for package, ids in sorted(vulnerable.items()):
+        print(f"pip-audit: {package}: {ids}", file=sys.stderr)
+    if not vulnerable:
         print("pip-audit: no known vulnerabilities")
-    return int(bool(found))
+    return int(bool(vulnerable))
 
 
-def findings(report: Mapping[str, Any]) -> dict[str, str]:
-    """Return the vulnerable packages in pip-audit's JSON report, with their vulnerabilities."""
+def find_vulnerabilities(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return the vulnerable packages in pip-audit's JSON report, with the ids and fixes of their vulnerabilities."""
     return {
         f"{package['name']} {package['version']}": ", ".join(
-            f"{known['id']} (mended in {' or '.join(known['fix_versions']) or 'no version yet'})"
-            for known in package["vulns"]
+            f"{vulnerability['id']} (fixed in {' or '.join(vulnerability['fix_versions']) or 'no version yet'})"
+            for vulnerability in package["vulns"]
         )
         for package in report["dependencies"]
         if package.get("vulns")
@@ -59,7 +59,7 @@ def _has_data() -> bool:
         canary = Path(folder) / "canary.txt"
         canary.write_text(_CANARY + "\n", encoding="utf-8")
         try:
-            return bool(findings(_audit(["--no-deps", "--disable-pip", f"--requirement={canary}"])))
+            return bool(find_vulnerabilities(_audit(["--no-deps", "--disable-pip", f"--requirement={canary}"])))
         except AuditError:
             return False
 

@@ -21,18 +21,18 @@ _COMMANDS: Final[Mapping[str, Mapping[str, Command]]] = {
     "trainer": trainer.__main__.COMMANDS,
     "server": server.__main__.COMMANDS,
 }
-_ITS_OWN: Final = "options"
+_OWN_OPTIONS: Final = "options"
 """The heading of options that belong to one command only."""
-_NONE: Final = "not set"
+_NO_DEFAULT: Final = "not set"
 _SHARED: Final = tuple(item.name for item in fields(SharedSettings))
 
 
 @dataclass(frozen=True, slots=True)
 class OptionRow:
-    """An option or positional argument, as the page shows it."""
+    """The row of an option or positional argument."""
 
     usage: str
-    """Such as `--keep N`."""
+    """For example `--keep N`."""
     default: str
     """Empty if there is none."""
     about: str
@@ -74,10 +74,10 @@ def render(page: str) -> str:
     variables = {"Both": (SharedSettings, ()), "Server": (Settings, _SHARED), "Trainer": (Environment, _SHARED)}
     sections = {title: _variables(kind, without=shared) for title, (kind, shared) in variables.items()}
     for title, tables in {**sections, "Command line": "\n\n".join(_commands())}.items():
-        found = list(re.finditer(rf"(?ms)^(## {title}\n.*?)^\|.*?(?=^## |\Z)", page))
-        if len(found) != 1:
-            raise ValueError(f"{PAGE.name} needs one section '## {title}' with a table in it, found {len(found)}")
-        page = f"{page[: found[0].end(1)]}{tables}\n\n{page[found[0].end() :]}"
+        matches = list(re.finditer(rf"(?ms)^(## {title}\n.*?)^\|.*?(?=^## |\Z)", page))
+        if len(matches) != 1:
+            raise ValueError(f"{PAGE.name} needs one section '## {title}' with a table in it, found {len(matches)}")
+        page = f"{page[: matches[0].end(1)]}{tables}\n\n{page[matches[0].end() :]}"
     return page.rstrip() + "\n"
 
 
@@ -85,7 +85,7 @@ def _variables(kind: Any, *, without: Sequence[str]) -> str:
     rows = [
         (
             f"`{PREFIX}{name.upper()}`",
-            f"`{text}`" if (text := format_default(info.default)) else _NONE,
+            f"`{text}`" if (text := format_default(info.default)) else _NO_DEFAULT,
             field_docstring(kind, name),
         )
         for name, info in kind.__pydantic_fields__.items()
@@ -96,30 +96,31 @@ def _variables(kind: Any, *, without: Sequence[str]) -> str:
 
 def _commands() -> Iterator[str]:
     """Yield the table of commands, then a headed table for each group of options."""
-    named = [(f"{program} {name}", each) for program, found in _COMMANDS.items() for name, each in found.items()]
+    named = [(f"{program} {name}", each) for program, commands in _COMMANDS.items() for name, each in commands.items()]
     groups: dict[str, Any] = {}
     for name, command in named:
         for heading, kind in command.groups.items():
             groups.setdefault(_title(name, heading), kind)
     overview = [
-        (f"`{name}`", command.help, ", ".join(_takes(name, command, groups)) or "none") for name, command in named
+        (f"`{name}`", command.help, ", ".join(_link_groups(name, command, groups)) or "none") for name, command in named
     ]
     yield _table(("command", "what it does", "options"), overview)
     for title, kind in groups.items():
         rows = [
-            (f"`{each.usage}`".replace("|", r"\|"), each.default or _NONE, each.about) for each in option_rows(kind)
+            (f"`{each.usage}`".replace("|", r"\|"), each.default or _NO_DEFAULT, each.about)
+            for each in option_rows(kind)
         ]
         yield f"### {title}\n\n{_table(('option', 'default', 'meaning'), rows)}"
 
 
-def _takes(name: str, command: Command, groups: Mapping[str, Any]) -> Iterator[str]:
-    """Yield links to a command's groups of options, with the options of the group that it lacks."""
+def _link_groups(name: str, command: Command, groups: Mapping[str, Any]) -> Iterator[str]:
+    """Yield links to a command's groups of options, with the options of each group that the command lacks."""
     own = {option for kind in command.groups.values() for option in _names(kind, command.excluded)}
     for heading in command.groups:
         title = _title(name, heading)
-        left_out = [f"`{option}`" for option in _names(groups[title]) if option not in own]
+        missing = [f"`{option}`" for option in _names(groups[title]) if option not in own]
         link = f"[{heading}](#{title.lower().replace(' ', '-')})"
-        yield f"{link} but {', '.join(left_out)}" if left_out else link
+        yield f"{link} but {', '.join(missing)}" if missing else link
 
 
 def _names(kind: Any, excluded: Sequence[str] = ()) -> list[str]:
@@ -127,7 +128,7 @@ def _names(kind: Any, excluded: Sequence[str] = ()) -> list[str]:
 
 
 def _title(name: str, heading: str) -> str:
-    return name if heading == _ITS_OWN else heading.capitalize()
+    return name if heading == _OWN_OPTIONS else heading.capitalize()
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,7 +1,7 @@
 """Builds the container images: python -m deploy.images [--trainer] [--variant gpu] [--extras "s3 signatures"].
 
-Uses Docker if its daemon answers, else podman. The last line of output is JSON: for each image its size in MB (10**6
-bytes, unpacked, with its base) and the seconds that the build took.
+Uses Docker if its daemon answers, else podman. The last line of output is JSON: the size of each image in MB (10**6
+bytes, uncompressed, with its base) and the duration of its build in seconds.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from deploy.images.engine import Engine, EngineError, find_engine
 SERVER = "labelnext-server"
 TRAINER = "labelnext-trainer"
 
-# Of the CPU variant without extras. The trainer's size is mostly torch's, and has no limit.
 SERVER_LIMIT_MB = 700
+"""Limit of the CPU variant without extras. The trainer's image has none, because torch dominates it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,20 +31,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     builder = Path(engine.program).name
     print(f"images: with {builder} on {base}", flush=True)
-    wanted = {SERVER: {"VARIANT": options.variant, "EXTRAS": options.extras}}
+    build_arguments = {SERVER: {"VARIANT": options.variant, "EXTRAS": options.extras}}
     if options.trainer:
-        wanted[TRAINER] = {"EXTRAS": options.extras}
+        build_arguments[TRAINER] = {"EXTRAS": options.extras}
     try:
-        images = {tag: _build(engine, tag, given) for tag, given in wanted.items()}
+        images = {tag: _build(engine, tag, arguments) for tag, arguments in build_arguments.items()}
     except EngineError as err:
         print(f"images: {err}", file=sys.stderr)
         return 1
     too_large = options.variant == "cpu" and not options.extras and images[SERVER]["mb"] > SERVER_LIMIT_MB
     if too_large:
-        print(f"images: the server's for CPUs is to stay under {SERVER_LIMIT_MB} MB", file=sys.stderr)
+        size_mb = images[SERVER]["mb"]
+        print(f"images: {SERVER} has {size_mb:.0f} MB, more than {SERVER_LIMIT_MB} MB", file=sys.stderr)
     print(f"\n{'image':<20}{'MB':>8}{'seconds':>10}")
-    for tag, built in images.items():
-        print(f"{tag:<20}{built['mb']:>8,.0f}{built['seconds']:>10.1f}")
+    for tag, image in images.items():
+        print(f"{tag:<20}{image['mb']:>8,.0f}{image['seconds']:>10.1f}")
     print(json.dumps({"builder": builder, "base": base, "images": images}))
     return int(too_large)
 
@@ -52,17 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _build(engine: Engine, tag: str, arguments: Mapping[str, str]) -> dict[str, float]:
     started = time.monotonic()
     engine.build(tag, f"Dockerfile.{tag.rpartition('-')[2]}", arguments)
-    known = engine.inspect(tag)
-    if known is None:
-        raise EngineError(f"{engine.program} has no image {tag} after it built it")
-    return {"mb": round(known["Size"] / 1e6, 1), "seconds": round(time.monotonic() - started, 1)}
+    metadata = engine.inspect(tag)
+    if metadata is None:
+        raise EngineError(f"{engine.program} built {tag}, but does not list it")
+    return {"mb": round(metadata["Size"] / 1e6, 1), "seconds": round(time.monotonic() - started, 1)}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m deploy.images", description="Build Labelnext's images.")
-    parser.add_argument("--variant", choices=("cpu", "gpu"), default="cpu", help="the server's (default: cpu)")
+    parser.add_argument("--variant", choices=("cpu", "gpu"), default="cpu", help="of the server (default: cpu)")
     parser.add_argument("--extras", default="", help="optional parts: s3, signatures, or both")
-    parser.add_argument("--trainer", action="store_true", help="the trainer's image too, which takes minutes")
+    parser.add_argument("--trainer", action="store_true", help="also build the trainer's image, which takes minutes")
     return parser
 
 

@@ -1,6 +1,6 @@
-"""Docker, or podman if no Docker daemon answers: both build, inspect and run images by the same commands.
+"""Docker, or podman if no Docker daemon answers; both have the same commands.
 
-podman needs root here. The script `podman` beside this file runs it with its own image store.
+podman needs root here. The script `podman` in this folder runs it with a separate image store.
 """
 
 import json
@@ -38,7 +38,7 @@ class Engine:
 
     @property
     def is_podman(self) -> bool:
-        """Podman has no daemon, so that builds can mount folders of this machine."""
+        """Whether it is podman, which has no daemon, so that builds can mount folders of this machine."""
         return self.program == str(_PODMAN)
 
     def run(self, *arguments: str) -> str:
@@ -48,40 +48,40 @@ class Engine:
     def inspect(self, tag: str) -> Mapping[str, Any] | None:
         """Return an image's metadata ("Size" in bytes, "Config" and more), or None if there is no such image."""
         done = subprocess.run([self.program, "image", "inspect", tag], check=False, capture_output=True, text=True)
-        found: list[Mapping[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
-        return found[0] if found else None
+        images: list[Mapping[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
+        return images[0] if images else None
 
     def prepare(self) -> str:
-        """Pull the base image, or build a stand-in under its name if that fails, and return which it is."""
-        if (known := self.inspect(BASE)) is None:
+        """Pull the base image, or build a stand-in with its name if that fails; return a description of the image."""
+        if (metadata := self.inspect(BASE)) is None:
             try:
                 self.run("pull", BASE)
             except EngineError:
                 self._make_stand_in()
-            known = self.inspect(BASE)
-        labels = known and known["Config"].get("Labels")
+            metadata = self.inspect(BASE)
+        labels = metadata and metadata["Config"].get("Labels")
         return str((labels or {}).get(_STAND_IN, BASE))
 
     def build(self, tag: str, recipe: str, arguments: Mapping[str, str]) -> None:
         """Build an image from a Dockerfile of the checkout, with this machine's pip configuration.
 
-        Docker gets only the settings that do not refer to local files. The build's output is this process's own.
+        Docker gets only the settings that do not refer to local files. The build's output is printed.
         """
-        # Build arguments for proxies are predefined, and are not kept in the image.
+        # Build arguments for proxies are predefined, and are not stored in the image.
         proxies = {name: os.environ[name] for name in _PROXIES if name in os.environ}
         options = [f"--build-arg={name}={value}" for name, value in {**proxies, **arguments}.items()]
         options += ["--file", recipe, "--tag", tag]
         with tempfile.TemporaryDirectory() as name:
-            folder, config, within = Path(name), pip_config(), ["env", "DOCKER_BUILDKIT=1"]
+            folder, config, wrapper = Path(name), pip_config(), ["env", "DOCKER_BUILDKIT=1"]
             secret = folder / "pip.conf"
             secret.write_text(config.text if self.is_podman else config.portable, encoding="utf-8")
             options += ["--secret", f"id=pip,src={secret}"]
             if self.is_podman:
-                within = _mounting(config, folder / "sources")
+                wrapper = _mounting(config, folder / "sources")
                 options += ["--isolation", "chroot", "--format", "docker", "--pull=never"]
                 options += [f"--layers={self._keeps_layers()}", "--volume", f"{folder / 'sources'}:{MOUNTED_AT}:ro"]
-            _run([*within, self.program, "build", *options, "."], shown=True)
-        if self.is_podman:  # removes the tag's former image; a daemon's images may belong to others
+            _run([*wrapper, self.program, "build", *options, "."], shown=True)
+        if self.is_podman:  # remove the tag's former image; images of a daemon may belong to others
             self.run("image", "prune", "--force")
 
     @contextmanager
@@ -95,22 +95,22 @@ class Engine:
             self.run("rm", container)
 
     def _keeps_layers(self) -> str:
-        # With vfs each layer is a full copy: a build cache costs more than it saves.
+        # With vfs each layer is a full copy, so a build cache costs more than it saves.
         return str(self.run("info", "--format", "{{.Store.GraphDriverName}}").strip() != "vfs").lower()
 
     def _make_stand_in(self) -> None:
         if not shutil.which("debootstrap"):
             raise EngineError(
-                f"{BASE} cannot be fetched, and debootstrap, which would make a stand-in, is not installed; "
-                "apt-get install debootstrap brings it"
+                f"cannot pull {BASE}, and debootstrap, which could build a stand-in, is not installed; run apt-get "
+                "install debootstrap"
             )
-        what = f"a stand-in for {BASE}, which cannot be fetched here: Debian {stand_in.SUITE} with its Python"
-        changes = (f"ENV PATH={stand_in.PATH}", 'CMD ["python3"]', f'LABEL {_STAND_IN}="{what}"')
+        description = f"a stand-in for {BASE}, which cannot be pulled: Debian {stand_in.SUITE} with its Python"
+        changes = (f"ENV PATH={stand_in.PATH}", 'CMD ["python3"]', f'LABEL {_STAND_IN}="{description}"')
         try:
             with stand_in.archive() as archive:
                 self.run("import", *(f"--change={change}" for change in changes), str(archive), BASE)
         except subprocess.CalledProcessError as err:
-            raise EngineError(f"no stand-in for {BASE} could be made: {shlex.join(err.cmd)} failed") from err
+            raise EngineError(f"cannot build a stand-in for {BASE}: {shlex.join(err.cmd)} failed") from err
 
 
 def find_engine() -> Engine:
@@ -122,11 +122,9 @@ def find_engine() -> Engine:
     if shutil.which("docker") and subprocess.run(["docker", "info"], check=False, capture_output=True).returncode == 0:
         return Engine("docker")
     if os.getuid() != 0:
-        raise EngineError("no Docker daemon answers, and without one images are built by root alone")
+        raise EngineError("no Docker daemon answers, and only root can build images without one")
     if not shutil.which("podman"):
-        raise EngineError(
-            "no Docker daemon answers, and podman is not installed; apt-get install podman runc brings it"
-        )
+        raise EngineError("no Docker daemon answers, and podman is not installed; run apt-get install podman runc")
     return Engine(str(_PODMAN))
 
 

@@ -1,4 +1,4 @@
-"""This machine's pip configuration, translated for use in an image build, to which it is passed as a secret."""
+"""This machine's pip configuration, translated for image builds, which get it as a secret."""
 
 import ast
 import subprocess
@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-# An empty folder of every image, so that mounts below it add no folders to the image.
 MOUNTED_AT = Path("/mnt")
+"""A folder that exists in every image, so that mounts below it add no folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +32,31 @@ def pip_config() -> PipConfig:
 
 def translate(listing: str) -> PipConfig:
     """Translate the output of `pip config list`: local paths become paths below `MOUNTED_AT`."""
-    found: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
+    settings: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in listing.splitlines():
         name, _, value = line.partition("=")
         section, _, key = name.rpartition(".")
-        if section in found:
-            found[section][key] = ast.literal_eval(value)
+        if section in settings:
+            settings[section][key] = ast.literal_eval(value)
     sources: dict[str, Path] = {}
     lines, portable = ["[global]"], ["[global]"]
-    for key, value in {**found["global"], **found["install"], **found[":env:"]}.items():
-        moved = " ".join(_moved(word, sources) for word in value.split())
-        lines.append(f"{key} = {moved}")
-        if moved == " ".join(value.split()):
+    for key, value in {**settings["global"], **settings["install"], **settings[":env:"]}.items():
+        translated = " ".join(_translate_word(word, sources) for word in value.split())
+        lines.append(f"{key} = {translated}")
+        if translated == " ".join(value.split()):
             portable.append(lines[-1])
     return PipConfig("\n".join(lines) + "\n", sources, "\n".join(portable) + "\n")
 
 
-def _moved(word: str, sources: dict[str, Path]) -> str:
+def _translate_word(word: str, sources: dict[str, Path]) -> str:
     """Translate a word of a setting; a local path is added to `sources`."""
     is_url = word.startswith("file://")
     path = Path(url2pathname(urlsplit(word).path) if is_url else word)
     if not path.is_absolute() or not path.exists():
         return word
-    # The pages of a package index link to files beside it, not below it.
+    # The pages of a package index link to files next to it, not below it.
     source = path.parent if is_url else path
-    known = {kept: name for name, kept in sources.items()}
-    name = known.get(source, str(len(sources)))
+    names = {mounted: name for name, mounted in sources.items()}
+    name = names.get(source, str(len(sources)))
     sources[name] = source
     return ("file://" if is_url else "") + str(MOUNTED_AT / name / path.relative_to(source))

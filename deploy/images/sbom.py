@@ -1,7 +1,7 @@
 """Writes a software bill of materials (CycloneDX JSON) for each image: python -m deploy.images.sbom [FOLDER].
 
-Lists the Python and Debian packages of the image or, if it has not been built, of the closest environment of this
-checkout. Runs syft (requirements/audit.txt).
+Lists the Python and Debian packages of the image or, if it has not been built, of the most similar environment of this
+checkout, with syft (requirements/audit.txt).
 """
 
 import json
@@ -17,15 +17,14 @@ from deploy.images.engine import CHECKOUT, EngineError, find_engine
 
 FOLDER = CHECKOUT / ".cache" / "sbom"
 
-# The closest environment to each image; the trainer's also has the developers' tools.
+# The environment most similar to each image; the trainer's also has development tools.
 _ENVIRONMENTS = {SERVER: ".venv-server", TRAINER: ".venv"}
 _CATALOGERS = "python-installed-package-cataloger,dpkg-db-cataloger"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write all bills and return the exit status."""
-    given = sys.argv[1:] if arguments is None else arguments
-    folder = Path(given[0]) if given else FOLDER
+    """Write all bills of materials and return the exit status."""
+    folder = Path(next(iter(sys.argv[1:] if arguments is None else arguments), FOLDER))
     folder.mkdir(parents=True, exist_ok=True)
     for tag in _ENVIRONMENTS:
         target = folder / f"{tag}.cdx.json"
@@ -40,15 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write_bill(tag: str, target: Path) -> str:
-    """Write an image's bill, and return the source it was made from."""
+    """Write the bill of materials of an image, and return its source."""
     try:
         engine = find_engine()
-        known = engine.inspect(tag)
+        metadata = engine.inspect(tag)
     except EngineError:
-        known = None
-    if known is None:
+        metadata = None
+    if metadata is None:
         _syft(tag, f"dir:{(CHECKOUT / _ENVIRONMENTS[tag]).resolve()}", target)
-        return f"{_ENVIRONMENTS[tag]}, since the image was not built"
+        return f"{_ENVIRONMENTS[tag]}, because the image has not been built"
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "image.tar"
         engine.run("save", "--output", str(archive), tag)
@@ -58,9 +57,9 @@ def _write_bill(tag: str, target: Path) -> str:
 
 def _syft(tag: str, source: str, target: Path) -> None:
     version = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    named = [f"--source-name={tag}", f"--source-version={version}", f"--override-default-catalogers={_CATALOGERS}"]
     command = [str(CHECKOUT / ".venv-audit/bin/syft"), "scan", "--quiet", source, f"--output=cyclonedx-json={target}"]
-    subprocess.run([*command, *named], check=True, env={"SYFT_CHECK_FOR_APP_UPDATE": "false"})
+    command += [f"--source-name={tag}", f"--source-version={version}", f"--override-default-catalogers={_CATALOGERS}"]
+    subprocess.run(command, check=True, env={"SYFT_CHECK_FOR_APP_UPDATE": "false"})
 
 
 if __name__ == "__main__":

@@ -19,46 +19,46 @@ VULNERABLE = {
 
 
 @pytest.fixture
-def answer(monkeypatch, tmp_path):
-    """Return a function that installs a fake pip-audit with these outputs for the canary and for the rest."""
+def fake_pip_audit(monkeypatch, tmp_path):
+    """Return a function that installs a fake pip-audit with these outputs for the canary and for all packages."""
 
-    def prepare(canary, rest):
-        for name, text in (("canary", canary), ("rest", rest)):
+    def install(canary, packages):
+        for name, text in (("canary", canary), ("packages", packages)):
             (tmp_path / name).write_text(text if isinstance(text, str) else json.dumps(text))
         tool = tmp_path / "pip-audit"
         tool.write_text(
-            f'#!/bin/sh\ncase "$*" in *canary.txt*) cat {tmp_path}/canary;; *) cat {tmp_path}/rest;; esac\n'
+            f'#!/bin/sh\ncase "$*" in *canary.txt*) cat {tmp_path}/canary;; *) cat {tmp_path}/packages;; esac\n'
         )
         tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setattr(audit, "_TOOL", (str(tool),))
 
-    return prepare
+    return install
 
 
 @pytest.mark.parametrize(
-    ("canary", "rest", "status", "message"),
+    ("canary", "packages", "status", "message"),
     [
-        *((blind, SAFE, 0, "no vulnerability data reachable, skipped") for blind in (SAFE, "", "no JSON")),
+        *((output, SAFE, 0, "no vulnerability data reachable, skipped") for output in (SAFE, "", "no JSON")),
         (VULNERABLE, SAFE, 0, "no known vulnerabilities"),
-        (VULNERABLE, VULNERABLE, 1, "jinja2 2.11.2: CVE-2020-28493 (mended in 2.11.3)"),
+        (VULNERABLE, VULNERABLE, 1, "jinja2 2.11.2: CVE-2020-28493 (fixed in 2.11.3)"),
     ],
 )
-def test_the_audit_fails_for_vulnerable_packages(answer, capsys, canary, rest, status, message):
+def test_the_audit_fails_for_vulnerable_packages(fake_pip_audit, capsys, canary, packages, status, message):
     """It is skipped if the canary is not reported, because then no vulnerability data is reachable."""
-    answer(canary, rest)
+    fake_pip_audit(canary, packages)
     assert main() == status
     captured = capsys.readouterr()
     assert message in (captured.err if status else captured.out)
 
 
-def test_a_missing_report_is_an_error(answer):
-    answer(VULNERABLE, "")
+def test_a_missing_report_is_an_error(fake_pip_audit):
+    fake_pip_audit(VULNERABLE, "")
     with pytest.raises(audit.AuditError, match="no report"):
         main()
 
 
 def test_all_installed_requirements_are_audited():
-    """Those that the Dockerfiles install, with extras, and those of the score pool."""
+    """Those of the Dockerfiles, with extras, and those of the score pool."""
     installed = set()
     for recipe in ("Dockerfile.server", "Dockerfile.trainer"):
         text = (audit.CHECKOUT / recipe).read_text()

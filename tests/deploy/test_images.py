@@ -14,9 +14,9 @@ def test_the_base_image_is_that_of_the_dockerfile(recipe):
     assert f"docker.io/library/{start.replace('${PYTHON}', version)}" == BASE
 
 
-@pytest.mark.parametrize(("uid", "reason"), [(1000, "root alone"), (0, "apt-get install podman")])
+@pytest.mark.parametrize(("uid", "reason"), [(1000, "only root"), (0, "apt-get install podman")])
 def test_without_a_container_engine_the_reason_is_printed(monkeypatch, capsys, uid, reason):
-    """In one line, with status 0."""
+    """On one line, with status 0."""
     monkeypatch.setattr(engine.shutil, "which", lambda program: None)
     monkeypatch.setattr(engine.os, "getuid", lambda: uid)
     with pytest.raises(EngineError, match=reason):
