@@ -15,10 +15,10 @@ def with_subject(subject: str, detail: str) -> str:
     return detail if named else f"{subject}: {detail}"
 
 
-def name_some(names: Sequence[str], *, most: int, between: str = ", ") -> str:
-    """Return the first `most` names, and how many more there are."""
-    more = len(names) - most
-    return between.join(names[:most]) + (f" and {more} more" if more > 0 else "")
+def name_some(names: Sequence[str], *, limit: int, separator: str = ", ") -> str:
+    """Return the first `limit` names, and how many more there are."""
+    more = len(names) - limit
+    return separator.join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 class LabelnextError(Exception):

@@ -36,12 +36,12 @@ def open_regular(path: Path) -> BufferedReader:
         raise
 
 
-def read_regular(path: Path, *, most_bytes: int) -> bytes:
-    """Return the content of a regular file; OSError also if it is longer than `most_bytes`."""
+def read_regular(path: Path, *, max_bytes: int) -> bytes:
+    """Return the content of a regular file; OSError also if it is longer than `max_bytes`."""
     with open_regular(path) as file:
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
-        raise OSError(errno.EFBIG, f"more than {most_bytes} bytes", str(path))
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"more than {max_bytes} bytes", str(path))
     return content
 
 

@@ -15,7 +15,7 @@ def heartbeat(report: Callable[[float], object], *, every_s: float = 5.0) -> Ite
         while not over.wait(every_s):
             report(time.monotonic() - started)
 
-    ticker = threading.Thread(target=tick, name="life", daemon=True)
+    ticker = threading.Thread(target=tick, name="heartbeat", daemon=True)
     ticker.start()
     try:
         yield

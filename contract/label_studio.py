@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 class Unreachable(ConfigError):
-    """Label Studio does not answer, or reports a fault of its own; it may work later."""
+    """Label Studio does not answer, or reports an internal error; a retry may succeed."""
 
 
 class Refused(ConfigError):
@@ -92,7 +92,7 @@ class Token:
         if not self.renewable:
             return self._fixed
         if not self._lock.acquire(timeout=timeout_s):
-            raise TimeoutError("Label Studio is slow to give out an access token")
+            raise TimeoutError("Label Studio takes too long to issue an access token")
         try:
             if self._header in {None, refused} or self._clock() >= self._renew_at:
                 self._header = f"Bearer {self._exchange(post)}"
@@ -223,7 +223,7 @@ class LabelStudioClient:
             except Unreachable as err:
                 if once or time.monotonic() + pause_s - started > self._retries.total_s:
                     raise
-                _log.warning("%s; asking again in %.1f s", err, pause_s)
+                _log.warning("%s; retrying in %.1f s", err, pause_s)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, self._retries.max_pause_s)
 
@@ -246,7 +246,7 @@ class LabelStudioClient:
         except NoAccessToken as err:
             raise self._explain(err.status, b"", "an access token") from err
         except TimeoutError as err:
-            raise Unreachable(f"{err}; look at its load") from err
+            raise Unreachable(f"{err}; check its load") from err
 
     def _exchange(
         self,
@@ -290,8 +290,8 @@ class LabelStudioClient:
             yield
         except (ValueError, LookupError, TypeError, AttributeError) as err:
             raise ConfigError(
-                f"expected Label Studio at {self.url}, got an answer that is not its own ({type(err).__name__}); "
-                "check LABELNEXT_LABEL_STUDIO_URL"
+                f"expected Label Studio at {self.url}, got a response that is not Label Studio's "
+                f"({type(err).__name__}); check LABELNEXT_LABEL_STUDIO_URL"
             ) from err
 
     def _explain(self, status: int, data: bytes, what: str) -> ConfigError:
@@ -307,11 +307,11 @@ class LabelStudioClient:
             )
         if 300 <= status < 400:
             return ConfigError(
-                f"Label Studio at {self.url} answers {status} and leads elsewhere; set LABELNEXT_LABEL_STUDIO_URL to "
-                "the address that it leads to"
+                f"Label Studio at {self.url} answers {status}, a redirect; set LABELNEXT_LABEL_STUDIO_URL to the "
+                "address that it redirects to"
             )
-        answered = f"Label Studio at {self.url} answered {status} when asked for {what}"
+        message = f"Label Studio at {self.url} answered {status} for {what}"
         if status == 400:
-            return Refused(f"{answered}: {data[:_SHOWN].decode(errors='replace')}")
+            return Refused(f"{message}: {data[:_SHOWN].decode(errors='replace')}")
         kind = Unreachable if status == 429 or status >= 500 else ConfigError
-        return kind(f"{answered}; look into its log")
+        return kind(f"{message}; check its log")

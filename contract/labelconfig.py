@@ -11,18 +11,18 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from contract.errors import ConfigError
-from contract.tasks import MOST_STEPS, path_label
+from contract.tasks import MAX_DEPTH, path_label
 
-MOST_CHARACTERS: Final = 2_000_000
+MAX_CHARACTERS: Final = 2_000_000
 """Characters of a labelling config: enough for tens of thousands of choices."""
 
-_MOST_PATH_CHARACTERS: Final = 4 * MOST_CHARACTERS
+_MAX_PATH_CHARACTERS: Final = 4 * MAX_CHARACTERS
 """Characters of all paths of a control, each of which repeats the texts of the choices above it."""
-_MOST_KEY_CHARACTERS: Final = 1000
+_MAX_KEY_CHARACTERS: Final = 1000
 _TASK_VARIABLE: Final = re.compile(r"\$[\w[\].{}]+", re.ASCII)
 """A variable that the editor replaces by a value of the task's data."""
-_NAMED: Final = 5
-"""Refused controls whose reason is in the message."""
+_SHOWN_REASONS: Final = 5
+"""Unusable controls whose reason is in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class _Tag:
         return f'<{self.element.tag} name="{self.get("name")}">'
 
 
-class _Refused(Exception):
+class _UnusableTag(Exception):
     """A tag cannot be used; the message is the rest of a sentence about it."""
 
 
@@ -109,17 +109,17 @@ def parse_label_config(xml: str, name: str | None = None) -> tuple[ChoicesContro
         ConfigError: if there is none, or none of that name, with the reasons.
     """
     tags = list(_tags(_parse(xml)))
-    controls, refusals = _read(tags)
+    controls, reasons_by_name = _read(tags)
     names = [control.from_name for control in controls]
     if not controls:
-        reasons = "; ".join(list(refusals.values())[:_NAMED])
+        reasons = "; ".join(list(reasons_by_name.values())[:_SHOWN_REASONS])
         raise ConfigError(
             'expected a labelling config with an <Image name="image" value="$image"/> and a <Choices toName="image"> '
-            f"holding at least one <Choice>, got {_inventory(tags)}{f': {reasons}' if reasons else ''}; "
+            f"with at least one <Choice>, got {_inventory(tags)}{f': {reasons}' if reasons else ''}; "
             "change it in the project's labelling setup"
         )
     if name is not None and name not in names:
-        reason = refusals.get(name)
+        reason = reasons_by_name.get(name)
         raise ConfigError(
             f"expected a <Choices> named {name}, the labelling config has {', '.join(names)}; "
             + (f"{reason}; name another" if reason else "name one")
@@ -131,14 +131,14 @@ def _read(tags: Sequence[_Tag]) -> tuple[list[ChoicesControl], dict[str, str]]:
     """Return the controls, and by name the reason for each that cannot be used."""
     named = {tag.get("name"): tag for tag in tags if tag.get("name")}
     controls: list[ChoicesControl] = []
-    refusals: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for tag in tags:
         if tag.kind in _CLASSIFYING or tag.kind.endswith("labels"):
             try:
                 controls.append(_control(tag, named))
-            except _Refused as reason:
-                refusals.setdefault(tag.get("name"), f"{tag} {reason}")
-    return controls, refusals
+            except _UnusableTag as reason:
+                reasons.setdefault(tag.get("name"), f"{tag} {reason}")
+    return controls, reasons
 
 
 _CLASSIFYING: Final = frozenset({"choices", "taxonomy", "rating", "pairwise", "ranker"})
@@ -153,8 +153,8 @@ class _Builder(ElementTree.TreeBuilder):
 
 
 def _parse(xml: str) -> ElementTree.Element:
-    if len(xml) > MOST_CHARACTERS:
-        raise ConfigError(f"expected a labelling config of at most {MOST_CHARACTERS} characters, got {len(xml)}")
+    if len(xml) > MAX_CHARACTERS:
+        raise ConfigError(f"expected a labelling config of at most {MAX_CHARACTERS} characters, got {len(xml)}")
     try:
         parser = ElementTree.XMLParser(target=_Builder())  # noqa: S314 - the builder refuses entities
         return ElementTree.fromstring(xml, parser)  # noqa: S314
@@ -190,13 +190,11 @@ def _key_of(image: _Tag) -> str:
     """Return the key of `$key`; refuse values that are not one reference to one image."""
     value = image.get("value").strip()  # browsers strip URLs
     if image.repeated:
-        raise _Refused("is repeated for each image of a task; make a task of each image")
+        raise _UnusableTag("is repeated for each image of a task; make a task of each image")
     if image.get("valuelist"):
-        raise _Refused(f'shows a list of images (valueList="{image.get("valuelist")}"); make a task of each image')
-    if not value.startswith("$") or "$" in value[1:] or not 1 < len(value) <= _MOST_KEY_CHARACTERS:
-        raise _Refused(
-            f'takes its address from value="{value[:_MOST_KEY_CHARACTERS]}", not from one key as in "$image"'
-        )
+        raise _UnusableTag(f'shows a list of images (valueList="{image.get("valuelist")}"); make a task of each image')
+    if not value.startswith("$") or "$" in value[1:] or not 1 < len(value) <= _MAX_KEY_CHARACTERS:
+        raise _UnusableTag(f'has value="{value[:_MAX_KEY_CHARACTERS]}", where one key is expected, such as "$image"')
     return value[1:]
 
 
@@ -208,10 +206,10 @@ def _image_of(control: _Tag, named: Mapping[str, _Tag]) -> tuple[str, str]:
         try:
             if tag is not None and tag.kind == "image":
                 return name, _key_of(tag)
-            reasons.append(f"is for {tag or f'{name}, which no tag is called'}, not for an <Image>")
-        except _Refused as reason:
+            reasons.append(f"is for {tag or f'{name}, which no tag is named'}, not for an <Image>")
+        except _UnusableTag as reason:
             reasons.append(f"is for {tag}, which {reason}")
-    raise _Refused(reasons[0] if reasons else "is for no tag: its toName is empty")
+    raise _UnusableTag(reasons[0] if reasons else "is for no tag: its toName is empty")
 
 
 # ---- which choices
@@ -219,21 +217,23 @@ def _image_of(control: _Tag, named: Mapping[str, _Tag]) -> tuple[str, str]:
 
 def _control(tag: _Tag, named: Mapping[str, _Tag]) -> ChoicesControl:
     if tag.kind != "choices":
-        raise _Refused("is no <Choices>, the only tag that is learnt from")
+        raise _UnusableTag("is not a <Choices>, the only tag that is supported")
     if not tag.get("name"):
-        raise _Refused("has no name")
+        raise _UnusableTag("has no name")
     if tag.has("perregion"):
-        raise _Refused('is for each region, not for the whole image (perRegion="true")')
+        raise _UnusableTag('is for each region, not for the whole image (perRegion="true")')
     if tag.has("peritem"):
-        raise _Refused('is for each image of a list (perItem="true"); make a task of each image')
+        raise _UnusableTag('is for each image of a list (perItem="true"); make a task of each image')
     if tag.repeated:
-        raise _Refused("is repeated for each item of a task; make a task of each image")
+        raise _UnusableTag("is repeated for each item of a task; make a task of each image")
     to_name, key = _image_of(tag, named)
     choices = _choices(tag.element, nested=tag.has("allownested"))
     if not choices and tag.get("value").startswith("$"):
-        raise _Refused(f'takes its choices from each task (value="{tag.get("value")}"); list them in the config')
+        raise _UnusableTag(
+            f'has choices that come from each task (value="{tag.get("value")}"); list them in the config'
+        )
     if not choices:
-        raise _Refused("holds no <Choice> with a value")
+        raise _UnusableTag("has no <Choice> with a value")
     return ChoicesControl(
         from_name=tag.get("name"),
         to_name=to_name,
@@ -252,14 +252,16 @@ def _choices(control: ElementTree.Element, *, nested: bool) -> tuple[Choice, ...
     characters = 0
     for choice in _leaves(control, nested=nested):
         characters += len(choice.stored)
-        if characters > _MOST_PATH_CHARACTERS:
-            raise _Refused(f"has paths of more than {_MOST_PATH_CHARACTERS} characters in all; nest its choices less")
+        if characters > _MAX_PATH_CHARACTERS:
+            raise _UnusableTag(
+                f"has paths of more than {_MAX_PATH_CHARACTERS} characters in all; nest its choices less"
+            )
         for text in (*(choice.parents or ()), *(() if choice.alias else (choice.value,))):
             if _TASK_VARIABLE.search(text):
-                shown = text[:_MOST_KEY_CHARACTERS]
-                raise _Refused(f'has a choice whose text comes from each task (value="{shown}"); give it an alias')
+                shown = text[:_MAX_KEY_CHARACTERS]
+                raise _UnusableTag(f'has a choice whose text comes from each task (value="{shown}"); give it an alias')
         if choices.setdefault(choice.stored, choice).result_value != choice.result_value:
-            raise _Refused(f"has two choices that would both be called {choice.stored!r}; rename one")
+            raise _UnusableTag(f"has two choices with the label {choice.stored!r}; rename one")
     return tuple(choices.values())
 
 
@@ -273,10 +275,10 @@ def _leaves(control: ElementTree.Element, *, nested: bool) -> Iterator[Choice]:
         elif not nested or not any(child.kind == "choice" for child in children):
             if tag.get("value"):
                 yield Choice(tag.get("value"), tag.get("alias") or None, parents if nested else None)
-        elif len(parents) < MOST_STEPS:
+        elif len(parents) < MAX_DEPTH:
             left += [(child, (*parents, tag.get("alias") or tag.get("value"))) for child in children]
         else:
-            raise _Refused(f"nests its choices deeper than {MOST_STEPS}; nest them less")
+            raise _UnusableTag(f"nests its choices deeper than {MAX_DEPTH}; nest them less")
 
 
 def _children(element: ElementTree.Element) -> list[_Tag]:

@@ -12,11 +12,11 @@ from contract.labelconfig import ChoicesControl
 
 _MIN_SHARED: Final = 0.5
 """The share of the shorter list of labels that must be in both lists."""
-_LISTS: Final = 3
+_SHOWN_CONTROLS: Final = 3
 """Controls listed in a message."""
-_NAMED: Final = 10
+_SHOWN_LABELS: Final = 10
 """Labels listed in a message; the rest are counted."""
-_LONGEST: Final = 60
+_MAX_LABEL_LENGTH: Final = 60
 """Characters of a label in a message."""
 
 
@@ -44,13 +44,13 @@ def matches_any(controls: Sequence[ChoicesControl], labels: Sequence[str]) -> bo
 
 def format_labels(labels: Sequence[str]) -> str:
     """Return labels for a message; long lists and labels are shortened."""
-    named = [label if len(label) <= _LONGEST else f"{label[: _LONGEST - 3]}..." for label in labels]
-    return name_some(named, most=_NAMED)
+    named = [label if len(label) <= _MAX_LABEL_LENGTH else f"{label[: _MAX_LABEL_LENGTH - 3]}..." for label in labels]
+    return name_some(named, limit=_SHOWN_LABELS)
 
 
 def format_controls(controls: Sequence[ChoicesControl]) -> str:
     """Return controls with their labels for a message."""
-    return "; ".join(f"{control.from_name}: {format_labels(control.labels)}" for control in controls[:_LISTS])
+    return "; ".join(f"{control.from_name}: {format_labels(control.labels)}" for control in controls[:_SHOWN_CONTROLS])
 
 
 def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labels: Sequence[str]) -> ChoicesControl:

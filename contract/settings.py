@@ -66,7 +66,7 @@ def _parse_basic_auth(value: str) -> str:
 
 def _parse_header_token(value: str) -> str:
     if not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("printable ASCII without spaces, for it is sent in a header")
+        raise ValueError("printable ASCII without spaces, since it is sent in a header")
     return value
 
 
@@ -93,8 +93,8 @@ class SharedSettings:
     """Label Studio's address as this program reaches it; uploads and cloud storage are read through it."""
     label_studio_public_url: Url | None = None
     """Label Studio's address as browsers reach it, path prefix included: references in tasks use it, and links on the
-    server's page lead there ([two addresses](operations.md#one-label-studio-two-addresses)). By default Label Studio is
-    asked for its `LABEL_STUDIO_HOST`."""
+    server's page lead there ([two addresses](operations.md#one-label-studio-two-addresses)). By default it
+    is Label Studio's `LABEL_STUDIO_HOST`."""
     label_studio_token: str | None = Field(default=None, repr=False)
     """A personal access token, or a legacy token; sent to `LABELNEXT_LABEL_STUDIO_URL` only. Secret."""
     local_files_root: Path | None = None
@@ -162,7 +162,7 @@ def explain_errors(err: ValidationError) -> Iterator[tuple[str, str]]:
 def quote(value: str, *, secret: bool = False) -> str:
     """Return a value for an error message, without secrets."""
     if secret:
-        return "something else, which is not shown"
+        return "a value that is not shown"
     return "one with a password" if "@" in value else repr(value)
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-MOST_STEPS: Final = 100
+MAX_DEPTH: Final = 100
 """Levels of nested choices."""
 
 
@@ -20,11 +20,11 @@ def labels_in(value: object) -> tuple[str, ...]:
     """Return the distinct labels chosen in the `value` of a result, in each form that Label Studio stores.
 
     `choices` is a list of texts, or a single text; for nested choices each element is the list of texts on its path. If
-    all choices below another are chosen, Label Studio lists that one too; it is no label of its own.
+    all choices below another are chosen, Label Studio lists that one too; it is not a label.
     """
     choices = value.get("choices") if isinstance(value, Mapping) else None
     paths = [_steps_of(choice) for choice in (choices if isinstance(choices, list) else [choices])]
-    parents = {path[:length] for path in paths for length in range(1, min(len(path), MOST_STEPS))}
+    parents = {path[:length] for path in paths for length in range(1, min(len(path), MAX_DEPTH))}
     return tuple(dict.fromkeys(path_label(path) for path in paths if any(path) and path not in parents))
 
 

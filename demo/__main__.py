@@ -130,8 +130,8 @@ def _find_images(options: argparse.Namespace, data: Path, screen: Screen) -> _Im
         step.outcome = f"{len(pool.images)} {origin}"
     frequent = [f"{label} {count}" for label, count in pool.counts.items() if label not in pool.rare]
     rare = [f"{label} {count}" for label, count in pool.counts.items() if label in pool.rare]
-    screen.detail(name_some(frequent, most=_MAX_CLASSES_SHOWN))
-    screen.detail(f"rare: {name_some(rare, most=_MAX_CLASSES_SHOWN)}")
+    screen.detail(name_some(frequent, limit=_MAX_CLASSES_SHOWN))
+    screen.detail(f"rare: {name_some(rare, limit=_MAX_CLASSES_SHOWN)}")
     return _Images(pool, origin, initial, per_round)
 
 

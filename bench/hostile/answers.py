@@ -14,7 +14,7 @@ from bench.hostile.case import MEBIBYTE, PLAIN, Case, Kind, Outcome, Refused, re
 from bench.hostile.references import PRIVATE, TOO_LARGE, reference
 from bench.hostile.site import CROWD, Escaped, Site, can_make_certificates, redirect, send, send_picture
 
-_BROKE_OFF = refused_fetch("cannot be reached or broke off")
+_BROKE_OFF = refused_fetch("cannot be reached, or the connection broke off")
 _ENDED = refused_fetch("broke off|more than")
 _LATE = refused_fetch("took too long to answer")
 _TOO_FAR = refused_fetch("redirects more than 3 times")
@@ -58,9 +58,9 @@ def slow_answer(name: str, outcome: Outcome, make: Answer, *, seconds: float = 1
 
 
 def _redirects() -> list[Case]:
-    no_url = refused_fetch("redirects to what is not a URL")
-    broken = refused_fetch("redirects to what is|broke off")
-    line_break = refused_fetch("answered 404|redirects to what|broke off|cannot be reached")
+    no_url = refused_fetch("redirects to an address that is not a URL")
+    broken = refused_fetch("redirects to an address|broke off")
+    line_break = refused_fetch("answered 404|redirects to an address|broke off|cannot be reached")
     return [
         *(answer(f"redirect-{name}", PRIVATE, location) for name, location in _TO_PRIVATE.items()),
         *(answer(f"redirect-to-{location.partition(':')[0]}", no_url, location) for location in _TO_NO_URL),

@@ -10,9 +10,9 @@ from bench.hostile import pictures
 from bench.hostile.case import PLAIN, Case, Kind, Outcome, Refused, printable, refused_decode, refused_fetch
 from bench.hostile.site import Site, data_uri
 
-PRIVATE = refused_fetch("is not on the public internet")
+PRIVATE = refused_fetch("has an address that is not public")
 TOO_LARGE = refused_fetch("more than 20971520 bytes")
-_NOT_ALLOWED = refused_fetch("import the task again|not a URL|is not on the public internet|cannot be reached")
+_NOT_ALLOWED = refused_fetch("import the task again|not a URL|has an address that is not public|cannot be reached")
 _NO_REFERENCE = refused_fetch("import the task again")
 _NOT_BELOW = refused_fetch("the local file .* (is not a file below|cannot be read)")
 _NO_IMAGE_PATH = refused_fetch("a path on which Label Studio serves images")
@@ -182,8 +182,8 @@ def _data_uris() -> list[Case]:
     }
     return [
         *(reference(f"data-uri-{name}", PLAIN, uri) for name, uri in good.items()),
-        reference("data-uri-empty", refused_fetch("holds no data"), "data:"),
-        reference("data-uri-without-comma", refused_fetch("holds no data"), "data:image/png;base64"),
+        reference("data-uri-empty", refused_fetch("contains no data"), "data:"),
+        reference("data-uri-without-comma", refused_fetch("contains no data"), "data:image/png;base64"),
         reference("data-uri-bad-base64", _NOT_BASE64, "data:image/png;base64,!!!!"),
         reference("data-uri-svg", refused_decode("expected one of"), data_uri(b"<svg/>", "image/svg+xml")),
         reference("data-uri-url-safe-base64", _NOT_BASE64, "data:image/png;base64,-_-_"),

@@ -1,6 +1,6 @@
 """The feature store: caches features by backbone and image file, and the last download of each source.
 
-Failures cost time only: a thread of its own writes, and errors are counted, logged once per kind, and treated as cache
+Failures cost time only: a separate thread writes, and errors are counted, logged once per kind, and treated as cache
 misses.
 """
 
@@ -41,10 +41,10 @@ _FORMAT: Final = 2
 _NAME: Final = re.compile(rf"features-{_FORMAT}-(\d{{1,9}})\.sqlite3")
 
 _CONSEQUENCES: Final = {
-    "open": "the feature store cannot be opened; this process goes on without it",
-    "damaged": "the feature store's file is damaged; it is left where it is and a new one is begun",
+    "open": "the feature store cannot be opened; this process continues without it",
+    "damaged": "the feature store's file is damaged; it is kept, and a new file is started",
     "read": "the feature store cannot be read; features are computed instead",
-    "write": "the feature store cannot be written; features are not kept for the time being",
+    "write": "the feature store cannot be written; new features are not stored for now",
 }
 
 _log = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class FeatureStore:
                 self._write()
         except Exception:
             self._count_fault("write")
-            _log.exception("the feature store's thread failed; this process goes on without it")
+            _log.exception("the feature store's thread failed; this process continues without it")
             with self._changed:
                 table, self._table = self._table, None
             _close(table)

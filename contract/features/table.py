@@ -132,7 +132,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     if _is_ours(connection):
         return
     if _query_int(connection, "SELECT count(*) FROM sqlite_master") and not _is_ours(connection):
-        raise sqlite3.DatabaseError("it is a database of something else; give the cache a folder of its own")
+        raise sqlite3.DatabaseError("the file is another program's database; give the cache its own folder")
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # effective in empty files only
     _write_ahead(connection)
     connection.execute("BEGIN IMMEDIATE")

@@ -104,8 +104,8 @@ class GraphBuilder:
 
     def _multiply_by_log(self, p: str) -> str:
         """Add p log p, with 0 log 0 = 0."""
-        least = self.constant(np.array(np.finfo(np.float32).tiny))
-        return self.add("Mul", [p, self.add("Log", [self.add("Max", [p, least])])])
+        smallest = self.constant(np.array(np.finfo(np.float32).tiny))
+        return self.add("Mul", [p, self.add("Log", [self.add("Max", [p, smallest])])])
 
 
 def describe_outputs(batch: int | str, classes: int | str) -> list[ValueInfoProto]:

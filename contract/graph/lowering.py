@@ -31,7 +31,7 @@ FEATURES = "features"
 """Name of the backbone's output and the head's input; our literal graphs use it too."""
 
 _SHAPE_OPS = frozenset({"Shape", "Size"})
-_LEAST_OPSET = 18
+_MIN_OPSET = 18
 """The first opset in which all reductions take their axes as inputs."""
 
 
@@ -202,12 +202,12 @@ class _Lowering:
         shape, kind = self.shapes.get(self.cut, ()), self.types.get(self.cut, TensorProto.UNDEFINED)
         if len(shape) == 2 and isinstance(shape[1], int) and kind == TensorProto.FLOAT:
             return shape[1]
-        self._refuse_cut(f"{TensorProto.DataType.Name(kind)} of shape {shape}" if shape else "not there")
+        self._refuse_cut(f"{TensorProto.DataType.Name(kind)} of shape {shape}" if shape else "missing")
 
     def _refuse_cut(self, actual: str) -> NoReturn:
         raise LoweringError(
-            f"the backbone is said to end in tensor {self.cut!r}, which is {actual}; a tensor float32 (N, F) is "
-            "expected, computed from the images and upstream of every Dropout"
+            "the backbone must end in a tensor float32 (N, F), computed from the images and upstream of every Dropout; "
+            f"tensor {self.cut!r} is {actual}"
         )
 
     def _per_image(self, name: str) -> str:
@@ -216,7 +216,7 @@ class _Lowering:
             return self._shape_value(name, in_rows=False)
         if name in self.in_backbone:
             raise LoweringError(
-                f"tensor {name!r} reaches the logits around {self.cut!r}, where the backbone is said to end; cut the "
+                f"tensor {name!r} reaches the logits around {self.cut!r}, the end of the backbone; cut the "
                 "network upstream of every Dropout, where nothing bypasses the cut"
             )
         return FEATURES if name == self.cut else name
@@ -285,7 +285,7 @@ class _Lowering:
         """Add an axis for the passes to a per-image tensor: (N, 1, ...)."""
         if self.types.get(name) != TensorProto.FLOAT:
             kind = TensorProto.DataType.Name(self.types.get(name, TensorProto.UNDEFINED))
-            raise LoweringError(f"tensor {name!r} is {kind}; what Dropout drops must be float32: export it so")
+            raise LoweringError(f"tensor {name!r} is {kind}; inputs of Dropout must be float32: export it as float32")
         self._features_of(name)
         return self.head.add("Unsqueeze", [self._per_image(name), self.head.integers(1)])
 
@@ -295,7 +295,7 @@ class _Lowering:
         if not 0 < probability < 1:
             raise LoweringError(
                 f"Dropout {node.name or node.output[0]!r} drops with probability {probability}; "
-                "it must lie between 0 and 1"
+                "it must be between 0 and 1"
             )
         self.sites.append(DropoutSite(self._features_of(node.input[0]), probability))
         return mask_name(len(self.sites) - 1)
@@ -324,8 +324,8 @@ class _Lowering:
 def _check_form(model: ModelProto) -> None:
     graph = model.graph
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
-    if opset < _LEAST_OPSET:
-        raise LoweringError(f"the graph is of opset {opset}, {_LEAST_OPSET} or newer is expected; export it again")
+    if opset < _MIN_OPSET:
+        raise LoweringError(f"the graph is of opset {opset}, {_MIN_OPSET} or newer is expected; export it again")
     if len(graph.input) != 1 or len(graph.output) != 1:
         raise LoweringError(
             f"the graph has {len(graph.input)} inputs and {len(graph.output)} outputs; it must take images and return "
@@ -350,6 +350,6 @@ def _check_nodes(model: ModelProto) -> None:
         raise DropoutDead(
             f"none of the graph's {count} Dropout nodes is active, so all passes would be equal and BALD 0 for every "
             "image; use torch.nn.Dropout, and keep it in training mode as baal's patch_module does: AlphaDropout, "
-            "Dropout1d, that of MultiheadAttention, and torch.nn.functional.dropout that goes by self.training, are "
-            "gone from what is exported"
+            "Dropout1d, that of MultiheadAttention, and torch.nn.functional.dropout with self.training are lost in "
+            "the export"
         )

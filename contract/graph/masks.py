@@ -22,7 +22,7 @@ from contract.versions.manifest import DropoutSite
 
 Masks = Mapping[str, npt.NDArray[np.float32]]
 
-MOST_MASK_BYTES: Final = 2**30
+MAX_MASK_BYTES: Final = 2**30
 """Size of all masks of a version; 20 passes of a VGG-16 take 0.7 MB."""
 
 _BITS = 2.0**64
@@ -37,13 +37,13 @@ def draw_masks(version: str, sites: Sequence[DropoutSite], passes: int) -> dict[
     """Return the masks of a version for T passes: input name to float32 (T, *features), each 0 or 1 / (1 - p).
 
     Raises:
-        LoweringError: if they would exceed `MOST_MASK_BYTES`.
+        LoweringError: if they would exceed `MAX_MASK_BYTES`.
     """
     needed = 4 * passes * sum(math.prod(site.features) for site in sites)
-    if needed > MOST_MASK_BYTES:
+    if needed > MAX_MASK_BYTES:
         raise LoweringError(
-            f"{passes} passes over {len(sites)} Dropout sites take {needed} bytes of masks, at most {MOST_MASK_BYTES} "
-            "are drawn; take fewer passes, or drop features further down in the network"
+            f"{passes} passes over {len(sites)} Dropout sites need {needed} bytes of masks, at most {MAX_MASK_BYTES} "
+            "are allowed; use fewer passes, or Dropout on smaller features"
         )
     masks = {}
     for i, site in enumerate(sites):
@@ -65,9 +65,9 @@ def _balance(
 ) -> npt.NDArray[np.bool_]:
     """Keep each unit in the passes with its highest bits: (T, units) and (units,) to (T, units)."""
     passes = len(bits)
-    whole, rest = divmod((1 - probability) * passes, 1)
-    counts = int(whole) + (rounding < np.uint64(rest * _BITS))  # (units,): passes that keep the unit
+    whole, fraction = divmod((1 - probability) * passes, 1)
+    counts = int(whole) + (rounding < np.uint64(fraction * _BITS))  # (units,): passes that keep the unit
     rising = np.sort(bits.T, axis=1)  # (units, T)
-    least = rising[np.arange(len(counts)), np.minimum(passes - counts, passes - 1)]
-    kept: npt.NDArray[np.bool_] = (bits >= least) & (counts > 0)
+    threshold = rising[np.arange(len(counts)), np.minimum(passes - counts, passes - 1)]
+    kept: npt.NDArray[np.bool_] = (bits >= threshold) & (counts > 0)
     return kept

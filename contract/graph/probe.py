@@ -30,7 +30,7 @@ ComputeFeatures = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 RunPasses = Callable[[npt.NDArray[np.float32], Masks], PassOutputs]
 """Runs a head: features (N, F) and masks (T, *features of the site) to its outputs."""
 
-LEAST_RANK_CORRELATION = 0.98
+MIN_RANK_CORRELATION = 0.98
 """Spearman's correlation between BALD in reduced precision and torch's, on the probe."""
 
 BALD_NOISE = 0.02
@@ -40,10 +40,10 @@ them by rounding errors, and whether it is refused would change from round to ro
 TOLERANCE = 2e-3
 """Largest difference of a probability under equal masks; another order of float32 summation stays below 1e-4."""
 
-MOST_PROBE_BYTES = 512 * 2**20
+MAX_PROBE_BYTES = 512 * 2**20
 """Size of the arrays; 16 images of 224 pixels with their results take 5 MB."""
 
-MOST_PROBE_PASSES = 100_000
+MAX_PROBE_PASSES = 100_000
 
 _STANDARD_ERRORS = 6.0
 """Standard errors that two estimates may differ by; chance exceeds it once in 5e8 comparisons."""
@@ -101,8 +101,8 @@ def _check_length(file: BinaryIO) -> None:
     """Refuse an archive that is too large; no member is unpacked beyond the size stated in its header."""
     with ZipFile(file) as archive:
         length = sum(member.file_size for member in archive.infolist())
-    if length > MOST_PROBE_BYTES:
-        raise ValueError(f"it holds {length} bytes, at most {MOST_PROBE_BYTES} are expected")
+    if length > MAX_PROBE_BYTES:
+        raise ValueError(f"it has {length} bytes, at most {MAX_PROBE_BYTES} are expected")
     file.seek(0)
 
 
@@ -110,8 +110,8 @@ def _check_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
     """Return R. Numbers must be finite: comparisons with NaN would accept anything."""
     shapes = {name: array.shape for name, array in arrays.items()}
     passes = int(arrays["passes"])
-    if not 1 <= passes <= MOST_PROBE_PASSES:
-        raise ValueError(f"it is of {passes} passes, 1 to {MOST_PROBE_PASSES} are expected")
+    if not 1 <= passes <= MAX_PROBE_PASSES:
+        raise ValueError(f"it has {passes} passes, 1 to {MAX_PROBE_PASSES} are expected")
     n, classes = shapes["images"][0], shapes["mean"][1]
     expected_shapes = {
         "images": (n, *shapes["images"][1:3], 3),
@@ -123,7 +123,7 @@ def _check_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
     for name, shape in expected_shapes.items():
         array, kind = arrays[name], np.uint8 if name == "images" else np.float32
         if array.dtype != kind or array.shape != shape or not array.size or not np.isfinite(array).all():
-            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, or holds numbers that are not finite")
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, or has numbers that are not finite")
     return passes
 
 
@@ -170,10 +170,10 @@ def validate(
     )
     if not reduced:
         _compare_exactly(outputs, probe)
-    elif validation.rank_correlation < LEAST_RANK_CORRELATION and np.abs(outputs.bald - expected).max() > BALD_NOISE:
+    elif validation.rank_correlation < MIN_RANK_CORRELATION and np.abs(outputs.bald - expected).max() > BALD_NOISE:
         raise PrecisionRefused(
             "in reduced precision BALD ranks the probe's images with a correlation of "
-            f"{validation.rank_correlation:.3f} with torch's, at least {LEAST_RANK_CORRELATION:g} is expected; serve "
+            f"{validation.rank_correlation:.3f} with torch's, at least {MIN_RANK_CORRELATION:g} is expected; serve "
             "with LABELNEXT_PRECISION=fp32"
         )
     return validation

@@ -90,7 +90,7 @@ def abort_after(timeout_s: object, shut: Callable[[], None]) -> Iterator[None]:
             shut()
 
     if not isinstance(timeout_s, (int, float)):
-        raise TypeError(f"expected a time-out in seconds, got {timeout_s!r}; every request must set one")
+        raise TypeError(f"expected a timeout in seconds, got {timeout_s!r}; every request must set one")
     timer = threading.Timer(timeout_s, cut)
     timer.daemon = True
     timer.start()
@@ -118,8 +118,8 @@ def _connect_public(connection: HTTPConnection, resolve: Resolver) -> socket.soc
     if not addresses or not all(is_public(address) for address in addresses):
         origin = Origin("https" if isinstance(connection, HTTPSConnection) else "http", host, port)
         raise FetchError(
-            f"{host} is not on the public internet, where only Label Studio and allowed origins are asked; if images "
-            f"lie there, add {origin} to LABELNEXT_ALLOWED_ORIGINS; if that is Label Studio as browsers see it, set "
+            f"{host} has an address that is not public; if images are there, add {origin} to "
+            "LABELNEXT_ALLOWED_ORIGINS; if it is Label Studio's address for browsers, set "
             "LABELNEXT_LABEL_STUDIO_PUBLIC_URL"
         )
     end = time.monotonic() + float(connection.timeout or 0)

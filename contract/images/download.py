@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES: Final = 1 << 16
 _SHOWN: Final = 200  # characters of a reference in a message
-LONGEST_REFERENCE: Final = 8192
+MAX_REFERENCE_LENGTH: Final = 8192
 """Characters of a reference other than a data URI: the limit of most web servers, signatures included."""
 _PORTS: Final = {"http": 80, "https": 443}
 _ETAG: Final = re.compile(r'(W/)?"[!#-~]{0,512}"')
@@ -43,8 +43,8 @@ class HttpUrl:
     @classmethod
     def parse(cls, url: str) -> "HttpUrl":
         """Parse a URL; ValueError says why it is invalid."""
-        if len(url) > LONGEST_REFERENCE:
-            raise ValueError(f"longer than {LONGEST_REFERENCE} characters")
+        if len(url) > MAX_REFERENCE_LENGTH:
+            raise ValueError(f"longer than {MAX_REFERENCE_LENGTH} characters")
         try:
             parts = parse_url(with_plain_host(normalise_reference(url)))
         except LocationParseError as err:
@@ -108,7 +108,7 @@ class FetchContext:
         remaining = self.end - self.clock()
         if remaining <= 0:
             raise TemporaryFetchError(
-                f"{self.name} was not fetched in time; ask for fewer images at once or a faster host"
+                f"{self.name} was not fetched in time; request fewer images at once, or use a faster host"
             )
         return remaining
 
@@ -124,7 +124,7 @@ def public_name(reference: str) -> str:
     """Return the reference for messages and logs: without query, password, data and control characters."""
     if is_data_uri(reference):
         return "data:..."
-    if len(reference) > LONGEST_REFERENCE:  # removing secrets would take seconds
+    if len(reference) > MAX_REFERENCE_LENGTH:  # removing secrets would take seconds
         return f"a reference of {len(reference)} characters"
     name = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", normalise_reference(reference), maxsplit=1)[0])
     printable = "".join(character if character.isprintable() else "?" for character in name)
@@ -133,7 +133,7 @@ def public_name(reference: str) -> str:
 
 def too_large(name: str, limit: int) -> FetchError:
     """Return the error for an image above the size limit."""
-    return FetchError(f"{name} holds more than {limit} bytes, the most that is fetched for one image; shrink the image")
+    return FetchError(f"{name} has more than {limit} bytes, the limit for one image; shrink the image")
 
 
 class Downloader:
@@ -200,15 +200,15 @@ class Downloader:
         return Response(response.status, location, b"" if location else body, _validators(target, response.headers))
 
     def _body(self, response: BaseHTTPResponse, context: FetchContext) -> bytes:
-        most = self._limits.max_bytes
-        if (response.length_remaining or 0) > most:
-            raise too_large(context.name, most)
+        limit = self._limits.max_bytes
+        if (response.length_remaining or 0) > limit:
+            raise too_large(context.name, limit)
         body = bytearray()
         with abort_after(context.remaining(), response.shutdown):
             while chunk := response.read1(_CHUNK_BYTES):
                 body += chunk
-                if len(body) > most:
-                    raise too_large(context.name, most)
+                if len(body) > limit:
+                    raise too_large(context.name, limit)
         headers = response.headers
         has_known_length = "Content-Length" in headers or "chunked" in headers.get("Transfer-Encoding", "").lower()
         if not body and response.status == HTTPStatus.OK and not has_known_length:
@@ -248,8 +248,9 @@ def _connection_error(target: HttpUrl, context: FetchContext, err: Exception) ->
     if late:
         step = "connect" if isinstance(err, ConnectTimeoutError) else "answer"
         return TemporaryFetchError(
-            f"{context.at(target)} took too long to {step}; check the host, or ask for fewer images at once"
+            f"{context.at(target)} took too long to {step}; check the host, or request fewer images at once"
         )
     return TemporaryFetchError(
-        f"{context.at(target)} cannot be reached or broke off ({type(err).__name__}); check the address and the network"
+        f"{context.at(target)} cannot be reached, or the connection broke off ({type(err).__name__}); "
+        "check the address and the network"
     )

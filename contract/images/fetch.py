@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, quote
 from contract.errors import FetchError, TemporaryFetchError
 from contract.images.addresses import Resolver, resolve_addresses
 from contract.images.download import (
-    LONGEST_REFERENCE,
+    MAX_REFERENCE_LENGTH,
     Downloader,
     FetchContext,
     HttpUrl,
@@ -191,7 +191,7 @@ class Fetcher:
             )
         if not self._base:
             raise FetchError(
-                f"{public_name(plain)} can only be had through Label Studio, whose address is not set; "
+                f"{public_name(plain)} can only be fetched through Label Studio, whose address is not set; "
                 "set LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN"
             )
         if not plain.startswith("/"):
@@ -221,7 +221,7 @@ class Fetcher:
             target = _follow(target, answer.location, context)
             if token_may_go and (path := self._studio.image_path(target.url)):  # a redirect to its public address
                 target = _parse(self._base + path, context)
-        raise FetchError(f"{context.name} redirects more than {MAX_REDIRECTS} times; import the address it ends at")
+        raise FetchError(f"{context.name} redirects more than {MAX_REDIRECTS} times; import the final address")
 
     def _get(self, target: HttpUrl, context: FetchContext, *, with_token: bool, known: Validators | None) -> Response:
         """Send a request; after 401 once more with a new access token."""
@@ -241,7 +241,7 @@ class Fetcher:
             return self._token.header(post, timeout_s=context.remaining(), refused=refused)
         except TimeoutError as err:
             raise TemporaryFetchError(
-                f"{context.name} was not fetched in time: {err}; look at Label Studio's load"
+                f"{context.name} was not fetched in time: {err}; check Label Studio's load"
             ) from err
         except NoAccessToken as err:
             origin = _parse(self._base, context).origin
@@ -265,8 +265,8 @@ def _object_path(reference: str, task_id: int | None, project_id: int | None) ->
     """Return the path at which Label Studio serves an object of a connected cloud storage."""
     if task_id is None and project_id is None:
         raise FetchError(
-            f"{public_name(reference)} is resolved by Label Studio for a task or a project, got neither; "
-            "use tasks that Label Studio knows, or import http(s) addresses"
+            f"{public_name(reference)} can only be resolved by Label Studio for a task or a project, got neither; "
+            "use tasks of Label Studio, or import http(s) URLs"
         )
     owner = f"tasks/{task_id}" if task_id is not None else f"projects/{project_id}"
     return f"/{owner}/resolve/?fileuri={quote(base64.urlsafe_b64encode(reference.encode()))}"
@@ -274,16 +274,16 @@ def _object_path(reference: str, task_id: int | None, project_id: int | None) ->
 
 def _check_text(reference: str) -> None:
     """Refuse references that are too long to parse, or no valid text."""
-    if len(reference) > LONGEST_REFERENCE:
+    if len(reference) > MAX_REFERENCE_LENGTH:
         raise FetchError(
-            f"expected an address of at most {LONGEST_REFERENCE} characters, got {public_name(reference)}; "
+            f"expected an address of at most {MAX_REFERENCE_LENGTH} characters, got {public_name(reference)}; "
             "import the task again with a shorter one"
         )
     try:
         reference.encode()
     except UnicodeEncodeError as err:  # JSON allows lone surrogates
         raise FetchError(
-            "an image's address holds half a character, \\ud800 to \\udfff; import the task again"
+            "an image's address contains a lone surrogate (\\ud800 to \\udfff); import the task again"
         ) from err
 
 
@@ -299,7 +299,7 @@ def _follow(target: HttpUrl, location: str, context: FetchContext) -> HttpUrl:
         return target.follow(location)
     except ValueError as err:
         raise FetchError(
-            f"{context.at(target)} redirects to what is {err}; import the address that it should lead to"
+            f"{context.at(target)} redirects to an address that is {err}; import the final address"
         ) from err
 
 
@@ -312,5 +312,5 @@ def _advice(status: int) -> str:
     if status in {401, 403}:
         return "check LABELNEXT_LABEL_STUDIO_TOKEN for Label Studio's own files, and the host's access rules for others"
     if status == 404:
-        return "check that the file is still there and, for local and cloud storage, that the project has it connected"
+        return "check that the file still exists and, for local and cloud storage, that the project has it connected"
     return "open the address in a browser to see why"

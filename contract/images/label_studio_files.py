@@ -77,7 +77,7 @@ class Studio:
     def image_path(self, reference: str) -> str | None:
         """Return path and query of an image that Label Studio serves; None for other normalised references.
 
-        The public address is asked for only if the result depends on it. If unknown, any prefix of a path that serves
+        The public address is requested only if the result depends on it. If unknown, any prefix of a path that serves
         images is accepted, and so is any loopback host.
         """
         relative = reference.startswith("/")

@@ -3,8 +3,8 @@
 A declared range is used, and unsigned integers of n bits declare theirs. It is not estimated from the brightest pixel,
 which would make a camera's brightness depend on the scene; so 12-bit levels in a 16-bit file that does not say so are
 dark, as they are in browsers and thus for annotators. Without a declared range, in floats and in 32-bit or signed
-integers, it starts at 0 or the least level if that is lower, and ends at 1 or 255 or the greatest level if that is
-higher: levels are never clipped.
+integers, it starts at 0, or at a lower minimum, and ends at 1 or 255, or at a higher maximum: levels are never
+clipped.
 """
 
 import math
@@ -22,7 +22,7 @@ Levels = npt.NDArray[np.float64]
 
 _WHITE_IS_ZERO: Final = 0
 _NO_DATA: Final = 1e38
-"""Floats from here on mean no data, like infinities: maps are filled with the least float."""
+"""Floats from here on mean no data, like infinities: maps are filled with the lowest float."""
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -68,14 +68,14 @@ def _declared_range(image: Image.Image, tags: Any) -> tuple[float, float] | None
     write the image's own maximum there.
     """
     unsigned = image.mode.startswith("I;16")
-    least = _number(tags.get(Base.SMinSampleValue, tags.get(Base.MinSampleValue)))
-    greatest = _number(tags.get(Base.SMaxSampleValue, tags.get(Base.MaxSampleValue)))
-    if unsigned and greatest is not None and greatest > 1 and math.log2(greatest + 1).is_integer():
-        return 0.0, greatest
+    low = _number(tags.get(Base.SMinSampleValue, tags.get(Base.MinSampleValue)))
+    high = _number(tags.get(Base.SMaxSampleValue, tags.get(Base.MaxSampleValue)))
+    if unsigned and high is not None and high > 1 and math.log2(high + 1).is_integer():
+        return 0.0, high
     if unsigned and (bits := _number(tags.get(Base.BitsPerSample))):
         return 0.0, 2.0**bits - 1
-    if not unsigned and least is not None and greatest is not None and -_NO_DATA < least < greatest < _NO_DATA:
-        return least, greatest
+    if not unsigned and low is not None and high is not None and -_NO_DATA < low < high < _NO_DATA:
+        return low, high
     return None
 
 
@@ -91,14 +91,14 @@ def _observed_range(strips: Iterable[Image.Image], *, floats: bool) -> tuple[flo
 
     Floats that are whole numbers count as integer levels; others are shares of 1 if none is greater.
     """
-    least, greatest, whole = 0.0, 0.0, True
+    low, high, whole = 0.0, 0.0, True
     for strip in strips:
         levels = _levels(strip)
         levels = levels[np.abs(levels) < _NO_DATA]
-        least, greatest = float(levels.min(initial=least)), float(levels.max(initial=greatest))
+        low, high = float(levels.min(initial=low)), float(levels.max(initial=high))
         whole = whole and bool((levels == np.floor(levels)).all())
-    shares = floats and (greatest <= 1 or not whole)
-    return least, max(greatest, 1.0 if shares else 255.0)
+    shares = floats and (high <= 1 or not whole)
+    return low, max(high, 1.0 if shares else 255.0)
 
 
 def _significant_bits(png: bytes) -> int | None:

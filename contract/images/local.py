@@ -12,7 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from contract.errors import FetchError
 from contract.files import read_regular
-from contract.images.download import LONGEST_REFERENCE, Validators, public_name, too_large
+from contract.images.download import MAX_REFERENCE_LENGTH, Validators, public_name, too_large
 from contract.images.urls import C0_CONTROL_OR_SPACE, TAB_OR_NEWLINE
 
 _MAX_ESCAPES: Final = 1_000_000
@@ -24,19 +24,19 @@ _SPACES: Final = b"\t\n\f\r "
 
 def decode_data_uri(reference: str, *, max_bytes: int) -> bytes:
     """Return the bytes of a data URI, as browsers read it; FetchError if there are none, or too many."""
-    if len(reference) > 3 * max_bytes + LONGEST_REFERENCE:  # %00 takes three characters per byte
+    if len(reference) > 3 * max_bytes + MAX_REFERENCE_LENGTH:  # %00 takes three characters per byte
         raise too_large("data:...", max_bytes)
     head, _, payload = reference.rstrip(C0_CONTROL_OR_SPACE).partition(",")
     payload = payload.partition("#")[0]
     if payload.count("%") > _MAX_ESCAPES:
         raise FetchError(
-            f"data:... has more than {_MAX_ESCAPES} characters escaped by %, each of which takes its time; use base64"
+            f"data:... has more than {_MAX_ESCAPES} characters escaped by %, which take too long to decode; use base64"
         )
     data = unquote_to_bytes(payload.translate(TAB_OR_NEWLINE).encode(errors="replace"))  # JSON allows lone surrogates
     if re.search("(?i); *base64 *$", head):
         data = _decode_base64(data)
     if not data:
-        raise FetchError("data:... holds no data; expected data:image/png;base64, and then the image's bytes")
+        raise FetchError("data:... contains no data; expected data:image/png;base64, and then the image's bytes")
     if len(data) > max_bytes:
         raise too_large("data:...", max_bytes)
     return data
@@ -68,7 +68,7 @@ def read_local_file(
         if not path.is_relative_to(root.resolve()):
             raise OSError(errno.EACCES, "it is not below the root")
         now = _validators(path)  # before reading, so that a change meanwhile is noticed next time
-        return (None if now.can_ask and now == known else read_regular(path, most_bytes=max_bytes)), now
+        return (None if now.can_ask and now == known else read_regular(path, max_bytes=max_bytes)), now
     except (OSError, ValueError, RuntimeError) as err:  # ValueError: NUL in the name; RuntimeError: loop of links
         if isinstance(err, OSError) and err.errno == errno.EFBIG:
             raise too_large(shown, max_bytes) from err

@@ -107,7 +107,7 @@ class _File(io.BytesIO):
         """Return the next bytes; DecodeError after too many reads."""
         self._reads += 1
         if self._reads > _MAX_READS:
-            raise DecodeError(f"the file has more than {_MAX_READS} parts, which no image needs; export it again")
+            raise DecodeError(f"the file has more than {_MAX_READS} parts, more than any image needs; export it again")
         return super().read(size)
 
 
@@ -145,15 +145,15 @@ def decode_image(data: bytes, spec: InputSpec, *, max_megapixels: int = MAX_MEGA
 
 def _to_pixels(image: Image.Image, data: bytes, spec: InputSpec, max_megapixels: int) -> npt.NDArray[np.uint8]:
     _refuse_misread_tiff(image)
-    longest, stored = max(spec.width, spec.height) * _DRAFT_MARGIN, image.size
-    most = max_megapixels * 1_000_000
-    image.draft("RGB", (longest, longest))
+    side, stored = max(spec.width, spec.height) * _DRAFT_MARGIN, image.size
+    limit = max_megapixels * 1_000_000
+    image.draft("RGB", (side, side))
     sizes = [image.size, _tile_size(image), *([stored] if _is_jpeg(image) and _needs_full_memory(data) else [])]
     for width, height in sizes:
-        if not 0 < width * height <= most:
+        if not 0 < width * height <= limit:
             raise DecodeError(
-                f"the image has {width} x {height} pixels, at most {most} in all are decoded; shrink "
-                "it, or raise LABELNEXT_MAX_MEGAPIXELS"
+                f"the image has {width} x {height} pixels, at most {limit} in all are decoded; "
+                "shrink it, or raise LABELNEXT_MAX_MEGAPIXELS"
             )
     _check_scans(image, data, stored)
     with _LIMIT.reserved(max(width * height for width, height in sizes)):
@@ -202,7 +202,9 @@ def _check_scans(image: Image.Image, data: bytes, size: tuple[int, int]) -> None
     """Refuse a JPEG with too many scans; other data rarely contains the marker."""
     scans, (width, height) = data.count(_START_OF_SCAN) if _is_jpeg(image) else 0, size
     if scans * width * height > _MAX_SCANNED_PIXELS:
-        raise DecodeError(f"the JPEG has {scans} scans of {width} x {height} pixels, which take too long; save it anew")
+        raise DecodeError(
+            f"the JPEG has {scans} scans of {width} x {height} pixels, which take too long to decode; save it again"
+        )
 
 
 def _turn_upright(image: Image.Image) -> Image.Transpose | None:

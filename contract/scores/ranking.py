@@ -122,5 +122,5 @@ def _load(records: Documents, file: str) -> Ranking | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as err:
-        _logger.warning("%s/%s is no record of a ranking and is passed over: %s", records.location, file, err)
+        _logger.warning("%s/%s is not a valid ranking and is ignored: %s", records.location, file, err)
         return None

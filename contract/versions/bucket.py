@@ -64,21 +64,21 @@ class Bucket:
             self._large = _connect(name, prefix, timeout_s=_PART_S, retries=2)
         except BaseError as err:
             raise ConfigError(
-                f"{self.location} cannot be opened: one of the AWS_ variables has a value that it cannot have; "
-                "look at AWS_ALLOW_HTTP, AWS_CONDITIONAL_PUT and others that are yes or no"
+                f"{self.location} cannot be opened: an AWS_ variable has an invalid value; check AWS_ALLOW_HTTP, "
+                "AWS_CONDITIONAL_PUT and other booleans"
             ) from err
 
-    def read(self, key: str, *, most_bytes: int) -> Object:
+    def read(self, key: str, *, max_bytes: int) -> Object:
         """Return an object; FileNotFoundError if there is none, RepositoryUnreachable if it is too large."""
         with self._explaining_errors(f"read ({key})"):
             result = obstore.get(self._small, key)
             size, tag = result.meta["size"], result.meta["e_tag"]
-            if size <= most_bytes and tag:
+            if size <= max_bytes and tag:
                 content = bytes(result.bytes()) if size <= _PART_BYTES else b"".join(self._parts(key, size))
                 return Object(content, tag)
         raise RepositoryUnreachable(
-            f"{self.location}/{key} must be an object of at most {most_bytes} bytes with an ETag, it has {size} bytes "
-            f"and the ETag {tag}; remove what is not the repository's"
+            f"{self.location}/{key} must be an object of at most {max_bytes} bytes with an ETag, it has {size} bytes "
+            f"and the ETag {tag}; remove objects that are not the repository's"
         )
 
     def times(self, prefix: str) -> dict[str, datetime]:
@@ -131,9 +131,7 @@ class Bucket:
             elif is_new := self._head(key) is None:  # multipart uploads of large files cannot be conditional
                 self.overwrite(key, source)
         if not is_new:
-            raise PublishConflict(
-                f"{self.location}/{key} is there already, and versions never change; publish again, under a new name"
-            )
+            raise PublishConflict(f"{self.location}/{key} exists already, and versions never change; publish again")
 
     def overwrite(self, key: str, source: Path) -> None:
         """Create or replace an object from a file; if this fails, the old object stays."""
@@ -157,7 +155,7 @@ class Bucket:
             meta = self._head(key)
             tag = meta["e_tag"] if meta else None
             if tag is None or tag != expected or not self._put_if(key, content, tag.strip('"'), self._small):
-                raise PublishConflict(f"{self.location}/{key} was changed by somebody else meanwhile")
+                raise PublishConflict(f"{self.location}/{key} was changed by another writer")
 
     def _put_if(self, key: str, content: bytes, expected: str | None, store: S3Store) -> bool:
         """Write an object conditionally; return whether it now has this content, even if a response was lost."""
@@ -184,7 +182,7 @@ class Bucket:
     @contextmanager
     def _explaining_errors(self, what: str) -> Iterator[None]:
         if self._clock() < self._paused_until:
-            raise RepositoryUnreachable(f"{self.location} gave no answer a moment ago; it is asked again soon")
+            raise RepositoryUnreachable(f"{self.location} did not answer a moment ago; retry in a few seconds")
         try:
             yield
         except BaseException as err:
@@ -204,7 +202,7 @@ class Bucket:
         status, code = _STATUS.search(text), _CODE.search(text)
         if status is None:
             self._paused_until = self._clock() + _PAUSE_S
-        reply = f"answered {status[1]}{f' ({code[1]})' if code else ''}" if status else "gave no answer"
+        reply = f"answered {status[1]}{f' ({code[1]})' if code else ''}" if status else "did not answer"
         return RepositoryUnreachable(f"{self.location} could not be {what}: it {reply}; {_advise(text, status)}")
 
 
@@ -244,7 +242,7 @@ def _advise(text: str, status: re.Match[str] | None) -> str:
     if "/latest/api/token" in text or "/latest/meta-data" in text:
         return "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     if "BadScheme" in text:
-        return "AWS_ENDPOINT is http, which AWS_ALLOW_HTTP=true allows"
+        return "AWS_ENDPOINT is an http URL; set AWS_ALLOW_HTTP=true to allow that"
     if status and status[1] in {"401", "403"}:
-        return "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do there"
+        return "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their permissions"
     return "check the bucket's name, AWS_ENDPOINT, AWS_REGION and the network"

@@ -9,7 +9,7 @@ from contract.files import temporary_file
 if TYPE_CHECKING:
     from contract.versions.bucket import Bucket
 
-_MOST_BYTES = 16 * 2**20
+_MAX_BYTES = 16 * 2**20
 
 
 class Documents:
@@ -68,7 +68,7 @@ class BucketDocuments(Documents):
 
     def read(self, name: str) -> bytes:
         """Return the content of an object."""
-        return self._bucket.read(f"{self._prefix}/{name}", most_bytes=_MOST_BYTES).content
+        return self._bucket.read(f"{self._prefix}/{name}", max_bytes=_MAX_BYTES).content
 
     def write(self, name: str, content: bytes) -> None:
         """Create or replace an object."""

@@ -14,9 +14,9 @@ from onnx import FunctionProto, ModelProto, NodeProto, TensorProto
 from contract.errors import UnsafeGraph
 
 REMEDY: Final = "publish again with the trainer, or roll back to an earlier version"
-MOST_NODES: Final = 100_000
+MAX_NODES: Final = 100_000
 """Nodes of a graph after inlining its functions; a VGG-16 has about 60."""
-MOST_FUNCTIONS: Final = 200
+MAX_FUNCTIONS: Final = 200
 """Exporters write a few, one per kind of decomposed operator."""
 
 _STANDARD = ("", "ai.onnx")
@@ -39,10 +39,10 @@ def inspect_graph(model: ModelProto, *, weights_bytes: Mapping[str, int]) -> Non
     if graph.sparse_initializer or model.training_info:
         raise UnsafeGraph(f"the graph has sparse weights or training information, none is expected; {REMEDY}")
     functions = {(function.domain, function.name, function.overload): function for function in model.functions}
-    if len(model.functions) > MOST_FUNCTIONS or len(functions) < len(model.functions):
+    if len(model.functions) > MAX_FUNCTIONS or len(functions) < len(model.functions):
         raise UnsafeGraph(
             f"the graph has {len(model.functions)} functions of {len(functions)} names; one for each name and at most "
-            f"{MOST_FUNCTIONS} are expected; {REMEDY}"
+            f"{MAX_FUNCTIONS} are expected; {REMEDY}"
         )
     _check_length(model, functions)
     for node in _nodes(model):
@@ -62,10 +62,9 @@ def _check_length(model: ModelProto, functions: Mapping[_Name, FunctionProto]) -
             lengths[name] = sum(map(measure, functions[name].node))
         return 1 + lengths.get(name, 0)
 
-    if (total := sum(map(measure, model.graph.node))) > MOST_NODES:
+    if (total := sum(map(measure, model.graph.node))) > MAX_NODES:
         raise UnsafeGraph(
-            f"the graph has {total:.0f} nodes when its functions are written out, at most {MOST_NODES} are taken; "
-            f"{REMEDY}"
+            f"the graph has {total:.0f} nodes after inlining its functions, at most {MAX_NODES} are allowed; {REMEDY}"
         )
 
 
@@ -83,7 +82,7 @@ def _check_node(node: NodeProto, functions: Mapping[_Name, FunctionProto]) -> No
         if attribute.HasField("g") or attribute.graphs:
             raise UnsafeGraph(f"node {name!r} branches or loops; a network without control flow is expected")
         if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
-            raise UnsafeGraph(f"node {name!r} holds a sparse tensor, none is expected; {REMEDY}")
+            raise UnsafeGraph(f"node {name!r} has a sparse tensor, none is expected; {REMEDY}")
 
 
 def _nodes(model: ModelProto) -> Iterator[NodeProto]:
@@ -105,8 +104,8 @@ def _check_tensor(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> None
     elements = math.prod(tensor.dims)
     if min(tensor.dims, default=0) < 0 or elements > held * _ELEMENTS_A_BYTE:
         raise UnsafeGraph(
-            f"tensor {tensor.name[:80]!r} is said to be of shape {list(tensor.dims)[:8]} and holds {held} bytes: the "
-            f"graph was edited; {REMEDY}"
+            f"tensor {tensor.name[:80]!r} claims shape {list(tensor.dims)[:8]} and has {held} bytes: the graph was "
+            f"edited; {REMEDY}"
         )
 
 
@@ -116,16 +115,18 @@ def _external_bytes(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> in
     entries = {entry.key: entry.value for entry in tensor.external_data}
     # Readers disagree about which of two entries of the same name counts.
     if len(keys) != len(entries) or not _EXTERNAL_KEYS.issuperset(keys):
-        raise UnsafeGraph(f"tensor {tensor.name[:80]!r} says {keys[:8]} of where it lies; {REMEDY}")
+        raise UnsafeGraph(f"tensor {tensor.name[:80]!r} has an invalid location with the keys {keys[:8]}; {REMEDY}")
     file = entries.get("location", "")
     if file not in weights_bytes:
         places = " or ".join(["the graph itself", *(f"{name} beside it" for name in sorted(weights_bytes))])
-        raise UnsafeGraph(f"tensor {tensor.name[:80]!r} lies in {file[:80]!r}; weights must lie in {places}; {REMEDY}")
+        raise UnsafeGraph(
+            f"tensor {tensor.name[:80]!r} is stored in {file[:80]!r}; weights must be in {places}; {REMEDY}"
+        )
     offset = _parse_integer(entries.get("offset", "0"))
     length = _parse_integer(entries.get("length", str(max(0, weights_bytes[file] - offset))))
     if offset + length > weights_bytes[file]:
         raise UnsafeGraph(
-            f"tensor {tensor.name[:80]!r} takes bytes {offset} to {offset + length} of {file}, which has "
+            f"tensor {tensor.name[:80]!r} claims bytes {offset} to {offset + length} of {file}, which has "
             f"{weights_bytes[file]}; {REMEDY}"
         )
     return length
@@ -133,5 +134,5 @@ def _external_bytes(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> in
 
 def _parse_integer(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 18:
-        raise UnsafeGraph(f"{text[:40]!r} is no place in a file of weights; {REMEDY}")
+        raise UnsafeGraph(f"{text[:40]!r} is not a valid offset or length of weights; {REMEDY}")
     return int(text)

@@ -34,8 +34,8 @@ STYLE: Final = """
 """Style sheet of the drawing; the page sets the colours."""
 
 _LEFT, _RIGHT = 3.0, 97.0
-_MOST_TICKS = 6
-_LEAST_TENTHS = 2
+_MAX_TICKS = 6
+_MIN_TENTHS = 2
 _ROUNDING = 1e-9
 
 
@@ -87,10 +87,10 @@ def find_line(points: Sequence[Point]) -> list[Point]:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Axes of the plot, from the fewest labels to the most."""
+    """Axes of the plot."""
 
-    least: int
-    most: int
+    min_labels: int
+    max_labels: int
     tenths: range
     """Ticks of the vertical axis in tenths; the first and last enclose all values."""
 
@@ -103,9 +103,9 @@ class Scale:
 
     def x(self, labels: int) -> float:
         """Return the horizontal position in per cent of the width."""
-        if self.most == self.least:
+        if self.max_labels == self.min_labels:
             return (_LEFT + _RIGHT) / 2
-        return round(_LEFT + (_RIGHT - _LEFT) * (labels - self.least) / (self.most - self.least), 2)
+        return round(_LEFT + (_RIGHT - _LEFT) * (labels - self.min_labels) / (self.max_labels - self.min_labels), 2)
 
     def y(self, macro_f1: float) -> float:
         """Return the vertical position in pixels."""
@@ -119,14 +119,14 @@ class Scale:
     def label_ticks(self) -> Sequence[int]:
         """Return the ticks of the horizontal axis, in the smallest steps of 1, 2, 5, 10, 20, ... whose texts fit."""
         steps = (factor * 10**power for power in count() for factor in (1, 2, 5))
-        ranges = (range(-(-self.least // step) * step, self.most + 1, step) for step in steps)
-        return next(ticks for ticks in ranges if len(ticks) <= _MOST_TICKS) or [self.least]
+        ranges = (range(-(-self.min_labels // step) * step, self.max_labels + 1, step) for step in steps)
+        return next(ticks for ticks in ranges if len(ticks) <= _MAX_TICKS) or [self.min_labels]
 
 
 def _tenths(low: float, high: float) -> range:
-    bottom = min(math.floor(low * 10), 10 - _LEAST_TENTHS)
-    top = max(math.ceil(high * 10 - _ROUNDING), bottom + _LEAST_TENTHS)
-    if top - bottom < _MOST_TICKS:
+    bottom = min(math.floor(low * 10), 10 - _MIN_TENTHS)
+    top = max(math.ceil(high * 10 - _ROUNDING), bottom + _MIN_TENTHS)
+    if top - bottom < _MAX_TICKS:
         return range(bottom, top + 1)
     return range(bottom - bottom % 2, top + top % 2 + 1, 2)
 

@@ -37,12 +37,12 @@ from contract.errors import DigestError, ManifestError, PublishConflict, Signatu
 from contract.files import sync, sync_tree
 from contract.versions.documents import BucketDocuments, Documents
 from contract.versions.manifest import FileDigest, Manifest, check_version
-from contract.versions.repository import CURRENT_FILE, MOST_POINTER_BYTES, Repository
-from contract.versions.signatures import MOST_SIGNATURE_BYTES, Keys
+from contract.versions.repository import CURRENT_FILE, MAX_POINTER_BYTES, Repository
+from contract.versions.signatures import MAX_SIGNATURE_BYTES, Keys
 from contract.versions.version import (
     MANIFEST_FILE,
+    MAX_MANIFEST_BYTES,
     MODEL_FILE,
-    MOST_MANIFEST_BYTES,
     SHARED_FILES,
     SIGNATURE_FILE,
     StagedVersion,
@@ -118,11 +118,11 @@ class CachedRepository(Repository):
         os.utime(version.path)
         return version
 
-    def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
+    def read_file(self, name: str, file: str, *, max_bytes: int) -> bytes:
         """Return a file that is not shared, from the local cache if the version is there."""
         if (path := self._find(name)).is_dir():
-            return read_beginning(path, file, most_bytes)
-        return self._bucket.read(self._key(name, file), most_bytes=most_bytes).content
+            return read_beginning(path, file, max_bytes)
+        return self._bucket.read(self._key(name, file), max_bytes=max_bytes).content
 
     def documents(self, folder: str) -> Documents:
         """Return the documents in a folder beside the model's versions."""
@@ -189,7 +189,9 @@ class CachedRepository(Repository):
         try:
             listed = set[str]().union(*map(self._shared_digests, filter(check_version, left)))
         except (ManifestError, SignatureError, VersionNotFound) as err:
-            _log.info("what versions share in %s stays for now, for not all say what they need: %s", self.location, err)
+            _log.info(
+                "shared files in %s are kept for now, since not all manifests can be read: %s", self.location, err
+            )
             return
         self._delete(_SHARED, shared.keys() - listed)
 
@@ -273,11 +275,11 @@ class CachedRepository(Repository):
         return "/".join((self.model, *parts))
 
     def _read_current(self) -> bytes:
-        return self._bucket.read(self._key(CURRENT_FILE), most_bytes=MOST_POINTER_BYTES).content
+        return self._bucket.read(self._key(CURRENT_FILE), max_bytes=MAX_POINTER_BYTES).content
 
     def _current_tag(self) -> str | None:
         try:
-            return self._bucket.read(self._key(CURRENT_FILE), most_bytes=MOST_POINTER_BYTES).tag
+            return self._bucket.read(self._key(CURRENT_FILE), max_bytes=MAX_POINTER_BYTES).tag
         except FileNotFoundError:
             return None
 
@@ -286,15 +288,15 @@ class CachedRepository(Repository):
             self._bucket.replace(self._key(CURRENT_FILE), f"{name}\n".encode(), expected=before)
         except PublishConflict as err:
             raise PublishConflict(
-                f"another version of {self.location} became current while {name} was to: that one stays; {name} is "
-                f"kept, and `python -m trainer rollback {name}` makes it current"
+                f"another version of {self.location} became current in the meantime and stays so; {name} is kept, "
+                f"and `python -m trainer rollback {name}` makes it current"
             ) from err
 
     def _clear_abandoned(self, now: datetime) -> None:
         for name, files in self._list_all().items():
             late = max(files.values()) < now - _ABANDONED
             if check_version(name) and late and MANIFEST_FILE not in files:
-                _log.info("removing version %s, whose upload broke off", name)
+                _log.info("removing version %s, whose upload was interrupted", name)
                 self._delete(name, files.keys() - {""})
 
     # ---- the local cache
@@ -309,12 +311,12 @@ class CachedRepository(Repository):
         if MANIFEST_FILE in there and (SIGNATURE_FILE in there or self.keys.verifying is None):
             return True
         try:
-            manifest = self._bucket.read(self._key(name, MANIFEST_FILE), most_bytes=MOST_MANIFEST_BYTES)
+            manifest = self._bucket.read(self._key(name, MANIFEST_FILE), max_bytes=MAX_MANIFEST_BYTES)
         except FileNotFoundError:
             return False
         with self._explaining_disk_full():
             with suppress(FileNotFoundError):
-                signature = self._bucket.read(self._key(name, SIGNATURE_FILE), most_bytes=MOST_SIGNATURE_BYTES)
+                signature = self._bucket.read(self._key(name, SIGNATURE_FILE), max_bytes=MAX_SIGNATURE_BYTES)
                 kept.write(SIGNATURE_FILE, signature.content)
             kept.write(MANIFEST_FILE, manifest.content)
         return True
@@ -388,6 +390,6 @@ def _is_whole(version: Version) -> bool:
     try:
         version.verify()
     except (DigestError, OSError) as err:
-        _log.warning("version %s is fetched again: %s", version.name, err)
+        _log.warning("version %s is downloaded again: %s", version.name, err)
         return False
     return True

@@ -47,10 +47,10 @@ def open_repository(
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(root, os.W_OK | os.X_OK):
-            raise PermissionError("it is not this user's to write")
+            raise PermissionError("this user cannot write to it")
     except OSError as err:
         raise ConfigError(
-            f"the local cache {root} cannot be made ({err}); set LABELNEXT_VERSION_CACHE to a folder"
+            f"the local cache {root} cannot be created ({err}); set LABELNEXT_VERSION_CACHE to a folder"
         ) from err
     return CachedRepository(bucket, root, model, keys=keys)
 
@@ -68,5 +68,7 @@ def _default_cache() -> Path:
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as err:
-        raise ConfigError("this user has no home for a local cache; set LABELNEXT_VERSION_CACHE to a folder") from err
+        raise ConfigError(
+            "this user has no home directory for a local cache; set LABELNEXT_VERSION_CACHE to a folder"
+        ) from err
     return cache / "labelnext" / "versions"

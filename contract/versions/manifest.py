@@ -30,12 +30,12 @@ DEFAULT_PASSES = 20
 TEMPERATURES = (0.05, 20.0)
 """Minimum and maximum temperature of a version."""
 
-_MOST_PASSES = 10_000
+_MAX_PASSES = 10_000
 """Limit of T, which determines the memory that masks take."""
-_MOST_PIXELS_A_SIDE = 4096
+_MAX_SIDE = 4096
 _REMEDY = "publish again with the trainer that belongs to this server, or roll back to an earlier version"
 _VERSION = re.compile(r"[0-9]{8}T[0-9]{9}Z-[0-9a-f]{6}")
-_MOST_NAME_BYTES = 255
+_MAX_NAME_BYTES = 255
 """Limit of the name of a file or folder on common file systems."""
 _OPTIONAL: Final = {"temperature"}
 """Fields that manifests of earlier releases do not have."""
@@ -59,7 +59,7 @@ def _checked(is_valid: Callable[[Any], bool], message: str) -> Callable[[Any], A
 
 def _is_path_within(name: str) -> bool:
     parts = name.split("/")
-    named = all(part not in ("", ".", "..") and len(part.encode()) <= _MOST_NAME_BYTES for part in parts)
+    named = all(part not in ("", ".", "..") and len(part.encode()) <= _MAX_NAME_BYTES for part in parts)
     return named and name.isprintable() and "\\" not in name
 
 
@@ -73,7 +73,7 @@ def _parse_metrics(value: object, info: ValidationInfo) -> Metrics:
 
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_Side = Annotated[int, Field(ge=1, le=_MOST_PIXELS_A_SIDE)]
+_Side = Annotated[int, Field(ge=1, le=_MAX_SIDE)]
 _Name = Annotated[str, AfterValidator(_checked(check_version, "must be a well-formed version name"))]
 _Path = Annotated[str, AfterValidator(_checked(_is_path_within, "is not a path within the version's folder"))]
 _ALL_DIFFERENT = AfterValidator(_checked(lambda labels: len({*labels}) == len(labels), "must all be different"))
@@ -132,7 +132,7 @@ class Manifest:
     control: str | None
     """The `name` of the Choices tag of the labels; None if they came from folders."""
     input: InputSpec
-    passes: Annotated[int, Field(ge=1, le=_MOST_PASSES)]
+    passes: Annotated[int, Field(ge=1, le=_MAX_PASSES)]
     """T, the number of stochastic passes in the trainer's evaluation; servers may use another."""
     dropout_sites: tuple[DropoutSite, ...]
     """In the order of the graph."""

@@ -58,7 +58,7 @@ from contract.versions.version import (
 
 CURRENT_FILE = "CURRENT"
 RANKINGS_FOLDER = "rankings"
-MOST_POINTER_BYTES = 4096
+MAX_POINTER_BYTES = 4096
 _STAGING = ".staging-"
 _RETIRED = ".retired"
 _STAMP = "%Y%m%dT%H%M%S"
@@ -113,16 +113,16 @@ class Repository:
         """Return the manifest of a version, which may be removed, without fetching other files."""
         return self._load_manifest(self._retired(name)) if self._is_retired(name) else self.open(name).manifest
 
-    def read_file(self, name: str, file: str, *, most_bytes: int) -> bytes:
+    def read_file(self, name: str, file: str, *, max_bytes: int) -> bytes:
         """Return the first bytes of a version's file; of removed versions only the report exists."""
-        return read_beginning(self._retired(name) if self._is_retired(name) else self._find(name), file, most_bytes)
+        return read_beginning(self._retired(name) if self._is_retired(name) else self._find(name), file, max_bytes)
 
-    def read_published(self, manifest: Manifest, file: str, *, most_bytes: int) -> bytes:
+    def read_published(self, manifest: Manifest, file: str, *, max_bytes: int) -> bytes:
         """Return a file verified with the manifest; DigestError also if it is too large."""
         expected = manifest.files[file]
-        if expected.size_bytes > most_bytes:
-            raise DigestError(f"{file} has {expected.size_bytes} bytes, at most {most_bytes} are read; publish again")
-        content = self.read_file(manifest.version, file, most_bytes=expected.size_bytes + 1)
+        if expected.size_bytes > max_bytes:
+            raise DigestError(f"{file} has {expected.size_bytes} bytes, at most {max_bytes} are read; publish again")
+        content = self.read_file(manifest.version, file, max_bytes=expected.size_bytes + 1)
         if (sha256 := hashlib.sha256(content).hexdigest()) != expected.sha256:
             raise DigestError(
                 f"{file} has sha256 {sha256}, manifest.json says {expected.sha256}: it was changed after it was "
@@ -237,7 +237,7 @@ class Repository:
 
     def _refuse_current(self, name: str) -> None:
         if self._current_name() == name:
-            raise VersionInUse(f"version {name} is current in {self.location}; make another one current before")
+            raise VersionInUse(f"version {name} is current in {self.location}; make another version current first")
 
     def _current_name(self) -> str | None:
         """Return the content of CURRENT, whether or not the version exists."""
@@ -340,7 +340,7 @@ class Repository:
         return temporary_file(self.folder / CURRENT_FILE, f"{name}\n".encode())
 
     def _read_current(self) -> bytes:
-        return read_regular(self.folder / CURRENT_FILE, most_bytes=MOST_POINTER_BYTES)
+        return read_regular(self.folder / CURRENT_FILE, max_bytes=MAX_POINTER_BYTES)
 
     def _find(self, name: str) -> Path:
         if not check_version(name) or not self._exists(name):
@@ -351,10 +351,10 @@ class Repository:
         known = ", ".join(self.versions()[-3:]) or "none"
         if self._is_retired(name):
             return VersionNotFound(
-                f"version {name} was removed from {self.location} by `python -m trainer prune`, its figures and its "
-                f"report are all that is kept; the latest that are there: {known}"
+                f"version {name} was removed from {self.location} by `python -m trainer prune`, which keeps only its "
+                f"manifest and report; the latest versions: {known}"
             )
-        return VersionNotFound(f"{self.location} has no version {name[:40]!r}; the latest there: {known}")
+        return VersionNotFound(f"{self.location} has no version {name[:40]!r}; the latest versions: {known}")
 
     def _exists(self, name: str) -> bool:
         return (self.folder / name).is_dir()

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticUseDefault
 
-_MOST: Final = 10**12
+_MAX: Final = 10**12
 """Larger counts are invalid."""
 
 _T = TypeVar("_T")
@@ -54,11 +54,11 @@ _Lenient = Annotated[_T, WrapValidator(_or_default)]
 """Type of a field whose invalid values are replaced by its default."""
 _Flag = _Lenient[Annotated[bool, Field(strict=True)]]
 _Text = _Lenient[str | None]
-_Count = Annotated[int, Field(strict=True, ge=0, le=_MOST)]
+_Count = Annotated[int, Field(strict=True, ge=0, le=_MAX)]
 _Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 _MaybeCount = _Lenient[_Count | None]
 _MaybeShare = _Lenient[_Share | None]
-_MaybeNumber = _Lenient[Annotated[float, Field(strict=True, ge=0, le=_MOST)] | None]
+_MaybeNumber = _Lenient[Annotated[float, Field(strict=True, ge=0, le=_MAX)] | None]
 _Counts = _Lenient[Mapping[str, OnErrorOmit[_Count]]]
 _Object = _Lenient[Mapping[str, Any]]
 

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from contract.errors import ConfigError, SignatureError
 
 SIGNATURE_SUFFIX: Final = ".minisig"
-MOST_SIGNATURE_BYTES: Final = 10_000
+MAX_SIGNATURE_BYTES: Final = 10_000
 """Size of a signature file; minisign's comments are limited to 8,192 bytes."""
 
 _PUBLIC_KEY_BYTES = 42
@@ -65,12 +65,12 @@ class SigningKey:
         except (OSError, minisign.Error) as err:
             raise ConfigError(
                 f"LABELNEXT_SIGNING_KEY must be the path of a minisign secret key, {path} cannot be read as one "
-                f"({err}); `python -m trainer keygen FOLDER` makes one"
+                f"({err}); `python -m trainer keygen FOLDER` creates one"
             ) from err
         if encrypted:
             raise ConfigError(
-                f"the secret key {path} has a password, which nobody could type in here; remove it with "
-                f"`minisign -C -W -s {path}`, or make another with `python -m trainer keygen FOLDER`"
+                f"the secret key {path} has a password, which cannot be entered here; remove it with "
+                f"`minisign -C -W -s {path}`, or create another with `python -m trainer keygen FOLDER`"
             )
         self.public: Final = VerifyKey(self._key.get_public_key().to_base64().decode())
         """The public key of its signatures."""
@@ -102,7 +102,7 @@ class Keys:
         if signer and key and signer.public.line != key.line:
             raise ConfigError(
                 f"LABELNEXT_SIGNING_KEY signs for the public key {signer.public.line}, LABELNEXT_VERIFY_KEY is "
-                f"{key.line}: what is signed with the one is refused by the other; set both of one pair"
+                f"{key.line}: readers would refuse every version; set both keys of one pair"
             )
         return cls(signer, key)
 
@@ -138,7 +138,7 @@ def generate_keys(folder: Path) -> tuple[Path, Path]:
         _write_new(secret, bytes(pair.secret_key), mode=0o600)
         _write_new(public, bytes(pair.public_key), mode=0o644)
     except OSError as err:
-        raise ConfigError(f"no pair of keys can be written to {folder} ({err}); name another folder") from err
+        raise ConfigError(f"no key pair can be written to {folder} ({err}); choose another folder") from err
     return secret, public
 
 

@@ -23,7 +23,7 @@ from contract.versions.repository import Repository
 
 REQUESTS_FOLDER: Final = "requests"
 
-MOST_REQUESTS: Final = 100
+MAX_REQUESTS: Final = 100
 """Limit of files: anyone who can reach the webhook could fill the disk with requests for made-up projects."""
 
 _SUFFIX: Final = ".json"
@@ -53,9 +53,11 @@ def submit_request(repository: Repository, project: int | None, *, any_model: bo
     waiting = _files(requests)
     model, name = "" if any_model else repository.model, "any" if project is None else str(project)
     equal = [file for file in waiting if _parse_name(file) == (model, name)]
-    if max(len(equal), len(waiting) - len(equal)) >= MOST_REQUESTS:
+    if max(len(equal), len(waiting) - len(equal)) >= MAX_REQUESTS:
         raise OSError(
-            errno.EDQUOT, f"{MOST_REQUESTS} requests wait already; remove those that nobody answers", requests.location
+            errno.EDQUOT,
+            f"{MAX_REQUESTS} requests are waiting already; remove those that no trainer answers",
+            requests.location,
         )
     request = {"project": project, "at": datetime.now(UTC).isoformat(timespec="microseconds")}
     file = f"{model}{model and '.'}{name}-{secrets.token_hex(8)}{_SUFFIX}"
@@ -99,5 +101,5 @@ def _read(requests: Documents, file: str) -> TrainingRequest | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as err:
-        _logger.warning("%s/%s is no request to train and is passed over: %s", requests.location, file, err)
+        _logger.warning("%s/%s is not a valid training request and is ignored: %s", requests.location, file, err)
         return None

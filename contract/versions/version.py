@@ -20,7 +20,7 @@ from typing import BinaryIO
 from contract.errors import DigestError, ManifestError, SignatureError, VersionInUse
 from contract.files import open_regular, read_regular
 from contract.versions.manifest import FileDigest, Manifest
-from contract.versions.signatures import MOST_SIGNATURE_BYTES, SIGNATURE_SUFFIX, VerifyKey
+from contract.versions.signatures import MAX_SIGNATURE_BYTES, SIGNATURE_SUFFIX, VerifyKey
 
 MODEL_FILE = "model.onnx"
 BACKBONE_WEIGHTS_FILE = "backbone.onnx.data"
@@ -37,7 +37,7 @@ PROBE_FILE = "probe.npz"
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = MANIFEST_FILE + SIGNATURE_SUFFIX
 REPORT_FOLDER = "report"
-MOST_MANIFEST_BYTES = 16 * 2**20
+MAX_MANIFEST_BYTES = 16 * 2**20
 """A few thousand labels with all metrics take one MiB."""
 _CHUNK_BYTES = 2**20
 _SETTLED_NS = 2 * 10**9
@@ -198,10 +198,10 @@ def _open_inside(folder: Path, name: str) -> BinaryIO:
     return open_regular(folder / name)
 
 
-def read_beginning(folder: Path, name: str, most_bytes: int) -> bytes:
+def read_beginning(folder: Path, name: str, max_bytes: int) -> bytes:
     """Return the first bytes of a regular file in a version's folder; OSError if there is none."""
     with _open_inside(folder, name) as file:
-        return file.read(most_bytes)
+        return file.read(max_bytes)
 
 
 def digest_folder(folder: Path) -> dict[str, FileDigest]:
@@ -249,7 +249,7 @@ def read_manifest(folder: Path, key: VerifyKey | None) -> Manifest:
         ManifestError: if it does not follow the contract.
     """
     try:
-        content = read_regular(folder / MANIFEST_FILE, most_bytes=MOST_MANIFEST_BYTES)
+        content = read_regular(folder / MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)
     except FileNotFoundError as err:
         raise ManifestError(
             f"version {folder.name} has no manifest.json: it was not written by this program; publish again"
@@ -271,10 +271,10 @@ def read_manifest(folder: Path, key: VerifyKey | None) -> Manifest:
 
 def _read_signature(folder: Path) -> bytes:
     try:
-        return read_regular(folder / SIGNATURE_FILE, most_bytes=MOST_SIGNATURE_BYTES)
+        return read_regular(folder / SIGNATURE_FILE, max_bytes=MAX_SIGNATURE_BYTES)
     except OSError as err:
         raise SignatureError(
-            f"version {folder.name} has no signature that can be read ({err}), and LABELNEXT_VERIFY_KEY demands one; "
+            f"version {folder.name} has no readable signature ({err}), and LABELNEXT_VERIFY_KEY requires one; "
             "publish with LABELNEXT_SIGNING_KEY, or roll back to a version that is signed"
         ) from err
 

@@ -77,7 +77,7 @@ class Models:
         """
         model = next((model for model in self.all if model.name == name), None)
         if model is None and self.first_poll_done.is_set():
-            names = name_some([model.name for model in self.all], most=_NAMED)
+            names = name_some([model.name for model in self.all], limit=_NAMED)
             raise UnknownModel(f"there is no model {name[:40]!r}; there are: {names}")
         return model
 
@@ -213,7 +213,7 @@ def _find_own(models: Sequence[Model], project: int | None) -> Model | None:
 
 
 def _ambiguous_project(models: Sequence[Model], project: int | None) -> AmbiguousProject:
-    names = name_some([model.name for model in models], most=_NAMED)
+    names = name_some([model.name for model in models], limit=_NAMED)
     return AmbiguousProject(
         f"{len(models)} models know the labels of this project ({names}), and none was trained on project {project} or "
         f"has ranked it; give Label Studio the address that ends in {MODEL_PREFIX}NAME, with the model's name, or "
@@ -227,6 +227,6 @@ def _label_mismatch(controls: Sequence[ChoicesControl], engines: Mapping[Model, 
         for model, engine in engines.items()
     ]
     return LabelMismatch(
-        f"expected a project with the labels of a model ({name_some(known, most=_NAMED, between='; ')}), its labelling "
-        f"config has others ({format_controls(controls)}); train a version on this project"
+        f"expected a project with the labels of a model ({name_some(known, limit=_NAMED, separator='; ')}), its "
+        f"labelling config has others ({format_controls(controls)}); train a version on this project"
     )

@@ -53,7 +53,7 @@ def read_report(repository: Repository, version: str, name: str) -> tuple[bytes,
         manifest = repository.read_manifest(version)
         if file not in manifest.files:
             return None
-        content = repository.read_published(manifest, file, most_bytes=_MAX_FILE_BYTES)
+        content = repository.read_published(manifest, file, max_bytes=_MAX_FILE_BYTES)
     except VersionNotFound:
         return None
     except (LabelnextError, OSError, ValueError, RecursionError) as err:

@@ -22,9 +22,9 @@ def test_a_link_among_the_folders_is_followed_and_no_more_read_than_may_be(tmp_p
     """The operator chooses where the repository is mounted."""
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "file").write_bytes(b"content")
-    assert read_regular(tmp_path / "link" / "file", most_bytes=7) == b"content"
+    assert read_regular(tmp_path / "link" / "file", max_bytes=7) == b"content"
     with pytest.raises(OSError, match="more than 6 bytes"):
-        read_regular(tmp_path / "file", most_bytes=6)
+        read_regular(tmp_path / "file", max_bytes=6)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_quota_is_said_to_be_one(tmp_path):
         PermissionError(errno.EACCES, "Permission denied"),
         FileNotFoundError(errno.ENOENT, "x"),
         ValueError("x"),
-        RepositoryUnreachable("gave no answer"),
+        RepositoryUnreachable("did not answer"),
         DiskFull("expected more room", errno.ENOSPC),
     ],
     ids=lambda error: type(error).__name__,

@@ -16,5 +16,5 @@ def test_what_takes_long_tells_so_meanwhile():
     count = len(reported)
     assert reported == sorted(reported)
     assert reported[0] >= 0.01
-    assert not any(thread.name == "life" for thread in threading.enumerate())
+    assert not any(thread.name == "heartbeat" for thread in threading.enumerate())
     assert len(reported) == count

@@ -80,11 +80,11 @@ def test_a_refused_token_is_one_clear_line(studio, token, path, status):
 @pytest.mark.parametrize(
     ("status", "error", "message"),
     [
-        (400, Refused, 'answered 400 when asked for project 5: {"detail": "as told"}'),
+        (400, Refused, 'answered 400 for project 5: {"detail": "as told"}'),
         (404, ConfigError, "has no project 5 for this token"),
-        (301, ConfigError, "answers 301 and leads elsewhere; set LABELNEXT_LABEL_STUDIO_URL"),
-        (418, ConfigError, "answered 418 when asked for project 5; look into its log"),
-        (500, Unreachable, "answered 500 when asked for project 5"),
+        (301, ConfigError, "answers 301, a redirect; set LABELNEXT_LABEL_STUDIO_URL"),
+        (418, ConfigError, "answered 418 for project 5; check its log"),
+        (500, Unreachable, "answered 500 for project 5"),
     ],
 )
 def test_an_answer_without_success_is_one_clear_line(studio, status, error, message):
@@ -98,7 +98,7 @@ def test_an_answer_without_success_is_one_clear_line(studio, status, error, mess
 @pytest.mark.parametrize("content", [b"<html>Welcome</html>", b"[]", b'{"tasks": 3}', b'"text"', b""])
 def test_an_answer_of_another_make_is_one_clear_line(studio, content):
     studio.serve("/api/tasks", content)
-    with pytest.raises(ConfigError, match="an answer that is not its own"):
+    with pytest.raises(ConfigError, match="a response that is not Label Studio's"):
         client(studio.url).read("/api/tasks", lambda page: [task["id"] for task in page["tasks"]], what="tasks")
 
 

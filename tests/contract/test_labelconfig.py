@@ -138,7 +138,10 @@ class TestParsing:
         [
             ('<Choice value="a">' * 20_000 + '<Choice value="b"/>' + "</Choice>" * 20_000, "deeper than 100"),
             ('<Choice value="' + "a" * 10_000 + '">' + '<Choice value="b"/>' * 1000 + "</Choice>", "characters in all"),
-            ('<Choice value="a"><Choice value="b"/></Choice><Choice value="a > b"/>', "both be called 'a > b'"),
+            (
+                '<Choice value="a"><Choice value="b"/></Choice><Choice value="a > b"/>',
+                "two choices with the label 'a > b'",
+            ),
         ],
         ids=["deep", "long", "ambiguous"],
     )
@@ -193,10 +196,10 @@ class TestRefusal:
         [
             (choices("a", more='perRegion="true"'), "", 'is for each region, not .*perRegion="true"'),
             (choices("a", more='perItem="true"'), "", 'is for each image of a list .*perItem="true"'),
-            (choices(more='value="$options"'), "", r'takes its choices from each task \(value="\$options"\)'),
-            (choices(), "", "holds no <Choice> with a value"),
+            (choices(more='value="$options"'), "", r'has choices that come from each task \(value="\$options"\)'),
+            (choices(), "", "has no <Choice> with a value"),
             (choices("fixed", "$other"), "", r'choice whose text comes from each task \(value="\$other"\); give it an'),
-            (choices("a", to_name="gone"), "", "is for gone, which no tag is called, not for an <Image>"),
+            (choices("a", to_name="gone"), "", "is for gone, which no tag is named, not for an <Image>"),
             (choices("a", to_name="t"), TEXT, 'is for <Text name="t">, not for an <Image>'),
             (choices("a", to_name=""), "", "its toName is empty"),
             (choices("a", name=""), "", "has no name"),
@@ -206,7 +209,11 @@ class TestRefusal:
                 r'is for <Image name="list">, which shows a list of images \(valueList="\$images"\)',
             ),
             *(
-                (choices("a", to_name="url"), image("url", f"{start}$file"), r'takes its address from value=".*\$file"')
+                (
+                    choices("a", to_name="url"),
+                    image("url", f"{start}$file"),
+                    r'has value=".*\$file", where one key is expected',
+                )
                 for start in ("https://host/", "$folder")
             ),
             (
@@ -215,7 +222,11 @@ class TestRefusal:
                 "is repeated for each item of a task; make a task of each image",
             ),
             *(
-                (f'<{kind} name="t" toName="image"><{each} value="a"/></{kind}>', "", f'{kind} name="t"> is no <Choi')
+                (
+                    f'<{kind} name="t" toName="image"><{each} value="a"/></{kind}>',
+                    "",
+                    f'{kind} name="t"> is not a <Choi',
+                )
                 for kind, each in (("Taxonomy", "Choice"), ("RectangleLabels", "Label"))
             ),
         ],

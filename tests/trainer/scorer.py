@@ -44,7 +44,7 @@ class Scorer:
         if task["id"] in self.broken:
             return {"task": task["id"], "error": {"code": "fetch", "detail": "no such file"}}
         if task["id"] in self.away:
-            detail = f"{task['data']['image'][:40]} cannot be reached or broke off (NewConnectionError)"
+            detail = f"{task['data']['image'][:40]} cannot be reached, or the connection broke off (NewConnectionError)"
             return {"task": task["id"], "error": {"code": "fetch", "detail": detail, "later": True}}
         passes = passes_of(task)
         mean = passes.mean(axis=0)

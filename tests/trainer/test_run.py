@@ -199,7 +199,7 @@ def _accepted(monkeypatch):
     """Accepts any quantised backbone: the speed of a small network depends on the machine."""
     monkeypatch.setattr(int8, "LEAST_SPEEDUP", 0.0)
     monkeypatch.setattr(int8, "LEAST_SIMILARITY", -1.0)
-    monkeypatch.setattr(probe, "LEAST_RANK_CORRELATION", 0.5)  # few images, most of them certain
+    monkeypatch.setattr(probe, "MIN_RANK_CORRELATION", 0.5)  # few images, most of them certain
 
 
 def test_a_retrain_computes_features_of_new_images_only(folders, environment, computed):

@@ -90,7 +90,7 @@ def advise(versions: Sequence[CurvePoint], *, images: int, max_bald: float, unse
         f"{labels} more labels would gain less than {FLAT}"
     )
     if unseen:
-        sentence += f"; untested, for want of a random image: {name_some(unseen, most=_NAMED)}"
+        sentence += f"; untested, for want of a random image: {name_some(unseen, limit=_NAMED)}"
     return Advice(sentence, stop=True, gain=gain, labels=labels)
 
 

@@ -96,7 +96,7 @@ def _read_predictions(repository: Repository, versions: Sequence[Manifest]) -> M
     """Read the predictions that the newest version has kept of itself and earlier ones."""
     for each in reversed([each for each in versions if PREDICTIONS_FILE in each.files]):
         try:
-            text = repository.read_published(each, PREDICTIONS_FILE, most_bytes=_MOST_BYTES)
+            text = repository.read_published(each, PREDICTIONS_FILE, max_bytes=_MOST_BYTES)
             return {name: _parse(labels, len(each.labels)) for name, labels in json.loads(text).items()}
         except (LabelnextError, OSError, ValueError, TypeError, AttributeError) as err:
             logger.info("%s of %s is passed over: %s", PREDICTIONS_FILE, each.version, err)

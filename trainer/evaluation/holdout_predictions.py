@@ -55,7 +55,7 @@ def read_holdout_predictions(repository: Repository, manifest: Manifest) -> list
     if HOLDOUT_PREDICTIONS_FILE not in manifest.files:
         return []
     try:
-        text = repository.read_published(manifest, HOLDOUT_PREDICTIONS_FILE, most_bytes=_MOST_BYTES)
+        text = repository.read_published(manifest, HOLDOUT_PREDICTIONS_FILE, max_bytes=_MOST_BYTES)
         return [
             HoldoutPrediction(int(task), float(lead), frozenset(map(str, names)))
             for task, lead, names in json.loads(text)

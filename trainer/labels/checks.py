@@ -12,7 +12,7 @@ from contract.errors import name_some
 from trainer.labels.dataset import Pixels, count_images
 from trainer.labels.sources import LabelledPool
 
-_some = partial(name_some, most=5)
+_some = partial(name_some, limit=5)
 """List at most five names, and count the rest."""
 
 
@@ -80,7 +80,7 @@ def describe_contradictions(pool: LabelledPool, pixels: Pixels, *, split: bool) 
     if not groups:
         return []
     most = max(len({pixels.targets[row].tobytes() for row in each}) for each in groups)
-    examples = _some(["; ".join(_labelled(pool, pixels, row) for row in each) for each in groups], between=" | ")
+    examples = _some(["; ".join(_labelled(pool, pixels, row) for row in each) for each in groups], separator=" | ")
     consequence = " and cannot be held out to measure on" if split else ""
     return [
         f"{len(groups)} image{'s have' if len(groups) > 1 else ' has'} two labels{' or more' if most > 2 else ''}, "

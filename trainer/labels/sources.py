@@ -81,7 +81,7 @@ def _format_names(names: Sequence[int | str | None]) -> str:
     return f" ({kind}{_some(known)})"
 
 
-_some = partial(name_some, most=5)
+_some = partial(name_some, limit=5)
 """List at most five names, and count the rest."""
 
 _WITHOUT_CHOICE: Final = (annotations.EMPTY, annotations.NO_CHOICE)

@@ -143,7 +143,7 @@ def _check_weights(
     for fault, keys in (("has keys unknown to it", unknown), ("has other shapes", shapes), ("lacks", missing)):
         if keys:
             raise ConfigError(
-                f"--weights {origin} does not belong to {name}: it {fault}: {name_some(keys, most=3)}; "
+                f"--weights {origin} does not belong to {name}: it {fault}: {name_some(keys, limit=3)}; "
                 "name the network it was made for with --backbone, or give another file"
             )
 

@@ -66,7 +66,7 @@ def read_label_issues(repository: Repository, manifest: Manifest, project_id: in
     if manifest.training.project is None or manifest.training.project.id != project_id:
         return []
     try:
-        document = json.loads(repository.read_file(manifest.version, _FIGURES_FILE, most_bytes=_MOST_BYTES))
+        document = json.loads(repository.read_file(manifest.version, _FIGURES_FILE, max_bytes=_MOST_BYTES))
         return _LABEL_ISSUES.validate_python(document["label_errors"]["tasks"])
     except (LabelnextError, OSError):
         return []

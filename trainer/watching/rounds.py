@@ -178,7 +178,7 @@ def reason_to_train(
         labels = choose_control(controls, name=last.control, labels=last.labels).labels
         added = [label for label in labels if label not in last.labels]
         removed = [label for label in last.labels if label not in labels]
-        parts = [f"{kind}: {name_some(names, most=3)}" for kind, names in (("new", added), ("gone", removed)) if names]
+        parts = [f"{kind}: {name_some(names, limit=3)}" for kind, names in (("new", added), ("gone", removed)) if names]
         if parts:
             return f"the labelling config has changed ({', '.join(parts)})"
     if options.minutes is not None and changes.total and idle_s >= 60 * options.minutes:

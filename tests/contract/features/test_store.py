@@ -246,7 +246,7 @@ class TestFaults:
         assert get(store, "key") is None
         assert store.size_bytes == 0
         assert faults == {"open": 1}
-        assert "goes on without" in caplog.text
+        assert "continues without" in caplog.text
 
     def test_another_programs_database_turns_the_store_off(self, open_store, file, faults):
         file.parent.mkdir()

@@ -332,8 +332,8 @@ WHOLE_PAST_THE_DROPOUT = [
         (NOISE, {}, LoweringError, r"RandomUniformLike.*use torch\.nn\.Dropout, with inplace=False"),
         ([DROPOUT], {"batch": 2}, LoweringError, "dynamic batch axis"),
         ([DROPOUT], {"opset": 17}, LoweringError, "opset 17, 18 or newer"),
-        (HALVES, {}, LoweringError, "'half' is FLOAT16; what Dropout drops must be float32"),
-        (WHOLE_PAST_THE_DROPOUT, {}, LoweringError, "'whole' is INT32; what Dropout drops must be float32"),
+        (HALVES, {}, LoweringError, "'half' is FLOAT16; inputs of Dropout must be float32"),
+        (WHOLE_PAST_THE_DROPOUT, {}, LoweringError, "'whole' is INT32; inputs of Dropout must be float32"),
     ],
     ids=["inactive", "lost", "other-randomness", "fixed-batch", "old", "halves", "integers"],
 )
@@ -365,12 +365,12 @@ def make_cuttable(past):
     ("past", "cut", "message"),
     [
         *(
-            ("flat", cut, rf"end in tensor '{cut}', which is {found}; a tensor float32 \(N, F\) is expected")
+            ("flat", cut, rf"must end in a tensor float32 \(N, F\), .* tensor '{cut}' is {found}")
             for cut, found in (
-                ("elsewhere", "not there"),
+                ("elsewhere", "missing"),
                 ("half", r"FLOAT16 of shape \('N', 4\)"),
                 ("cube", r"FLOAT of shape \('N', 4, 1\)"),
-                ("axis", "not there"),
+                ("axis", "missing"),
             )
         ),
         *(("hidden", cut, f"tensor 'early' reaches the logits around '{cut}'") for cut in ("dropped", "logits")),

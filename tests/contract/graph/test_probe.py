@@ -12,7 +12,7 @@ from baal.bayesian.dropout import patch_module
 from contract.errors import DropoutDead, PrecisionRefused, ProbeMismatch
 from contract.graph.lowering import FEATURES, PassOutputs, lower
 from contract.graph.masks import draw_masks
-from contract.graph.probe import LEAST_RANK_CORRELATION, TOLERANCE, Probe, validate
+from contract.graph.probe import MIN_RANK_CORRELATION, TOLERANCE, Probe, validate
 from contract.scores.acquisition import bald, rank_correlation
 from contract.versions.manifest import DropoutSite
 from tests.networks import Engine, masked_passes
@@ -194,7 +194,7 @@ def noisy(engine, scale):
 def test_reduced_backbone_that_ranks_as_torch_does_is_valid(probe, small_manifest, engine):
     validation = validate_with(engine, probe, small_manifest, backbone=noisy(engine, 0.02), reduced=True)
     assert validation.largest_difference > TOLERANCE
-    assert LEAST_RANK_CORRELATION <= validation.rank_correlation <= 1
+    assert MIN_RANK_CORRELATION <= validation.rank_correlation <= 1
     with pytest.raises(ProbeMismatch):
         validate_with(engine, probe, small_manifest, backbone=noisy(engine, 0.02))
 
@@ -209,7 +209,7 @@ def test_reduced_backbone_that_shuffles_the_ranks_is_refused_as_such(probe, smal
         validate_with(engine, probe, small_manifest, backbone=shuffle, reduced=True)
     monkeypatch.setattr("contract.graph.probe.BALD_NOISE", 2.0)
     validation = validate_with(engine, probe, small_manifest, backbone=shuffle, reduced=True)
-    assert validation.rank_correlation < LEAST_RANK_CORRELATION
+    assert validation.rank_correlation < MIN_RANK_CORRELATION
 
 
 def test_reduced_backbone_that_overflows_is_refused_as_such(probe, small_manifest, engine):

@@ -43,8 +43,8 @@ class TestReferences:
         [
             ("data:image/png;base64,a", "not valid base64"),
             ("data:image/png;base64,!!!!", "not valid base64"),
-            ("data:image/png;base64,", "holds no data"),
-            ("data:", "holds no data"),
+            ("data:image/png;base64,", "contains no data"),
+            ("data:", "contains no data"),
             ("data:;base64,aGVsbG8=", "more than 4 bytes"),
             ("data:,%41%42%43%44", "use base64"),
         ],

@@ -97,4 +97,4 @@ def test_rubbish_is_left_out(repository, content, caplog):
         content = json.dumps(json.loads((folder / "3.json").read_text()) | content).encode()
     (folder / "4.json").write_bytes(content)
     assert load_rankings(repository) == [RANKING]
-    assert "4.json is no record of a ranking" in caplog.text
+    assert "4.json is not a valid ranking" in caplog.text

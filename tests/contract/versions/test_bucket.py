@@ -31,12 +31,12 @@ def test_a_file_comes_back_as_it_was(bucket, tmp_path, size):
     source.write_bytes(bytes(range(256)) * (size // 256) + bytes(size % 256))
     bucket.upload("file", source)
     bucket.download("file", target, size_bytes=size)
-    assert target.read_bytes() == source.read_bytes() == bucket.read("file", most_bytes=size).content
+    assert target.read_bytes() == source.read_bytes() == bucket.read("file", max_bytes=size).content
     other = tmp_path / "other"
     other.write_bytes(source.read_bytes() + b"!")
-    with pytest.raises(PublishConflict, match="is there already, and versions never change"):
+    with pytest.raises(PublishConflict, match="exists already, and versions never change"):
         bucket.upload("file", other)
-    assert bucket.read("file", most_bytes=size).content == source.read_bytes()
+    assert bucket.read("file", max_bytes=size).content == source.read_bytes()
 
 
 def test_no_more_is_read_than_was_asked_for(bucket, tmp_path):
@@ -46,7 +46,7 @@ def test_no_more_is_read_than_was_asked_for(bucket, tmp_path):
         bucket.download("file", tmp_path / "file", size_bytes=size)
         assert (tmp_path / "file").read_bytes() == content
     with pytest.raises(RepositoryUnreachable, match=r"at most 4 bytes .* it has 5 bytes"):
-        bucket.read("file", most_bytes=4)
+        bucket.read("file", max_bytes=4)
 
 
 def test_a_condition_decides_who_writes(bucket):
@@ -54,12 +54,12 @@ def test_a_condition_decides_who_writes(bucket):
     bucket.replace("CURRENT", b"first", expected=None)
     with pytest.raises(PublishConflict):
         bucket.replace("CURRENT", b"other", expected=None)
-    seen = bucket.read("CURRENT", most_bytes=MANY).tag
+    seen = bucket.read("CURRENT", max_bytes=MANY).tag
     for _ in range(2):
         bucket.replace("CURRENT", b"second", expected=seen)
-    with pytest.raises(PublishConflict, match="changed by somebody else"):
+    with pytest.raises(PublishConflict, match="changed by another writer"):
         bucket.replace("CURRENT", b"third", expected=seen)
-    assert bucket.read("CURRENT", most_bytes=MANY).content == b"second"
+    assert bucket.read("CURRENT", max_bytes=MANY).content == b"second"
     bucket.delete(["CURRENT"])
     with pytest.raises(PublishConflict):
         bucket.replace("CURRENT", b"fourth", expected=seen)
@@ -91,7 +91,7 @@ def test_a_bucket_that_is_gone_is_not_an_empty_one(bucket, tmp_path):
     gone = Bucket("gone-bucket", "x")
     (tmp_path / "file").write_bytes(b"1")
     for ask in (
-        lambda: gone.read("CURRENT", most_bytes=MANY),
+        lambda: gone.read("CURRENT", max_bytes=MANY),
         lambda: gone.times("model"),
         lambda: gone.download("file", tmp_path / "target", size_bytes=1),
         lambda: gone.upload("file", tmp_path / "file"),
@@ -114,7 +114,7 @@ def test_a_refusal_is_told_without_what_is_in_it(stub, caplog, status, advice):
     """Status, code and remedy; no credentials in advice or traceback."""
     stub.serve("/bucket/x/CURRENT", REFUSAL, status=status)
     with pytest.raises(RepositoryUnreachable, match=f"s3://bucket/x could not be read .CURRENT.: .*{advice}") as caught:
-        Bucket("bucket", "x").read("CURRENT", most_bytes=MANY)
+        Bucket("bucket", "x").read("CURRENT", max_bytes=MANY)
     shown = "".join(traceback.format_exception(caught.value))
     for secret in ("AKIAEXAMPLE", "not-to-be-seen", "secret-material"):
         assert secret not in shown
@@ -134,20 +134,20 @@ def test_a_bucket_that_falls_silent_is_left_within_seconds(stub, answer):
     stub.answers["/bucket/x/CURRENT"] = answer
     now = [0.0]
     bucket = Bucket("bucket", "x", clock=lambda: now[0])
-    with pytest.raises(RepositoryUnreachable, match="gave no answer"):
-        bucket.read("CURRENT", most_bytes=MANY)
+    with pytest.raises(RepositoryUnreachable, match="did not answer"):
+        bucket.read("CURRENT", max_bytes=MANY)
     asked = len(stub.requests)
-    with pytest.raises(RepositoryUnreachable, match="a moment ago"):
-        bucket.read("CURRENT", most_bytes=MANY)
+    with pytest.raises(RepositoryUnreachable, match="did not answer a moment ago"):
+        bucket.read("CURRENT", max_bytes=MANY)
     assert len(stub.requests) == asked
     now[0] = 6.0
     stub.answers["/bucket/x/CURRENT"] = reply(b"now", **SENT)
-    assert bucket.read("CURRENT", most_bytes=MANY).content == b"now"
+    assert bucket.read("CURRENT", max_bytes=MANY).content == b"now"
 
 
 def test_a_host_that_is_not_there_or_may_not_be_asked_is_told(monkeypatch):
     point_at("http://127.0.0.1:1", monkeypatch)
-    with pytest.raises(RepositoryUnreachable, match="gave no answer; check the bucket's name, AWS_ENDPOINT"):
+    with pytest.raises(RepositoryUnreachable, match="did not answer; check the bucket's name, AWS_ENDPOINT"):
         Bucket("bucket", "x").times("model")
     monkeypatch.delenv("AWS_ALLOW_HTTP")
     with pytest.raises(RepositoryUnreachable, match="AWS_ALLOW_HTTP=true"):
@@ -166,7 +166,7 @@ def test_an_endpoint_that_is_no_address_is_refused(monkeypatch, name, value):
 
 def test_a_variable_that_the_library_does_not_take_is_refused(monkeypatch):
     monkeypatch.setenv("AWS_ALLOW_HTTP", "perhaps")
-    with pytest.raises(ConfigError, match="one of the AWS_ variables"):
+    with pytest.raises(ConfigError, match="an AWS_ variable has an invalid value"):
         Bucket("bucket", "x")
 
 

@@ -41,10 +41,10 @@ def test_only_what_is_asked_for_is_fetched(machine):
     before = (published.path / "model.onnx").stat().st_ino
     assert (trainer.open(published.name).path / "model.onnx").stat().st_ino == before
     assert server.read_manifest(published.name) == published.manifest
-    assert server.read_file(published.name, "report/index.html", most_bytes=100) == b"content"
+    assert server.read_file(published.name, "report/index.html", max_bytes=100) == b"content"
     assert not (server.folder / published.name).exists()
     server.open(published.name)
-    assert server.read_file(published.name, "report/index.html", most_bytes=100) == b"content"
+    assert server.read_file(published.name, "report/index.html", max_bytes=100) == b"content"
 
 
 class TestPublishers:
@@ -186,7 +186,7 @@ class TestRetiring:
         assert objects_of(bucket, first) == {"manifest.json", "report/index.html", "RETIRED"}
         server.open(first).verify()
         for use in (server.rollback, server.retire):
-            with pytest.raises(VersionNotFound, match=f"{first} was removed from .* that are there: {second}"):
+            with pytest.raises(VersionNotFound, match=f"{first} was removed from .* the latest versions: {second}"):
                 use(first)
 
     @pytest.mark.slow
@@ -200,7 +200,7 @@ class TestRetiring:
         def allow(real):
             def act(*arguments, **options):
                 if next(requests, None) is None:
-                    raise RepositoryUnreachable("gave no answer")
+                    raise RepositoryUnreachable("did not answer")
                 return real(*arguments, **options)
 
             return act

@@ -21,7 +21,7 @@ def test_what_one_machine_publishes_another_reads(anywhere):
         assert set(opened.manifest.files) == {"model.onnx", "head.onnx.data", "probe.npz", "report/index.html"}
         opened.verify()
     assert server.read_manifest(version.name) == version.manifest
-    assert server.read_file(version.name, "report/index.html", most_bytes=100) == b"content"
+    assert server.read_file(version.name, "report/index.html", max_bytes=100) == b"content"
 
 
 def test_models_are_the_folders_that_hold_what_a_model_holds(anywhere):
@@ -134,9 +134,9 @@ def test_what_names_no_version_is_refused(anywhere, name):
     server = anywhere("server")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server, "_read_current", name.encode)
-        with pytest.raises(VersionNotFound, match=f"the latest there: {version.name}"):
+        with pytest.raises(VersionNotFound, match=f"the latest versions: {version.name}"):
             server.current()
-    read = partial(server.read_file, file="model.onnx", most_bytes=9)
+    read = partial(server.read_file, file="model.onnx", max_bytes=9)
     for ask in (server.open, server.read_manifest, server.rollback, server.retire, read):
         with pytest.raises(VersionNotFound):
             ask(name)

@@ -33,9 +33,11 @@ def test_of_a_removed_version_manifest_and_report_stay(anywhere):
         assert reader.versions() == [second, third]
         assert reader.history() == [first, second, third]
         assert reader.read_manifest(first) == manifest
-        assert reader.read_file(first, "report/index.html", most_bytes=99) == b"first"
+        assert reader.read_file(first, "report/index.html", max_bytes=99) == b"first"
         for use in (reader.open, reader.rollback, reader.retire):
-            with pytest.raises(VersionNotFound, match=f"removed .* by `python -m trainer prune`.*are there: {second}"):
+            with pytest.raises(
+                VersionNotFound, match=f"removed .* by `python -m trainer prune`.*the latest versions: {second}"
+            ):
                 use(first)
         assert reader.current() == third
         reader.open(second).verify()

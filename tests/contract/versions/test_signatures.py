@@ -142,7 +142,7 @@ def test_who_publishes_has_both_keys_of_one_pair(pair, keys, others):
         able.check_publishing()
     with pytest.raises(ConfigError, match="LABELNEXT_SIGNING_KEY is not"):
         dataclasses.replace(keys, signing=None).check_publishing()
-    with pytest.raises(ConfigError, match="set both of one pair"):
+    with pytest.raises(ConfigError, match="set both keys of one pair"):
         Keys.read(signing=pair[0], verifying=others.verifying.line)
 
 
@@ -166,8 +166,8 @@ def test_a_signed_version_is_opened(repository):
     ("spoil", "message"),
     [
         (lambda path: (path / MANIFEST_FILE).write_text("[" * 100_000), "the version was edited"),
-        (lambda path: (path / SIGNATURE_FILE).write_bytes(b"x" * 20_000), "no signature that can be read"),
-        (lambda path: (path / SIGNATURE_FILE).unlink(), "no signature that can be read"),
+        (lambda path: (path / SIGNATURE_FILE).write_bytes(b"x" * 20_000), "no readable signature"),
+        (lambda path: (path / SIGNATURE_FILE).unlink(), "no readable signature"),
         (lambda path: path.rename(path.with_name(OTHER_VERSION)), "made for something else"),
     ],
     ids=["edited", "long", "removed", "renamed"],

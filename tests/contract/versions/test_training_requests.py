@@ -2,7 +2,7 @@ import pytest
 
 from contract.versions.documents import Documents
 from contract.versions.repository import Repository
-from contract.versions.training_requests import MOST_REQUESTS, find_requests, remove_request, submit_request
+from contract.versions.training_requests import MAX_REQUESTS, find_requests, remove_request, submit_request
 
 
 @pytest.fixture
@@ -93,12 +93,12 @@ def test_requests_for_one_project_that_came_at_once_are_one(repository, folder):
 
 def test_a_folder_that_nobody_answers_does_not_fill_the_disk(repository, folder):
     """Neither with requests for projects that do not exist, nor with requests that cannot be removed."""
-    for project in range(MOST_REQUESTS):
+    for project in range(MAX_REQUESTS):
         submit_request(repository, project)
-    with pytest.raises(OSError, match="100 requests wait already"):
-        submit_request(repository, MOST_REQUESTS)
+    with pytest.raises(OSError, match="100 requests are waiting already"):
+        submit_request(repository, MAX_REQUESTS)
     submit_request(repository, 0)
-    assert files_in(folder) == MOST_REQUESTS
+    assert files_in(folder) == MAX_REQUESTS
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_a_file_that_is_no_request_is_passed_over(repository, folder, content, c
     submit_request(repository, 7)
     (folder / "birds.8.json").write_text(content)
     assert projects_of(repository) == [7]
-    assert "birds.8.json is no request to train" in caplog.text
+    assert "birds.8.json is not a valid training request" in caplog.text

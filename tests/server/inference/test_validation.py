@@ -140,7 +140,7 @@ def test_a_malicious_int8_backbone_is_not_opened(repository, caplog, case):
     case.apply(repository.folder / name)
     assert admit(repository, name, load_int8).engine.precision is Precision.FP32
     (record,) = (record for record in caplog.records if record.message == "served in fp32")
-    assert "weights must lie" in record.reason or "takes bytes" in record.reason or "loops" in record.reason
+    assert "weights must be in" in record.reason or "claims bytes" in record.reason or "loops" in record.reason
 
 
 @pytest.fixture

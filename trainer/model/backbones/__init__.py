@@ -58,6 +58,6 @@ def _explain_unknown(name: str) -> str:
     families = dict.fromkeys(each.rstrip("_") for each in torchvision_networks.FAMILIES)
     return (
         f"--backbone {name[:80]!r} is not known{hint or '.'} It takes torchvision's networks ({', '.join(families)}: "
-        f"{name_some(torchvision_networks.names(), most=3)}), {lite0.NAME}, names of timm's"
+        f"{name_some(torchvision_networks.names(), limit=3)}), {lite0.NAME}, names of timm's"
         f"{'' if timm_networks.is_installed() else ' (pip install timm)'}, and paths of ONNX files, which end in .onnx"
     )

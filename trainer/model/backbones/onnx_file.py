@@ -186,7 +186,7 @@ def _choose_output(model: ModelProto, wanted: str | None) -> str:
     names: list[str] = [info.name for info in model.graph.output]
     if wanted in names or (wanted is None and len(names) == 1):
         return wanted or names[0]
-    outputs = name_some([f"{info.name} {list(shape_of(info))}" for info in model.graph.output], most=8)
+    outputs = name_some([f"{info.name} {list(shape_of(info))}" for info in model.graph.output], limit=8)
     got = "several" if wanted is None else f"none that is called {wanted[:80]!r}"
     raise ConfigError(f'the graph has {got}: name one of its outputs as "output" in the JSON beside it: {outputs}')
 
@@ -229,7 +229,7 @@ def _input(model: ModelProto, description: Description) -> ValueInfoProto:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs: list[ValueInfoProto] = [info for info in model.graph.input if info.name not in weights]
     if len(inputs) != 1:
-        found = name_some([info.name[:80] for info in inputs], most=8)
+        found = name_some([info.name[:80] for info in inputs], limit=8)
         raise ConfigError(
             f"it takes {len(inputs)} inputs ({found}), one image is expected; export the image encoder alone"
         )

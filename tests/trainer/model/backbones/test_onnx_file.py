@@ -180,7 +180,7 @@ def test_weights_from_elsewhere_or_referenced_twice_are_refused(tmp_path, locati
     for entry in model.graph.initializer[1].external_data:
         entry.value = location if entry.key == "location" else entry.value
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ConfigError, match="they overlap" if location == "weights" else "weights must lie in"):
+    with pytest.raises(ConfigError, match="they overlap" if location == "weights" else "weights must be in"):
         opened(path)
 
 
