@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from contract.settings import DECLARED, Count, Seconds, SharedSettings, parsed, split
 
 _CACHE_MB_IN_MEMORY = 256
-"""Features of about 60,000 images by VGG-16."""
+"""Features of about 60,000 images from VGG-16."""
 _CACHE_MB_IN_A_FOLDER = 4096
 """Features of about a million images."""
 
@@ -70,46 +70,46 @@ class Settings(SharedSettings):
     """Names by which clients and proxies may address the server, such as `labelnext.example.org`, separated by commas;
     `*` for any. It always answers to IP addresses, `localhost`, names without a dot, and names that end in
     `.localhost`, `.internal`, `.svc` or `.cluster.local`. Other requests, except those under
-    [Health](operations.md#health), get 421, so that no web page can reach the server by a name of its own."""
+    [Health](operations.md#health), get 421, so that web pages cannot reach the server by DNS rebinding."""
     threads: Count = 16
-    """`/predict` and `/score` requests handled at a time. Each holds its body and its answer in memory; all share the
-    fetching of images evenly."""
+    """Maximum of `/predict` and `/score` requests handled concurrently. Each keeps its body and response in memory; all
+    share the fetching threads evenly."""
     queue_requests: Count = 128
-    """How many more requests may wait; others are refused. Each waits in a thread, which costs little."""
+    """Maximum of waiting requests; more are refused. Each waits in a thread, which costs little."""
     fetch_threads: Count = 16
-    """Images fetched and decoded at a time, at most half of them from one host. Up to four times as many slow images
-    are fetched besides, so that a host that hangs does not delay others."""
+    """Images fetched and decoded concurrently, at most half of them from one host. Up to four times as many slow images
+    are fetched in addition, so that a hanging host does not delay others."""
     queue_images: Count | None = None
-    """How many images, of all requests, may be fetched or wait for the graph at a time, which limits memory; by default
-    two batches plus one image for each fetching thread."""
+    """Maximum of images, of all requests, that are fetched or wait for the graph, which limits memory; by default two
+    batches plus one image for each fetching thread."""
     passes: Count | None = None
     """Stochastic passes for each image; by default as many as the version was evaluated with, 20."""
     score: Annotated[Score, parsed(str.lower)] = Score.AGREEMENT
     """`agreement` sends 1 - BALD / ln C, to sort ascending; `bald` sends BALD / ln C, to sort descending. Do not
     combine `bald` with `trainer rank`, whose scores ascend."""
     provider: Annotated[Device, parsed(str.lower)] = Device.AUTO
-    """`auto` uses a GPU if there is one, `cuda` refuses to start without one, `cpu` does not look for one."""
+    """`auto` uses a GPU if there is one, `cuda` refuses to start without one, `cpu` never uses one."""
     precision: Annotated[Precision, parsed(str.lower)] = Precision.AUTO
-    """Precision of the backbone: `int8` needs a version that has it, `fp16` a GPU, `auto` takes the fastest. If it is
+    """Precision of the backbone: `int8` needs a version that has it, `fp16` a GPU, `auto` chooses the fastest. If it is
     not available or fails validation, the server uses fp32, with a warning."""
     poll_s: Seconds = 5.0
-    """Seconds between two checks for a new version."""
+    """Seconds between polls for a new version."""
     max_batch_images: Count = 32
-    """The most images in one run of the graph."""
+    """Maximum of images in one run of the graph."""
     deadline_s: Seconds = 90.0
-    """Seconds that a request may take, including waiting. Label Studio gives up after 100. When gunicorn stops, it lets
-    requests finish for five seconds more, so its supervisor must wait longer than that."""
+    """Seconds until a request times out, including waiting. Label Studio gives up after 100. When gunicorn stops, it
+    lets requests finish for five seconds more, so its supervisor must wait longer than that."""
     max_body_bytes: Count = 32 * 2**20
-    """The largest request body; 2,000 tasks are about 2 MB. Requests handled at a time may have twice that together."""
+    """Maximum size of a request body; 2,000 tasks are about 2 MB. Concurrent requests may have twice that in total."""
     cache_dir: Path | None = None
     """A folder on a local disk for image features, which replicas on one host may share; by default features are kept
     in memory."""
     recheck_s: Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)] = 86_400.0
-    """Seconds after an image was checked in which it is scored without asking its source again whether the file has
-    changed, unless its host answered with `no-store`. `0` asks each time."""
+    """Seconds after the check of an image during which its source is not asked again whether the file has changed,
+    unless its host answered with `no-store`. `0` checks each time."""
     cache_mb: Annotated[int, Field(ge=0)] | None = None
     """Size limit of these features in MiB: by default 256 in memory (some 60,000 images) and 4096 in a folder; `0`
-    keeps none."""
+    disables the cache."""
 
     @property
     def max_images_in_flight(self) -> int:
