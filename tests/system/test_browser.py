@@ -106,7 +106,7 @@ def _fill(studio: LabelStudio, config: str, *data: object) -> tuple[Project, Pro
 
 
 def _rank(client: ProjectClient, wanted: Mapping[int, DesiredPrediction], folder: Path) -> None:
-    reconcile(client, name=VERSION, desired=wanted, journal=folder / "journal", find_current=lambda: {*wanted})
+    reconcile(client, name=VERSION, desired=wanted, journal=folder / "journal", find_open_tasks=lambda: {*wanted})
     labelstudio.switch_model_version(client, VERSION)
 
 

@@ -81,9 +81,9 @@ def read_project(client: ProjectClient) -> Project:
     """Return the project and its settings."""
 
     def parse(project: Mapping[str, Any]) -> Project:
-        needed = [project[name] for name in ("title", "label_config", "model_version", "sampling")]
-        more = [project.get(name) for name in ("skip_queue", "created_at")]
-        return Project(client.project, *(value or "" for value in (*needed, *more)))
+        required = [project[name] for name in ("title", "label_config", "model_version", "sampling")]
+        optional = [project.get(name) for name in ("skip_queue", "created_at")]
+        return Project(client.project, *(value or "" for value in (*required, *optional)))
 
     return _read(client, parse)
 
@@ -168,13 +168,13 @@ def list_predictions(
     client: ProjectClient, version: str, *, results_of: Collection[int] = ()
 ) -> list[StoredPrediction]:
     """Return the predictions of a model version, oldest first, with regions for the tasks `results_of`."""
-    wanted = frozenset(results_of)
+    with_regions = frozenset(results_of)
 
     def parse(document: dict[str, Any]) -> StoredPrediction | dict[str, Any]:
         if not {"id", "task", "model_version"} <= document.keys():
             return document
         result, task = document.get("result"), document["task"]
-        regions = document["result"] if task in wanted else ()
+        regions = document["result"] if task in with_regions else ()
         return StoredPrediction(
             document["id"], task, str(document["model_version"]), document["score"], regions, blank=not result
         )

@@ -32,11 +32,11 @@ from trainer.settings import Environment
 Task = Mapping[str, Any]
 """A task as returned by Label Studio, reduced to the cached fields."""
 
-_MOST_DELAY: Final = timedelta(seconds=10)
+_MAX_DELAY: Final = timedelta(seconds=10)
 """Maximum delay until a change becomes visible; imports of many tasks take longer, but change the counts."""
-_MOST_AGE_S: Final = 24 * 3600.0
+_MAX_AGE_S: Final = 24 * 3600.0
 """Age after which all tasks are listed again."""
-_MOST_BYTES: Final = 64 * 2**20
+_MAX_BYTES: Final = 64 * 2**20
 """Longer lists, with images inside the tasks, are not cached."""
 
 
@@ -115,7 +115,7 @@ class _CachedList:
         draft = path.with_suffix(".draft")
         with suppress(OSError):
             draft.unlink(missing_ok=True)
-            if len(content) > _MOST_BYTES:
+            if len(content) > _MAX_BYTES:
                 path.unlink(missing_ok=True)
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,8 +151,8 @@ def _list(client: ProjectClient, path: Path, spec: _ListSpec) -> Mapping[int, Ta
 
 def _update(cached: _CachedList, extent: Extent, spec: _ListSpec) -> dict[int, Task] | None:
     """Return the updated list, or None if all tasks must be listed again."""
-    old = not 0 <= time.time() - cached.at < _MOST_AGE_S
-    if old or extent.rules != cached.extent.rules or not (since := _subtract_overlap(cached.extent.at)):
+    expired = not 0 <= time.time() - cached.at < _MAX_AGE_S
+    if expired or extent.rules != cached.extent.rules or not (since := _subtract_overlap(cached.extent.at)):
         return None
     tasks, added = dict(cached.tasks), 0
     for task in spec.list_since(since):
@@ -168,6 +168,6 @@ def _update(cached: _CachedList, extent: Extent, spec: _ListSpec) -> dict[int, T
 def _subtract_overlap(moment: str) -> str:
     """Return a time minus the overlap, in Label Studio's format; empty if the time is invalid."""
     try:
-        return f"{datetime.fromisoformat(moment) - _MOST_DELAY:%Y-%m-%dT%H:%M:%S.%fZ}"
+        return f"{datetime.fromisoformat(moment) - _MAX_DELAY:%Y-%m-%dT%H:%M:%S.%fZ}"
     except (ValueError, OverflowError):
         return ""

@@ -9,7 +9,7 @@ from trainer.labelstudio.client import ProjectClient
 
 _PAGE_TASKS: Final = 1000
 _ANNOTATED_PAGE_TASKS: Final = 500
-_MOST_NUMBERS: Final = 200  # task numbers that fit into a URL
+_MAX_NUMBERS: Final = 200  # task numbers that fit into a URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ def tasks_since(client: ProjectClient, moment: str, *, annotations: bool = False
 
 def tasks_by_number(client: ProjectClient, numbers: Sequence[int]) -> Iterator[Mapping[str, Any]]:
     """Yield the existing tasks with the given numbers, with annotations."""
-    for start in range(0, len(numbers), _MOST_NUMBERS):
-        named = condition("id", "in_list", list(numbers[start : start + _MOST_NUMBERS]))
-        yield from _pages(client, [named], annotations=True)
+    for start in range(0, len(numbers), _MAX_NUMBERS):
+        with_numbers = condition("id", "in_list", list(numbers[start : start + _MAX_NUMBERS]))
+        yield from _pages(client, [with_numbers], annotations=True)
 
 
 def count_labels_since(client: ProjectClient, moment: str, *, until: str) -> tuple[int, int]:
@@ -116,13 +116,12 @@ def read_page(
 ) -> Page:
     """Return the first page of the tasks that match all filters, and their total number."""
     query = json.dumps({"filters": {"conjunction": "and", "items": filters}, "ordering": [ordering]})
-    fixed = {"fields": "task_only", "query": query, **parameters}
+    fixed: dict[str, str | int] = {"project": client.project, "page_size": page_size, "query": query}
 
     def parse(page: Mapping[str, Any]) -> Page:
         return Page([{**task, "id": int(task["id"])} for task in page["tasks"]], int(page["total"]))
 
-    of = {"project": client.project, "page_size": page_size}
-    return client.read("/api/tasks/", parse, what=client.what, query={**of, **fixed})
+    return client.read("/api/tasks/", parse, what=client.what, query={**fixed, "fields": "task_only", **parameters})
 
 
 def _pages(
@@ -136,8 +135,8 @@ def _pages(
     parameters = {"fields": "all"} if annotations else {"resolve_uri": "false"}
     last, remaining = 0, True  # 0 is below every task's number
     while remaining:
-        behind = condition("id", "greater", last)
-        page = read_page(client, [*filters, behind], page_size=page_size, **parameters)
+        after_last = condition("id", "greater", last)
+        page = read_page(client, [*filters, after_last], page_size=page_size, **parameters)
         yield from page.tasks
         remaining = 0 < len(page.tasks) < page.total
         last = page.tasks[-1]["id"] if remaining else last

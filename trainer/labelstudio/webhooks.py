@@ -40,15 +40,15 @@ def clear_webhook_token(client: ProjectClient, url_prefixes: Sequence[str]) -> i
 def _change_webhooks(
     client: ProjectClient, url_prefixes: Sequence[str], change: Callable[[Mapping[str, str]], Mapping[str, str]]
 ) -> int:
-    stems = tuple(prefix.rstrip("/") + "/" for prefix in url_prefixes)
+    prefixes = tuple(prefix.rstrip("/") + "/" for prefix in url_prefixes)
 
     def parse(hooks: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, str]]:
         ours = {
-            hook["id"]: hook["headers"] or {} for hook in hooks if (hook["url"].rstrip("/") + "/").startswith(stems)
+            hook["id"]: hook["headers"] or {} for hook in hooks if (hook["url"].rstrip("/") + "/").startswith(prefixes)
         }
-        return {int(number): wanted for number, headers in ours.items() if (wanted := change(headers)) != headers}
+        return {int(number): new for number, headers in ours.items() if (new := change(headers)) != headers}
 
     changed = client.read("/api/webhooks/", parse, what="webhooks", query={"project": client.project})
-    for number, wanted in changed.items():
-        client.send("PATCH", f"/api/webhooks/{number}/", what=f"webhook {number}", body={"headers": wanted})
+    for number, headers in changed.items():
+        client.send("PATCH", f"/api/webhooks/{number}/", what=f"webhook {number}", body={"headers": headers})
     return len(changed)

@@ -106,7 +106,7 @@ def tasks_to_score(
     given: GivenLabels, holdout_predictions: Sequence[HoldoutPrediction], criteria: Criteria
 ) -> list[int]:
     """Return the labelled tasks whose embeddings are needed: all, if their near-duplicates may be tested."""
-    return sorted(given.by_people) if len(holdout_predictions) >= _least_copies(criteria) else []
+    return sorted(given.by_people) if len(holdout_predictions) >= _min_copies(criteria) else []
 
 
 def find_confirmable(
@@ -139,27 +139,28 @@ def find_confirmable(
     copies, of_copies = _test_copies(copies, fresh, truth, criteria)
     sample = _sample([each for each in fresh if each.task not in copies], shadows, truth)
     evidence = find_margin(sample, criteria.precision, error_rate=ERROR_RATE / 2 if copies else ERROR_RATE)
-    wanted, so_far = 0, max(len(drawn), criteria.random_labels)
+    wanted, labelled = 0, max(len(drawn), criteria.random_labels)
     if evidence is None and of_copies is None:
         # Without holdout predictions: enough labels to measure on the holdout, and to pass the test without an error.
-        least = max(LEAST_IMAGES, min_images(0, criteria.precision))
-        wanted = images_needed(sample, criteria.precision) if fresh else max(1, least - so_far)
-    both = [each for each in (evidence, of_copies) if each]
+        required = max(LEAST_IMAGES, min_images(0, criteria.precision))
+        wanted = images_needed(sample, criteria.precision) if fresh else max(1, required - labelled)
+    tests = [each for each in (evidence, of_copies) if each]
     sure = Sure(
         name,
         criteria.precision,
         least_margin=evidence.least_margin if evidence else None,
-        images=sum(each.images for each in both),
-        wrong=sum(each.wrong for each in both),
-        low=min((each.low for each in both), default=None),
+        images=sum(each.images for each in tests),
+        wrong=sum(each.wrong for each in tests),
+        low=min((each.low for each in tests), default=None),
         near_duplicates=of_copies is not None,
         wanted=wanted,
         shadows=shadows,
         passed_over=passed_over,
     )
     found = _offer(sure, [*predicted, *fresh], criteria, copies=copies if of_copies else {})
-    left = len(criteria.held_out(score.task for score in pool))
-    return replace(found, sure=replace(found.sure, sentence=describe(found.sure, so_far=so_far, left=left)))
+    unlabelled = len(criteria.held_out(score.task for score in pool))
+    sentence = describe(found.sure, labelled=labelled, unlabelled=unlabelled)
+    return replace(found, sure=replace(found.sure, sentence=sentence))
 
 
 def find_confirmable_later(scores: Sequence[Score], criteria: Criteria, sure: Sure) -> Confirmable:
@@ -167,8 +168,8 @@ def find_confirmable_later(scores: Sequence[Score], criteria: Criteria, sure: Su
     return _offer(sure, criteria.read(scores), criteria, copies={})
 
 
-def describe(sure: Sure, *, so_far: int, left: int) -> str:
-    """Describe the offers, or the missing random labels: `so_far` are labelled, `left` are not."""
+def describe(sure: Sure, *, labelled: int, unlabelled: int) -> str:
+    """Describe the offers, or the missing random labels, for a holdout with these numbers of tasks."""
     if sure.low is not None:
         count = sum(sure.offered.values())
         return (
@@ -176,11 +177,11 @@ def describe(sure: Sure, *, so_far: int, left: int) -> str:
             f"be wrong, so at least {100 * sure.low:.1f} % are right"
         )
     sentence = (
-        f"no label may be confirmed in bulk yet: about {sure.wanted} more random labels would do ({so_far} so far)"
+        f"no label may be confirmed in bulk yet: about {sure.wanted} more random labels are needed ({labelled} so far)"
     )
-    if sure.wanted <= left:
+    if sure.wanted <= unlabelled:
         return sentence
-    return f"{sentence}, which is more than the random holdout has left ({left}); a larger --holdout-share would do"
+    return f"{sentence}, more than the random holdout has left ({unlabelled}); raise --holdout-share"
 
 
 def _sample(
@@ -218,8 +219,8 @@ def _offer(
 # ---- near-duplicates of labelled images
 
 
-def _least_copies(criteria: Criteria) -> int:
-    """Return the smallest sample for the test of copies, at half the error rate because margins are tested, too."""
+def _min_copies(criteria: Criteria) -> int:
+    """Return the minimum sample for the test of copies, at half the error rate because margins are tested, too."""
     return min_images(0, criteria.precision, error_rate=ERROR_RATE / 2)
 
 
@@ -231,7 +232,7 @@ def _test_copies(
 ) -> tuple[Mapping[int, str], Evidence | None]:
     """Test the precision of copies; without copies if the holdout has too few of them for the test."""
     copied = [each for each in holdout_predictions if each.task in copies]
-    if len(copied) < _least_copies(criteria):
+    if len(copied) < _min_copies(criteria):
         return {}, None
     wrong = sum(each.labels != truth[each.task] for each in copied)
     low = lower_bound(len(copied), wrong, error_rate=ERROR_RATE / 2)
@@ -248,20 +249,22 @@ def _find_copies(
 ) -> Mapping[int, str]:
     """Return reasons by task for near-duplicates of labelled images outside the holdout, if the labels agree."""
     held_out = criteria.held_out(truth)
-    first = sorted(scored, key=lambda score: score.task in held_out)
-    leaders = len(first) - sum(score.task in held_out for score in first)
+    labelled = sorted(scored, key=lambda score: score.task in held_out)
+    leaders = sum(score.task not in held_out for score in labelled)
     if not leaders:
         return {}
-    both = [*first, *pool]
-    candidates = to_candidates(both, multiple=criteria.multiple)
+    images = [*labelled, *pool]
+    candidates = to_candidates(images, multiple=criteria.multiple)
     representatives = find_representatives(
-        candidates.embeddings, np.arange(len(both)), PredictedLabels.of(candidates)
+        candidates.embeddings, np.arange(len(images)), PredictedLabels.of(candidates)
     ).tolist()
     claimed = {
-        score.task: both[leader].task for score, leader in zip(both, representatives, strict=True) if leader < leaders
+        score.task: images[leader].task
+        for score, leader in zip(images, representatives, strict=True)
+        if leader < leaders
     }
     return {
-        each.task: f"nearly duplicates task {claimed[each.task]}, which is labelled so"
+        each.task: f"near-duplicate of task {claimed[each.task]}, which has this label"
         for each in predicted
         if each.task in claimed and each.labels == truth[claimed[each.task]]
     }

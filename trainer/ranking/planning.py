@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 COLD_START: Final = "cold-start"
 """The strategy before there is a version."""
 
-_MOST_LABELLED: Final = 4000
+_MAX_LABELLED: Final = 4000
 """Maximum number of labelled images that chosen images should be far from."""
 
 
@@ -76,12 +76,12 @@ def plan_all(context: RankingContext, name: str, shown: str | None, *, former: R
         planner = _VersionPlanner(context, context.version.manifest)
         plan, failures = planner.plan_all(name, former.sure if former else None)
     if failures and shown:
-        known = former.unscored if former and former.name == shown else ()
-        plan = _keep_places(context, plan, shown, failures, unscored=known)
+        unscored = former.unscored if former and former.name == shown else ()
+        plan = _keep_places(context, plan, shown, failures, unscored=unscored)
     if not plan.items:
         raise ConfigError(
-            f"none of {len(context.tasks)} images can be scored ({group_failures(failures)}); have server and trainer "
-            "reach the images, then rank again"
+            f"none of {len(context.tasks)} images can be scored ({group_failures(failures)}); make the images "
+            "accessible to server and trainer, then rank again"
         )
     return plan
 
@@ -98,7 +98,7 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
     later = [task for task in context.tasks if task.id not in ranked or task.id in unscored]
     if not later:
         return Plan(former.name, former.strategy)
-    _log.info("%d of them are not ranked by %s yet", len(later), former.name)
+    _log.info("%d tasks are not ranked by %s yet", len(later), former.name)
     if context.version is None:
         share = len(later) / len(ranked.keys() | {task.id for task in later})  # of the places as of the tasks
         plan, _ = _plan_cold_start(
@@ -121,9 +121,9 @@ def _keep_places(
     lost = [failure for failure in failures if failure.task in scored_before]
     if not is_small_part(len(lost), len(scored_before)) and not options.incomplete:
         raise ConfigError(
-            f"only {len(scored_before) - len(lost)} of {len(scored_before)} tasks that {shown} ranks can be "
-            f"scored now ({group_failures(lost)}), so it stays, and nothing was changed; rank again when the images "
-            f"can be had, or with --incomplete where more than {SMALL_PART:.0%} of them are lost for good"
+            f"only {len(scored_before) - len(lost)} of {len(scored_before)} tasks that {shown} ranks can be scored now "
+            f"({group_failures(lost)}); nothing was changed; rank again when the images are available, or with "
+            f"--incomplete if more than {SMALL_PART:.0%} of them are lost"
         )
     return keep_places(plan, stored, unlabelled, project=options.project, holdout_share=options.holdout_share)
 
@@ -209,8 +209,8 @@ class _VersionPlanner:
         """
         context, manifest, record = self._context, self._manifest, self._manifest.training
         state = labelstudio.read_status(context.client)
-        seen = ProjectState(context.options.project, state.total_annotations, state.newest_updated_at)
-        if record.project == seen and record.images_by_class and set(manifest.labels) <= set(context.control.labels):
+        current = ProjectState(context.options.project, state.total_annotations, state.newest_updated_at)
+        if record.project == current and record.images_by_class and set(manifest.labels) <= set(context.control.labels):
             return [record.images_by_class.get(label, 0) for label in manifest.labels]
         return count_labels(self._labelled.by_people.values(), context.control, manifest)
 
@@ -226,8 +226,8 @@ class _VersionPlanner:
         by_people, labels = self._labelled.by_people, self._context.control.labels
         annotated = self._context.annotated
         tasks = [task for task in annotated if not all(each["was_cancelled"] for each in task["annotations"])]
-        some = tasks[evenly_spaced(len(tasks), most=_MOST_LABELLED)]
-        scores, _ = self._score([PoolTask(task["id"], task["data"]) for task in some])
+        sample = tasks[evenly_spaced(len(tasks), most=_MAX_LABELLED)]
+        scores, _ = self._score([PoolTask(task["id"], task["data"]) for task in sample])
         if not scores:
             return UNLABELLED
         single = {} if self._manifest.multiple else {task: labels.index(one) for task, (one,) in by_people.items()}
@@ -290,7 +290,9 @@ class _VersionPlanner:
         }
         missing = [task.id for task in tasks if task.id not in passes]
         if missing:
-            raise ConfigError(f"{len(missing)} images can no longer be had, task {missing[0]} among them; rank again")
+            raise ConfigError(
+                f"{len(missing)} images can no longer be fetched, such as of task {missing[0]}; rank again"
+            )
         return np.stack([passes[task.id] for task in tasks])  # (n, T, C)
 
     def _image_only(self, task: PoolTask) -> PoolTask:
@@ -313,7 +315,7 @@ def _plan_cold_start(
 ) -> tuple[Plan, list[Failure]]:
     options = context.options
     if options.strategy != strategies.DEFAULT_STRATEGY:
-        _log.warning("there is no version yet to rank by: --strategy has to wait for one")
+        _log.warning("--strategy has no effect before the first version")
     with stage("score"), open_store(context.environment) as store:
         spec, embed_images = _open_backbone(context, store)
         scores, failures = embed_tasks(

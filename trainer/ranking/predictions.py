@@ -24,11 +24,11 @@ from trainer.ordering.order import Arrangement
 from trainer.ordering.strategies import Candidates
 from trainer.scoring.scores import Failure, Score
 
-LATER: Final = "came after the ranking, placed by its own score"
-SCORED_LATER: Final = "could not be scored with the others, placed by its own score"
-KEPT: Final = "could not be scored, keeps the place that it had"
+LATER: Final = "added after the ranking, placed by its own score"
+SCORED_LATER: Final = "scored later than the others, placed by its own score"
+KEPT: Final = "could not be scored, keeps its former place"
 
-_PLACE: Final = {"rank", "strategy", "reason", "sure", MARK}
+_PLACE_KEYS: Final = {"rank", "strategy", "reason", "sure", MARK}
 """Keys in `meta` for a task's place and tab."""
 
 
@@ -140,28 +140,31 @@ def keep_places(
     queue = sorted((each.score, each.task) for each in former if each.score is not None and each.task in unlabelled)
     results = {each.task: each.result for each in former}
     unscored = set(plan.unscored)
-    lost = [(place, task) for place, (_, task) in enumerate(queue) if task in unscored]
-    before = np.array([place - earlier for earlier, (place, _) in enumerate(lost)], np.int64)
-    values = _interpolate([item.score for item in plan.items], before, of=len(queue) - len(lost))
-    held_out = is_held_out(project, np.array([task for _, task in lost], np.int64), holdout_share)
+    places = [(place, task) for place, (_, task) in enumerate(queue) if task in unscored]
+    scored_before = np.array([place - earlier for earlier, (place, _) in enumerate(places)], np.int64)
+    scored = len(queue) - len(places)
+    values = _interpolate([item.score for item in plan.items], scored_before, total=scored)
+    held_out = is_held_out(project, np.array([task for _, task in places], np.int64), holdout_share)
     kept = [
         PlannedPrediction(
             task, value, _with_place(results[task], {"reason": KEPT}, held_out=out), KEPT, None, out, kept=True
         )
-        for (_, task), value, out in zip(lost, values.tolist(), held_out.tolist(), strict=True)
+        for (_, task), value, out in zip(places, values.tolist(), held_out.tolist(), strict=True)
     ]
     return replace(plan, kept=len(kept), items=tuple(sorted([*plan.items, *kept], key=lambda item: item.score)))
 
 
-def _interpolate(scores: Sequence[float], before: npt.NDArray[np.int64], *, of: int) -> npt.NDArray[np.float64]:
-    """Return rising scores, (K,), that divide N rising scores in the ratio in which K tasks divided `of` others.
+def _interpolate(scores: Sequence[float], before: npt.NDArray[np.int64], *, total: int) -> npt.NDArray[np.float64]:
+    """Return K rising scores that divide N rising scores in the ratio in which K tasks divided `total` others.
 
-    `before`, (K,), rising: the number of others before each task.
+    `before`, (K,), is the number of others before each task, in rising order.
     """
-    gaps = np.rint(before * len(scores) / max(of, 1)).astype(np.int64)  # gap g lies between bounds[g] and bounds[g + 1]
+    gaps = np.rint(before * len(scores) / max(total, 1)).astype(
+        np.int64
+    )  # gap g lies between bounds[g] and bounds[g + 1]
     bounds = np.array([0.0, *scores, 1.0])
-    first, count = np.searchsorted(gaps, gaps), np.searchsorted(gaps, gaps, side="right")
-    share = (np.arange(len(gaps)) - first + 1) / (count - first + 1)
+    start, end = np.searchsorted(gaps, gaps), np.searchsorted(gaps, gaps, side="right")  # of the tasks in the same gap
+    share = (np.arange(len(gaps)) - start + 1) / (end - start + 1)
     placed: npt.NDArray[np.float64] = bounds[gaps] + share * (bounds[gaps + 1] - bounds[gaps])
     return placed
 
@@ -180,17 +183,17 @@ def place_later(
     The score is 1 minus BALD as a share of its maximum, as for ranked tasks. A task of the random holdout is
     placed by its draw among the ranked tasks of the holdout, or among all ranked tasks if there are none.
     """
-    task_ids, in_time = np.array([score.task for score in scores], np.int64), np.array([*ranked], np.int64)
+    task_ids, holdout = np.array([score.task for score in scores], np.int64), np.array([*ranked], np.int64)
     draws, held_out = holdout_order(project, task_ids), is_held_out(project, task_ids, holdout_share)
-    in_time = in_time[is_held_out(project, in_time, holdout_share)]
-    in_time = in_time[np.argsort(holdout_order(project, in_time))]
+    holdout = holdout[is_held_out(project, holdout, holdout_share)]
+    holdout = holdout[np.argsort(holdout_order(project, holdout))]
     first, last = min(ranked.values(), default=0.0), max(ranked.values(), default=1.0)
-    known_draws = [*(holdout_order(project, in_time) if len(in_time) else [0.0]), holdout_share]
-    known_scores = [*([ranked[task] for task in in_time.tolist()] or [first]), last]
+    known_draws = [*(holdout_order(project, holdout) if len(holdout) else [0.0]), holdout_share]
+    known_scores = [*([ranked[task] for task in holdout.tolist()] or [first]), last]
     items = []
     for score, draw, out in zip(scores, draws, held_out, strict=True):
-        own = label_studio_score(np.array(score.bald), len(score.probabilities), multiple=multiple)
-        value = np.interp(draw, known_draws, known_scores) if out else own
+        by_bald = label_studio_score(np.array(score.bald), len(score.probabilities), multiple=multiple)
+        value = np.interp(draw, known_draws, known_scores) if out else by_bald
         reason = reasons.HELD_OUT if out else SCORED_LATER if score.task in unscored else LATER
         items.append(_plan_prediction(score, float(value), reason=reason, held_out=out, meta={}))
     return tuple(sorted(items, key=lambda item: item.score))
@@ -214,9 +217,9 @@ def _with_place(
     """
     if held_out:
         return []
-    shown = list[Mapping[str, Any]]()
+    regions = list[Mapping[str, Any]]()
     for region in result:
-        known = {name: value for name, value in (region.get("meta") or {}).items() if name not in _PLACE}
+        known = {name: value for name, value in (region.get("meta") or {}).items() if name not in _PLACE_KEYS}
         others = {name: value for name, value in region.items() if name not in {"value", "meta"}}
-        shown.append({"value": region["value"], "meta": {**meta, **known}, **others})
-    return shown
+        regions.append({"value": region["value"], "meta": {**meta, **known}, **others})
+    return regions

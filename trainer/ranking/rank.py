@@ -39,10 +39,11 @@ from trainer.stages import CLEAR, collect_stages, stage
 
 _log = logging.getLogger(__name__)
 
-_MOST_STRAYS: Final = 100
+_MAX_STRAYS: Final = 100
 """Maximum number of predictions fetched by Label Studio itself that are deleted one by one, in 0.16 s each."""
-_SHOWN_DRY: Final = 10
-_ADDED_UP: Final = ("tasks", "audit", "imported", "removed")
+_DRY_RUN_TASKS: Final = 10
+"""Number of tasks shown by a dry run."""
+_SUMMED_FIELDS: Final = ("tasks", "audit", "imported", "removed")
 """Fields that are added up if a run first completes an interrupted one."""
 
 
@@ -94,9 +95,9 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
         LabelnextError: if a step fails; the project is then sorted as before, and the next call continues.
     """
     started = time.monotonic()
-    busy = f"project {options.project} is being ranked by another process; wait for it to end"
+    refusal = f"project {options.project} is being ranked by another process; wait for it to end"
     with (
-        lock_model(environment.repository(), work=f".rank.{options.project}", refusal=busy),
+        lock_model(environment.repository(), work=f".rank.{options.project}", refusal=refusal),
         Fetcher(environment.fetch_settings()) as fetcher,
         collect_stages() as stages,
     ):
@@ -106,8 +107,8 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
             options = replace(options, force=False)  # the completed ranking is the requested one
         summary = _Ranking(RankingContext(options, environment, fetcher)).run()
     if resumed:
-        both = {each: getattr(resumed, each) + getattr(summary, each) for each in _ADDED_UP}
-        summary = replace(resumed, **both, waiting=summary.waiting, failed=summary.failed)
+        sums = {name: getattr(resumed, name) + getattr(summary, name) for name in _SUMMED_FIELDS}
+        summary = replace(resumed, **sums, waiting=summary.waiting, failed=summary.failed)
     return replace(summary, stages=stages, seconds=round(time.monotonic() - started, 2))
 
 
@@ -128,7 +129,7 @@ class _Ranking:
         plan = load_plan(self._plan_path)
         if plan is None or round_of(plan.name, self._context.base) is None or self._options.dry_run:
             return None
-        _log.info("going on with %s, which was begun before", plan.name)
+        _log.info("resuming the interrupted ranking %s", plan.name)
         return self._apply(plan, None)
 
     def run(self) -> Summary:
@@ -138,14 +139,14 @@ class _Ranking:
             former, plan = None, self._plan_all()
         else:
             if former.strategy not in {self._options.strategy, COLD_START}:
-                _log.info("ranked by %s before; --force ranks anew by %s", former.strategy, self._options.strategy)
+                _log.info("ranked by %s before; use --force to rank by %s", former.strategy, self._options.strategy)
             plan = plan_later(self._context, former)
             recovered = len({item.task for item in plan.items}.intersection(former.unscored))
             if not is_small_part(recovered, former.tasks):
-                _log.info("%d images that could not be scored now can be; all are ranked anew", recovered)
+                _log.info("%d images could be scored that failed before; ranking all tasks again", recovered)
                 former, plan = None, self._plan_all()
         if self._options.dry_run:
-            for item in plan.items[:_SHOWN_DRY]:
+            for item in plan.items[:_DRY_RUN_TASKS]:
                 _log.info("  task %d, score %.6f: %s", item.task, item.score, item.reason)
             _log.info("--dry-run: nothing was imported")
             return replace(self._summarise(plan, imported=0, removed=0), ranking=None)
@@ -183,8 +184,8 @@ class _Ranking:
         """Return the version's name, or the next free one if a ranking or many fetched predictions have it."""
         base = self._context.base
         names = {name for name in self._counts if round_of(name, base) is not None}
-        anew = self._options.force or self._find_current_ranking() is not None
-        if not anew and names <= {base} and self._counts.get(base, 0) <= _MOST_STRAYS:
+        is_repeated = self._options.force or self._find_current_ranking() is not None
+        if not is_repeated and names <= {base} and self._counts.get(base, 0) <= _MAX_STRAYS:
             return base
         return next_name(base, names)
 
@@ -222,7 +223,7 @@ class _Ranking:
             desired={**to_review, **places},
             without=tabs.resolved,
             journal=self._context.cache_folder / "import.json",
-            find_current=lambda: self._find_unlabelled() | tabs.find_review_predictions().keys(),
+            find_open_tasks=lambda: self._find_unlabelled() | tabs.find_review_predictions().keys(),
         )
 
     def _find_unlabelled(self) -> set[int]:
@@ -243,7 +244,7 @@ class _Ranking:
             try:
                 labelstudio.delete_predictions(self._client, name)
             except Unreachable as err:
-                _log.warning("they may be there still, which does no harm; the next ranking removes them: %s", err)
+                _log.warning("cannot remove them now; the next ranking tries again: %s", err)
                 break
             removed += counts[name]
         return removed
@@ -266,7 +267,7 @@ class _Ranking:
     def _describe(self, plan: Plan) -> Ranking:
         balds = [item.bald for item in plan.items if item.bald is not None]
         max_megapixels = self._context.environment.max_megapixels
-        shown = thumbnails.make_thumbnails(plan.items, self._fetch_image, max_megapixels=max_megapixels)
+        images = thumbnails.make_thumbnails(plan.items, self._fetch_image, max_megapixels=max_megapixels)
         return Ranking(
             name=plan.name,
             version=self._version,
@@ -280,15 +281,15 @@ class _Ranking:
             failed=len(plan.unscored),
             mean_bald=float(np.mean(balds)) if balds else None,
             sure=plan.sure,
-            first=shown["first"],
-            most_uncertain=shown["most_uncertain"],
-            most_confident=shown["most_confident"],
+            first=images["first"],
+            most_uncertain=images["most_uncertain"],
+            most_confident=images["most_confident"],
         )
 
     def _fetch_image(self, task: int) -> bytes:
         reference = find_reference(self._context.data.get(task, {}), self._context.control.value_key)
         if reference is None:
-            raise FetchError(f"task {task} is gone or has no image")
+            raise FetchError(f"task {task} was deleted or has no image")
         return self._context.fetcher.fetch(reference, task_id=task, project_id=self._options.project)
 
     @property

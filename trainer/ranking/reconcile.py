@@ -33,7 +33,7 @@ _SETTLE_S: Final = 3.0
 _SETTLE_TASK_S: Final = 0.005
 """Four times the duration on SQLite."""
 _POLL_S: Final = 0.5
-_SAME_SCORE: Final = 1e-12
+_SCORE_TOLERANCE: Final = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def reconcile(
     desired: Mapping[int, DesiredPrediction],
     without: Container[int] = (),
     journal: Path,
-    find_current: Callable[[], Collection[int]],
+    find_open_tasks: Callable[[], Collection[int]],
 ) -> int:
     """Create and delete predictions until each task has exactly the desired one, and every other task at most one.
 
@@ -62,7 +62,8 @@ def reconcile(
         desired: the desired predictions by task.
         without: tasks that should have none.
         journal: the journal's path, from which a later call learns of an import with unknown outcome.
-        find_current: returns the tasks that still need predictions, if an import was refused; others are skipped.
+        find_open_tasks: returns the ids of the tasks that are still unlabelled or to be reviewed. It is called when
+            Label Studio refuses an import, and all other tasks are then skipped.
 
     Returns:
         The number of created predictions.
@@ -74,15 +75,15 @@ def reconcile(
     importer = _Importer(client, name, journal)
     importer.await_pending()
     sent = Counter[int]()
-    fewest, stalled_rounds = len(desired) + 1, 0
+    fewest_missing, stalled_rounds = len(desired) + 1, 0
     while stalled_rounds < _MAX_ROUNDS:
         current = labelstudio.count_predictions(client).get(name)  # cheaper than a list that may be empty
         create, delete = _compare(desired, labelstudio.list_predictions(client, name) if current else [], without)
         if not create and not delete:
             return sent.total()
         _check_dropped(create, sent)
-        stalled_rounds = 0 if len(create) < fewest else stalled_rounds + 1
-        fewest = min(fewest, len(create))
+        stalled_rounds = 0 if len(create) < fewest_missing else stalled_rounds + 1
+        fewest_missing = min(fewest_missing, len(create))
         with Bar(total=len(create), desc="importing", unit="prediction") as bar:
             for start in range(0, len(create), IMPORT_TASKS):
                 tasks = create[start : start + IMPORT_TASKS]
@@ -91,10 +92,10 @@ def reconcile(
                         [_prediction(task, name, desired[task], without_label=sent[task] > 0) for task in tasks]
                     )
                 except Refused:
-                    _drop_missing(desired, find_current())
+                    _drop_missing(desired, find_open_tasks())
                     break
                 except Unreachable as err:
-                    _log.warning("an import was cut short; waiting for what Label Studio makes of it: %s", err)
+                    _log.warning("an import was interrupted; waiting for its outcome: %s", err)
                     importer.await_pending(from_now=True)
                     break
                 sent.update(tasks)
@@ -103,12 +104,12 @@ def reconcile(
             labelstudio.delete_prediction(client, number)
     raise ConfigError(
         f"expected one prediction of {name} for each of {len(desired)} tasks of {client.what}; {_MAX_ROUNDS} imports "
-        "in a row added none of the missing ones; look into Label Studio's log, then rank again"
+        "in a row added none of the missing ones; see Label Studio's log, then rank again"
     )
 
 
 def _compare(
-    desired: Mapping[int, DesiredPrediction], held: Iterable[StoredPrediction], without: Container[int]
+    desired: Mapping[int, DesiredPrediction], stored: Iterable[StoredPrediction], without: Container[int]
 ) -> tuple[list[int], list[int]]:
     """Return the tasks without the desired prediction, sorted, and the numbers of predictions to delete.
 
@@ -116,13 +117,13 @@ def _compare(
     drops labels that are missing in the labelling config. Of equal predictions the first one is kept.
     """
     kept, delete = set[int](), list[int]()
-    for each in held:
+    for each in stored:
         if (target := desired.get(each.task)) is None:
-            good = each.task not in without
+            is_valid = each.task not in without
         else:
-            placed = each.score is not None and abs(each.score - target.score) < _SAME_SCORE
-            good = placed and (each.blank or bool(target.result))
-        if good and each.task not in kept:
+            has_score = each.score is not None and abs(each.score - target.score) < _SCORE_TOLERANCE
+            is_valid = has_score and (each.blank or bool(target.result))
+        if is_valid and each.task not in kept:
             kept.add(each.task)
         else:
             delete.append(each.id)
@@ -131,29 +132,26 @@ def _compare(
 
 def _check_dropped(create: Sequence[int], sent: Mapping[int, int]) -> None:
     """Log imported predictions that Label Studio dropped; raise ConfigError after too many attempts."""
-    if lost := [task for task in create if sent[task] >= _MAX_ATTEMPTS]:
+    if dropped := [task for task in create if sent[task] >= _MAX_ATTEMPTS]:
         raise ConfigError(
-            f"Label Studio drops the predictions of {len(lost)} tasks without saying why, of "
-            f"{', '.join(map(str, lost[:5]))} among them; look into its log for 'Prediction validation failed'"
+            f"Label Studio drops the predictions of {len(dropped)} tasks without a reason, such as of "
+            f"{', '.join(map(str, dropped[:5]))}; see its log for 'Prediction validation failed'"
         )
     if count := sum(sent[task] > 0 for task in create):
         _log.warning(
-            "Label Studio dropped %d predictions, as it does with labels that the labelling config has lost meanwhile, "
-            "and with nested choices of a control that is itself named choices; "
-            "they are sent again with their score and without a label",
+            "Label Studio dropped %d predictions, perhaps because the labelling config has changed, or because a "
+            "control with nested choices is named choices; importing them again without their labels",
             count,
         )
 
 
-def _drop_missing(desired: dict[int, DesiredPrediction], current: Collection[int]) -> None:
-    gone = [task for task in desired if task not in current]
+def _drop_missing(desired: dict[int, DesiredPrediction], open_tasks: Collection[int]) -> None:
+    gone = [task for task in desired if task not in open_tasks]
     if not gone:
-        raise ConfigError(
-            "Label Studio refuses the import although all its tasks are there; look into its log for the reason"
-        )
+        raise ConfigError("Label Studio refuses the import although all of its tasks exist; see its log for the reason")
     for task in gone:
         del desired[task]
-    _log.info("%d tasks were labelled or deleted meanwhile and are left alone", len(gone))
+    _log.info("%d tasks were labelled or deleted meanwhile; skipping them", len(gone))
 
 
 def _prediction(task: int, name: str, desired: DesiredPrediction, *, without_label: bool) -> dict[str, Any]:
@@ -187,7 +185,9 @@ class _Importer:
     def send(self, predictions: Sequence[Mapping[str, Any]]) -> None:
         """Import predictions; the journal stays if the outcome is unknown."""
         entry = {"before": self._count(), "sent": len(predictions), "at": time.time()}
-        with explaining("a note", self._journal.parent, remedy="set LABELNEXT_CACHE to a folder with room"):
+        with explaining(
+            "the journal of imports", self._journal.parent, remedy="set LABELNEXT_CACHE to a folder with room"
+        ):
             self._journal.parent.mkdir(parents=True, exist_ok=True)
             self._journal.write_text(json.dumps(entry))
         try:

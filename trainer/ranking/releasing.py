@@ -51,7 +51,9 @@ def save_original(repository: Repository, project: Project) -> None:
     Raises ConfigError if they cannot be written; the project must not be changed then.
     """
     number, remedy = project.project_id, "give the trainer the folder to write, then try again"
-    with explaining(f"how project {number} was", repository.root, place=repository.location, remedy=remedy):
+    with explaining(
+        f"the original settings of project {number}", repository.root, place=repository.location, remedy=remedy
+    ):
         if load_original(repository, number) is None and not own_names(repository, [project.model_version]):
             original = OriginalSettings(
                 project.sampling, project.model_version, datetime.now(UTC).isoformat(timespec="seconds")
@@ -84,10 +86,10 @@ class Released:
     def describe(self) -> str:
         """Return the result as one line of text."""
         shown = self.model_version or "none"
-        guess = "" if self.recorded else " (how it was before was not written down)"
+        note = "" if self.recorded else " (defaults, as the original settings are unknown)"
         return (
             f"project {self.project} is released: {self.predictions} predictions and {self.tabs} tabs removed, "
-            f"{self.webhooks} webhooks cleared; sampling: {self.sampling}; model version: {shown}{guess}"
+            f"{self.webhooks} webhooks cleared; sampling: {self.sampling}; model version: {shown}{note}"
         )
 
 
@@ -101,11 +103,11 @@ def release(project_id: int, environment: Environment, *, server: str | None = N
         OSError: if the repository cannot be read or written.
     """
     repository = environment.repository()
-    watched = f"a watch is at work for model {repository.model!r} and would rank the project again; end it first"
-    ranked = f"project {project_id} is being ranked by another process; wait for it to end"
+    watching = f"a watch is running for model {repository.model!r} and would rank the project again; stop it first"
+    ranking = f"project {project_id} is being ranked by another process; wait for it to end"
     with (
-        lock_model(repository, work=".watch", refusal=watched),
-        lock_model(repository, work=f".rank.{project_id}", refusal=ranked),
+        lock_model(repository, work=".watch", refusal=watching),
+        lock_model(repository, work=f".rank.{project_id}", refusal=ranking),
     ):
         client = labelstudio.connect(*environment.label_studio(), project_id)
         original = load_original(repository, project_id)

@@ -29,7 +29,7 @@ from trainer.tabs.tabs import Tab
 
 _log = logging.getLogger(__name__)
 
-MOST_SURE_TABS: Final = 8
+MAX_SURE_TABS: Final = 8
 """Number of labels with a tab of their own, those with most tasks; the others share one."""
 OTHER_LABELS: Final = "other labels"
 _SKIPPED_ARE_DONE: Final = "IGNORE_SKIPPED"
@@ -71,9 +71,9 @@ class RankingTabs:
             record, wanted = replace(record, listed=listed, sure=sure), self._choose(sure, offered)
             shown = sync_tabs(context.client, context.repository, record=record, wanted=wanted)
         except (LabelnextError, OSError) as err:
-            _log.warning("the project's tabs may be those of an earlier ranking; the next one mends them: %s", err)
+            _log.warning("cannot update the project's tabs; the next ranking tries again: %s", err)
         else:
-            _log.info("tabs: %s", ", ".join(shown) or "none, for none would hold a task")
+            _log.info("tabs: %s", ", ".join(shown) or "none, because all would be empty")
 
     def _choose(self, sure: Mapping[str, str], offered: Sure | None) -> list[Tab]:
         """Return the tabs that are not empty, by the ranking's own data, because searches in Label Studio are slow.
@@ -124,7 +124,7 @@ def mark_sure(
     found = {item.task: label for item in items if item.task in reasons and (label := _first_label(item)) in labels}
     counts, known = Counter(found.values()), set(known_marks.values())
     new = [label for label, _ in counts.most_common() if label not in known]
-    own = known | set(new[: max(0, MOST_SURE_TABS - len(known - {OTHER_LABELS}))])
+    own = known | set(new[: max(0, MAX_SURE_TABS - len(known - {OTHER_LABELS}))])
     marks = {label: mark(ranking, labels.index(label), other=label not in own) for label in counts}
 
     def add_mark(item: PlannedPrediction) -> PlannedPrediction:

@@ -12,7 +12,9 @@ from contract.tasks import labels_in
 from trainer.ranking.predictions import PlannedPrediction
 from trainer.report.thumbnails import thumbnail
 
-SHOWN: Final = 12
+MAX_IMAGES: Final = 12
+"""Maximum number of thumbnails of each kind."""
+
 _THREADS: Final = 4
 
 
@@ -34,13 +36,13 @@ def make_thumbnails(
 
     predicted = [item for item in items if not item.held_out and not item.kept]
     chosen = {
-        "first": items[:SHOWN],
+        "first": items[:MAX_IMAGES],
         "most_uncertain": _greatest([(item.bald, item) for item in predicted]),
         "most_confident": _greatest([(_predicted(item)[1], item) for item in predicted]),
     }
-    once = {item.task: item for items in chosen.values() for item in items}
+    distinct = {item.task: item for items in chosen.values() for item in items}
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="thumbnails") as executor:
-        images = {image.task: image for image in executor.map(make, once.values()) if image}
+        images = {image.task: image for image in executor.map(make, distinct.values()) if image}
     return {kind: tuple(images[item.task] for item in items if item.task in images) for kind, items in chosen.items()}
 
 
@@ -48,7 +50,9 @@ def _greatest(valued: Sequence[tuple[float | None, PlannedPrediction]]) -> list[
     """Return the items with the greatest values, ties by task number; items without a value are left out."""
     return [
         item
-        for *_, item in nsmallest(SHOWN, ((-value, item.task, item) for value, item in valued if value is not None))
+        for *_, item in nsmallest(
+            MAX_IMAGES, ((-value, item.task, item) for value, item in valued if value is not None)
+        )
     ]
 
 

@@ -31,8 +31,8 @@ from trainer.scoring.scores import Failure, Score, ScoreLog, digest
 
 _log = logging.getLogger(__name__)
 
-_MOST_REASONS: Final = 3
-"""Number of reasons for failures that are listed; the rest is only counted."""
+_MAX_REASONS: Final = 3
+"""Maximum number of reasons for failures that are listed; images with other reasons are only counted."""
 _IMAGE_DETAILS: Final = re.compile(r"task \d+|\S*/\S*|'[^']*'|(?<!answered )\b\d+\b")
 """The parts of a message that differ between failures for the same reason: an image's URL, name and size."""
 _EMBEDDING_BATCH: Final = 256
@@ -66,7 +66,7 @@ def embed_tasks(
     def load(task: PoolTask) -> _Loaded | Failure:
         reference = find_reference(task.data, key)
         if reference is None:
-            return Failure(task.id, "no_image", f"its data holds no image reference under {key!r}")
+            return Failure(task.id, "no_image", f"its data has no image reference under {key!r}")
         try:
             fetched = fetcher.fetch_if_changed(reference, known=None, task_id=task.id, project_id=project)
             file_digest = sha256(fetched.data).digest()
@@ -94,10 +94,12 @@ def _embed_readable(
         return [*failures]
     numbers, digests, pixels = zip(*readable, strict=True)
     vectors = embed(np.stack(pixels), digests)  # (n, E)
-    made = zip(numbers, vectors, strict=True)
     return [
         *failures,
-        *(Score(task, [], _NO_PROBABILITIES, bald=0.0, entropy=0.0, embedding=each) for task, each in made),
+        *(
+            Score(number, [], _NO_PROBABILITIES, bald=0.0, entropy=0.0, embedding=vector)
+            for number, vector in zip(numbers, vectors, strict=True)
+        ),
     ]
 
 
@@ -109,17 +111,17 @@ def group_failures(failures: Sequence[Failure]) -> str:
     common = sorted(groups.values(), key=len, reverse=True)
     parts = [
         f"{len(group)}, such as {with_subject(f'task {group[0].task}', group[0].detail)}"
-        for group in common[:_MOST_REASONS]
+        for group in common[:_MAX_REASONS]
     ]
-    others = sum(map(len, common[_MOST_REASONS:]))
+    others = sum(map(len, common[_MAX_REASONS:]))
     return " | ".join([*parts, *([f"{others} for other reasons"] if others else [])])
 
 
 def count_labels(labels: Iterable[frozenset[str]], control: ChoicesControl, manifest: Manifest) -> list[int]:
     """Return the number of tasks per label of a version, 0 if the labelling config lacks the label: (C,)."""
     counts = Counter(label for each in labels for label in each)
-    shown = {choice.displayed: choice.stored for choice in control.choices}
-    stored = [label if label in control.labels else shown.get(label, label) for label in manifest.labels]
+    stored_by_displayed = {choice.displayed: choice.stored for choice in control.choices}
+    stored = [label if label in control.labels else stored_by_displayed.get(label, label) for label in manifest.labels]
     return [counts[label] for label in stored]
 
 
@@ -135,7 +137,7 @@ def collect_scores(
     known = log.read(digests)
     missing = [task for task in tasks if task.id not in known]
     if known:
-        _log.info("%d of %d images were %s before", len(known), len(tasks), done)
+        _log.info("%d of %d images were already %s", len(known), len(tasks), done)
     failures: list[Failure] = []
     with Bar(total=len(missing), desc=done, unit="image") as bar:
         for outcomes in retry(score_tasks, missing, len(tasks)):

@@ -16,12 +16,12 @@ _log = logging.getLogger(__name__)
 SMALL_PART: Final = 0.05
 """Share of images up to which they count as few."""
 _FEW_S: Final = 15.0
-"""Seconds to retry few images, since the first failure."""
+"""Maximum time to retry a few images, since the first failure."""
 _MANY_S: Final = 300.0
-"""Seconds to retry many images, since the last success."""
+"""Maximum time to retry many images, since the last success."""
 _PAUSE_S: Final = 1.0
 """Pause before the second attempt; doubled with each attempt until one succeeds."""
-_LONGEST_PAUSE_S: Final = 30.0
+_MAX_PAUSE_S: Final = 30.0
 
 ScoreTasks = Callable[[Sequence[PoolTask]], Iterator[list[Score | Failure]]]
 """Yields one outcome per task, in any order."""
@@ -34,24 +34,25 @@ def is_small_part(count: int, total: int) -> bool:
 
 def retry(score_tasks: ScoreTasks, tasks: Sequence[PoolTask], total: int) -> Iterator[list[Score | Failure]]:
     """Yield one outcome per task, after retries of temporary failures; `total` counts all images of the ranking."""
-    pause_s, began, came_at = _PAUSE_S, None, time.monotonic()
+    pause_s, first_failure_at, last_success_at = _PAUSE_S, None, time.monotonic()
     while tasks:
         failed: dict[int, Failure] = {}
         for outcomes in score_tasks(tasks):
-            passing = {each.task: each for each in outcomes if isinstance(each, Failure) and each.later}
-            failed |= passing
+            temporary = {each.task: each for each in outcomes if isinstance(each, Failure) and each.later}
+            failed |= temporary
             if any(isinstance(each, Score) for each in outcomes):
-                came_at, pause_s = time.monotonic(), _PAUSE_S
-            yield [each for each in outcomes if each.task not in passing]
+                last_success_at, pause_s = time.monotonic(), _PAUSE_S
+            yield [each for each in outcomes if each.task not in temporary]
         if not failed:
             return
-        began = time.monotonic() if began is None else began
-        since, allowed_s = (began, _FEW_S) if is_small_part(len(failed), total) else (came_at, _MANY_S)
+        first_failure_at = time.monotonic() if first_failure_at is None else first_failure_at
+        is_few = is_small_part(len(failed), total)
+        since, allowed_s = (first_failure_at, _FEW_S) if is_few else (last_success_at, _MANY_S)
         if time.monotonic() + pause_s - since > allowed_s:
             yield list(failed.values())
             return
         tasks = [task for task in tasks if task.id in failed]
-        why = next(iter(failed.values())).detail
-        _log.warning("%d of %d images cannot be had now (%s); asking again in %.0f s", len(failed), total, why, pause_s)
+        detail = next(iter(failed.values())).detail
+        _log.warning("cannot score %d of %d images (%s); retrying in %.0f s", len(failed), total, detail, pause_s)
         time.sleep(pause_s)
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        pause_s = min(2 * pause_s, _MAX_PAUSE_S)

@@ -112,11 +112,11 @@ class ScoreLog:
 
     def append(self, scores: Iterable[Score], digests: Mapping[int, str]) -> None:
         """Append scores, and sync the file."""
-        known = ({"key": digests[score.task], **_SCORE.dump_python(score, exclude={"passes"})} for score in scores)
+        documents = ({"key": digests[score.task], **_SCORE.dump_python(score, exclude={"passes"})} for score in scores)
         with self._explaining():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:
-                file.writelines(json.dumps(each).encode() + b"\n" for each in known)
+                file.writelines(json.dumps(each).encode() + b"\n" for each in documents)
                 file.flush()
                 os.fsync(file.fileno())
 

@@ -18,13 +18,13 @@ from trainer.scoring.task_batches import TaskBatches
 
 _log = logging.getLogger(__name__)
 
-_REQUESTS_AT_ONCE: Final = 8
+_CONCURRENT_REQUESTS: Final = 8
 """Enough to keep a server, or a few behind a proxy, busy despite network latency."""
-_ATTEMPTS: Final = 5
-"""Attempts of a request that the server fails to answer."""
+_MAX_ATTEMPTS: Final = 5
+"""Maximum attempts of a request that the server fails to answer."""
 _READ_TIMEOUT_S: Final = 150.0
 """Longer than the server's own LABELNEXT_DEADLINE_S, 90 by default."""
-_LONGEST_PAUSE_S: Final = 15.0
+_MAX_PAUSE_S: Final = 15.0
 _EXPIRED: Final = "expired"
 
 Outcome = Score | Failure
@@ -51,7 +51,7 @@ class Timeouts:
     """For the server to load the version at the start."""
     fail_s: float = 180.0
     """Since the last successful reply."""
-    look_s: float = 0.25
+    poll_s: float = 0.25
     """Between two health checks at the start."""
     pause_s: float = 1.0
     """Before the second attempt; doubled with each attempt."""
@@ -68,7 +68,7 @@ class Server:
         self._timeouts = timeouts or Timeouts()
         login = urllib3.make_headers(basic_auth=basic_auth) if basic_auth else {}
         self._http = urllib3.PoolManager(
-            maxsize=_REQUESTS_AT_ONCE,
+            maxsize=_CONCURRENT_REQUESTS,
             retries=False,
             timeout=urllib3.Timeout(connect=5.0, read=_READ_TIMEOUT_S),
             headers={"Content-Type": "application/json", **login},
@@ -82,19 +82,20 @@ class Server:
             allowed_s = self._timeouts.load_s if health.reached else self._timeouts.reach_s
             if time.monotonic() - started >= allowed_s:
                 raise Unavailable(_explain(self.url, version, health))
-            time.sleep(self._timeouts.look_s)
+            time.sleep(self._timeouts.poll_s)
 
     def _check_health(self, version: str) -> "_Health":
-        """Request the served version; the parameter makes the server look for the wanted one at once."""
-        wanted = {"version": version}
+        """Request the served version; the parameter makes the server look for a new version at once."""
         try:
-            reply = self._http.request("GET", f"{self.url}/health", fields=wanted, timeout=5.0, redirect=False)
+            reply = self._http.request(
+                "GET", f"{self.url}/health", fields={"version": version}, timeout=5.0, redirect=False
+            )
             document = json.loads(reply.data)
             return _Health(True, document["model_version"], document.get("detail") or "")
         except urllib3.exceptions.HTTPError as err:
             return _Health(False, None, type(err).__name__)
         except (ValueError, LookupError, TypeError, AttributeError):
-            return _Health(False, None, f"its answer ({reply.status}) is not that of an inference server")
+            return _Health(False, None, f"its reply ({reply.status}) is not that of an inference server")
 
     def score(
         self, tasks: Sequence[PoolTask], request: ScoreRequest, *, outdated: Callable[[], bool] = lambda: False
@@ -123,7 +124,7 @@ class Server:
                 stopped.set()
                 answers.put(err)
 
-        for _ in range(min(len(tasks), _REQUESTS_AT_ONCE)):
+        for _ in range(min(len(tasks), _CONCURRENT_REQUESTS)):
             threading.Thread(target=work, name="scores", daemon=True).start()
         missing = len(tasks)
         try:
@@ -155,20 +156,20 @@ class Server:
                 attempt += err.request_fails
                 pause_s = max(err.after_s, self._timeouts.pause_s * 2.0 ** min(failures, 10))
                 failures += 1
-                stopped.wait(min(pause_s, _LONGEST_PAUSE_S))
+                stopped.wait(min(pause_s, _MAX_PAUSE_S))
         return []
 
     def _check_retry(self, err: "_RetryableError", version: str, outdated: Callable[[], bool], *, attempt: int) -> None:
         """Raise Unavailable if there should be no further attempt."""
         if err.version_changed and outdated():
             raise Unavailable(
-                f"version {version} was replaced while it was ranked by; rank again by the new one"
+                f"version {version} was replaced during the ranking; rank again with the new one"
             ) from err
-        if err.request_fails and attempt >= _ATTEMPTS:
-            raise Unavailable(f"{self.url} fails on the same request again and again: {err}") from err
+        if err.request_fails and attempt >= _MAX_ATTEMPTS:
+            raise Unavailable(f"{self.url} fails repeatedly on the same request: {err}") from err
         if time.monotonic() - self._last_reply_at > self._timeouts.fail_s:
             raise Unavailable(
-                f"{self.url} answers no more: {err}; run it again, then rank again: what was scored is kept"
+                f"{self.url} no longer answers: {err}; restart it, then rank again; the scores so far are kept"
             ) from err
 
     def _post(self, request: ScoreRequest, tasks: Sequence[PoolTask]) -> list[Outcome]:
@@ -182,13 +183,13 @@ class Server:
         try:
             outcomes = [parse_score(each) for each in json.loads(reply.data)["results"]]
         except (ValueError, LookupError, TypeError) as err:
-            raise _RetryableError(f"its answer cannot be read ({type(err).__name__})", request_fails=True) from err
+            raise _RetryableError(f"its reply is invalid ({type(err).__name__})", request_fails=True) from err
         if [outcome.task for outcome in outcomes] != [task.id for task in tasks]:
-            raise _RetryableError("it answered for other tasks than it was asked", request_fails=True)
+            raise _RetryableError("its reply is for other tasks", request_fails=True)
         return outcomes
 
 
-# ---- answers
+# ---- replies
 
 
 class _RetryableError(Exception):
@@ -209,7 +210,7 @@ def _error_for(url: str, reply: urllib3.BaseHTTPResponse) -> Exception:
     try:
         detail = str(json.loads(reply.data)["detail"])
     except (ValueError, LookupError, TypeError):
-        detail = "it does not say why"
+        detail = "no reason given"
     if reply.status == 409:
         return _RetryableError(detail, version_changed=True)
     if reply.status in {429, 502, 503, 504}:
@@ -221,12 +222,12 @@ def _error_for(url: str, reply: urllib3.BaseHTTPResponse) -> Exception:
         return _RetryableError(f"it answers {reply.status}: {detail}", request_fails=True)
     if reply.status == 401:
         return ConfigError(
-            f"the server at {url} refuses the password; set LABELNEXT_BASIC_AUTH to the same user:password as there"
+            f"the server at {url} rejects the password; set LABELNEXT_BASIC_AUTH to the server's user:password"
         )
     if reply.status in {404, 405} or 300 <= reply.status < 400:
         return ConfigError(
-            f"expected an inference server that scores at {url}, it answers {reply.status}; check the address, and "
-            "that server and trainer are of one release"
+            f"expected an inference server with /score at {url}, it answers {reply.status}; check the address, and "
+            "that server and trainer are of the same release"
         )
     return ConfigError(f"the server at {url} refuses the request ({reply.status}): {detail}")
 
@@ -241,10 +242,10 @@ class _Health(NamedTuple):
 
 def _explain(url: str, version: str, health: _Health) -> str:
     if not health.reached:
-        return f"no server answers at {url} ({health.detail}); start one, or name it with --server or LABELNEXT_SERVER"
+        return f"no server answers at {url} ({health.detail}); start one, or set --server or LABELNEXT_SERVER"
     served = f"{health.version or 'no version'}, not {version}"
     return (
-        f"the server at {url} serves {served}{health.detail and f': {health.detail}'}; have LABELNEXT_MODELS "
-        "name the same place for server and trainer, leave LABELNEXT_MODEL unset for the server, and see in its log "
-        "whether it refused the version"
+        f"the server at {url} serves {served}{health.detail and f': {health.detail}'}; set LABELNEXT_MODELS to the "
+        "same place for server and trainer, leave LABELNEXT_MODEL unset for the server, and see in its log whether it "
+        "refused the version"
     )

@@ -27,7 +27,7 @@ from trainer.tabs.record import ListedTask
 _log = logging.getLogger(__name__)
 
 _FIGURES_FILE: Final = f"{REPORT_FOLDER}/figures.json"
-_MOST_BYTES: Final = 64 * 2**20
+_MAX_BYTES: Final = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +66,12 @@ def read_label_issues(repository: Repository, manifest: Manifest, project_id: in
     if manifest.training.project is None or manifest.training.project.id != project_id:
         return []
     try:
-        document = json.loads(repository.read_file(manifest.version, _FIGURES_FILE, max_bytes=_MOST_BYTES))
+        document = json.loads(repository.read_file(manifest.version, _FIGURES_FILE, max_bytes=_MAX_BYTES))
         return _LABEL_ISSUES.validate_python(document["label_errors"]["tasks"])
     except (LabelnextError, OSError):
         return []
     except (ValueError, LookupError, TypeError) as err:
-        _log.info("the report of %s names no tasks whose labels look wrong (%s)", manifest.version, type(err).__name__)
+        _log.info("cannot read label issues from the report of %s (%s)", manifest.version, type(err).__name__)
         return []
 
 

@@ -65,7 +65,7 @@ def load_record(repository: Repository, project_id: int, created_at: str) -> Tab
 
 def save_record(repository: Repository, project_id: int, record: TabRecord) -> None:
     """Save a record; raises ConfigError if it cannot be written."""
-    remedy = "give the trainer the folder to write, or go without by --no-tabs"
+    remedy = "give the trainer write access to the folder, or use --no-tabs"
     with explaining(f"the tabs of project {project_id}", repository.root, place=repository.location, remedy=remedy):
         repository.documents(TABS_FOLDER).write(f"{project_id}.json", _RECORD.dump_json(record))
 

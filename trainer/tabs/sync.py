@@ -16,7 +16,7 @@ from trainer.tabs.record import OwnTab, TabRecord, forget_record, save_record
 from trainer.tabs.tabs import Tab
 from trainer.tabs.views import Column, Filter, View
 
-_MOST_RECORDED: Final = 5
+_MAX_RECORDED: Final = 5
 """Number of earlier filters and titles recorded per tab: a browser tab open since then restores them."""
 _NUMBER: Final = "tasks:id"
 _WIDTHS: Final = {"tasks:predictions_results": 470, "tasks:annotations_results": 220}
@@ -93,8 +93,8 @@ def _updated_record(own: OwnTab, tab: Tab) -> OwnTab:
     """Return the record of one of our tabs after its update."""
     filters = tuple(each for each in own.written if each != tab.filters)
     titles = tuple(each for each in (*own.former, own.title) if each != tab.title)
-    written = (*filters, tab.filters)[-_MOST_RECORDED:]
-    return replace(own, title=tab.title, former=titles[-_MOST_RECORDED:], written=written)
+    written = (*filters, tab.filters)[-_MAX_RECORDED:]
+    return replace(own, title=tab.title, former=titles[-_MAX_RECORDED:], written=written)
 
 
 def _merge_filters(

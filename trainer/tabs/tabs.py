@@ -51,7 +51,7 @@ def look_again(marker: str, changed_before: str) -> Tab:
     The tasks have the marker in their predictions, and were not changed since `changed_before`.
     """
     unchanged = condition("updated_at", "less", changed_before, "Datetime")
-    filters = (_LABELLED, _holds(marker), unchanged)
+    filters = (_LABELLED, _contains(marker), unchanged)
     return Tab("again", "Look again", filters, f"-{_SCORE}", (_ANNOTATION, _PREDICTION, _SCORE))
 
 
@@ -66,10 +66,10 @@ def sure(marker: str, label: str, low: float | None) -> Tab:
 
     The title contains `low`, the lower bound of the share of right labels.
     """
-    filters = (_UNLABELLED, _holds(marker))
+    filters = (_UNLABELLED, _contains(marker))
     title = f"Sure: {label}" if low is None else f"Sure: {label} ≥{percent_below(low)} %"
     return Tab(f"sure/{label}", title, filters, f"-{_SCORE}", (_SCORE, _PREDICTION), grid=True, all_selected=True)
 
 
-def _holds(marker: str) -> Filter:
+def _contains(marker: str) -> Filter:
     return condition("predictions_results", "contains", marker, "String")

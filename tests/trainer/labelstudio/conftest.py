@@ -7,6 +7,6 @@ from trainer import labelstudio
 @pytest.fixture
 def pets():
     """A project of twelve tasks, and a client."""
-    with studio(12) as state:
-        state.client = labelstudio.connect(state.url, TOKEN, 5)
-        yield state
+    with studio(12) as pets:
+        pets.client = labelstudio.connect(pets.url, TOKEN, 5)
+        yield pets

@@ -17,7 +17,7 @@ def _small_pages(monkeypatch):
 
 
 class TestTasks:
-    def test_annotated_tasks_are_those_labelled_and_then_those_skipped(self, pets):
+    def test_annotated_tasks_are_labelled_ones_then_skipped_ones(self, pets):
         for task in (9, 2, 5, 7):
             pets.annotate(task, "cat")
         pets.annotate(3, "cat", cancelled=True)
@@ -26,7 +26,7 @@ class TestTasks:
         assert found[0] == {name: pets.tasks[2][name] for name in ("id", "data", "annotations")}
         assert "fields=all" in pets.requests[-1].path
 
-    def test_unlabelled_tasks_come_with_their_data(self, pets):
+    def test_unlabelled_tasks_have_their_data(self, pets):
         pets.annotate(4, "cat")
         pets.annotate(6, "cat", cancelled=True)
         found = list(unlabelled_tasks(pets.client))
@@ -35,8 +35,8 @@ class TestTasks:
         assert count_unlabelled(pets.client) == len(found)
         assert "resolve_uri=false" in pets.requests[-2].path
 
-    def test_no_task_slips_through_while_others_are_labelled(self, pets):
-        """Also with pages of two tasks."""
+    def test_all_tasks_are_listed_while_others_are_labelled(self, pets):
+        """With pages of two tasks."""
         page = pets.page
         pets.page = lambda query: page({**query, "page_size": "2"})
         found = []
@@ -48,10 +48,10 @@ class TestTasks:
 
 
 class TestStatus:
-    def test_what_people_do_shows_in_the_status(self, pets):
-        seen = [labelstudio.read_status(pets.client)]
-        assert (seen[0].tasks, seen[0].total_annotations, seen[0].newest_updated_at) == (12, 0, "")
-        for happen in (
+    def test_every_change_of_labels_changes_the_status(self, pets):
+        statuses = [labelstudio.read_status(pets.client)]
+        assert (statuses[0].tasks, statuses[0].total_annotations, statuses[0].newest_updated_at) == (12, 0, "")
+        for change in (
             lambda: pets.annotate(1, "cat"),
             lambda: pets.annotate(2, "cat", cancelled=True),
             lambda: pets.tasks[1].update(updated_at="2026-02-01T00:00:00.000000Z"),
@@ -59,12 +59,12 @@ class TestStatus:
             lambda: pets.project.update(label_config=CONFIG + " "),
             lambda: pets.delete_task(1),
         ):
-            happen()
-            seen.append(labelstudio.read_status(pets.client))
-        assert len(set(seen)) == len(seen)
-        assert labelstudio.read_status(pets.client) == seen[-1]
+            change()
+            statuses.append(labelstudio.read_status(pets.client))
+        assert len(set(statuses)) == len(statuses)
+        assert labelstudio.read_status(pets.client) == statuses[-1]
 
-    def test_labels_that_were_made_or_edited_after_a_moment_are_counted(self, pets):
+    def test_created_and_edited_labels_are_counted_after_a_time(self, pets):
         for task in (1, 2, 3, 4):
             pets.annotate(task, "cat")
         moment = labelstudio.read_status(pets.client).newest_updated_at
@@ -80,7 +80,7 @@ class TestStatus:
 
 
 class TestPredictions:
-    def test_those_of_one_version_are_listed(self, pets):
+    def test_predictions_of_one_version_are_listed(self, pets):
         pets.predict(1, "v1", 0.25)
         pets.predict(2, "v2")
         pets.predict(1, "v1", None)
@@ -89,9 +89,8 @@ class TestPredictions:
         assert [(each.task, each.score) for each in found] == [(1, 0.25), (1, None)]
         assert labelstudio.count_predictions(pets.client) == {"v1": 2, "v2": 1}
 
-    def test_an_unknown_task_is_a_refusal_and_a_fault_leaves_open_what_became_of_an_import(self, pets):
-        """A refused import stored nothing; after a failure that is unknown. Neither is sent again."""
-        labelstudio.delete_prediction(pets.client, 99)  # deleting a missing one is no error
+    def test_failed_imports_are_not_repeated(self, pets):
+        """A refused import stored nothing; after other errors the outcome is unknown."""
         with pytest.raises(Refused):
             labelstudio.import_predictions(pets.client, [{"task": 99, "score": 0.5, "result": []}])
         pets.refuse("POST", 502)
@@ -100,8 +99,11 @@ class TestPredictions:
             labelstudio.import_predictions(pets.client, [])
         assert len(pets.requests) == before + 1
 
-    def test_version_and_sampling_are_set_together_unless_the_version_has_no_prediction(self, pets):
-        """By one request, so that no task is served in between."""
+    def test_deleting_a_missing_prediction_is_no_error(self, pets):
+        labelstudio.delete_prediction(pets.client, 99)
+
+    def test_version_and_sampling_are_set_by_one_request(self, pets):
+        """Raises Refused if the version has no prediction."""
         pets.predict(1, "v1")
         labelstudio.switch_model_version(pets.client, "v1")
         [request] = [request for request in pets.requests if request.method == "PATCH"]

@@ -1,4 +1,4 @@
-"""Cached lists of tasks equal those of Label Studio."""
+"""Cached lists of tasks equal Label Studio's lists, with few requests."""
 
 import json
 import stat
@@ -38,11 +38,11 @@ def _no_overlap(monkeypatch):
 
 def read(pets, list_tasks=list_unlabelled):
     """List tasks, compare with the full list, and return the number of tasks in Label Studio's replies."""
-    begun = len(pets.requests)
-    found = list_tasks(pets.client, pets.folder)
-    sent = sum(count_sent(pets, request) for request in pets.requests[begun:])
+    requests_before = len(pets.requests)
+    tasks = list_tasks(pets.client, pets.folder)
+    sent = sum(count_sent(pets, request) for request in pets.requests[requests_before:])
     expected = unlabelled_tasks if list_tasks is list_unlabelled else annotated_tasks
-    assert found == list(expected(pets.client))
+    assert tasks == list(expected(pets.client))
     LISTED_AT[0] = pets.moment()
     return sent
 
@@ -54,12 +54,12 @@ def count_sent(pets, request):
     return len(pets.page({name: values[0] for name, values in parse_qs(parts.query).items()})["tasks"])
 
 
-def all_listed(sent):
+def lists_all(sent):
     return sent >= TASKS - 10
 
 
-def test_what_has_changed_is_all_that_is_asked_for(pets):
-    assert all_listed(read(pets))
+def test_only_changed_unlabelled_tasks_are_requested(pets):
+    assert lists_all(read(pets))
     assert read(pets) <= 2
     pets.annotate(7, "cat")
     pets.annotate(8, "dog", cancelled=True)
@@ -71,7 +71,7 @@ def test_what_has_changed_is_all_that_is_asked_for(pets):
     assert read(pets) <= 2
 
 
-def test_of_annotations_too_only_what_has_changed_is_asked_for(pets):
+def test_only_changed_annotated_tasks_are_requested(pets):
     for task in range(6, 31):
         pets.annotate(task, "cat")
     pets.annotate(2, "cat", cancelled=True)
@@ -88,7 +88,7 @@ def test_of_annotations_too_only_what_has_changed_is_asked_for(pets):
     assert read(pets, list_annotated) <= 2
 
 
-def test_an_annotation_that_went_without_a_time_has_all_listed_anew(pets):
+def test_all_tasks_are_listed_after_deletion_of_an_annotation(pets):
     pets.annotate(3, "dog")
     read(pets, list_annotated)
     pets.tasks[3]["annotations"].pop()
@@ -96,62 +96,66 @@ def test_an_annotation_that_went_without_a_time_has_all_listed_anew(pets):
 
 
 @pytest.mark.parametrize(
-    "happen",
+    "change",
     [
         lambda pets: pets.delete_task(10),
         lambda pets: (pets.delete_task(11), pets.add_task()),
         lambda pets: pets.tasks[4]["annotations"].clear(),
         lambda pets: pets.project.update(maximum_annotations=2),
     ],
-    ids=["deleted", "deleted and added", "unlabelled without a time", "other rules"],
+    ids=["task deleted", "task deleted and added", "annotation deleted", "settings changed"],
 )
-def test_what_no_changed_task_tells_has_all_listed_anew(pets, happen):
+def test_all_tasks_are_listed_after_changes_without_a_time(pets, change):
     """Deletions show only in the counts; a changed overlap setting changes no task."""
     read(pets)
-    happen(pets)
-    assert all_listed(read(pets))
+    change(pets)
+    assert lists_all(read(pets))
     assert read(pets) <= 2
 
 
 @pytest.mark.parametrize("later_s", [25 * 3600, -10])
-def test_once_a_day_all_are_listed_anew(pets, monkeypatch, later_s):
-    """And if the local clock was set back."""
+def test_all_tasks_are_listed_once_a_day(pets, monkeypatch, later_s):
+    """Or if the local clock was set back."""
     read(pets)
     now = task_lists.time.time()
     monkeypatch.setattr(task_lists.time, "time", lambda: now + later_s)
-    assert all_listed(read(pets))
+    assert lists_all(read(pets))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b'{"tasks": {"x": 1}}'])
-def test_a_file_that_cannot_be_read_is_none(pets, content):
+def test_an_invalid_file_is_ignored(pets, content):
     pets.path.parent.mkdir(parents=True)
     pets.path.write_bytes(content)
-    assert all_listed(read(pets))
+    assert lists_all(read(pets))
     assert read(pets) <= 2
 
 
-def test_data_is_kept_from_others_eyes_and_no_list_that_is_too_long(pets, monkeypatch):
-    """References may hold signatures."""
+def test_files_are_readable_only_by_the_owner(pets):
+    """References may contain signatures."""
     read(pets)
     assert stat.S_IMODE(pets.path.stat().st_mode) == 0o600
     assert json.loads(pets.path.read_bytes())["tasks"]["1"] == {"data": pets.tasks[1]["data"]}
-    monkeypatch.setattr(task_lists, "_MOST_BYTES", 100)
+
+
+def test_long_lists_are_not_cached(pets, monkeypatch):
+    read(pets)
+    monkeypatch.setattr(task_lists, "_MAX_BYTES", 100)
     read(pets)
     assert not pets.path.exists()
 
 
-@pytest.mark.parametrize("why", ["no room", "no time"])
-def test_where_nothing_can_be_kept_or_no_time_is_told_all_are_listed(pets, monkeypatch, why):
-    if why == "no room":
+@pytest.mark.parametrize("missing", ["cache folder", "server time"])
+def test_all_tasks_are_listed_without_cache_or_server_time(pets, monkeypatch, missing):
+    if missing == "cache folder":
         pets.path.parent.parent.mkdir(parents=True)
         pets.path.parent.touch()
     else:
         monkeypatch.setattr(LabelStudioClient, "date", None)
     for _ in range(2):
-        assert all_listed(read(pets))
+        assert lists_all(read(pets))
 
 
-def test_a_change_that_shows_late_is_not_lost():
-    """A change has the time at which it began, so the last ten seconds are requested again."""
+def test_the_last_ten_seconds_are_requested_again():
+    """The time of a change is that of its start, so it may become visible later."""
     assert SUBTRACT_OVERLAP("2026-01-02T00:01:00+00:00") == "2026-01-02T00:00:50.000000Z"
     assert SUBTRACT_OVERLAP("") == ""

@@ -3,8 +3,8 @@ import pytest
 from trainer.labelstudio.webhooks import clear_webhook_token, set_webhook_token
 
 
-def test_a_header_is_put_on_our_webhooks_alone(pets):
-    """Other webhooks must not get our secret; other headers stay; an empty list of URLs matches none."""
+def test_the_token_is_set_only_for_the_servers_webhooks(pets):
+    """Other headers are kept."""
     pets.webhooks = {
         1: {"id": 1, "url": "http://server:9090/webhook", "headers": {"X-Team": "a"}},
         2: {"id": 2, "url": "http://server:9090", "headers": None},
@@ -23,12 +23,12 @@ def test_a_header_is_put_on_our_webhooks_alone(pets):
     assert clear_webhook_token(pets.client, []) == 0
 
 
-@pytest.mark.parametrize("before", [{}, {"Authorization": "Basic YTpi", "X-Team": "a"}], ids=["none", "login"])
-def test_our_webhooks_can_be_put_back_as_they_were(pets, before):
-    pets.webhooks = {1: {"id": 1, "url": "http://server:9090/webhook", "headers": dict(before)}}
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Basic YTpi", "X-Team": "a"}], ids=["none", "login"])
+def test_clearing_the_token_restores_the_headers(pets, headers):
+    pets.webhooks = {1: {"id": 1, "url": "http://server:9090/webhook", "headers": dict(headers)}}
     for token in ("secret", "secret", "new secret"):
         set_webhook_token(pets.client, ["http://server:9090"], token)
         assert pets.webhooks[1]["headers"]["Authorization"] == f"Bearer {token}"
     assert clear_webhook_token(pets.client, ["http://server:9090"]) == 1
-    assert pets.webhooks[1]["headers"] == before
+    assert pets.webhooks[1]["headers"] == headers
     assert clear_webhook_token(pets.client, ["http://server:9090"]) == 0

@@ -3,112 +3,113 @@ import json
 import pytest
 
 from contract.errors import ConfigError
-from tests.trainer.ranking.rig import TASKS, meta_of, picture
+from tests.trainer.ranking.project import TASKS, image_data, meta_by_task
 from trainer.ranking import planning, reconcile
 from trainer.scoring.server import Server, Timeouts
 
 
-def check_shown(rig):
-    shown = rig.studio.project["model_version"]
-    assert not shown or rig.studio.scores(shown)
+def check_sorted(project):
+    """Check that the project is never sorted by a version without predictions."""
+    version = project.studio.project["model_version"]
+    assert not version or project.studio.scores(version)
 
 
 class TestKilled:
     @pytest.mark.slow
     @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-    def test_killed_at_any_request_a_second_run_makes_it_whole(self, rig, monkeypatch, after):
-        rig.rank()
+    def test_rank_completes_after_a_kill_at_any_request(self, project, monkeypatch, after):
+        project.rank()
         monkeypatch.setattr(reconcile, "IMPORT_TASKS", 12)
-        rig.studio.before = lambda request: check_shown(rig)
-        steps, cut = 0, True
-        while cut:
-            rig.publish()
+        project.studio.before = lambda request: check_sorted(project)
+        steps, killed = 0, True
+        while killed:
+            project.publish()
             steps += 1
-            cut = rig.run_until(
-                steps, monkeypatch, rig.rank, counts=lambda by, _: by != "GET" or not after, after=after
+            killed = project.run_until(
+                steps, monkeypatch, project.rank, counts=lambda method, _: method != "GET" or not after, after=after
             )
-            rig.studio.delete_task(rig.unlabelled[0])
-            rig.studio.annotate(rig.unlabelled[0], "cat")
+            project.studio.delete_task(project.unlabelled[0])
+            project.studio.annotate(project.unlabelled[0], "cat")
             for number in range(2):
-                rig.studio.add_task(**picture(1000 + 2 * steps + number))
-            rig.rank()
-            rig.check_whole(rig.version)
-            assert rig.studio.scores("yolo") or 3 not in rig.studio.tasks
-        assert steps > (5 if after else 15)  # a request that only reads is the same before it and after
+                project.studio.add_task(**image_data(1000 + 2 * steps + number))
+            project.rank()
+            project.check_ranked_by(project.version)
+            assert project.studio.scores("yolo") or 3 not in project.studio.tasks
+        assert steps > (5 if after else 15)  # being killed before or after a GET makes no difference
 
-    @pytest.mark.parametrize("asked_again", [False, True])
-    def test_a_ranking_again_that_was_killed_goes_on_under_its_own_name(self, rig, monkeypatch, asked_again):
-        rig.rank()
-        rig.begin(monkeypatch, force=True)
+    @pytest.mark.parametrize("force", [False, True])
+    def test_a_killed_forced_ranking_is_resumed_under_its_name(self, project, monkeypatch, force):
+        project.rank()
+        project.rank_until_switch(monkeypatch, force=True)
         for number in range(2):
-            rig.studio.add_task(**picture(1000 + number))
-        found = rig.rank(force=asked_again)
-        both = (f"{rig.version}.r2", TASKS + 2, 2, TASKS)
-        assert (found.ranking, found.tasks, found.imported, found.removed) == both
-        rig.check_whole(f"{rig.version}.r2")
+            project.studio.add_task(**image_data(1000 + number))
+        summary = project.rank(force=force)
+        assert (summary.ranking, summary.tasks) == (f"{project.version}.r2", TASKS + 2)
+        assert (summary.imported, summary.removed) == (2, TASKS)
+        project.check_ranked_by(f"{project.version}.r2")
 
-    def test_the_order_that_was_begun_is_kept(self, rig, monkeypatch):
-        """Labels that came in meanwhile would give another one, and half of each would be none."""
+    def test_resume_after_kill_keeps_the_order(self, project, monkeypatch):
+        """Although labels added since would lead to another one."""
         monkeypatch.setattr(reconcile, "IMPORT_TASKS", 10)
-        assert rig.run_until(2, monkeypatch, rig.rank, counts=lambda method, _: method == "POST")
-        for task in rig.unlabelled[:5]:
-            rig.studio.annotate(task, "dog")
-        rig.server.version = "gone"
-        rig.rank()
-        scores = rig.studio.scores(rig.version)
-        ranks = [meta["rank"] for _, meta in sorted(meta_of(rig).items(), key=lambda each: scores[each[0]])]
+        assert project.run_until(2, monkeypatch, project.rank, counts=lambda method, _: method == "POST")
+        for task in project.unlabelled[:5]:
+            project.studio.annotate(task, "dog")
+        project.server.version = "gone"
+        project.rank()
+        scores = project.studio.scores(project.version)
+        ranks = [meta["rank"] for _, meta in sorted(meta_by_task(project).items(), key=lambda each: scores[each[0]])]
         assert ranks == sorted(set(ranks))
 
-    def test_a_new_version_does_not_go_on_with_the_old_ones_plan(self, rig, monkeypatch):
-        rig.begin(monkeypatch)
-        rig.publish()
-        assert rig.rank().imported == TASKS
-        rig.check_whole(rig.version)
-        changes = [json.loads(request.body) for request in rig.studio.requests if request.method == "PATCH"]
-        assert [change["model_version"] for change in changes] == [rig.version]
+    def test_a_new_version_does_not_resume_the_plan_of_another(self, project, monkeypatch):
+        project.rank_until_switch(monkeypatch)
+        project.publish()
+        assert project.rank().imported == TASKS
+        project.check_ranked_by(project.version)
+        changes = [json.loads(request.body) for request in project.studio.requests if request.method == "PATCH"]
+        assert [change["model_version"] for change in changes] == [project.version]
 
 
-class TestMeanwhile:
-    def test_tasks_that_are_labelled_or_deleted_while_images_are_scored_are_left_alone(self, rig):
-        def happen(body):
-            if len(rig.server.asked) == 1:
-                rig.studio.annotate(1, "cat")
-                rig.studio.delete_task(2)
+class TestConcurrentChanges:
+    def test_tasks_labelled_or_deleted_during_scoring_are_skipped(self, project):
+        def change_tasks(body):
+            if len(project.server.asked) == 1:
+                project.studio.annotate(1, "cat")
+                project.studio.delete_task(2)
 
-        rig.server.before = happen
-        rig.rank()
-        assert set(rig.studio.scores(rig.version)) == set(rig.studio.tasks) - {1}
+        project.server.before = change_tasks
+        project.rank()
+        assert set(project.studio.scores(project.version)) == set(project.studio.tasks) - {1}
 
-    def test_a_version_published_while_images_are_scored_ends_the_ranking(self, rig, monkeypatch):
+    def test_a_version_published_during_scoring_ends_the_ranking(self, project, monkeypatch):
         timeouts = Timeouts(pause_s=0.01)
         monkeypatch.setattr(planning, "Server", lambda *args: Server(*args, timeouts=timeouts))
-        rig.server.before = lambda body: rig.publish() if len(rig.server.asked) == 1 else None
-        with pytest.raises(Exception, match="rank again by the new one"):
-            rig.rank()
-        assert rig.studio.project["model_version"] == ""
-        rig.rank()
-        rig.check_whole(rig.version)
+        project.server.before = lambda body: project.publish() if len(project.server.asked) == 1 else None
+        with pytest.raises(Exception, match="rank again with the new one"):
+            project.rank()
+        assert project.studio.project["model_version"] == ""
+        project.rank()
+        project.check_ranked_by(project.version)
 
-    def test_old_predictions_that_cannot_be_removed_now_do_no_harm(self, rig, caplog):
-        rig.rank()
-        rig.publish()
-        rig.studio.refuse("DELETE", 504)
-        assert rig.rank().removed == 0
-        assert rig.studio.project["model_version"] == rig.version
-        assert "does no harm" in caplog.text
-        rig.studio.before = lambda request: None
-        assert rig.rank().removed == TASKS
-        rig.check_whole(rig.version)
+    def test_old_predictions_are_removed_later_after_an_error(self, project, caplog):
+        project.rank()
+        project.publish()
+        project.studio.refuse("DELETE", 504)
+        assert project.rank().removed == 0
+        assert project.studio.project["model_version"] == project.version
+        assert "the next ranking tries again" in caplog.text
+        project.studio.before = lambda request: None
+        assert project.rank().removed == TASKS
+        project.check_ranked_by(project.version)
 
-    def test_one_ranking_at_a_time(self, rig):
-        seen = []
+    def test_rejects_a_concurrent_ranking_of_the_project(self, project):
+        bodies = []
 
-        def second(body):
-            if not seen:
-                seen.append(body)
+        def rank_again(body):
+            if not bodies:
+                bodies.append(body)
                 with pytest.raises(ConfigError, match="is being ranked by another process"):
-                    rig.rank()
+                    project.rank()
 
-        rig.server.before = second
-        rig.rank()
-        assert seen
+        project.server.before = rank_again
+        project.rank()
+        assert bodies

@@ -6,19 +6,20 @@ from tests.trainer.studio import CONFIG
 OTHERS = CONFIG.replace("cat", "car").replace("dog", "b\u00fcs")
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_a_project_of_other_labels_is_refused_with_both_lists_and_nothing_changes(rig, monkeypatch, begun):
-    if begun:
-        rig.begin(monkeypatch)
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_rejects_a_project_with_other_labels(project, monkeypatch, interrupted):
+    """The error names both lists of labels; nothing changes, even if an interrupted ranking could be resumed."""
+    if interrupted:
+        project.rank_until_switch(monkeypatch)
     else:
-        rig.rank()
-    rig.studio.project["label_config"] = OTHERS
-    rig.studio.requests.clear()
-    rig.server.requests.clear()
-    before = rig.dump()
+        project.rank()
+    project.studio.project["label_config"] = OTHERS
+    project.studio.requests.clear()
+    project.server.requests.clear()
+    before = project.dump()
     for options in ({}, {"dry_run": True}, {"force": True}):
-        with pytest.raises(LabelMismatch, match=rf"{rig.version} \(cat, dog\).*\(label: car, b\u00fcs\)"):
-            rig.rank(**options)
-    assert rig.dump() == before
-    assert {request.method for request in rig.studio.requests} == {"GET"}
-    assert not rig.server.requests
+        with pytest.raises(LabelMismatch, match=rf"{project.version} \(cat, dog\).*\(label: car, b\u00fcs\)"):
+            project.rank(**options)
+    assert project.dump() == before
+    assert {request.method for request in project.studio.requests} == {"GET"}
+    assert not project.server.requests

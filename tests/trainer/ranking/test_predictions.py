@@ -21,20 +21,20 @@ PLAN = Plan(
 )
 
 
-def test_a_plan_is_read_back_as_it_was_written(tmp_path):
-    """To the last bit of each score, by which predictions are recognised."""
+def test_a_saved_plan_is_loaded_unchanged(tmp_path):
+    """Scores are equal to the last bit, because predictions are recognised by them."""
     save_plan(tmp_path / "new" / "plan.json", PLAN)
     assert load_plan(tmp_path / "new" / "plan.json") == PLAN
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["plan.json"]
 
 
-@pytest.mark.parametrize("ranked_share", [0.3, 0.0])
-def test_what_comes_later_of_the_random_holdout_is_placed_by_its_draw(ranked_share):
-    """Between those of it that came in time, wherever these have their places."""
+@pytest.mark.parametrize("has_ranked", [True, False])
+def test_later_holdout_tasks_are_placed_by_their_draw(has_ranked):
+    """Between the ranked tasks of the holdout."""
     tasks = np.arange(2000)
-    held = tasks[is_held_out(5, tasks, 0.3)]
-    held = held[np.argsort(holdout_order(5, held))]
-    in_time, later = (held[::2] if ranked_share else held[:0]).tolist(), held[1::2]
+    holdout = tasks[is_held_out(5, tasks, 0.3)]
+    holdout = holdout[np.argsort(holdout_order(5, holdout))]
+    in_time, later = (holdout[::2] if has_ranked else holdout[:0]).tolist(), holdout[1::2]
     ranked = dict(zip(in_time, np.linspace(0.4, 0.8, len(in_time)).tolist(), strict=True))
     scores = [Score(int(task), [], np.array([0.5, 0.5]), 0.1, 0.2, np.zeros(4, np.float32)) for task in later]
     placed = {
@@ -46,13 +46,13 @@ def test_what_comes_later_of_the_random_holdout_is_placed_by_its_draw(ranked_sha
     assert values == sorted(values)
     for before, value in zip(in_time, values, strict=False):
         assert ranked[before] <= value <= 0.8
-    if not in_time:  # anywhere, by chance
+    if not in_time:  # uniform
         assert abs(np.mean(values) - 0.5) < 0.05
 
 
-@pytest.mark.parametrize("left", [0.0, 0.5, 0.99])
-def test_a_plan_that_was_cut_short_is_none(tmp_path, left):
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_plan_is_ignored(tmp_path, share):
     save_plan(tmp_path / "plan.json", PLAN)
     content = (tmp_path / "plan.json").read_bytes()
-    (tmp_path / "plan.json").write_bytes(content[: int(left * len(content))])
+    (tmp_path / "plan.json").write_bytes(content[: int(share * len(content))])
     assert load_plan(tmp_path / "plan.json") is None

@@ -1,4 +1,4 @@
-"""The tabs that rankings keep in the Data Manager, in a Label Studio in memory; the real one is in tests/system."""
+"""The tabs of rankings in a fake Data Manager; tests/system uses the real one."""
 
 import json
 from dataclasses import asdict, replace
@@ -9,7 +9,7 @@ import pytest
 
 from contract.scores.sure import Sure
 from contract.versions.results import ProjectState, TrainingRecord
-from tests.trainer.ranking.rig import held_out
+from tests.trainer.ranking.project import held_out
 from tests.trainer.scorer import LABELS
 from tests.trainer.studio import Aborted
 from trainer.labelstudio.tasks import condition
@@ -22,61 +22,63 @@ LABELLED = (4, 5, 6)
 TRAINED = TrainingRecord(project=ProjectState(5, 3, ""), audit_images=30, audit_share=0.1)
 
 
-def publish(rig, label_issues=(), **more):
-    """A version by whose report these labels are probably wrong, the likeliest first."""
-    errors = [
+def publish(project, label_issues=(), **fields):
+    """Publish a version with label issues of these tasks in its report, the likeliest first."""
+    issues = [
         asdict(LabelIssue(task, ("cat",), ("dog",), (rank + 1) / 100, 0.9)) for rank, task in enumerate(label_issues)
     ]
 
     def write(folder):
-        (folder / "report" / "figures.json").write_text(json.dumps({"label_errors": {"tasks": errors}}))
+        (folder / "report" / "figures.json").write_text(json.dumps({"label_errors": {"tasks": issues}}))
 
-    rig.publish(write=write, training=replace(TRAINED, **more))
+    project.publish(write=write, training=replace(TRAINED, **fields))
 
 
 @pytest.fixture
-def labelled(rig):
+def labelled(project):
     for task in LABELLED:
-        rig.studio.annotate(task, "cat")
-    publish(rig)
-    return rig
+        project.studio.annotate(task, "cat")
+    publish(project)
+    return project
 
 
 @pytest.fixture
 def confident(labelled, monkeypatch):
-    """What rankings say that may be confirmed, and of how large a share of it is right the interval's lower end."""
+    """The tasks that rankings offer for bulk confirmation, and the lower bound of their precision."""
     offered = SimpleNamespace(tasks=set(labelled.unlabelled), low=None)
 
-    def find_confirmable(pool, witnesses, said, asked, *, name, **_):
+    def find_confirmable(pool, holdout_predictions, given, criteria, *, name, **_):
         labels = {score.task: LABELS.index(score.result[0]["value"]["choices"][0]) for score in pool}
-        tasks = {task: labels[task] for task in labels.keys() & offered.tasks - asked.held_out(labels)}
-        return Confirmable(Sure(name, 0.98, low=offered.low, tasks=tasks), dict.fromkeys(tasks, "as good as certain"))
+        tasks = {task: labels[task] for task in labels.keys() & offered.tasks - criteria.held_out(labels)}
+        return Confirmable(Sure(name, 0.98, low=offered.low, tasks=tasks), dict.fromkeys(tasks, "certain"))
 
     monkeypatch.setattr(planning, "find_confirmable", find_confirmable)
     return offered
 
 
-def predicted(rig, task):
-    [result] = [each["result"] for each in rig.studio.predictions.values() if each["task"] == task and each["result"]]
+def predicted(project, task):
+    [result] = [
+        each["result"] for each in project.studio.predictions.values() if each["task"] == task and each["result"]
+    ]
     return result[0]["value"]["choices"][0]
 
 
-def views(rig):
-    return {data["title"]: data for data in rig.studio.views.values()}
+def views(project):
+    return {data["title"]: data for data in project.studio.views.values()}
 
 
-def number_of(rig, title):
-    [number] = [number for number, data in rig.studio.views.items() if data["title"] == title]
+def number_of(project, title):
+    [number] = [number for number, data in project.studio.views.items() if data["title"] == title]
     return number
 
 
-def test_what_comes_next_is_shown_in_its_order_without_skipped_tasks_that_are_done(labelled):
+def test_label_next_has_the_order_without_ignored_skipped_tasks(labelled):
     labelled.rank()
     assert list(views(labelled)) == ["Label next", "Default"]
     assert labelled.studio.tabs()["Label next"] == labelled.studio.order()
     tab = views(labelled)["Label next"]
-    shown = {"data.image", "data.source", "id", "predictions_score", "predictions_results"}
-    assert {f"tasks:{name}" for name in shown}.isdisjoint(tab["hiddenColumns"]["explore"])
+    columns = {"data.image", "data.source", "id", "predictions_score", "predictions_results"}
+    assert {f"tasks:{name}" for name in columns}.isdisjoint(tab["hiddenColumns"]["explore"])
     assert "tasks:annotations_results" in tab["hiddenColumns"]["explore"]
     assert len(labelled.studio.tabs()["Default"]) == len(labelled.studio.tasks)
     labelled.studio.annotate(7, "cat", cancelled=True)
@@ -86,26 +88,35 @@ def test_what_comes_next_is_shown_in_its_order_without_skipped_tasks_that_are_do
     assert 7 not in labelled.studio.tabs()["Label next"]
 
 
-def test_other_peoples_tabs_are_left_alone(labelled):
-    theirs = {"title": "Label next", "filters": {"conjunction": "or", "items": []}, "ordering": []}
-    labelled.studio.views[900] = dict(theirs)
+def test_tabs_of_users_are_not_changed(labelled):
+    tab = {"title": "Label next", "filters": {"conjunction": "or", "items": []}, "ordering": []}
+    labelled.studio.views[900] = dict(tab)
     labelled.rank()
     labelled.rank(tabs=False)
-    assert labelled.studio.views == {900: theirs}
+    assert labelled.studio.views == {900: tab}
 
 
-def test_labels_that_are_probably_wrong_are_shown_with_what_they_should_be(labelled):
-    """The likeliest first. Without tabs the Data Manager is not asked; a released project has none of ours."""
+def test_no_tabs_makes_no_request_to_the_data_manager(labelled):
     publish(labelled, label_issues=(6, 4))
     labelled.rank(tabs=False)
     assert not [request for request in labelled.studio.requests if "/dm/" in request.path]
     assert not set(LABELLED) & {each["task"] for each in labelled.studio.predictions.values()}
+
+
+def test_look_again_has_probable_label_errors_with_suggestions(labelled):
+    """The likeliest first."""
+    publish(labelled, label_issues=(6, 4))
     labelled.rank()
     assert labelled.studio.tabs()["Look again"] == [6, 4]
     assert predicted(labelled, 6) == "dog"
     assert set(labelled.studio.order()) == set(labelled.unlabelled)
     [region] = next(each["result"] for each in labelled.studio.predictions.values() if each["task"] == 6)
     assert region["meta"]["reason"] == "labelled cat (1 % likely), looks like dog"
+
+
+def test_release_removes_our_tabs(labelled):
+    publish(labelled, label_issues=(6, 4))
+    labelled.rank()
     released = release(5, labelled.environment)
     assert released.tabs == 2
     assert set(views(labelled)) == {"Default"}
@@ -113,7 +124,7 @@ def test_labels_that_are_probably_wrong_are_shown_with_what_they_should_be(label
     assert {each["model_version"] for each in labelled.studio.predictions.values()} == {"yolo"}
 
 
-def test_a_label_that_a_person_has_looked_at_and_kept_does_not_come_back(labelled):
+def test_a_reviewed_label_is_not_listed_again(labelled):
     publish(labelled, label_issues=(6, 4))
     labelled.rank()
     labelled.studio.edit(6)
@@ -129,7 +140,7 @@ def test_a_label_that_a_person_has_looked_at_and_kept_does_not_come_back(labelle
     assert "Look again" not in views(labelled)
 
 
-def test_a_task_that_lost_its_label_gets_a_place(labelled):
+def test_a_task_that_lost_its_label_is_ranked(labelled):
     publish(labelled, label_issues=(6, 4))
     labelled.rank()
     labelled.studio.tasks[6]["annotations"].clear()
@@ -141,28 +152,30 @@ def test_a_task_that_lost_its_label_gets_a_place(labelled):
     assert labelled.rank().tasks == 0
 
 
-def test_the_holdout_is_shown_for_as_long_as_too_little_of_it_is_labelled(labelled):
+def test_the_holdout_has_a_tab_until_enough_of_it_is_labelled(labelled):
     publish(labelled, audit_images=29)
     labelled.rank(holdout_share=0.3)
-    held = sorted(held_out(labelled.unlabelled, 0.3))
-    assert sorted(labelled.studio.tabs()["Random holdout"]) == held != []
+    holdout = sorted(held_out(labelled.unlabelled, 0.3))
+    assert sorted(labelled.studio.tabs()["Random holdout"]) == holdout != []
     assert "tasks:data.source" in views(labelled)["Random holdout"]["hiddenColumns"]["explore"]
     publish(labelled, audit_images=30)
     labelled.rank(holdout_share=0.3, sure=0)
     assert "Random holdout" not in views(labelled)
-    labelled.rank(holdout_share=0.3, sure=0.98, force=True)  # more of it has to be labelled to offer anything by
-    assert sorted(labelled.studio.tabs()["Random holdout"]) == held
+    labelled.rank(holdout_share=0.3, sure=0.98, force=True)  # offers require more labels
+    assert sorted(labelled.studio.tabs()["Random holdout"]) == holdout
 
 
-def test_what_may_be_confirmed_is_shown_by_label(labelled, confident):
-    """Not the holdout. It follows the version, while predictions of the one before are still there, too."""
+def test_offered_tasks_have_a_tab_for_each_label(labelled, confident):
+    """Without the holdout. Remaining predictions of the previous version do not match."""
     confident.tasks = set(labelled.unlabelled[::2])
     labelled.rank(holdout_share=0.3)
     tabs = labelled.studio.tabs()
-    free = set(labelled.unlabelled[::2]) - held_out(labelled.unlabelled, 0.3)
+    offered = set(labelled.unlabelled[::2]) - held_out(labelled.unlabelled, 0.3)
     for label in ("cat", "dog"):
         assert (
-            sorted(tabs[f"Sure: {label}"]) == sorted(task for task in free if predicted(labelled, task) == label) != []
+            sorted(tabs[f"Sure: {label}"])
+            == sorted(task for task in offered if predicted(labelled, task) == label)
+            != []
         )
         assert views(labelled)[f"Sure: {label}"]["type"] == "grid"
         assert views(labelled)[f"Sure: {label}"]["selected"] == {"all": True, "list": []}
@@ -171,8 +184,8 @@ def test_what_may_be_confirmed_is_shown_by_label(labelled, confident):
     confident.tasks = set(dogs[:2])
     labelled.studio.before = lambda request: _refuse(request, "DELETE", "/model-versions")
     labelled.rank(holdout_share=0.3)
-    ours = [each for each in labelled.studio.predictions.values() if each["model_version"] != "yolo"]
-    assert len([each for each in ours if each["task"] == dogs[2]]) == 2
+    own = [each for each in labelled.studio.predictions.values() if each["model_version"] != "yolo"]
+    assert len([each for each in own if each["task"] == dogs[2]]) == 2
     assert sorted(labelled.studio.tabs()["Sure: dog"]) == sorted(dogs[:2])
     assert "Sure: cat" not in views(labelled)
 
@@ -183,33 +196,33 @@ def _refuse(request, method, path):
 
 
 @pytest.mark.usefixtures("confident")
-def test_what_people_change_in_a_tab_stays(labelled):
-    """What names the ranking follows it. A browser that was open for long, and saves a tab as it was, does no harm."""
+def test_changes_by_users_are_kept(labelled):
+    """Our filters follow the ranking, even if a browser has restored old ones."""
     labelled.rank(holdout_share=0)
-    theirs = condition("id", "greater", 10)
+    user_filter = condition("id", "greater", 10)
     number = number_of(labelled, "Sure: dog")
     tab = labelled.studio.views[number]
-    tab["filters"]["items"].append(theirs)
+    tab["filters"]["items"].append(user_filter)
     tab["gridWidth"], tab["columnsWidth"] = 3, {"tasks:id": 70}
     stale = json.loads(json.dumps(tab))
     tab = views(labelled)["Label next"]
-    tab["filters"]["items"], tab["ordering"] = [theirs], ["-tasks:id"]
+    tab["filters"]["items"], tab["ordering"] = [user_filter], ["-tasks:id"]
     before = json.loads(json.dumps(tab))
     publish(labelled)
     labelled.rank(holdout_share=0)
     tab = labelled.studio.views[number]
     assert (tab["gridWidth"], tab["columnsWidth"]) == (3, {"tasks:id": 70})
     assert [each["value"] for each in tab["filters"]["items"]] == [0, f"{labelled.version}/sure/1.", 10]
-    assert tab["filters"]["items"][-1] == theirs
+    assert tab["filters"]["items"][-1] == user_filter
     assert views(labelled)["Label next"] == before
-    held = labelled.studio.tabs()["Sure: dog"]
+    tasks = labelled.studio.tabs()["Sure: dog"]
     labelled.studio.views[number] = stale
-    assert labelled.studio.tabs()["Sure: dog"] == [] != held
+    assert labelled.studio.tabs()["Sure: dog"] == [] != tasks
     labelled.rank(holdout_share=0)
-    assert labelled.studio.tabs()["Sure: dog"] == held
+    assert labelled.studio.tabs()["Sure: dog"] == tasks
 
 
-def test_titles_say_how_many_are_right_and_follow_what_is_measured(labelled, confident):
+def test_titles_show_the_current_precision(labelled, confident):
     confident.low = 0.8199
     labelled.rank(holdout_share=0)
     number = number_of(labelled, "Sure: dog ≥81 %")
@@ -224,7 +237,7 @@ def test_titles_say_how_many_are_right_and_follow_what_is_measured(labelled, con
     assert labelled.studio.views[number]["gridWidth"] == 3
 
 
-def test_a_tab_that_was_renamed_is_its_owners_and_one_that_was_deleted_stays_so(labelled):
+def test_renamed_tabs_belong_to_users_and_deleted_ones_stay_deleted(labelled):
     labelled.rank()
     views(labelled)["Label next"]["title"] = "Mine"
     labelled.rank()
@@ -241,15 +254,15 @@ def test_a_tab_that_was_renamed_is_its_owners_and_one_that_was_deleted_stays_so(
 
 
 @pytest.mark.usefixtures("confident")
-def test_ranked_again_nothing_is_changed(labelled):
+def test_ranking_again_changes_nothing(labelled):
     publish(labelled, label_issues=(6, 4), audit_images=3)
     labelled.rank()
     before = json.dumps(labelled.studio.views)
     labelled.studio.requests.clear()
     labelled.rank()
     assert json.dumps(labelled.studio.views) == before
-    managed = [request for request in labelled.studio.requests if "/dm/" in request.path]
-    assert [request.method for request in managed] == ["GET"]
+    requests = [request for request in labelled.studio.requests if "/dm/" in request.path]
+    assert [request.method for request in requests] == ["GET"]
     assert not [request for request in labelled.studio.requests if "predictions_results" in str(request.path)]
 
 
@@ -259,11 +272,11 @@ def _changes_tabs(method, path):
 
 @pytest.mark.parametrize(("fresh", "after"), [(False, False), (False, True), (True, True)])
 @pytest.mark.usefixtures("confident")
-def test_one_that_is_cut_short_goes_on_where_it_was(labelled, monkeypatch, fresh, after):
+def test_tabs_are_complete_after_a_kill_at_any_change(labelled, monkeypatch, fresh, after):
     labelled.rank(tabs=False)
     assert "/sure/" not in labelled.dump()
-    options, steps, cut = {"holdout_share": 0.3}, 0, True
-    while cut:
+    options, steps, killed = {"holdout_share": 0.3}, 0, True
+    while killed:
         steps += 1
         labelled.studio.views.clear()
         (labelled.repository.folder / "tabs" / "5.json").unlink(missing_ok=True)
@@ -271,7 +284,7 @@ def test_one_that_is_cut_short_goes_on_where_it_was(labelled, monkeypatch, fresh
             publish(labelled, audit_images=3)
             labelled.rank(**options)
         publish(labelled, label_issues=(6, 4))
-        cut = labelled.run_until(
+        killed = labelled.run_until(
             steps, monkeypatch, partial(labelled.rank, **options), counts=_changes_tabs, after=after
         )
         labelled.rank(**options)
@@ -284,11 +297,11 @@ def test_one_that_is_cut_short_goes_on_where_it_was(labelled, monkeypatch, fresh
     assert steps == (7 if fresh else 5)
 
 
-def test_a_ranking_does_not_fail_for_its_tabs(labelled, caplog):
+def test_a_ranking_succeeds_if_tabs_cannot_be_updated(labelled, caplog):
     labelled.studio.before = lambda request: _refuse(request, "POST", "/dm/views")
     labelled.rank()
-    labelled.check_whole(labelled.version)
-    assert "the project's tabs may be those of an earlier ranking" in caplog.text
+    labelled.check_ranked_by(labelled.version)
+    assert "cannot update the project's tabs" in caplog.text
     labelled.studio.before = lambda request: None
     labelled.rank()
     assert labelled.studio.tabs()["Label next"] == labelled.studio.order()

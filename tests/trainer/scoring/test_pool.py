@@ -26,13 +26,13 @@ def task(number, labels):
         (("cat", "Dog"), True, [["cat", "Dog"], ["Dog"]], [1, 2]),
         (("cat", "Dog"), False, [["cat", "Dog"], ["Dog"]], [0, 1]),
     ],
-    ids=["of the version", "as people read them", "nested", "several", "several for a version of one"],
+    ids=["aliases", "displayed labels", "nested", "several labels", "several labels for a version with one"],
 )
-def test_labels_are_counted_in_the_order_of_the_version(labels, multiple, chosen, counts):
+def test_labels_are_counted_by_class_of_the_version(labels, multiple, chosen, counts):
     """Labels unknown to the version or the labelling config do not count; Label Studio stores aliases."""
     version = dataclasses.replace(manifest("20261123T050102123Z-0a1b2c"), labels=labels, multiple=multiple)
-    said = GivenLabels.read(map(task, range(9), chosen), "label", CONTROL.labels, multiple=multiple)
-    assert count_labels(said.by_people.values(), CONTROL, version) == counts
+    given = GivenLabels.read(map(task, range(9), chosen), "label", CONTROL.labels, multiple=multiple)
+    assert count_labels(given.by_people.values(), CONTROL, version) == counts
 
 
 @pytest.mark.parametrize(
@@ -44,5 +44,5 @@ def test_labels_are_counted_in_the_order_of_the_version(labels, multiple, chosen
         ("no such file", "task 5: no such file"),
     ],
 )
-def test_a_task_without_a_score_is_named_once(detail, description):
+def test_descriptions_name_the_task_once(detail, description):
     assert group_failures([Failure(5, "no_image", detail)]) == f"1, such as {description}"

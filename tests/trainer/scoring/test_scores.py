@@ -19,31 +19,31 @@ def score(task, classes=3):
     )
 
 
-def plain(score):
+def to_plain(score):
     return {**asdict(score), "probabilities": score.probabilities.tolist(), "embedding": score.embedding.tolist()}
 
 
 DIGESTS = {number: digest({"image": f"{number}.png"}) for number in range(10)}
 
 
-def test_what_was_appended_is_read_back_by_the_next_run_unless_the_tasks_data_has_changed(tmp_path):
+def test_logged_scores_are_read_unless_the_data_has_changed(tmp_path):
     ScoreLog(tmp_path / "new" / "log").append([score(1), score(2)], DIGESTS)
     ScoreLog(tmp_path / "new" / "log").append([score(3)], DIGESTS)
     log = ScoreLog(tmp_path / "new" / "log")
-    found = log.read(DIGESTS)
-    assert list(found) == [1, 2, 3]
-    assert all(plain(found[number]) == plain(score(number)) for number in found)
+    read = log.read(DIGESTS)
+    assert list(read) == [1, 2, 3]
+    assert all(to_plain(read[number]) == to_plain(score(number)) for number in read)
     assert list(log.read({1: DIGESTS[1], 2: digest({"image": "other.png"})})) == [1]
 
 
 @given(st.integers(0, 3000))
-def test_a_line_that_was_cut_short_costs_itself_and_no_other(tmp_path_factory, cut):
+def test_only_a_truncated_line_is_lost(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("log") / "log"
     log = ScoreLog(path)
     log.append([score(1)], DIGESTS)
-    whole = path.stat().st_size
+    line_bytes = path.stat().st_size
     log.append([score(2)], DIGESTS)
-    content = path.read_bytes()[: min(whole + cut, 2 * whole)]
+    content = path.read_bytes()[: min(line_bytes + cut, 2 * line_bytes)]
     path.write_bytes(content)
     expected = [1, 2] if content.count(b"\n") == 2 else [1]
     assert list(log.read(DIGESTS)) == expected

@@ -24,10 +24,10 @@ NESTED = (
 
 @pytest.fixture
 def pets():
-    with studio(6) as state:
-        state.annotate(2, "cat")
-        state.annotate(3, "cat")
-        yield state
+    with studio(6) as pets:
+        pets.annotate(2, "cat")
+        pets.annotate(3, "cat")
+        yield pets
 
 
 def find(pets, *issues, listed=None, config=CONFIG):
@@ -40,7 +40,7 @@ def issue(task, given=("cat",), suggested=("dog",), probability=0.04):
     return LabelIssue(task, given, suggested, probability, 0.93)
 
 
-def test_a_suspect_is_shown_with_what_the_model_would_give(pets):
+def test_review_tasks_have_the_suggested_label(pets):
     first, second = find(pets, issue(3), issue(2, probability=0.2))
     assert (first.task, first.score, first.given) == (3, pytest.approx(0.96), ("cat",))
     assert (second.task, second.score) == (2, pytest.approx(0.8))
@@ -60,22 +60,22 @@ def test_a_suspect_is_shown_with_what_the_model_would_give(pets):
         issue(2, given=("dog",), suggested=("cat",)),
         issue(2, suggested=("horse",)),
     ],
-    ids=["not labelled", "deleted", "labelled otherwise", "unknown label"],
+    ids=["not labelled", "deleted", "other label", "unknown label"],
 )
-def test_what_is_not_as_it_was_is_not_asked_about(pets, other):
+def test_outdated_issues_are_ignored(pets, other):
     assert [each.task for each in find(pets, other, issue(3))] == [3]
 
 
-def test_very_many_are_asked_for_in_addresses_that_are_not_too_long(pets):
+def test_requests_for_many_tasks_have_short_urls(pets):
     others = [issue(number) for number in range(100, 499)]
     pets.requests.clear()
     assert [each.task for each in find(pets, *others, issue(3))] == [3]
-    asked = [request for request in pets.requests if request.path.startswith("/api/tasks")]
-    assert len(asked) == 2
-    assert max(len(request.path) for request in asked) < 4000
+    requests = [request for request in pets.requests if request.path.startswith("/api/tasks")]
+    assert len(requests) == 2
+    assert max(len(request.path) for request in requests) < 4000
 
 
-def test_what_is_remembered_is_when_a_task_was_listed_first():
+def test_listed_tasks_keep_the_time_of_their_first_listing():
     listed = {
         1: ListedTask("a", ("cat",)),
         2: ListedTask("b", ("cat",)),
@@ -95,7 +95,7 @@ def test_what_is_remembered_is_when_a_task_was_listed_first():
     }
 
 
-def test_the_moment_after_the_last_change_has_microseconds():
+def test_time_after_changes_has_microseconds():
     changes = ["2026-11-29T20:00:00Z", "2026-11-29T21:00:00.999999+01:00"]
     assert (
         time_after_changes([ReviewTask(1, 0.5, (), change, ()) for change in changes]) == "2026-11-29T20:00:01.000000Z"
@@ -106,7 +106,7 @@ def test_the_moment_after_the_last_change_has_microseconds():
 
 @pytest.mark.parametrize("project", [5, 6])
 @pytest.mark.parametrize("figures", [None, "{}", "no JSON", '{"label_errors": {"tasks": [{"task": 1}]}}'])
-def test_a_version_that_names_no_suspects_has_none(tmp_path, project, figures):
+def test_reports_without_label_issues_are_accepted(tmp_path, project, figures):
     repository = Repository(tmp_path / "models")
     training = TrainingRecord(project=ProjectState(project, 3, ""))
     version = publish(repository, b"one", training=training)

@@ -6,7 +6,7 @@ from trainer.tabs.record import TABS_FOLDER, OwnTab, TabRecord, load_record, sav
 RECORD = TabRecord("2026-11-30", {"next": OwnTab(7, "Label next", ("Next",), (({"filter": "f"},),))})
 
 
-def test_what_is_remembered_of_tabs_is_read_as_it_was_written(tmp_path):
+def test_a_saved_record_is_loaded_unchanged(tmp_path):
     """Former titles are optional. Invalid records and those of another project are ignored."""
     repository = Repository(tmp_path / "models")
     save_record(repository, 5, RECORD)

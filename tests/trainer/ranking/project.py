@@ -1,4 +1,4 @@
-"""What rankings are tried on, and what ends them."""
+"""A project in a fake Label Studio with a fake server, and rankings that are killed at a given request."""
 
 import base64
 import io
@@ -27,21 +27,22 @@ def png(number=0, size=(40, 20)):
     return buffer.getvalue()
 
 
-def picture(number, **options):
+def image_data(number, **options):
+    """Return the data of a task with an image."""
     return {"image": f"data:image/png;base64,{base64.b64encode(png(number, **options)).decode()}"}
 
 
 def held_out(tasks, share):
-    """Those of the tasks that are in the random holdout."""
+    """Return the tasks that are in the random holdout."""
     numbers = np.array([*tasks], np.int64)
     return set(numbers[is_held_out(5, numbers, share)].tolist())
 
 
-class Rig:
-    """A Label Studio with pictures, a repository with a version, and a server of it."""
+class ServedProject:
+    """A project of images, a repository with a version, and a server of that version."""
 
-    def __init__(self, tmp_path, state, server, repository):
-        self.studio = state
+    def __init__(self, tmp_path, studio, server, repository):
+        self.studio = studio
         self.server = server
         self.repository = repository
         self.version = server.version
@@ -49,7 +50,7 @@ class Rig:
             models=repository.root,
             cache=tmp_path / "cache",
             cache_dir=tmp_path / "features",
-            label_studio_url=state.url,
+            label_studio_url=studio.url,
             label_studio_token=TOKEN,
             server=server.url,
         )
@@ -58,61 +59,60 @@ class Rig:
         return rank(RankOptions(5, **options), self.environment)
 
     def run_until(self, step, monkeypatch, run, *, counts=lambda method, path: True, after=False):
-        """Have a run killed before that one of the requests that count, or after its answer; tell if it was."""
+        """Kill a run at the given request of those that count, before it or after its reply; return whether it was."""
         send, number = LabelStudioClient.send, itertools.count(1)
 
-        def last(client, method, path, **more):
-            ends = counts(method, path) and next(number) == step
-            if ends and not after:
+        def send_or_kill(client, method, path, **options):
+            is_last = counts(method, path) and next(number) == step
+            if is_last and not after:
                 raise Killed
-            reply = send(client, method, path, **more)
-            if ends:
+            reply = send(client, method, path, **options)
+            if is_last:
                 raise Killed
             return reply
 
         with monkeypatch.context() as patch, suppress(Killed):
-            patch.setattr(LabelStudioClient, "send", last)
+            patch.setattr(LabelStudioClient, "send", send_or_kill)
             run()
             return False
         return True
 
-    def begin(self, monkeypatch, **options):
-        """Have a ranking killed when all but the switch is done."""
+    def rank_until_switch(self, monkeypatch, **options):
+        """Kill a ranking just before it switches the project's model version."""
         run = partial(self.rank, **options)
         assert self.run_until(1, monkeypatch, run, counts=lambda method, _: method == "PATCH")
 
     def dump(self):
-        """All that a ranking changes in the project."""
+        """Return everything that a ranking changes in the project."""
         return json.dumps([self.studio.project, self.studio.predictions])
 
-    def publish(self, **more):
-        """Have the server serve another version."""
-        self.version = self.server.version = publish(self.repository, b"newer", **more).name
+    def publish(self, **fields):
+        """Publish and serve another version."""
+        self.version = self.server.version = publish(self.repository, b"newer", **fields).name
 
     @property
     def unlabelled(self):
         return [task for task in self.studio.tasks if not self.studio.counts(task)[0]]
 
-    def check_whole(self, name):
-        """The project sorts by this ranking, in which each unlabelled task has one prediction of ours and no other."""
+    def check_ranked_by(self, name):
+        """Check that the project is sorted by a ranking with one prediction for each task, and has no other of ours."""
         assert self.studio.project["model_version"] == name
         assert self.studio.project["sampling"] == "Uncertainty sampling"
         scores = self.studio.scores(name)
         assert set(self.unlabelled) <= set(scores)
-        assert {len(each) for each in scores.values()} <= {1}
-        ours = {each["model_version"] for each in self.studio.predictions.values()} - {"yolo"}
-        assert ours == {name}
+        assert {len(values) for values in scores.values()} <= {1}
+        assert {each["model_version"] for each in self.studio.predictions.values()} - {"yolo"} == {name}
         assert not list((self.environment.cache / "rank").rglob("*.*"))
 
 
-def ours(rig):
-    return [each for each in rig.studio.predictions.values() if each["model_version"].startswith(rig.version)]
+def own_predictions(project):
+    return [each for each in project.studio.predictions.values() if each["model_version"].startswith(project.version)]
 
 
-def meta_of(rig):
-    """What is said of each task whose label is shown, in the `meta` of its prediction."""
-    return {each["task"]: each["result"][0]["meta"] for each in ours(rig) if each["result"]}
+def meta_by_task(project):
+    """Return the `meta` of predictions with a label."""
+    return {each["task"]: each["result"][0]["meta"] for each in own_predictions(project) if each["result"]}
 
 
 class Killed(BaseException):
-    """Ends a run as SIGKILL does: nothing catches it."""
+    """Ends a run like SIGKILL: nothing catches it."""
