@@ -36,7 +36,7 @@ class Store:
 
 
 def environment(url: str) -> Mapping[str, str]:
-    """Return the environment variables with which clients use an S3 store at this address."""
+    """Return the environment variables of clients of an S3 store."""
     return {
         "AWS_ENDPOINT": url,
         "AWS_ALLOW_HTTP": "true",

@@ -1,4 +1,4 @@
-"""Isolates tests from the environment, sets marks and time limits, and skips GPU tests without a GPU."""
+"""Isolates tests from the environment, adds marks and time limits, and skips GPU tests without a GPU."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from collections.abc import Generator, Sequence
 import hypothesis
 import pytest
 
-# On shared machines a time limit for each example would fail at random.
+# On shared machines, a time limit per example would fail at random.
 hypothesis.settings.register_profile("labelnext", deadline=None)
 hypothesis.settings.load_profile("labelnext")
 
 
-# The number of lines shown of a failed test's output and logs.
-SHOWN_LINES = 80
-CHATTY = ("onnx_ir", "onnxscript", "torch")
+# Lines shown of the output and logs of a failed test.
+MAX_OUTPUT_LINES = 80
+VERBOSE_LOGGERS = ("onnx_ir", "onnxscript", "torch")
 
 
 def pytest_configure() -> None:
@@ -28,7 +28,7 @@ def pytest_configure() -> None:
     os.umask(0o022)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    for name in CHATTY:
+    for name in VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -43,19 +43,19 @@ def pytest_runtest_setup() -> None:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Show only the end of a test's output, so that the failure stays visible."""
     report = yield
-    report.sections = [(name, _end(text)) for name, text in report.sections]
+    report.sections = [(name, _last_lines(text)) for name, text in report.sections]
     return report
 
 
-def _end(text: str) -> str:
+def _last_lines(text: str) -> str:
     lines = text.splitlines(keepends=True)
-    left_out = len(lines) - SHOWN_LINES
-    return text if left_out <= 0 else "".join([f"... {left_out} lines before these\n", *lines[-SHOWN_LINES:]])
+    omitted = len(lines) - MAX_OUTPUT_LINES
+    return text if omitted <= 0 else "".join([f"... {omitted} lines omitted\n", *lines[-MAX_OUTPUT_LINES:]])
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_fsync() -> Generator[None]:
-    """Disable fsync, which takes milliseconds a file and matters only after a power failure."""
+    """Disable fsync, which takes milliseconds per file and matters only after a power failure."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
@@ -69,7 +69,7 @@ def _no_settings_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SLOW_FOLDERS = {"system": (600, ["system"]), "production": (900, ["production", "system"])}
-"""Folders of tests with real programs: the time limit of a test in seconds, and its marks."""
+"""Folders of tests with real programs: time limit of a test in seconds, and marks."""
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_items and not _has_gpu():
         for item in gpu_items:
-            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; nvidia-smi finds none here"))
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, but nvidia-smi finds none"))
 
 
 def _has_gpu() -> bool:

@@ -20,7 +20,7 @@ def small_disk(folder: Path, size: str, *options: str) -> Iterator[None]:
         text=True,
     )
     if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.strip()}")
     try:
         yield
     finally:
@@ -28,7 +28,8 @@ def small_disk(folder: Path, size: str, *options: str) -> Iterator[None]:
 
 
 def fill(folder: Path) -> None:
-    with contextlib.suppress(OSError), (folder / "rest").open("wb") as file:
+    """Write a file until the disk is full."""
+    with contextlib.suppress(OSError), (folder / "filler").open("wb") as file:
         while True:
             file.write(bytes(1024))
             file.flush()

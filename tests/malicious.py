@@ -1,7 +1,7 @@
-"""Malicious versions, which an attacker with write access to the repository might place there, with expected errors.
+"""Malicious versions that an attacker with write access to the repository might publish, and their expected errors.
 
-Each is an edited version of the tiny model. Digests are updated afterwards, as an attacker would do, except in cases
-about the manifest or the files themselves.
+Each is an edit of a version of the tiny model. The digests in the manifest are updated afterwards, as an attacker would
+do, except in cases about the manifest or the files themselves.
 """
 
 import itertools
@@ -40,7 +40,7 @@ class Malicious:
     updates_digests: bool = True
     """Whether the manifest's digests are updated after the edit."""
     detected_by: str = "contract"
-    """`engine` if only running the graph detects it."""
+    """"engine" if the error occurs only when the graph runs, else "contract"."""
 
     def apply(self, folder):
         self.edit(folder)
@@ -64,10 +64,12 @@ def edit_manifest(folder, change):
     (folder / MANIFEST_FILE).write_text(json.dumps(document))
 
 
-# Graphs. `change` gets the ModelProto, loaded without its weights.
+# Graphs
 
 
-def graph(name, change, error=UnsafeGraph, *, file=MODEL_FILE, detected_by="contract"):
+def graph_case(name, change, error=UnsafeGraph, *, file=MODEL_FILE, detected_by="contract"):
+    """Return a case of a graph edited by `change`, which gets the ModelProto without external data."""
+
     def edit(folder):
         model = onnx.load(folder / file, load_external_data=False)
         change(model)
@@ -76,11 +78,11 @@ def graph(name, change, error=UnsafeGraph, *, file=MODEL_FILE, detected_by="cont
     return Malicious(name, edit, error, detected_by=detected_by)
 
 
-def weight(model):
+def find_weight(model):
     return next(tensor for tensor in model.graph.initializer if tensor.name == "w1")
 
 
-def point_to(tensor, **entries):
+def set_external_data(tensor, **entries):
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     del tensor.external_data[:]
@@ -88,123 +90,131 @@ def point_to(tensor, **entries):
         tensor.external_data.add(key=key, value=str(value))
 
 
-def weights_at(location, **entries):
-    return lambda model: point_to(weight(model), **{"location": location, "offset": 0, "length": 1024, **entries})
+def move_weights(location, **entries):
+    return lambda model: set_external_data(
+        find_weight(model), **{"location": location, "offset": 0, "length": 1024, **entries}
+    )
 
 
-def add_entry(key, value, *, first=False):
+def add_external_entry(key, value, *, first=False):
     def change(model):
-        entries = [(entry.key, entry.value) for entry in weight(model).external_data]
-        del weight(model).external_data[:]
+        entries = [(entry.key, entry.value) for entry in find_weight(model).external_data]
+        del find_weight(model).external_data[:]
         for entry_key, entry_value in [(key, value), *entries] if first else [*entries, (key, value)]:
-            weight(model).external_data.add(key=entry_key, value=entry_value)
+            find_weight(model).external_data.add(key=entry_key, value=entry_value)
 
     return change
 
 
-def external_tensor(location="/etc/passwd"):
+def make_external_tensor(location="/etc/passwd"):
     tensor = TensorProto(name="outside", data_type=TensorProto.FLOAT, dims=[4])
-    point_to(tensor, location=location, offset=0, length=16)
+    set_external_data(tensor, location=location, offset=0, length=16)
     return tensor
 
 
-def declare(dims):
+def add_short_tensor(dims):
+    """Add a tensor that claims this shape, but has four bytes of data."""
+
     def change(model):
         model.graph.initializer.append(
-            TensorProto(name="huge", data_type=TensorProto.FLOAT, dims=dims, raw_data=bytes(4)),
+            TensorProto(name="short", data_type=TensorProto.FLOAT, dims=dims, raw_data=bytes(4)),
         )
 
     return change
 
 
-def prepend(*nodes):
+def prepend_nodes(*nodes):
     def change(model):
-        kept = [*nodes, *model.graph.node]
+        all_nodes = [*nodes, *model.graph.node]
         del model.graph.node[:]
-        model.graph.node.extend(kept)
+        model.graph.node.extend(all_nodes)
 
     return change
 
 
-def body(initializer=None):
-    """Return a graph without inputs and with one output, for a branch."""
+def branch_body(initializer=None):
+    """Return the graph of a branch, which has no inputs and one output."""
     tensor = initializer or numpy_helper.from_array(np.zeros(4, np.float32), "outside")
     node = helper.make_node("Identity", ["outside"], ["inside"])
     output = helper.make_tensor_value_info("inside", TensorProto.FLOAT, [4])
     return helper.make_graph([node], "body", [], [output], [tensor])
 
 
-def branch(inner):
-    return helper.make_node("If", ["training"], ["branched"], then_branch=inner, else_branch=inner)
+def if_node(body):
+    return helper.make_node("If", ["training"], ["branched"], then_branch=body, else_branch=body)
 
 
-def loop():
-    infos = [
+def endless_loop():
+    inputs = [
         helper.make_tensor_value_info("i", TensorProto.INT64, []),
-        helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
     ]
-    again = helper.make_node("Identity", ["go_on"], ["still"])
-    output = helper.make_tensor_value_info("still", TensorProto.BOOL, [])
-    return helper.make_node("Loop", ["", "training"], [], body=helper.make_graph([again], "body", infos, [output]))
+    keep_condition = helper.make_node("Identity", ["condition"], ["unchanged"])
+    output = helper.make_tensor_value_info("unchanged", TensorProto.BOOL, [])
+    body = helper.make_graph([keep_condition], "body", inputs, [output])
+    return helper.make_node("Loop", ["", "training"], [], body=body)
 
 
 def add_functions(*functions):
     def change(model):
         model.functions.extend(functions)
         model.opset_import.append(helper.make_opsetid("own", 1))
-        prepend(helper.make_node(functions[-1].name, ["w1"], ["called"], domain="own"))(model)
+        prepend_nodes(helper.make_node(functions[-1].name, ["w1"], ["called"], domain="own"))(model)
 
     return change
 
 
-def function(name, called, times=1, *, domain="own"):
-    tips = ["x", *(f"t{i}" for i in range(times - 1)), "y"]
-    nodes = [helper.make_node(called, [a], [b], domain=domain) for a, b in itertools.pairwise(tips)]
+def make_function(name, called, times=1, *, domain="own"):
+    """Return a function that calls an operator or another function several times in a row."""
+    tensors = ["x", *(f"t{i}" for i in range(times - 1)), "y"]
+    nodes = [helper.make_node(called, [a], [b], domain=domain) for a, b in itertools.pairwise(tensors)]
     return helper.make_function("own", name, ["x"], ["y"], nodes, [*OPSETS, helper.make_opsetid("own", 1)])
 
 
-def function_with_default(model):
-    made = function("f", "Identity", domain="")
-    made.attribute_proto.append(helper.make_attribute("default", external_tensor()))
-    add_functions(made)(model)
+def add_function_with_external_default(model):
+    function = make_function("f", "Identity", domain="")
+    function.attribute_proto.append(helper.make_attribute("default", make_external_tensor()))
+    add_functions(function)(model)
 
 
-def sparse(model):
-    model.graph.sparse_initializer.add(dims=[4]).values.CopyFrom(external_tensor())
+def add_external_sparse_tensor(model):
+    model.graph.sparse_initializer.add(dims=[4]).values.CopyFrom(make_external_tensor())
 
 
-def training_info(model):
-    model.training_info.add().initialization.initializer.append(external_tensor())
+def add_external_training_info(model):
+    model.training_info.add().initialization.initializer.append(make_external_tensor())
 
 
 def first_dropout(model):
     return next(node for node in model.graph.node if node.op_type == "Dropout")
 
 
-def unknown_type(model):
-    weight(model).data_type = 99
+def set_unknown_type(model):
+    find_weight(model).data_type = 99
 
 
 def gather_out_of_range(model):
     model.graph.initializer.append(numpy_helper.from_array(np.array([10**9]), "far"))
-    prepend(helper.make_node("Gather", ["w1", "far"], ["gathered"]))(model)
+    prepend_nodes(helper.make_node("Gather", ["w1", "far"], ["gathered"]))(model)
     next(node for node in model.graph.node if "w2" in node.input).input[1] = "gathered"
 
 
-# Files.
+# Files
 
 
-def instead_of(file, make):
-    """Replace a file by what `make` creates at its path."""
+def replace_file(file, create):
+    """Remove a file, and call `create` with its path."""
 
     def edit(folder):
         (folder / file).unlink()
-        make(folder / file)
+        create(folder / file)
 
     return edit
 
 
-def moved_behind_a_link(file):
+def replace_by_link(file):
+    """Move a file out of the repository, and link to it."""
+
     def edit(folder):
         moved = folder.parent.parent / "outside" / Path(file).name
         moved.parent.mkdir(exist_ok=True)
@@ -214,38 +224,38 @@ def moved_behind_a_link(file):
     return edit
 
 
-def pipe_of_no_length(folder):
-    instead_of(PROBE_FILE, os.mkfifo)(folder)
+def replace_probe_by_empty_pipe(folder):
+    replace_file(PROBE_FILE, os.mkfifo)(folder)
     edit_manifest(folder, lambda document: document["files"][PROBE_FILE].update(size_bytes=0))
 
 
-def files(name, edit, error=DigestError):
+def file_case(name, edit, error=DigestError):
     return Malicious(name, edit, error, updates_digests=False)
 
 
-# Manifests.
+# Manifests
 
 
-def manifest(name, error=ManifestError, **fields):
-    return files(name, lambda folder: edit_manifest(folder, lambda document: document.update(fields)), error)
+def manifest_case(name, error=ManifestError, **fields):
+    return file_case(name, lambda folder: edit_manifest(folder, lambda document: document.update(fields)), error)
 
 
-def manifest_of_files(name, change, error=ManifestError):
-    return files(name, lambda folder: edit_manifest(folder, lambda document: change(document["files"])), error)
+def file_list_case(name, change, error=ManifestError):
+    return file_case(name, lambda folder: edit_manifest(folder, lambda document: change(document["files"])), error)
 
 
-def raw_manifest(name, text):
-    return files(name, lambda folder: (folder / MANIFEST_FILE).write_bytes(text), ManifestError)
+def manifest_text_case(name, text):
+    return file_case(name, lambda folder: (folder / MANIFEST_FILE).write_bytes(text), ManifestError)
 
 
-def add_file(name):
+def list_file(name):
     return lambda listed: listed.update({name: listed[BACKBONE_WEIGHTS_FILE]})
 
 
-# Probes.
+# Probes
 
 
-def probe(name, change):
+def probe_case(name, change):
     def edit(folder):
         with np.load(folder / PROBE_FILE) as archive:
             arrays = dict(archive)
@@ -254,24 +264,25 @@ def probe(name, change):
     return Malicious(name, edit, DigestError)
 
 
-def one_array(path, arrays):
+def save_one_array(path, arrays):
     with path.open("wb") as file:
         np.save(file, arrays["images"])
 
 
-def replace_array(**changed):
+def change_arrays(**changed):
     return lambda path, arrays: np.savez(path, **{**arrays, **changed})
 
 
-def bomb(path, arrays):
-    """Write an archive whose directory claims a terabyte."""
+def claim_a_terabyte(path, arrays):
+    """Write an archive whose directory claims a member of a terabyte."""
     np.savez(path, **arrays)
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"rewritten"
         archive.getinfo("images.npy").file_size = 2**40
 
 
-def false_shape(path, arrays):
+def claim_false_shape(path, arrays):
+    """Write an array whose header claims a trillion images."""
     np.savez(path, **arrays)
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -284,95 +295,104 @@ def false_shape(path, arrays):
             archive.writestr(name, content)
 
 
-def int8(name, change):
+def int8_case(name, change):
     """Return a case of an edited int8 backbone; a server then serves the version in float32."""
-    return graph(name, change, file=INT8_BACKBONE_FILE)
+    return graph_case(name, change, file=INT8_BACKBONE_FILE)
 
 
 ELSEWHERE = (
     *("/etc/passwd", "../../../etc/passwd", "file:///etc/passwd", "*/_ORT_MEM_ADDR_/*", PROBE_FILE),
     *(f"../20260102T030405678Z-0a1b2c/{BACKBONE_WEIGHTS_FILE}", f"./{BACKBONE_WEIGHTS_FILE}"),
 )
-"""Forbidden locations of weights: outside, in another version, under another spelling, in another file, in memory."""
+"""Forbidden locations of weights: outside, in memory, in another file or version, or spelt differently."""
 INVALID_NAMES = ("../CURRENT", "/etc/passwd", "..\\CURRENT", "x" * 256, "a\0b")
 MALICIOUS = (
-    *(graph(f"weights-at-{location}", weights_at(location)) for location in ELSEWHERE),
-    graph("weights-without-location", lambda model: point_to(weight(model), offset=0, length=1024)),
-    graph("weights-with-two-locations", add_entry("location", "/etc/passwd")),
-    graph("weights-with-two-locations-outside-first", add_entry("location", "/etc/passwd", first=True)),
-    graph("weights-with-a-base-path", add_entry("basepath", "/etc")),
-    graph("weights-beyond-the-end", weights_at(BACKBONE_WEIGHTS_FILE, offset=2**40)),
-    graph("weights-over-the-end", weights_at(BACKBONE_WEIGHTS_FILE, length=2**40)),
-    graph("weights-before-the-beginning", weights_at(BACKBONE_WEIGHTS_FILE, offset=-8)),
-    graph("weights-at-offset-not-a-number", weights_at(BACKBONE_WEIGHTS_FILE, offset="1_0")),
-    graph("weights-with-false-shape", lambda model: weight(model).dims.__setitem__(0, 2**40)),
-    graph("weights-of-unknown-type", unknown_type, InvalidVersion, detected_by="engine"),
-    graph("a-tensor-of-a-terabyte", declare([2**20, 2**18])),
-    graph("a-tensor-of-negative-size", declare([-1])),
-    graph("a-constant-outside", prepend(helper.make_node("Constant", [], ["c"], value=external_tensor()))),
-    graph("a-branch", prepend(branch(body()))),
-    graph("a-branch-with-weights-outside", prepend(branch(body(external_tensor())))),
-    graph("an-endless-loop", prepend(loop())),
-    graph("a-custom-operator", prepend(helper.make_node("Run", ["w1"], ["r"], domain="evil"))),
-    graph("an-operator-of-the-engine", prepend(helper.make_node("EPContext", ["w1"], ["r"], domain="com.microsoft"))),
-    graph("a-function-that-calls-itself", add_functions(function("f", "f"))),
-    graph(
+    *(graph_case(f"weights-at-{location}", move_weights(location)) for location in ELSEWHERE),
+    graph_case("weights-without-location", lambda model: set_external_data(find_weight(model), offset=0, length=1024)),
+    graph_case("weights-with-two-locations", add_external_entry("location", "/etc/passwd")),
+    graph_case("weights-with-two-locations-outside-first", add_external_entry("location", "/etc/passwd", first=True)),
+    graph_case("weights-with-base-path", add_external_entry("basepath", "/etc")),
+    graph_case("weights-offset-past-the-end", move_weights(BACKBONE_WEIGHTS_FILE, offset=2**40)),
+    graph_case("weights-length-past-the-end", move_weights(BACKBONE_WEIGHTS_FILE, length=2**40)),
+    graph_case("weights-negative-offset", move_weights(BACKBONE_WEIGHTS_FILE, offset=-8)),
+    graph_case("weights-offset-not-a-number", move_weights(BACKBONE_WEIGHTS_FILE, offset="1_0")),
+    graph_case("weights-with-false-shape", lambda model: find_weight(model).dims.__setitem__(0, 2**40)),
+    graph_case("weights-of-unknown-type", set_unknown_type, InvalidVersion, detected_by="engine"),
+    graph_case("a-tensor-of-a-terabyte", add_short_tensor([2**20, 2**18])),
+    graph_case("a-tensor-of-negative-size", add_short_tensor([-1])),
+    graph_case(
+        "a-constant-outside", prepend_nodes(helper.make_node("Constant", [], ["c"], value=make_external_tensor()))
+    ),
+    graph_case("a-branch", prepend_nodes(if_node(branch_body()))),
+    graph_case("a-branch-with-weights-outside", prepend_nodes(if_node(branch_body(make_external_tensor())))),
+    graph_case("an-endless-loop", prepend_nodes(endless_loop())),
+    graph_case("a-custom-operator", prepend_nodes(helper.make_node("Run", ["w1"], ["r"], domain="evil"))),
+    graph_case(
+        "an-operator-of-the-engine", prepend_nodes(helper.make_node("EPContext", ["w1"], ["r"], domain="com.microsoft"))
+    ),
+    graph_case("a-function-that-calls-itself", add_functions(make_function("f", "f"))),
+    graph_case(
         "functions-that-grow",
         add_functions(
-            function("f0", "Identity", 10, domain=""), *(function(f"f{i}", f"f{i - 1}", 10) for i in range(1, 9))
+            make_function("f0", "Identity", 10, domain=""),
+            *(make_function(f"f{i}", f"f{i - 1}", 10) for i in range(1, 9)),
         ),
     ),
-    graph("too-many-functions", add_functions(*(function(f"f{i}", "Identity", domain="") for i in range(300)))),
-    graph("two-functions-of-one-name", add_functions(*[function("f", "Identity", domain="")] * 2)),
-    graph("a-function-with-weights-outside", function_with_default),
-    graph("sparse-weights-outside", sparse),
-    graph("training-information", training_info),
-    graph("a-dropout-without-input", lambda model: first_dropout(model).input.__setitem__(0, ""), LoweringError),
-    graph("a-dropout-without-output", lambda model: first_dropout(model).ClearField("output"), LoweringError),
-    graph("an-output-without-node", lambda model: model.graph.node.pop(), InvalidVersion, detected_by="engine"),
-    graph("an-index-out-of-range", gather_out_of_range, LabelnextError, detected_by="engine"),
-    int8("int8-weights-outside", lambda model: model.graph.initializer.append(external_tensor())),
-    int8(
+    graph_case(
+        "too-many-functions", add_functions(*(make_function(f"f{i}", "Identity", domain="") for i in range(300)))
+    ),
+    graph_case("two-functions-of-one-name", add_functions(*[make_function("f", "Identity", domain="")] * 2)),
+    graph_case("a-function-with-weights-outside", add_function_with_external_default),
+    graph_case("sparse-weights-outside", add_external_sparse_tensor),
+    graph_case("training-information", add_external_training_info),
+    graph_case("a-dropout-without-input", lambda model: first_dropout(model).input.__setitem__(0, ""), LoweringError),
+    graph_case("a-dropout-without-output", lambda model: first_dropout(model).ClearField("output"), LoweringError),
+    graph_case("an-output-without-a-node", lambda model: model.graph.node.pop(), InvalidVersion, detected_by="engine"),
+    graph_case("an-index-out-of-range", gather_out_of_range, LabelnextError, detected_by="engine"),
+    int8_case("int8-weights-outside", lambda model: model.graph.initializer.append(make_external_tensor())),
+    int8_case(
         "int8-weights-in-the-other-file",
-        lambda model: model.graph.initializer.append(external_tensor(BACKBONE_WEIGHTS_FILE)),
+        lambda model: model.graph.initializer.append(make_external_tensor(BACKBONE_WEIGHTS_FILE)),
     ),
-    int8("int8-endless-loop", prepend(loop())),
-    files("graph-is-a-link", moved_behind_a_link(MODEL_FILE)),
-    files("weights-are-a-link", moved_behind_a_link(BACKBONE_WEIGHTS_FILE)),
-    files(
-        "weights-are-an-endless-device", instead_of(BACKBONE_WEIGHTS_FILE, lambda path: path.symlink_to("/dev/zero"))
+    int8_case("int8-endless-loop", prepend_nodes(endless_loop())),
+    file_case("graph-is-a-link", replace_by_link(MODEL_FILE)),
+    file_case("weights-are-a-link", replace_by_link(BACKBONE_WEIGHTS_FILE)),
+    file_case(
+        "weights-are-an-endless-device", replace_file(BACKBONE_WEIGHTS_FILE, lambda path: path.symlink_to("/dev/zero"))
     ),
-    files("probe-is-a-pipe", instead_of(PROBE_FILE, os.mkfifo)),
-    files("probe-is-a-pipe-of-length-zero", pipe_of_no_length),
-    files("graph-is-a-folder", instead_of(MODEL_FILE, Path.mkdir)),
-    files("report-is-a-link", moved_behind_a_link("report")),
-    files("manifest-is-a-link", moved_behind_a_link(MANIFEST_FILE), ManifestError),
-    files("manifest-is-a-pipe", instead_of(MANIFEST_FILE, os.mkfifo), ManifestError),
-    files("manifest-is-a-folder", instead_of(MANIFEST_FILE, Path.mkdir), ManifestError),
-    *(manifest_of_files(f"a-file-called-{name[:20]}", add_file(name)) for name in INVALID_NAMES),
-    manifest_of_files("a-missing-file", add_file("report/other.html"), DigestError),
-    manifest_of_files("a-file-below-a-file", add_file(f"{MODEL_FILE}/x"), DigestError),
-    manifest_of_files("a-false-size", lambda listed: listed[BACKBONE_WEIGHTS_FILE].update(size_bytes=1), DigestError),
-    manifest_of_files("weights-without-a-digest", lambda listed: listed.pop(BACKBONE_WEIGHTS_FILE), UnsafeGraph),
-    manifest("too-many-passes", passes=10**9),
-    manifest("too-large-images", input={"height": 10**9, "width": 8}),
-    manifest("labels-with-surrogates", labels=["\ud800", "b"]),
-    manifest("dropout-sites-with-booleans", dropout_sites=[{"features": [True], "probability": 0.5}]),
-    raw_manifest("a-manifest-of-many-megabytes", b'{"contract": 3,' + b" " * (17 * 2**20) + b"}"),
-    raw_manifest("a-manifest-of-many-levels", b"[" * 200_000),
-    raw_manifest("a-manifest-of-many-objects", b'{"metrics":' * 50_000),
-    raw_manifest("a-number-of-many-digits", b'{"contract": ' + b"9" * 5000 + b"}"),
-    raw_manifest("a-manifest-not-in-utf-8", b"\xff\xfe"),
-    probe("a-probe-that-unpickles", replace_array(images=np.array([{}], dtype=object))),
-    probe("a-probe-that-is-a-pickle", lambda path, _: path.write_bytes(b"\x80\x04K\x01.")),
-    probe("a-probe-that-is-an-array", one_array),
-    probe("a-probe-of-a-terabyte", bomb),
-    probe("a-probe-with-a-false-shape", false_shape),
-    probe("a-probe-of-nan", replace_array(mean=np.full((4, 3), np.nan, np.float32))),
-    probe("a-probe-of-too-many-passes", replace_array(passes=np.int64(10**15))),
-    probe("a-probe-of-two-shapes", replace_array(features=np.zeros((3, 16), np.float32))),
-    probe("a-probe-without-images", replace_array(images=np.zeros((0, 8, 8, 3), np.uint8))),
+    file_case("probe-is-a-pipe", replace_file(PROBE_FILE, os.mkfifo)),
+    file_case("probe-is-a-pipe-of-length-zero", replace_probe_by_empty_pipe),
+    file_case("graph-is-a-folder", replace_file(MODEL_FILE, Path.mkdir)),
+    file_case("report-is-a-link", replace_by_link("report")),
+    file_case("manifest-is-a-link", replace_by_link(MANIFEST_FILE), ManifestError),
+    file_case("manifest-is-a-pipe", replace_file(MANIFEST_FILE, os.mkfifo), ManifestError),
+    file_case("manifest-is-a-folder", replace_file(MANIFEST_FILE, Path.mkdir), ManifestError),
+    *(file_list_case(f"a-file-called-{name[:20]}", list_file(name)) for name in INVALID_NAMES),
+    file_list_case("a-missing-file", list_file("report/other.html"), DigestError),
+    file_list_case("a-file-below-a-file", list_file(f"{MODEL_FILE}/x"), DigestError),
+    file_list_case("a-false-size", lambda listed: listed[BACKBONE_WEIGHTS_FILE].update(size_bytes=1), DigestError),
+    file_list_case("weights-without-a-digest", lambda listed: listed.pop(BACKBONE_WEIGHTS_FILE), UnsafeGraph),
+    manifest_case("too-many-passes", passes=10**9),
+    manifest_case("too-large-images", input={"height": 10**9, "width": 8}),
+    manifest_case("labels-with-surrogates", labels=["\ud800", "b"]),
+    manifest_case("dropout-sites-with-booleans", dropout_sites=[{"features": [True], "probability": 0.5}]),
+    manifest_text_case("a-manifest-of-many-megabytes", b'{"contract": 3,' + b" " * (17 * 2**20) + b"}"),
+    manifest_text_case("a-manifest-of-many-levels", b"[" * 200_000),
+    manifest_text_case("a-manifest-of-many-objects", b'{"metrics":' * 50_000),
+    manifest_text_case("a-number-of-many-digits", b'{"contract": ' + b"9" * 5000 + b"}"),
+    manifest_text_case("a-manifest-not-in-utf-8", b"\xff\xfe"),
+    probe_case("a-probe-that-unpickles", change_arrays(images=np.array([{}], dtype=object))),
+    probe_case("a-probe-that-is-a-pickle", lambda path, _: path.write_bytes(b"\x80\x04K\x01.")),
+    probe_case("a-probe-that-is-an-array", save_one_array),
+    probe_case("a-probe-of-a-terabyte", claim_a_terabyte),
+    probe_case("a-probe-with-a-false-shape", claim_false_shape),
+    probe_case("a-probe-of-nan", change_arrays(mean=np.full((4, 3), np.nan, np.float32))),
+    probe_case("a-probe-of-too-many-passes", change_arrays(passes=np.int64(10**15))),
+    probe_case("a-probe-of-two-shapes", change_arrays(features=np.zeros((3, 16), np.float32))),
+    probe_case("a-probe-without-images", change_arrays(images=np.zeros((0, 8, 8, 3), np.uint8))),
 )
 
-ONE_OF_EACH = tuple({(case.error, case.detected_by, case.name[:4] == "int8"): case for case in MALICIOUS}.values())
-"""One case for each check that refuses versions."""
+ONE_OF_EACH = tuple(
+    {(case.error, case.detected_by, case.name.startswith("int8-")): case for case in MALICIOUS}.values()
+)
+"""One case of each error and detecting step, separately for int8 backbones."""

@@ -5,9 +5,12 @@ import json
 from random import Random
 from typing import Any
 
-ODD: tuple[Any, ...] = (
-    *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")),
+ODD_TEXTS = (
     *("", " ", "\ud800", "\0", "a" * 300, "../x", "/etc/passwd", "a/b", "é" * 200, "$", "$key", "<View/>", "0" * 64),
+)
+ODD_VALUES: tuple[Any, ...] = (
+    *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf")),
+    *ODD_TEXTS,
     *([], {}, [[]], [None], {"": None}, [{}], {"id": None}),
 )
 """Unexpected values of fields."""
@@ -30,14 +33,14 @@ def _edit(document, rng):
     parent, key = rng.choice(positions)
     edit = rng.choice(["odd", "other", "drop", "add", "rename", "repeat", "nest", "text"])
     if edit == "odd":
-        parent[key] = copy.deepcopy(rng.choice(ODD))
+        parent[key] = copy.deepcopy(rng.choice(ODD_VALUES))
     elif edit == "other":
         other, other_key = rng.choice(positions)
         parent[key] = copy.deepcopy(other[other_key])
     elif edit == "drop" and parent is not document:
         del parent[key]
     elif edit == "add" and isinstance(parent, dict):
-        parent[rng.choice(ODD[14:27])] = parent[key]
+        parent[rng.choice(ODD_TEXTS)] = parent[key]
     elif edit == "rename" and isinstance(parent, dict):
         parent[str(key)[: rng.randint(0, 8)]] = parent.pop(key)
     elif edit == "repeat" and isinstance(parent, list) and parent is not document:
@@ -50,7 +53,7 @@ def _edit(document, rng):
 
 def _edit_text(text, rng):
     begin, end = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
-    piece = rng.choice(["", text[begin:end] * 2, rng.choice(ODD[14:27]), chr(rng.randint(0, 0x10FFFF))])
+    piece = rng.choice(["", text[begin:end] * 2, rng.choice(ODD_TEXTS), chr(rng.randint(0, 0x10FFFF))])
     return text[:begin] + piece + text[end:]
 
 

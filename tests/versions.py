@@ -22,7 +22,7 @@ def manifest(version):
 
 
 def fix_names(monkeypatch):
-    """Give versions the same names in every run, so that their masks, and ranks that are nearly tied, are the same."""
+    """Give versions the same names in every run, so that masks, and ranks that are almost tied, are reproducible."""
     numbers = itertools.count()
     monkeypatch.setattr(
         "contract.versions.repository.new_version", lambda now, *, after=None: f"20260102T{next(numbers):09}Z-0a1b2c"
@@ -36,7 +36,7 @@ def write_files(folder, content):
 
 
 def publish(repository, content, *, int8=None, write=lambda folder: None, **fields):
-    """Publish a version whose files contain `content`; `write` adds files, `fields` are in the manifest."""
+    """Publish a version whose files contain `content`; `write` adds files, `fields` replace fields of the manifest."""
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, content)
         write(staged.path)
@@ -46,7 +46,7 @@ def publish(repository, content, *, int8=None, write=lambda folder: None, **fiel
 
 
 def publish_backbone(repository, backbone, head=b"head"):
-    """Publish a version with these bytes as its backbone's weights, and repeated twice as its int8 backbone."""
+    """Publish a version with these bytes as weights of the backbone, and twice these bytes as int8 backbone."""
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, head)
         (staged.path / BACKBONE_WEIGHTS_FILE).write_bytes(backbone)
