@@ -22,8 +22,8 @@ _CLASSES: Final = (10, 100)
 _DIRECTIONS, _HIDDEN = 48, 320
 _SPREAD: Final = 4.0
 """Standard deviation of the logits."""
-_AT_ONCE: Final = 10_000
-_LABELS_A_CLASS: Final = (1, 40)
+_CHUNK: Final = 10_000
+_LABELS_PER_CLASS: Final = (1, 40)
 """On average."""
 
 
@@ -35,7 +35,7 @@ def make_candidates(images: int, *, classes: int) -> Candidates:
     embeddings = np.concatenate(
         [
             embed(np.maximum((rng.normal(size=(len(part), _DIRECTIONS)) * scales).astype(np.float32) @ layer, 0))
-            for part in np.array_split(np.arange(images), -(-images // _AT_ONCE))
+            for part in np.array_split(np.arange(images), -(-images // _CHUNK))
         ]
     )
     commonness = np.linspace(_SPREAD / 2, -_SPREAD / 2, classes)
@@ -73,9 +73,9 @@ def main() -> None:
     rows = []
     for classes in _CLASSES:
         candidates = make_candidates(options.images, classes=classes)
-        for labels, duplicates in product(_LABELS_A_CLASS, (False, True)):
+        for labels, duplicates in product(_LABELS_PER_CLASS, (False, True)):
             seconds = measure(candidates, batch=options.batch, labels=labels, duplicates=duplicates)
-            row = {"classes": classes, "labels a class": labels, "near-duplicates": duplicates}
+            row = {"classes": classes, "labels per class": labels, "near-duplicates": duplicates}
             rows.append({**row, "seconds": round(seconds, 2)})
     print_table(rows)
     report("choosing", options, None, {"rows": rows})

@@ -55,15 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options("duplicates", __doc__, _OPTIONS, arguments)
     subject = train_subject(image_size=options.image_size, labels=options.labels)
     pool = _score(subject, subject.photos[: options.originals])
-    counts = _count_in_orders(subject, pool, first=options.first)
-    by_kind, photos_claimed = _measure_claims(pool)
-    print_table([{"order": name, f"different of {options.first}": count} for name, count in counts.items()])
-    print_table([{"copies": kind, "claimed": share} for kind, share in {**by_kind, "photos": photos_claimed}.items()])
+    counts = _count_distinct(subject, pool, first=options.first)
+    claimed, photos_claimed = _measure_claims(pool)
+    print_table([{"order": name, f"distinct of {options.first}": count} for name, count in counts.items()])
+    print_table([{"copies": kind, "claimed": share} for kind, share in {**claimed, "photos": photos_claimed}.items()])
     result = {
         "copies": len(EDITS),
         "strategy": DEFAULT_STRATEGY,
         **{f"distinct_{name}": count for name, count in counts.items()},
-        "claimed": by_kind,
+        "claimed": claimed,
         "photos_claimed": photos_claimed,
     }
     report("duplicates", options, subject, result)
@@ -85,10 +85,10 @@ def _score(subject: Subject, photos: Sequence[Path]) -> Candidates:
     names = ("mean_probabilities", "bald", "entropy")
     mean, bald, nats = (np.concatenate([getattr(each, name) for each in outputs]) for name in names)
     sent = np.concatenate(embeddings).astype(np.float32)
-    return Candidates(np.arange(_EACH * len(photos)), mean, bald, nats, sent, manifest.multiple)
+    return Candidates(np.arange(_PER_PHOTO * len(photos)), mean, bald, nats, sent, manifest.multiple)
 
 
-def _count_in_orders(subject: Subject, pool: Candidates, *, first: int) -> dict[str, int]:
+def _count_distinct(subject: Subject, pool: Candidates, *, first: int) -> dict[str, int]:
     manifest = subject.version.manifest
     counts = {}
     for (name, strategy), duplicates in product((("default", DEFAULT_STRATEGY), ("bald", "bald")), (True, False)):
@@ -102,21 +102,22 @@ def _count_in_orders(subject: Subject, pool: Candidates, *, first: int) -> dict[
             batch_size=first,
             duplicates=duplicates,
         ).order
-        named = name if duplicates else f"{name}_keeping_duplicates"
-        counts[named] = len(np.unique(pool.task_ids[order[:first]] // _EACH))
+        key = name if duplicates else f"{name}_keeping_duplicates"
+        counts[key] = len(np.unique(pool.task_ids[order[:first]] // _PER_PHOTO))
     return counts
 
 
 def _measure_claims(pool: Candidates) -> tuple[dict[str, float], float]:
-    """Return by kind the share of copies that their photos claim, and the share of photos that other photos claim."""
+    """Return the share of copies claimed by their photos, by kind, and the share of photos claimed by other photos."""
     numbers = pool.task_ids
-    photos, copies = numbers[numbers % _EACH == 0], numbers[numbers % _EACH > 0]
+    photos, copies = numbers[numbers % _PER_PHOTO == 0], numbers[numbers % _PER_PHOTO > 0]
     claimed_by = find_representatives(pool.embeddings, np.concatenate([photos, copies]), PredictedLabels.of(pool))
-    claimed = (claimed_by // _EACH == numbers // _EACH) & (claimed_by != numbers)  # (N,)
-    by_kind = claimed.reshape(-1, _EACH).mean(axis=0)
+    claimed = (claimed_by // _PER_PHOTO == numbers // _PER_PHOTO) & (claimed_by != numbers)  # (N,)
+    by_kind = claimed.reshape(-1, _PER_PHOTO).mean(axis=0)
     photo = pool.take(photos)
-    alone = find_representatives(photo.embeddings, np.arange(len(photos)), PredictedLabels.of(photo))
-    return dict(zip(EDITS, by_kind[1:].tolist(), strict=True)), float((alone != np.arange(len(photos))).mean())
+    own = np.arange(len(photos))
+    representatives = find_representatives(photo.embeddings, own, PredictedLabels.of(photo))
+    return dict(zip(EDITS, by_kind[1:].tolist(), strict=True)), float((representatives != own).mean())
 
 
 def _shift(photo: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -156,8 +157,8 @@ EDITS: Final[Mapping[str, Edit]] = {
     "noisy": _add_noise,
     "blurred": lambda photo, _: photo.filter(ImageFilter.GaussianBlur(photo.width / 200)),
 }
-_EACH: Final = 1 + len(EDITS)
-"""Number of images of a photo: itself and its copies."""
+_PER_PHOTO: Final = 1 + len(EDITS)
+"""Images per photo: itself and its copies."""
 
 
 if __name__ == "__main__":

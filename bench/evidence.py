@@ -34,7 +34,7 @@ from trainer.study.statistics import Difference
 _SAVED: Final = ("report.html", "rounds.csv", "summary.json", "settings.json", "curves.png")
 _LITE0: Final = "efficientnet_lite0"
 _STRATEGIES: Final = "random,labelnext,margin,bald,badge,baal-bald,batch-bald,core-set,oracle"
-_OF_VGG16: Final = "random,labelnext,oracle"
+_VGG16_STRATEGIES: Final = "random,labelnext,oracle"
 _QUICK_STRATEGIES: Final = "random,labelnext,margin,bald,baal-bald"
 _QUICK_SETS: Final = ("cifar10-lt", "trashnet")
 _MEASURES: Final = ("macro_f1", "minority_f1", "accuracy")
@@ -70,21 +70,21 @@ def _grow(*query: int, initial: int = 20, **options: Any) -> Options:
 _CIFAR: Final = ("automobile", "airplane", "truck", "ship", "dog", "cat", "horse", "bird", "deer", "frog")
 _ALL: Final = dict.fromkeys(_CIFAR, 5000)
 """All images of the pool, a tail of 100:1."""
-_OTHER_ORDER: Final = ("automobile", "truck", "ship", "dog", "cat", "horse", "bird", "deer", "frog", "airplane")
-"""A tail in which a common class is the rarest."""
+_REORDERED_CIFAR: Final = ("automobile", "truck", "ship", "dog", "cat", "horse", "bird", "deer", "frog", "airplane")
+"""For a tail in which a common class is the rarest."""
 _THIRD_TAIL: Final = {
     "ship": 1077, "truck": 738, "dog": 506, "automobile": 347, "cat": 237, "airplane": 163, "horse": 111, "bird": 76,
     "deer": 52, "frog": 36,
 }  # fmt: skip
 """A tail of 30:1, in a third order."""
 _EVEN: Final = dict.fromkeys(_CIFAR[:7], 232)
-_OTHER_WASTE: Final = ("plastic", "metal", "trash", "cardboard", "glass", "paper")
+_REORDERED_TRASHNET: Final = ("plastic", "metal", "trash", "cardboard", "glass", "paper")
 
 _TO_900: Final = (20, 20, 40, 40, 80, 80, 200, 400)
 _TO_500: Final = (20, 20, 40, 40, 80, 80, 200)
 _TO_220: Final = (20, 20, 20, 40, 40, 60)
 _MANY: Final = (75, 150, 200)
-"""After three initial labels per class."""
+"""Queries after three initial labels per class."""
 
 _SETS: Final[Mapping[str, _Set]] = {
     "cifar10-lt": _Set(partial(sets.cifar, "cifar10-lt", _ALL), _grow(*_TO_900), 224, 128),
@@ -93,10 +93,10 @@ _SETS: Final[Mapping[str, _Set]] = {
     "cifar10-even": _Set(partial(sets.cifar, "cifar10-even", _EVEN), _grow(*_TO_500), 224, 128),
     "letters": _Set(sets.letters, _grow(*_MANY, initial=141), 64, 64),
     "cifar10-200": _Set(
-        partial(sets.cifar, "cifar10-200", sets.long_tail(_OTHER_ORDER, 2600, 200)), _grow(*_TO_500), 224, 128
+        partial(sets.cifar, "cifar10-200", sets.long_tail(_REORDERED_CIFAR, 2600, 200)), _grow(*_TO_500), 224, 128
     ),
     "cifar10-30": _Set(partial(sets.cifar, "cifar10-30", _THIRD_TAIL), _grow(*_TO_500), 224, 128),
-    "trashnet-50": _Set(partial(sets.trashnet, "trashnet-50", _OTHER_WASTE, 50), _grow(*_TO_220), 224, 224),
+    "trashnet-50": _Set(partial(sets.trashnet, "trashnet-50", _REORDERED_TRASHNET, 50), _grow(*_TO_220), 224, 224),
 }
 """Sets that need the developers' shared folder."""
 
@@ -114,18 +114,18 @@ def plan_studies(*, quick: bool, only: Sequence[str] = ()) -> dict[str, Options]
 
 def _plan(name: str, each: _Set, *, quick: bool) -> Iterator[tuple[str, Options]]:
     reference = CHECKOUT / "bench" / "references" / f"{name}.json"
-    known = {"reference": reference} if reference.exists() else {}
-    common = {**each.images(), "seeds": _SEEDS, **each.options, **known}
+    pinned = {"reference": reference} if reference.exists() else {}
+    common = {**each.images(), "seeds": _SEEDS, **each.options, **pinned}
     yield name, {**common, "backbone": _LITE0, "image-size": each.pixels, "strategies": _STRATEGIES}
     if not quick:
-        vgg16 = {"weights": WEIGHTS, "image-size": each.pixels_vgg16, "strategies": _OF_VGG16}
+        vgg16 = {"weights": WEIGHTS, "image-size": each.pixels_vgg16, "strategies": _VGG16_STRATEGIES}
         yield f"{name}-vgg16", {**common, **vgg16}
 
 
 def _shorten(plan: Options) -> dict[str, Any]:
     """Shorten a study to minutes: smaller images, fewer rounds, seeds and strategies."""
-    less = {"image-size": min(plan["image-size"], 64), "rounds": plan["rounds"] // 2, "seeds": 2}
-    return {**plan, **less, "strategies": _QUICK_STRATEGIES}
+    quick = {"image-size": min(plan["image-size"], 64), "rounds": plan["rounds"] // 2, "seeds": 2}
+    return {**plan, **quick, "strategies": _QUICK_STRATEGIES}
 
 
 def run_study(name: str, plan: Options) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def run_study(name: str, plan: Options) -> dict[str, Any]:
     return dict(json.loads(ended.stdout))
 
 
-def save(name: str) -> None:
+def save_reports(name: str) -> None:
     """Copy a study's reports to bench/results."""
     folder = RESULTS / f"{datetime.now(UTC).date().isoformat()}-evidence-{name}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,21 +151,21 @@ def _table_row(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Return a strategy's final metrics, areas minus random's, and label ratios."""
     return {
         **{f"{measure} end": figures[f"{measure}_final"] for measure in _MEASURES},
-        **{f"{measure} area": _signed(figures[f"aulc_{measure}_vs_random"]) for measure in _MEASURES},
+        **{f"{measure} area": _format_difference(figures[f"aulc_{measure}_vs_random"]) for measure in _MEASURES},
         **{
-            f"{measure} of {other}": _share(figures[f"label_ratio_{measure}_vs_{other}"])
+            f"{measure} of {other}": _format_ratio(figures[f"label_ratio_{measure}_vs_{other}"])
             for other in ("random", "reference")
             for measure in _MEASURES[:2]
         },
     }
 
 
-def _signed(difference: Mapping[str, Any] | None) -> str:
+def _format_difference(difference: Mapping[str, Any] | None) -> str:
     """Format a difference, starred if its interval excludes zero."""
     return f"{difference['mean']:+.3f}{'*' if Difference(**difference).sign else ''}" if difference else ""
 
 
-def _share(ratio: Mapping[str, Any] | None) -> str:
+def _format_ratio(ratio: Mapping[str, Any] | None) -> str:
     if not ratio:
         return ""
     shares = [f">{ratio['most']:.2f}" if each is None else f"{each:.2f}" for each in map(ratio.get, _RATIO)]
@@ -180,7 +180,7 @@ def main() -> None:
     for name, plan in plans.items():
         summaries[name] = run_study(name, plan)
         if options.save:
-            save(name)
+            save_reports(name)
         print(name)
         print_table([{"strategy": strategy, **_table_row(figures)} for strategy, figures in summaries[name].items()])
     print(json.dumps({"bench": "evidence", "quick": options.quick, "sets": summaries, "machine": describe()}))

@@ -45,7 +45,7 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
 _TASKS = 100
 _HITS = "labelnext_feature_cache_hits_total"
 _TOLERANCE = 1e-4
-"""Largest difference of two scores by the same version: results depend slightly on the batch."""
+"""Maximum difference of two scores by the same version: results depend slightly on the batch."""
 
 _CHANGED_SHARE = 0.9
 """Share of the scores that another head must change; heads score equally where all passes are certain."""
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first, second = (
         train_subject(image_size=options.image_size, labels=labels) for labels in (options.labels, options.more_labels)
     )
-    assert first.version.manifest.backbone == second.version.manifest.backbone, "two heads on one backbone are needed"
+    assert first.version.manifest.backbone == second.version.manifest.backbone, "the versions have different backbones"
     settings = {"LABELNEXT_POLL_S": "0.5", "LABELNEXT_DEADLINE_S": "900", "LABELNEXT_PROVIDER": options.provider}
     versions, photos = (first.version, second.version), second.photos[: options.images]
     log("images from a web server")
@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         allowed = {**settings, "LABELNEXT_ALLOWED_ORIGINS": host.url}
         web = _rerank(versions, references, allowed, rounds=options.rounds)
         counts = host.counts()
-    assert counts == {"200": len(photos), "304": len(photos)}, f"of {len(photos)} images the host sent {counts}"
+    assert counts == {"200": len(photos), "304": len(photos)}, (
+        f"expected one download and one revalidation of each of {len(photos)} images, got {counts}"
+    )
     log("images from local files")
     root = common_folder(photos)
     references = [f"/data/local-files/?d={quote(photo.relative_to(root).as_posix())}" for photo in photos]
@@ -142,8 +144,10 @@ def _rerank(
     for later in (restarted, revalidated):
         check_scores(scored, restarted=later)
     hits = int(after[_HITS] - before[_HITS])
-    assert hits == rounds * len(references), f"{hits} hits for {rounds} times {len(references)} images"
-    assert hits_after_restart == len(references), f"{hits_after_restart} hits for {len(references)} images on a restart"
+    assert hits == rounds * len(references), f"expected {rounds * len(references)} cache hits, got {hits}"
+    assert hits_after_restart == len(references), (
+        f"expected {len(references)} cache hits after a restart, got {hits_after_restart}"
+    )
     return {**summarise(scored, restarted=restarted), "images_per_s_again_asked": revalidated.rate, "cache_hits": hits}
 
 
@@ -167,7 +171,7 @@ def _score(client: Client, references: Sequence[str], version: str) -> Scored:
     scores = [score for reply in replies for score in reply.scores]
     versions = {version for reply in replies for version in reply.versions}
     assert None not in scores, f"{scores.count(None)} of {len(references)} images got no score"
-    assert versions == {version}, f"predictions of {version} were expected, not of {', '.join(sorted(versions))}"
+    assert versions == {version}, f"expected predictions of {version}, got {', '.join(sorted(versions))}"
     rate = images_per_s(replies)
     log(f"{len(references)} images under {version}: {rate:.2f} images/s")
     return Scored(np.array(scores, np.float64), rate)

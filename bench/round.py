@@ -5,8 +5,8 @@ default options. A first round trains on the initial labels and ranks the pool, 
 images; they are cached in .cache. Then the first tasks of the order are labelled. Measured from the last label:
 
     round_s   seconds until the label stream serves the first task of the new order and the Data Manager shows its score
-    stages    seconds of each stage, from the log of the watch; "start" is the start of processes, and "unseen" the rest
-              of round_s, mostly waiting for the next poll
+    stages    seconds of each stage, from the log of the watch; "start" is the start of processes, and "unseen" the
+              remaining time, mostly waiting for the next poll
     clear_s   seconds that the watch takes afterwards to delete predictions of the previous ranking
 
 The bench fails unless each unlabelled task has exactly one prediction, of the new ranking.
@@ -47,12 +47,12 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
     "image_size": (224, "in pixels"),
 }
 _FOLDER: Final = CACHE / "round"
-_TASKS_AN_IMPORT: Final = 2500
+_TASKS_PER_IMPORT: Final = 2500
 _SETTLE_S: Final = 15.0
 """Pause after the import: tasks imported seconds before they are listed are read twice, which is unrealistic."""
 _POLL_S: Final = 0.25
 _ROUND_TIMEOUT_S: Final = 4 * 3600.0
-"""Timeout of a round; the first one runs the backbone on every image."""
+"""Long, since the first round runs the backbone on every image."""
 _ROUND: Final = re.compile(r"; round (?P<seconds>[\d.]+) s: (?P<stages>[^;]+)(?:; clear (?P<clear>[\d.]+) s)?$")
 
 
@@ -70,7 +70,9 @@ class Round(NamedTuple):
         if (match := _ROUND.search(line)) is None:
             return None
         stages = (stage.rsplit(" ", 1) for stage in match["stages"].split(", "))
-        return cls(float(match["seconds"]), {name: float(took) for name, took in stages}, float(match["clear"] or 0))
+        return cls(
+            float(match["seconds"]), {name: float(seconds) for name, seconds in stages}, float(match["clear"] or 0)
+        )
 
 
 class Watch:
@@ -96,7 +98,7 @@ class Watch:
     def next_round(self) -> Round:
         """Wait for the end of the next round, and return its durations."""
         if (result := self._rounds.get(timeout=_ROUND_TIMEOUT_S)) is None:
-            raise RuntimeError(f"the watch ended with status {self.process.wait()}; its log is above")
+            raise RuntimeError(f"the watch exited with status {self.process.wait()}; see its log above")
         return result
 
     def stop(self) -> None:
@@ -163,8 +165,8 @@ class Pool:
             {"data": {"image": reference}, "annotations": [{"result": [choice(label)]}] * (number < labels)}
             for number, (reference, label) in enumerate(images)
         ]
-        for start in range(0, len(tasks), _TASKS_AN_IMPORT):
-            client.post(f"/api/projects/{project.id}/import", tasks[start : start + _TASKS_AN_IMPORT])
+        for start in range(0, len(tasks), _TASKS_PER_IMPORT):
+            client.post(f"/api/projects/{project.id}/import", tasks[start : start + _TASKS_PER_IMPORT])
         log(f"{len(tasks)} tasks imported into Label Studio in {time.perf_counter() - started:.0f} s")
         time.sleep(_SETTLE_S)
         return cls(project, client, truth)
@@ -174,7 +176,7 @@ class Pool:
         query = json.dumps({"ordering": ["tasks:predictions_score"]})
         fields = {"fields": "task_only", "resolve_uri": "false"}
         tasks = self.client.get("/api/tasks", project=self.project.id, query=query, page_size=count, **fields)["tasks"]
-        assert all(task.get("predictions_score") is not None for task in tasks), "the score column is empty"
+        assert all(task.get("predictions_score") is not None for task in tasks), "some tasks have no score"
         return [(task["id"], task["data"]["image"]) for task in tasks]
 
     def shown_version(self) -> str:
@@ -185,11 +187,11 @@ class Pool:
         """Check that `unlabelled` unlabelled tasks have one prediction each, all of the version shown."""
         versions = self.client.get(f"/api/projects/{self.project.id}/model-versions/", extended="true")["static"]
         names, shown = [each["model_version"] for each in versions], self.shown_version()
-        assert names == [shown], f"predictions of {shown} alone were expected, found {names}"
+        assert names == [shown], f"expected predictions of {shown} only, found {names}"
         once = [condition("total_annotations", "equal", 0), condition("total_predictions", "equal", 1)]
         query = json.dumps({"filters": {"conjunction": "and", "items": once}})
         count = self.client.get("/api/tasks", project=self.project.id, query=query, page_size=1)["total"]
-        assert count == unlabelled, f"{unlabelled} unlabelled tasks with one prediction were expected, found {count}"
+        assert count == unlabelled, f"expected {unlabelled} unlabelled tasks with one prediction, found {count}"
 
 
 def _measure(watch: Watch, pool: Pool, options: argparse.Namespace) -> dict[str, object]:
@@ -204,9 +206,9 @@ def _measure(watch: Watch, pool: Pool, options: argparse.Namespace) -> dict[str,
     while (now := pool.shown_version()) == before:
         time.sleep(_POLL_S)
     [(lowest, _)], served = pool.first_tasks(1), pool.project.next_task_id()
-    assert served == lowest, f"the label stream serves task {served}, the lowest score is task {lowest}'s"
+    assert served == lowest, f"the label stream serves task {served}, but task {lowest} has the lowest score"
     round_s = time.perf_counter() - labelled
-    watch.log(f"the new order stands, by {now}: {round_s:.1f} s")
+    watch.log(f"the new order is in place, by {now}: {round_s:.1f} s")
     second = watch.next_round()
     pool.check(len(pool.truth) - options.labels - options.new_labels)
     stages = {**second.stages, "unseen": round_s - second.seconds}

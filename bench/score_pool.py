@@ -4,7 +4,7 @@ Extrapolates from few images, since all costs but the start of workers are propo
 
     score-pool       the command on photos from a local web server, in fp32 and int8, with one worker that has all
                      cores, and with one worker for each core: images/s while scoring, core-seconds per image, peak
-                     memory of a worker, and seconds beside scoring (Ray, loading and validating a version)
+                     memory of a worker, and seconds besides scoring (Ray, loading and validating a version)
     parts            core-milliseconds to fetch an image over loopback, and to decode it, also in the sizes of web pages
                      and cameras
     output           bytes per row of a large file
@@ -50,7 +50,7 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
 _POOL = 100_000_000
 _ROWS = 100_000
 _SIZES_PX = ((1024, 768), (4000, 3000))
-_ENLARGED = 8
+_ENLARGED_PHOTOS = 8
 
 
 def main() -> None:
@@ -66,11 +66,11 @@ def main() -> None:
             _run(folder, host, precision=precision, workers=workers)
             for precision, workers in product((Precision.FP32, Precision.INT8), (1, cores))
         ]
-        assert all(run["images"] == len(photos) for run in runs), f"every image a score, got {runs}"
+        assert all(run["images"] == len(photos) for run in runs), f"some images got no score: {runs}"
         parts = {
             "image_bytes": sum(photo.stat().st_size for photo in photos) / len(photos),
             **_measure_fetching(host, references, subject.version),
-            **_measure_decoding(photos[:_ENLARGED], subject.version),
+            **_measure_decoding(photos[:_ENLARGED_PHOTOS], subject.version),
         }
         output_bytes = _measure_output(subject.version.manifest, folder)
     result = {
@@ -136,7 +136,7 @@ def _measure_fetching(host: ImageHost, references: Sequence[str], version: Versi
 
 
 def _measure_decoding(photos: Sequence[Path], version: Version) -> dict[str, float]:
-    """Decode enlarged photos, which are smoother than a camera's, and return core-milliseconds per image."""
+    """Decode enlarged photos, and return core-milliseconds per image."""
     times = {}
     for width, height in _SIZES_PX:
         enlarged = (Image.open(photo).convert("RGB").resize((width, height)) for photo in photos)

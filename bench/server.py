@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
+from pathlib import Path
 from statistics import median
 from typing import Literal
 
@@ -32,6 +33,7 @@ from bench.harness.serving import Server, serving, stage_seconds
 from bench.subjects.model import train_subject, working_folder
 from contract.images.preprocess import decode_image
 from contract.versions.repository import Repository
+from contract.versions.version import Version
 from server.inference.engine import Engine
 from server.inference.resources import available_cpus
 from server.opening import engine_loader
@@ -46,13 +48,13 @@ _OPTIONS: Mapping[str, tuple[object, str]] = {
     "labels": (400, "photos to train the version on"),
     "precision": (("int8", "fp32", "fp16"), "of the backbone"),
     "provider": (("cpu", "cuda"), "of the server"),
-    "swap_requests": (300, "least number of requests during changes of version"),
+    "swap_requests": (300, "minimum number of requests during changes of version"),
 }
 _LOADS = ((1, 1), (4, 1), (16, 1), (32, 1), (1, 16), (4, 16), (32, 16))
 """Clients and tasks per request, in addition to those of the rounds."""
 _SWAP_CLIENTS = 4
-_LABELS_A_ROUND = 50
-"""Difference of the two versions in labels."""
+_MORE_LABELS = 50
+"""Labels of the second version in addition to those of the first."""
 _MIN_SWAPS = 3
 _MAX_SWAPS = 40
 _MIN_QUIET_S = 2.0
@@ -126,7 +128,7 @@ class Bench:
         for start in range(0, len(images), batch):
             engine.run(images[start : start + batch])
         alone = len(images) / (time.perf_counter() - started)
-        log(f"the engine alone {alone:.2f} images/s")
+        log(f"the engine alone: {alone:.2f} images/s")
         return Round(alone, (self.measure_load(1, len(images)), self.measure_load(16, 16)))
 
     def measure_swaps(self, repository: Repository, *, requests: int) -> tuple[Row, Sequence[Reply]]:
@@ -167,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     precision: Literal["auto", "fp32"] = "auto" if options.precision == "int8" else "fp32"
     first, second = (
         train_subject(image_size=options.image_size, labels=labels, precision=precision)
-        for labels in (options.labels, options.labels + _LABELS_A_ROUND)
+        for labels in (options.labels, options.labels + _MORE_LABELS)
     )
     photos = first.photos[: options.images]
     settings = {"LABELNEXT_CACHE_MB": "0", "LABELNEXT_POLL_S": "0.5", "LABELNEXT_DEADLINE_S": "900"}
@@ -175,17 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with working_folder(first.version, second.version) as folder, image_host(photos) as host:
         settings["LABELNEXT_ALLOWED_ORIGINS"] = host.url
         repository = Repository(folder / "models")
-        starts = []
-        for _ in range(options.rounds):
-            with serving(repository.root, log=folder / "start.log", settings=settings) as server:
-                starts.append(server.ready_s)
-                log(f"ready after {server.ready_s:.2f} s")
+        starts = [_time_start(repository, folder / "start.log", settings) for _ in range(options.rounds)]
         with serving(repository.root, log=folder / "server.log", settings=settings) as server:
             client = Client(server.url, first.version.manifest.labels)
             bench = Bench(server, client, [host.reference(photo) for photo in photos])
-            engine = engine_loader(Settings.read(settings))(first.version)
-            engine.warm()
-            assert engine.precision == options.precision, f"{options.precision} cannot be had here: see the warning"
+            engine = _open_engine(first.version, settings)
             images = np.stack([decode_image(photo.read_bytes(), engine.manifest.input) for photo in photos])
             engine.run(images[: engine.buckets[-1]])
             rounds = [bench.measure_round(engine, images) for _ in range(options.rounds)]
@@ -193,11 +189,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             peak_rss_mb = server.peak_rss_mb()
             swaps, swapping = bench.measure_swaps(repository, requests=options.swap_requests)
             peak_rss_mb_with_swap = server.peak_rss_mb()
+    rows = [load.to_json() for load in loads]
+    print_table([{name: value for name, value in row.items() if name != "stage_ms_per_image"} for row in rows])
     all_loads = [*loads, *(load for each in rounds[:-1] for load in each.loads)]
     failed = sum(reply.failed for replies in (swapping, *(load.replies for load in all_loads)) for reply in replies)
     served = Settings.read(settings)
-    rows = [load.to_json() for load in loads]
-    print_table([{name: value for name, value in row.items() if name != "stage_ms_per_image"} for row in rows])
     result = {
         **summarise_rounds(rounds),
         **swaps,
@@ -212,6 +208,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     report("server", options, first, result)
     return 1 if failed else 0
+
+
+def _time_start(repository: Repository, log_file: Path, settings: Mapping[str, str]) -> float:
+    with serving(repository.root, log=log_file, settings=settings) as server:
+        log(f"ready after {server.ready_s:.2f} s")
+        return server.ready_s
+
+
+def _open_engine(version: Version, settings: Mapping[str, str]) -> Engine:
+    """Return the server's engine in this process; fails if it does not use the precision of the settings."""
+    engine = engine_loader(Settings.read(settings))(version)
+    engine.warm()
+    precision = settings["LABELNEXT_PRECISION"]
+    assert engine.precision == precision, f"{precision} is not available here; see the warning above"
+    return engine
 
 
 def summarise_rounds(rounds: Sequence[Round]) -> dict[str, dict[str, float]]:

@@ -42,7 +42,7 @@ def read_options(
         else:
             kind = _numbers if isinstance(default, list) else type(default)
             parser.add_argument(flag, type=kind, default=default, help=help_text)
-    parser.add_argument("--save", action="store_true", help="keep the result in bench/results, too")
+    parser.add_argument("--save", action="store_true", help="also save the result in bench/results")
     return parser.parse_args(arguments)
 
 
@@ -72,7 +72,7 @@ def save(name: str, line: str) -> None:
 
 def print_table(rows: Sequence[Row]) -> None:
     """Print rows that have the same keys, below a header of these keys."""
-    cells = [list(rows[0]), *([_shown(value) for value in row.values()] for row in rows)]
+    cells = [list(rows[0]), *([_format(value) for value in row.values()] for row in rows)]
     widths = [max(len(str(cell)) for cell in column) for column in zip(*cells, strict=True)]
     for line in cells:
         print("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
@@ -100,9 +100,9 @@ def _numbers(text: str) -> list[int]:
     return sorted(map(int, text.split(",")))
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_format(item)}" for key, item in value.items())
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

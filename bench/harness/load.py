@@ -22,7 +22,7 @@ _TIMEOUT_S = 900
 _CREATED = "2026-10-05T08:15:30.250001Z"
 _PROBE_INTERVAL_S = 0.05
 _FAILED_S = 10.0
-"""The timeout of a probe, and the least latency recorded for a failed one."""
+"""The timeout of a probe, and the minimum latency recorded for a failed one."""
 
 
 @dataclass(frozen=True, slots=True)

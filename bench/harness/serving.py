@@ -52,11 +52,11 @@ class Server:
 
         Args:
             models: root of the repository.
-            log: log file of the first start; later starts write beside it.
+            log: log file of the first start; later starts add a number to its name.
             settings: environment variables; LABELNEXT_* of this process are not inherited.
-            name: used by the proxy and in messages.
+            name: name in messages and for the proxy.
             application: WSGI application.
-            python: interpreter; by default the server's environment if it exists, else this one.
+            python: interpreter; by default that of the server's environment if it exists, else this one.
         """
         self.name = name
         self.port = _choose_port()
@@ -204,7 +204,7 @@ class Fleet:
 
 @contextmanager
 def fleet(models: Path, *, replicas: int, folder: Path, settings: Mapping[str, str]) -> Iterator[Fleet]:
-    """Context manager for replicas of a repository behind haproxy, all ready; `folder` takes their logs."""
+    """Context manager for replicas of a repository behind haproxy, all ready; `folder` is for their logs."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"replica-{number}" for number in range(1, replicas + 1)]
     members = [Server(models, log=folder / f"{name}.log", settings=settings, name=name) for name in names]

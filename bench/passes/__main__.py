@@ -75,8 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     subject = train_subject(image_size=options.image_size, labels=options.labels, precision=options.precision)
     spec, photos = subject.version.manifest.input, subject.photos[: options.photos]
     images = np.stack([decode_image(photo.read_bytes(), spec) for photo in photos])
-    most = max([_COST_BATCH, *options.batches])
-    engine = EngineOptions(device=Device(options.provider), threads=available_cpus(), max_batch_images=most)
+    max_batch = max([_COST_BATCH, *options.batches])
+    engine = EngineOptions(device=Device(options.provider), threads=available_cpus(), max_batch_images=max_batch)
     setup = _Setup(subject.version, images, engine, options)
     engines = _open_engines(setup)
     slow, fast = _time_contenders(setup, engines)
@@ -95,22 +95,22 @@ def _open_engines(setup: _Setup) -> dict[Precision, Engine]:
     """Return the server's engine in fp32, and in the reduced precision of the device if the version has it."""
     engine = Engine(setup.version, replace(setup.engine, precision=Precision.FP32))
     precision = Precision.FP16 if engine.provider == Device.CUDA else Precision.INT8
-    other = Engine(setup.version, replace(setup.engine, precision=precision))
-    if other.precision == engine.precision:
-        log("the version can only be served in fp32: other precisions are left out")
-    return {engine.precision: engine, other.precision: other}
+    reduced = Engine(setup.version, replace(setup.engine, precision=precision))
+    if reduced.precision == engine.precision:
+        log("the version can only be served in fp32; other precisions are skipped")
+    return {engine.precision: engine, reduced.precision: reduced}
 
 
 def _time_contenders(setup: _Setup, engines: Engines) -> tuple[Timings, Timings]:
-    """Time the slow contenders beside ours, then the fast ones beside ours."""
+    """Time the slow contenders against ours, then the fast ones against ours."""
     options, version, threads = setup.options, setup.version, setup.engine.threads
     passes, device = engines[Precision.FP32].passes, Device(engines[Precision.FP32].provider)
-    few = [batch for batch in options.batches if batch <= _SLOW_BATCH] or options.batches[:1]
+    batches = [batch for batch in options.batches if batch <= _SLOW_BATCH] or options.batches[:1]
     ours = {NAMES[precision]: engine.run for precision, engine in engines.items()}
     log(f"baal and naive against ours, {options.slow_rounds} rounds")
     repeated = contenders.repeated(version, passes=passes, device=device, threads=threads)
     slow = () if device is Device.CUDA else tuple(repeated)
-    slow_timings = time_in_turn(repeated | ours, setup.images, few, rounds=options.slow_rounds, slow=slow)
+    slow_timings = time_in_turn(repeated | ours, setup.images, batches, rounds=options.slow_rounds, slow=slow)
     repeated.clear()
     log(f"single passes against ours, {options.rounds} rounds")
     single = contenders.single(version, setup.images, device=device, threads=threads)

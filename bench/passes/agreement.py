@@ -33,10 +33,10 @@ that is also in the other's."""
 
 def compare(scores: npt.NDArray[np.floating], reference: npt.NDArray[np.floating]) -> Agreement:
     """Return the agreement of two scorings (N,) of the same images; higher scores rank first."""
-    most = max(1, round(0.1 * len(reference)))
-    tops = [set(np.argsort(-each, kind="stable")[:most].tolist()) for each in (scores, reference)]
+    count = max(1, round(0.1 * len(reference)))
+    tops = [set(np.argsort(-each, kind="stable")[:count].tolist()) for each in (scores, reference)]
     spearman = float(spearmanr(scores, reference).statistic)
-    return {"spearman": spearman, "top10_overlap": len(tops[0] & tops[1]) / most}
+    return {"spearman": spearman, "top10_overlap": len(tops[0] & tops[1]) / count}
 
 
 def compute_features(engine: Engine, images: Images, *, batch: int = 32) -> Floats:

@@ -1,7 +1,7 @@
 """The contenders of `bench.passes`, on the same version, images and threads.
 
-Those that repeat the whole network T times are slow by design. They are timed apart from those that run it once, so
-that neither baal's memory nor a dozen models at once slow down the others.
+Those that repeat the whole network T times are slow. They are timed apart from those that run it once, so that neither
+baal's memory nor a dozen loaded models slow down the others.
 
 One deterministic pass, without uncertainty, is a lower bound. In onnxruntime it is the literal graph, whose Dropout the
 optimiser deletes. OpenVINO refuses Dropout in training mode, and gets the graph without. It is compiled for each batch

@@ -34,7 +34,7 @@ SHARED = CHECKOUT.parent / "shared"
 _TRASHNET = SHARED / "data" / "trashnet"
 WEIGHTS = SHARED / "weights" / "vgg16_features.pth"
 """Weights of VGG-16's convolutions, pretrained on ImageNet."""
-DIGITS_OF_EACH = 170
+DIGITS_PER_CLASS = 170
 _SEED = 20_261_123
 """Seed of the order of the photos, so that subjects with more labels include those with fewer."""
 
@@ -71,8 +71,8 @@ def train_subject(*, image_size: int = 224, labels: int = 400, precision: Litera
     """
     photos = labelled_photos()
     if not 0 < labels < len(photos.files):
-        most = len(photos.files) - 1
-        raise ValueError(f"expected labels between 1 and {most}, so that photos remain; got {labels}")
+        highest = len(photos.files) - 1
+        raise ValueError(f"expected labels between 1 and {highest}, so that photos remain; got {labels}")
     arguments = f"{photos.name}-{image_size}px-{labels}-{precision}"
     folder = CACHE / f"{arguments}-{_digest_of_sources()}"
     repository = Repository(folder / "models")
@@ -83,7 +83,7 @@ def train_subject(*, image_size: int = 224, labels: int = 400, precision: Litera
     for path, label in photos.files[:labels]:
         (folder / "labelled" / label).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / "labelled" / label / path.name)
-    print(f"training once, kept in {folder.relative_to(CHECKOUT)}", file=sys.stderr)
+    print(f"training once, cached in {folder.relative_to(CHECKOUT)}", file=sys.stderr)
     command = [sys.executable, "-m", "trainer", "run", f"--images={folder / 'labelled'}", f"--image-size={image_size}"]
     command += [f"--precision={precision}", "--train=classifier", f"--weights={photos.weights}"]
     environment = clean_environment(LABELNEXT_MODELS=str(folder / "models"))
@@ -100,7 +100,7 @@ def labelled_photos() -> Photos:
     else:
         name, weights, description = "digits", "none", "digits"
         folder = CACHE / "digits"
-        write_digits(folder, (DIGITS_OF_EACH,) * 10)
+        write_digits(folder, (DIGITS_PER_CLASS,) * 10)
         files = [(path, path.parent.name) for path in sorted(folder.glob("*/*.png"))]
     files = random.Random(_SEED).sample(files, len(files))  # noqa: S311  # an order, not a secret
     return Photos(tuple(files), name, description, weights)

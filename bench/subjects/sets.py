@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from bench.subjects.model import CACHE, DIGITS_OF_EACH, SHARED
+from bench.subjects.model import CACHE, DIGITS_PER_CLASS, SHARED
 from demo.clipart import PACKAGE
 from demo.packages import unpack
 from demo.pool import write_digits
@@ -22,8 +22,8 @@ CIFAR: Final = SHARED / "data" / "cifar10-lt"
 TRASHNET: Final = SHARED / "data" / "trashnet"
 _SETS: Final = CACHE / "sets"
 _PACKAGES: Final = CACHE / "packages"
-_TESTED_EACH: Final = 200
-"""Test images of each class of CIFAR-10."""
+_TEST_IMAGES_PER_CLASS: Final = 200
+"""Of CIFAR-10."""
 
 _MIN_DRAWINGS, _MAX_DRAWINGS = 24, 72
 _DRAWING_PX: Final = 64
@@ -34,7 +34,7 @@ _FONTS: Final = (
     "fonts-comic-neue", "fonts-dustin", "fonts-fantasque-sans", "fonts-lato", "fonts-open-sans", "fonts-tuffy",
 )  # fmt: skip
 """Debian packages of Latin fonts."""
-_STYLES_EACH: Final = 8
+_STYLES_PER_PACKAGE: Final = 8
 _LETTERS: Final = string.digits + string.ascii_uppercase + "abdefghnqrt"
 """EMNIST's 47 classes: letters with similar upper and lower case are one class."""
 _LETTER_PX: Final = 32
@@ -52,8 +52,8 @@ def long_tail(order: Sequence[str], largest: int, ratio: float) -> dict[str, int
 def cifar(name: str, counts: Mapping[str, int]) -> Images:
     """Return CIFAR-10 with these numbers of images of each class in the pool; other classes are left out."""
     rows = _read(CIFAR / "manifest.csv")
-    tested = _choose(rows, dict.fromkeys(counts, _TESTED_EACH), test=True)
-    return {"images": CIFAR / "pool.zip", "manifest": _write(name, [*_choose(rows, counts, test=False), *tested])}
+    test_rows = _choose(rows, dict.fromkeys(counts, _TEST_IMAGES_PER_CLASS), test=True)
+    return {"images": CIFAR / "pool.zip", "manifest": _write(name, [*_choose(rows, counts, test=False), *test_rows])}
 
 
 def trashnet(name: str = "", order: Sequence[str] = (), ratio: float = 1) -> Images:
@@ -62,15 +62,15 @@ def trashnet(name: str = "", order: Sequence[str] = (), ratio: float = 1) -> Ima
     if order:
         rows = _read(manifest)
         largest = sum(row["label"] == order[0] and row["split"] == "pool" for row in rows)
-        tested = [row for row in rows if row["split"] == "test"]
-        manifest = _write(name, [*_choose(rows, long_tail(order, largest, ratio), test=False), *tested])
+        test_rows = [row for row in rows if row["split"] == "test"]
+        manifest = _write(name, [*_choose(rows, long_tail(order, largest, ratio), test=False), *test_rows])
     return {"images": TRASHNET, "manifest": manifest}
 
 
 def digits() -> Images:
     """Return scikit-learn's handwritten digits."""
     folder = _SETS / "digits"
-    write_digits(folder, (DIGITS_OF_EACH,) * 10)
+    write_digits(folder, (DIGITS_PER_CLASS,) * 10)
     return {"images": folder}
 
 
@@ -151,7 +151,7 @@ def _write_drawing(source: Path, folder: Path) -> None:
 def _find_fonts() -> Iterator[Path]:
     for package in sorted(unpack(_FONTS, _PACKAGES / "fonts").iterdir()):
         files = sorted(each for each in package.rglob("*") if each.suffix.lower() in (".ttf", ".otf"))
-        yield from [each for each in files if _has_letters(each)][:_STYLES_EACH]
+        yield from [each for each in files if _has_letters(each)][:_STYLES_PER_PACKAGE]
 
 
 def _has_letters(path: Path) -> bool:

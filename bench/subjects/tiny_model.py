@@ -66,10 +66,10 @@ class TinyModel:
 
     def passes(self, images: Images, masks: Mapping[str, Floats]) -> Doubles:
         """Return the probabilities under masks (T, D), in float64: (N, H, W, 3) to (N, T, C)."""
-        _, second, last = (weights.astype(np.float64) for weights in self.weights)
-        backbone = self.features(images)
-        each_pass = zip(masks["mask_0"], masks["mask_1"], strict=True)
-        logits = [np.maximum(backbone * first @ second, 0) * then @ last for first, then in each_pass]
+        _, hidden, output = (weights.astype(np.float64) for weights in self.weights)
+        features = self.features(images)
+        passes = zip(masks["mask_0"], masks["mask_1"], strict=True)
+        logits = [np.maximum(features * first @ hidden, 0) * second @ output for first, second in passes]
         exps = np.exp(np.stack(logits, axis=1))
         return np.asarray(exps / exps.sum(axis=2, keepdims=True))
 

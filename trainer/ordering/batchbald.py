@@ -50,31 +50,31 @@ def choose(order: Ints, passes: Passes, *, batch_size: int, configurations: int 
 
     `configurations` limits those kept at once; by default as many as fit in memory.
     """
-    left, chosen = order, list[int]()
+    remaining, chosen = order, list[int]()
     window = min(max(2**16 // passes(order[:1]).shape[2], 32), 256) if batch_size and len(order) else 0
-    while len(chosen) < batch_size and len(left):
+    while len(chosen) < batch_size and len(remaining):
         rng = np.random.Generator(np.random.Philox(key=_KEY + len(chosen)))
-        most = min(batch_size - len(chosen), max(1, window // 4))
-        picks = _choose_jointly(passes(left[:window]), most, configurations, rng)
+        count = min(batch_size - len(chosen), max(1, window // 4))
+        picks = _choose_jointly(passes(remaining[:window]), count, configurations, rng)
         if not picks:
             break
-        chosen.extend(left[picks].tolist())
-        left = np.delete(left, picks)
+        chosen.extend(remaining[picks].tolist())
+        remaining = np.delete(remaining, picks)
     return np.array(chosen, np.int64)
 
 
 def _choose_jointly(
-    passes: npt.NDArray[np.float32], most: int, configurations: int | None, rng: np.random.Generator
+    passes: npt.NDArray[np.float32], limit: int, configurations: int | None, rng: np.random.Generator
 ) -> list[int]:
-    """Choose greedily from passes (N, T, C) until `most` are chosen, the batch is saturated or no image has a gain."""
+    """Choose greedily from passes (N, T, C) until `limit` are chosen, the batch is saturated or no image has a gain."""
     images, count, classes = passes.shape
-    limit = configurations or min(max(_CELLS // (_BLOCK * classes), 64), 2048)
+    configurations = configurations or min(max(_CELLS // (_BLOCK * classes), 64), 2048)
     conditional = entropy(passes).mean(axis=1)  # (N,)
     posterior: Floats = np.full((1, count), 1 / count)  # (K, T)
     weights: Floats = np.ones(1)  # (K,)
     gains = np.full(images, np.inf)
     picks: list[int] = []
-    while len(picks) < most:
+    while len(picks) < limit:
         if picks and weights @ entropy(posterior) < (1 - SATURATED) * math.log(count):
             break
         gains[picks] = -np.inf
@@ -82,7 +82,7 @@ def _choose_jointly(
         if not gains[best] > _MIN_GAIN:
             break
         picks.append(best)
-        posterior, weights = _condition(posterior, weights, passes[best], limit=limit, rng=rng)
+        posterior, weights = _condition(posterior, weights, passes[best], limit=configurations, rng=rng)
     return picks
 
 

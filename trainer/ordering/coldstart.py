@@ -23,14 +23,14 @@ _ITERATIONS = 20
 def arrange(
     task_ids: Ints, embeddings: Vectors, *, project: int, holdout_share: float, before_holdout: int, batch_size: int
 ) -> Arrangement:
-    """Order tasks (N,) by their embeddings (N, E) alone, with evenly spaced scores; independent of the tasks' order.
+    """Order tasks (N,) by their embeddings (N, E), with evenly spaced scores; independent of the order of the input.
 
     Args:
         task_ids: (N,)
         embeddings: (N, E)
         project: the project's number, which seeds the order.
         holdout_share: the random holdout's share of the places.
-        before_holdout: number of first places without any for the holdout.
+        before_holdout: number of first places without holdout images.
         batch_size: number of tasks chosen to cover the pool.
 
     Raises:
@@ -58,8 +58,8 @@ def cover(embeddings: Vectors, *, batch_size: int, seed: int) -> Ints:
     rng = np.random.Generator(np.random.Philox(key=seed))
     clusters = min(batch_size, len(embeddings))
     chosen = _choose_central(embeddings, clusters, rng) if clusters else np.empty(0, np.int64)
-    rest = np.setdiff1d(np.arange(len(embeddings)), chosen)
-    return np.concatenate([chosen, rng.permutation(rest)])
+    others = np.setdiff1d(np.arange(len(embeddings)), chosen)
+    return np.concatenate([chosen, rng.permutation(others)])
 
 
 def _choose_central(embeddings: Vectors, clusters: int, rng: np.random.Generator) -> Ints:
@@ -67,11 +67,11 @@ def _choose_central(embeddings: Vectors, clusters: int, rng: np.random.Generator
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    enough = max(_MIN_FITTED, _FITTED_PER_CLUSTER * clusters)
+    fitted = max(_MIN_FITTED, _FITTED_PER_CLUSTER * clusters)
     kmeans = KMeans(clusters, n_init=1, max_iter=_ITERATIONS, random_state=int(rng.integers(2**31)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct embeddings than clusters
-        members = kmeans.fit(embeddings[rng.permutation(len(embeddings))[:enough]]).predict(embeddings)  # (N,)
+        members = kmeans.fit(embeddings[rng.permutation(len(embeddings))[:fitted]]).predict(embeddings)  # (N,)
     distances = np.linalg.norm(embeddings - kmeans.cluster_centers_[members], axis=1)
     by_cluster = np.lexsort((distances, members))
     _, starts, sizes = np.unique(members[by_cluster], return_index=True, return_counts=True)

@@ -1,9 +1,9 @@
 """Selection of images far from all labelled ones.
 
 With few labels, images are chosen greedily by their distance to the nearest labelled or chosen image, as for a core-set
-(Sener & Savarese 2018, arXiv 1708.00489), but divided by the distance to their own neighbours: outliers teach nothing
-about other images. Later, images are drawn with probability proportional to a weight, their acquisition score, and a
-power of the distance, as in k-means++ (Arthur & Vassilvitskii 2007); see docs/decisions/0014-default-order.md.
+(Sener & Savarese 2018, arXiv 1708.00489), but divided by the distance to their own neighbours, since outliers teach
+nothing about other images. Later, images are drawn with probability proportional to a weight, their acquisition score,
+and a power of the distance, as in k-means++ (Arthur & Vassilvitskii 2007); see docs/decisions/0014-default-order.md.
 
 Distances are 1 - cosine of embeddings relative to the pool's mean: float32 (N, E), of length 1 or zeros.
 """
@@ -26,7 +26,7 @@ _CHOICE_POWER: Final = 2
 _DRAW_POWER: Final = 4
 """Power of the distance in `draw`."""
 _NEIGHBOURS: Final = 10
-_MAX_SAMPLED: Final = 2000
+_SAMPLE_IMAGES: Final = 2000
 """Size of the part of the pool in which neighbours are searched."""
 _ROWS: Final = 1024
 _MIN_DISTANCE: Final = 1e-3
@@ -86,11 +86,11 @@ def neighbour_distances(directions: Singles) -> Doubles:
 
     In a large pool neighbours are searched among an evenly spaced part, which increases all distances a little.
     """
-    some = directions[evenly_spaced(len(directions), most=_MAX_SAMPLED)]
-    nearest = min(_NEIGHBOURS, len(some) - 1)
+    sample = directions[evenly_spaced(len(directions), most=_SAMPLE_IMAGES)]
+    nearest = min(_NEIGHBOURS, len(sample) - 1)
     means = np.empty(len(directions))
     for start in range(0, len(directions), _ROWS):
-        cosines = directions[start : start + _ROWS] @ some.T
+        cosines = directions[start : start + _ROWS] @ sample.T
         means[start : start + _ROWS] = 1 - np.partition(cosines, -nearest - 1, axis=1)[:, -nearest - 1 :].mean(axis=1)
     return np.maximum(means, _MIN_DISTANCE)
 

@@ -67,7 +67,7 @@ _SKETCH: Final = 64
 _SKETCH_IMAGES: Final = 4096
 """Number of embeddings for estimating the principal directions."""
 _FEW_PAIRS: Final = 2**14
-"""Up to this number of similar sketches in a block are compared one by one, more as a whole block."""
+"""Up to this number of pairs of similar sketches in a block are compared one by one, more as a whole block."""
 _ROUNDING: Final = 1e-5
 
 
@@ -91,10 +91,11 @@ class PredictedLabels:
         lead = likely.max(axis=-1, keepdims=True) - likely
         predicted = np.arange(likely.shape[-1]) == likely.argmax(axis=-1)[..., None]
         flat = likely.shape[0], math.prod(likely.shape[1:])
-        first, second = (
-            np.packbits(each.reshape(flat), axis=1) for each in (predicted, lead > EXCLUDING_LEAD)
-        )  # (N, B)
-        return cls(predicted=first, excluded=second, entropy=candidates.entropy)
+        return cls(
+            predicted=np.packbits(predicted.reshape(flat), axis=1),
+            excluded=np.packbits((lead > EXCLUDING_LEAD).reshape(flat), axis=1),
+            entropy=candidates.entropy,
+        )
 
     def take(self, indices: Ints) -> "PredictedLabels":
         """Return a part of the images, by index."""
@@ -129,20 +130,18 @@ def find_representatives(
 def are_fine_grained(embeddings: Vectors, labelled: LabelledImages) -> bool:
     """Return whether labelled images as similar as near-duplicates of the pool, (N, E), often have different labels.
 
-    That is, whether significantly less than three in four pairs have equal labels, by the one-sided 95 % interval of
+    That is, whether significantly fewer than three in four pairs have equal labels, by the one-sided 95 % interval of
     Clopper and Pearson (1934). Each image is in at most one pair, so that a single cluster has little weight.
     """
     known = labelled.labels >= 0
     if not known.any() or not len(embeddings):
         return False
     mean, labels = _mean(embeddings), labelled.labels[known]
-    some, vectors = (
-        embeddings[evenly_spaced(len(embeddings), most=_QUANTILE_IMAGES)] - mean,
-        labelled.embeddings[known] - mean,
-    )
-    _normalise(some)
+    sample = embeddings[evenly_spaced(len(embeddings), most=_QUANTILE_IMAGES)] - mean
+    vectors = labelled.embeddings[known] - mean
+    _normalise(sample)
     _normalise(vectors)
-    pairs = _disjoint_pairs(vectors, _near_distance(some) * _shrinkage(len(embeddings)))
+    pairs = _disjoint_pairs(vectors, _near_distance(sample) * _shrinkage(len(embeddings)))
     agreeing = np.count_nonzero(labels[pairs[:, 0]] == labels[pairs[:, 1]])
     return lower_bound(len(pairs), agreeing, error_rate=0.05) > 1 - AGREEING_SHARE  # of the share that differs
 
@@ -167,12 +166,12 @@ def _disjoint_pairs(vectors: Vectors, distance: float) -> Ints:
 
 
 def _near_distance(directions: Vectors) -> float:
-    """Return the near-duplicate distance for directions (N, E), if leaders are few.
+    """Return the near-duplicate distance for directions (N, E), while leaders are few.
 
     A network trained on the pool's classes puts images of one class close together; near-duplicates must be closer.
     """
-    some = directions[evenly_spaced(len(directions), most=_QUANTILE_IMAGES)]
-    pairs = (some @ some.T)[np.triu_indices(len(some), 1)]
+    sample = directions[evenly_spaced(len(directions), most=_QUANTILE_IMAGES)]
+    pairs = (sample @ sample.T)[np.triu_indices(len(sample), 1)]
     similar = 1 - float(np.quantile(pairs, _SIMILAR_QUANTILE)) if len(pairs) else 0.0
     return max(NEAR_SHARE * similar, MIN_NEAR_DISTANCE)
 
@@ -195,11 +194,11 @@ def _normalise(vectors: Vectors) -> None:
 
 def _sketch(vectors: Vectors) -> Vectors:
     """Return sketches, (N, S), of vectors (N, E); their products are upper bounds of those of the vectors."""
-    some = vectors[evenly_spaced(len(vectors), most=_SKETCH_IMAGES)]
-    _, directions = np.linalg.eigh(some.T @ some)  # eigenvalues rise
-    within = vectors @ directions[:, 1 - _SKETCH :]
-    left = np.einsum("ij,ij->i", vectors, vectors) - np.einsum("ij,ij->i", within, within)
-    return np.concatenate([within, np.sqrt(np.maximum(left, 0))[:, None]], axis=1)
+    sample = vectors[evenly_spaced(len(vectors), most=_SKETCH_IMAGES)]
+    _, directions = np.linalg.eigh(sample.T @ sample)  # eigenvalues ascend
+    projected = vectors @ directions[:, 1 - _SKETCH :]
+    residual = np.einsum("ij,ij->i", vectors, vectors) - np.einsum("ij,ij->i", projected, projected)
+    return np.concatenate([projected, np.sqrt(np.maximum(residual, 0))[:, None]], axis=1)
 
 
 class _Leaders:
@@ -214,16 +213,18 @@ class _Leaders:
         self._count = 0
 
     def claim(self, rows: Ints) -> Ints:
-        """Return the leader of each row, and store new leaders; all earlier rows must have been passed before."""
+        """Return the leader of each row, and store new leaders; rows must be passed in order."""
         distance = self._distance * _shrinkage(self._count)
         claimed_by = rows.copy()
-        left: Ints = np.arange(len(rows))
+        unclaimed: Ints = np.arange(len(rows))
         for start in range(0, self._count, _LEADERS):
-            leader, other = self._find_alike(slice(start, min(start + _LEADERS, self._count)), rows[left], distance)
+            leader, other = self._find_alike(
+                slice(start, min(start + _LEADERS, self._count)), rows[unclaimed], distance
+            )
             claimed, first = np.unique(other, return_index=True)  # pairs are sorted by leader, the earliest first
-            claimed_by[left[claimed]] = self._places[start + leader[first]]
-            left = np.delete(left, claimed)
-        claimed_by[left] = self._claim_among(rows[left], distance)
+            claimed_by[unclaimed[claimed]] = self._places[start + leader[first]]
+            unclaimed = np.delete(unclaimed, claimed)
+        claimed_by[unclaimed] = self._claim_among(rows[unclaimed], distance)
         return claimed_by
 
     def _find_alike(self, leaders: slice, rows: Ints, distance: float) -> tuple[Ints, Ints]:
@@ -265,6 +266,6 @@ class _Leaders:
 
 
 def _find_pairs(marked: Bools) -> tuple[Ints, Ints]:
-    """Return the same as `nonzero` of (m, n), in a third of the time."""
+    """Return the same as `nonzero` of (m, n), three times as fast."""
     one, other = np.divmod(np.flatnonzero(marked), max(1, marked.shape[1]))
     return one, other

@@ -1,8 +1,8 @@
 """The order in which unlabelled images should be labelled, and the scores that make Label Studio follow it.
 
-A strategy orders the images that are no near-duplicates; near-duplicates, also those of the holdout images that come
-next, follow behind. Once labels are no longer few, the random holdout has a fixed share of the places. The order does
-not depend on the order of the candidates.
+A strategy orders the images, and near-duplicates of other images or of the next holdout images follow behind them. Once
+labels are no longer few, the random holdout has a fixed share of the places. The order does not depend on the order of
+the candidates.
 """
 
 import math
@@ -32,11 +32,11 @@ from trainer.ordering.strategies import (
 _GAP: Final = 1e-9
 """Minimum difference of scores, so that Label Studio cannot swap equal ones."""
 _FARTHEST: Final = 1e-6
-"""Maximum change of a score by all gaps together."""
-_MAX_BEFORE_HOLDOUT: Final = 500
-"""Number of labels after which the random holdout always has its places."""
+"""Maximum change of a score by the sum of all gaps."""
+_LABELS_BEFORE_HOLDOUT: Final = 500
+"""Number of labels from which on the random holdout always has its places."""
 _SHARE_BEFORE_HOLDOUT: Final = 0.2
-"""Share of the images that are labelled, after which it always has them."""
+"""Share of labelled images from which on it always has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ class Arrangement:
     def along(
         cls, order: Ints, scores: Floats, reasons: Sequence[str], *, held_out: Bools, representative: Ints
     ) -> Self:
-        """Return an arrangement with the sorted scores, float64 (N,) in [0, 1]: the first place gets the lowest one."""
+        """Return an arrangement with sorted scores, float64 (N,) in [0, 1]: the first place gets the lowest one."""
         by_place = np.empty(len(order), np.float64)
         by_place[order] = _spread(np.sort(scores))
-        explained = tuple(HELD_OUT if own else reason for own, reason in zip(held_out, reasons, strict=True))
+        explained = tuple(HELD_OUT if is_held else reason for is_held, reason in zip(held_out, reasons, strict=True))
         return cls(order, by_place, explained, held_out, representative)
 
 
@@ -154,28 +154,28 @@ def _rank(
     )
     for index in np.flatnonzero(~is_leader):
         reasons[index] = f"near-duplicate of task {candidates.task_ids[representative[index]]}"
-    remaining, rest = eligible.copy(), descending(utility)
+    remaining, by_utility = eligible.copy(), descending(utility)
     remaining[chosen] = False
-    queue = np.concatenate([chosen, *(rest[(remaining & kind)[rest]] for kind in (is_leader, ~is_leader))])
+    queue = np.concatenate([chosen, *(by_utility[(remaining & kind)[by_utility]] for kind in (is_leader, ~is_leader))])
     return queue, reasons, representative
 
 
 def in_draw_order(project: int, task_ids: Ints, held_out: Bools) -> Ints:
-    """Return the indices of the holdout's tasks, bool (N,), in their random order: int64 (H,).
+    """Return the indices of the holdout's tasks, bool (N,), in random order: int64 (H,).
 
-    So the labelled part of the holdout is a uniform sample of the pool at any time.
+    Thus the labelled part of the holdout is a uniform sample of the pool at any time.
     """
     own = np.flatnonzero(held_out)
     return cast(Ints, own[np.lexsort((task_ids[own], holdout_order(project, task_ids[own])))])
 
 
 def places_before_holdout(images: int, *, labels: int, classes: int) -> int:
-    """Return the number of next places without any for the random holdout.
+    """Return the number of next places without random holdout.
 
     While labels are few, each teaches the model most, and a small random sample measures it badly
     (docs/decisions/0014-default-order.md). With many classes or few images, the holdout begins earlier.
     """
-    few = min(strategies.few_labels(classes), _MAX_BEFORE_HOLDOUT, int(_SHARE_BEFORE_HOLDOUT * (images + labels)))
+    few = min(strategies.few_labels(classes), _LABELS_BEFORE_HOLDOUT, int(_SHARE_BEFORE_HOLDOUT * (images + labels)))
     return max(0, few - labels)
 
 
@@ -197,8 +197,8 @@ def interleave(held_out: Ints, others: Ints, share: float, *, start: int = 0) ->
     return merged
 
 
-def _spread(rising: Floats) -> Floats:
-    """Make rising values (N,) in [0, 1] strictly rising, within [0, 1]."""
-    gaps = min(_GAP, _FARTHEST / max(len(rising), 1)) * np.arange(len(rising))
-    spread = np.maximum.accumulate(rising - gaps) + gaps
+def _spread(ascending: Floats) -> Floats:
+    """Make ascending values (N,) in [0, 1] strictly ascending, within [0, 1]."""
+    gaps = min(_GAP, _FARTHEST / max(len(ascending), 1)) * np.arange(len(ascending))
+    spread = np.maximum.accumulate(ascending - gaps) + gaps
     return cast(Floats, np.clip(np.minimum(spread, 1 - gaps[::-1]), 0, 1))

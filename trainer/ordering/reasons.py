@@ -10,16 +10,16 @@ from contract.scores.acquisition import margin
 from trainer.ordering.strategies import BALANCED, BATCH_BALD, COVER, DRAWN, Candidates, Ints, are_few
 
 HELD_OUT: Final = "random sample, for measuring"
-UNTICKED: Final = "unticked: it is not what the model takes it for"
-COVERS: Final = "covers a part of the pool not seen yet"
-BY_CHANCE: Final = "drawn by chance"
+UNTICKED: Final = "unticked: the model predicts a wrong label"
+COVERS: Final = "covers an unlabelled part of the pool"
+BY_CHANCE: Final = "chosen at random"
 
 _BALD_NATS = (0.02, 0.1)
 _MARGINS = (0.2, 0.6)
-_FEW = 0.5
+_FEW_SHARE = 0.5
 """A class has few labels if it has less than this share of the mean."""
-_MOSTLY = 0.5
-"""Least share of an image's rarity for which one class is named as the reason."""
+_DOMINANT_SHARE = 0.5
+"""Share of an image's rarity from which on one class is named as the reason."""
 _ROWS = 4096
 
 
@@ -34,12 +34,15 @@ def explain(
     if strategy in BALANCED:
         few = _dominant_rare_classes(candidates.probabilities, labels_by_class)
         for index in np.flatnonzero(few >= 0):
-            reasons[index] += f", and few labels are {labels[few[index]] if labels else 'like it'} yet"
+            reasons[index] += f", and {labels[few[index]] if labels else 'its class'} has few labels"
     if strategy == COVER and are_few(labels_by_class):
         for index in chosen:
             reasons[index] = COVERS
         return reasons
-    adds = {BATCH_BALD: ", and it adds to the images before it", **dict.fromkeys(DRAWN, ", and it differs from others")}
+    adds = {
+        BATCH_BALD: ", and it adds information to the images before it",
+        **dict.fromkeys(DRAWN, ", and it differs from others"),
+    }
     for index in chosen:
         reasons[index] += adds.get(strategy, "")
     return reasons
@@ -60,12 +63,12 @@ def _explain_base(candidates: Candidates, strategy: str) -> list[str]:
 def _dominant_rare_classes(probabilities: npt.NDArray[np.float32], labels_by_class: Sequence[int]) -> Ints:
     """Return the class with few labels that dominates the rarity of each image, or -1: (N,)."""
     counts = np.array(labels_by_class, np.float64)
-    few = counts < _FEW * counts.mean()
+    few = counts < _FEW_SHARE * counts.mean()
     weights = (1 / (counts + 1)).astype(np.float32)
     classes = np.full(len(probabilities), -1)
     for start in range(0, len(probabilities), _ROWS):
         shares = probabilities[start : start + _ROWS] * weights  # (rows, C)
         first = shares.argmax(axis=1)
-        mostly = shares.max(axis=1) > _MOSTLY * shares.sum(axis=1)
-        classes[start : start + _ROWS] = np.where(mostly & few[first], first, -1)
+        dominates = shares.max(axis=1) > _DOMINANT_SHARE * shares.sum(axis=1)
+        classes[start : start + _ROWS] = np.where(dominates & few[first], first, -1)
     return classes

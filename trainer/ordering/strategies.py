@@ -45,7 +45,7 @@ _FEW_LABELS: Final = 5
 _FINE_GRAINED_POWER: Final = 2
 """Power of the distance to neighbours for fine-grained labels: there, distant images are outliers."""
 _MAX_CONSIDERED: Final = 50_000
-"""Number of images with the highest utility to draw from; others would hardly ever be drawn."""
+"""Maximum number of images to choose from, by utility; others would hardly ever be chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """M images labelled by people, or a part of many."""
+    """M images labelled by people; of many, only a part."""
 
     embeddings: npt.NDArray[np.float32]
     """(M, E)"""
@@ -130,13 +130,13 @@ def check(strategy: str, *, multiple: bool) -> None:
     """Raise ConfigError unless the strategy exists and supports the labels."""
     if strategy in _REMOVED:
         raise ConfigError(
-            f"the strategy {strategy} is no more; use {_REMOVED[strategy]} or, by default, {DEFAULT_STRATEGY}"
+            f"the strategy {strategy} was removed; use {_REMOVED[strategy]}, or the default, {DEFAULT_STRATEGY}"
         )
     if strategy not in STRATEGIES:
         raise ConfigError(f"the strategy must be one of {', '.join(STRATEGIES)}; got {strategy!r}")
     if strategy == BATCH_BALD and multiple:
         raise ConfigError(
-            "batch-bald needs labels that exclude each other, and this project allows several for an image; "
+            "batch-bald does not support projects with several labels per image; "
             f"use another strategy, such as {DEFAULT_STRATEGY}"
         )
 
@@ -147,16 +147,17 @@ def check_tasks(task_ids: Ints) -> None:
         raise ValueError(f"task_ids must have 1 axis, got shape {task_ids.shape}")
     distinct, counts = np.unique(task_ids, return_counts=True)
     if len(distinct) < len(task_ids):
-        raise ValueError(f"task {distinct[counts > 1][0]} comes {counts.max()} times; each can stand in one place only")
+        raise ValueError(f"expected distinct tasks, task {distinct[counts > 1][0]} occurs {counts.max()} times")
 
 
 def check_finite(name: str, values: npt.NDArray[np.float32], task_ids: Ints) -> None:
     """Raise ValueError if a value is NaN or infinite."""
     finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # (N,)
     if not finite.all():
+        affected = task_ids[~finite]
         raise ValueError(
-            f"{name} of task {task_ids[~finite][0]} is not finite, as that of {np.count_nonzero(~finite)} of "
-            f"{len(task_ids)} tasks; leave out images that could not be scored"
+            f"{name} of task {affected[0]} is not finite ({len(affected)} of {len(task_ids)} tasks are affected); exclude "
+            "images that could not be scored"
         )
 
 
@@ -173,8 +174,8 @@ def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
     bald = candidates.bald.astype(np.float64)
     if strategy in {"bald", BATCH_BALD}:
         return bald
-    doubt = 1.0 - margin(candidates.probabilities, multiple=candidates.multiple).astype(np.float64)
-    return doubt if strategy == "margin" else np.sqrt(np.maximum(bald, 0) * doubt)
+    uncertainty = 1.0 - margin(candidates.probabilities, multiple=candidates.multiple).astype(np.float64)
+    return uncertainty if strategy == "margin" else np.sqrt(np.maximum(bald, 0) * uncertainty)
 
 
 def select(candidates: Candidates, base: Floats, selection: Selection, *, eligible: Bools) -> tuple[Ints, Floats]:
@@ -228,9 +229,8 @@ def rarity(probabilities: npt.NDArray[np.float32], labels_by_class: Floats) -> n
 def _cover(candidates: Candidates, base: Floats, selection: Selection, eligible: Bools) -> tuple[Ints, Floats]:
     """Choose images far from labelled ones: by distance while labels are few, then also by gradient and rarity."""
     pool = candidates.embeddings
-    utility = (
-        base * rarity(candidates.probabilities, np.array(selection.labels_by_class, np.float64)).astype(np.float64) ** 4
-    )
+    rare = rarity(candidates.probabilities, np.array(selection.labels_by_class, np.float64)).astype(np.float64)
+    utility = base * rare**4
     known = badge.directions(selection.labelled.embeddings.reshape(-1, pool.shape[1]), pool)
     if are_few(selection.labels_by_class):
         considered = np.flatnonzero(eligible)
@@ -250,13 +250,9 @@ def _cover(candidates: Candidates, base: Floats, selection: Selection, eligible:
 def _draw(candidates: Candidates, base: Floats, selection: Selection, eligible: Bools) -> Ints:
     """Draw by k-means++ on gradient embeddings, whose squared lengths are the base utility."""
     considered = _consider(base, eligible)
-    logit_gradients, directions = (
-        candidates.logit_gradients(),
-        badge.directions(candidates.embeddings[considered], candidates.embeddings),
-    )
-    return considered[
-        badge.draw(logit_gradients[considered], directions, count=selection.batch_size, purpose=selection.purpose)
-    ]
+    gradients = candidates.logit_gradients()[considered]
+    directions = badge.directions(candidates.embeddings[considered], candidates.embeddings)
+    return considered[badge.draw(gradients, directions, count=selection.batch_size, purpose=selection.purpose)]
 
 
 def _consider(utility: Floats, eligible: Bools) -> Ints:

@@ -36,21 +36,21 @@ class Bin(TypedDict):
     confidence: float
     """Mean."""
     accuracy: float
-    """Share of correct predictions; with several labels per image, share of labels that hold."""
+    """Share of correct predictions; with several labels per image, share of labels that apply."""
     count: int
 
 
 def fit_temperature(probabilities: Probabilities, targets: Targets, *, multiple: bool) -> float:
     """Return the temperature in [0.05, 20] that maximises the likelihood of targets under probabilities (N, C).
 
-    Returns 1 for fewer than 30 images, and if there is no maximum: if all predictions are right, ever sharper
-    probabilities are better; if they are worthless, ever flatter ones.
+    Returns 1 for fewer than 30 images, and if there is no maximum: if all predictions are right, sharper probabilities
+    are always better; if they are worthless, flatter ones are.
     """
     true = to_label_matrix(targets, probabilities.shape[1])  # (N, C)
     if len(true) < MIN_IMAGES or (predict_labels(probabilities, multiple=multiple) == true).all():
         return 1.0
     exact = np.maximum(probabilities.astype(np.float64), _MIN_PROBABILITY)
-    if multiple:  # the probability of the truth, label or no label: tempering treats both alike
+    if multiple:  # the probability of the true decision, label or no label: tempering treats both alike
         exact = np.maximum(np.where(true, exact, 1 - exact), _MIN_PROBABILITY)
 
     def loss(log_temperature: float) -> float:
@@ -107,7 +107,7 @@ def reliability(probabilities: Probabilities, targets: Targets, *, multiple: boo
     """Return the non-empty ones of 15 equal-width bins over [0, 1], by ascending confidence.
 
     An image's confidence is the probability of its likeliest label; with several labels per image, each label of each
-    image counts as a prediction that it holds. The mean gap of confidence and accuracy, weighted by count, is the
+    image counts as a prediction that it applies. The mean gap of confidence and accuracy, weighted by count, is the
     expected calibration error.
     """
     true = to_label_matrix(targets, probabilities.shape[1])  # (N, C)

@@ -18,12 +18,11 @@ from trainer.report import label_errors, metrics
 from trainer.report.calibration import assign_folds, cross_fit, ece_by_chance, reliability
 
 MIN_DIAGRAM_IMAGES: Final = 100
-"""With fewer images a reliability diagram is meaningless: even the accuracy over all of them is only known to +-0.1
-(95 %), and a bin holds only a few."""
+"""With fewer images a reliability diagram is meaningless: even the overall accuracy is only known to +-0.1 (95 %)."""
 
 _MAX_ERRORS_SHOWN: Final = 24
 _MAX_ERROR_TASKS: Final = 1000
-"""Most label errors listed with their tasks, for annotators to review."""
+"""Maximum number of label errors listed with their tasks, for annotators to review."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,10 @@ from trainer.labels.dataset import Integers, Targets, count_images
 from trainer.report.calibration import FOLDS, assign_folds
 
 MIN_IMAGES: Final = FOLDS
-"""Fewest distinct images of a class for it to be checked, so that most folds train on several."""
+"""Distinct images that a class needs to be checked, so that most folds train on several."""
 
 _MAX_WORK = 100_000_000
-"""Most images times classes times iterations of a fit; large fits end before they converge."""
+"""Maximum of images x classes x iterations of a fit; large fits end before they converge."""
 _MIN_ITERATIONS, _MAX_ITERATIONS = 10, 200
 _PENALTY = 100.0
 """L2 penalty, large since there are 256 features and few images. With 5 % swapped labels among 800 photos, 16 of the

@@ -82,6 +82,6 @@ def histogram(bald: Floats, right: npt.NDArray[np.bool_]) -> Histogram:
 def extremes(bald: Floats, certainty: Floats) -> tuple[Indices, Indices]:
     """Return the images with the highest BALD and the most certain of the others: at most 12 each, extremes first."""
     order = np.argsort(-bald, kind="stable")
-    most = min(_MAX_SHOWN, (len(order) + 1) // 2)
-    others = order[most:]
-    return order[:most], others[np.argsort(-certainty[others], kind="stable")][:_MAX_SHOWN]
+    count = min(_MAX_SHOWN, (len(order) + 1) // 2)
+    others = order[count:]
+    return order[:count], others[np.argsort(-certainty[others], kind="stable")][:_MAX_SHOWN]

@@ -18,9 +18,9 @@ from trainer.report.plots import draw_histogram, draw_reliability
 from trainer.report.thumbnails import to_thumbnail
 
 _MAX_NUMBERED: Final = 12
-"""Most classes of a confusion matrix with numbers."""
+"""Maximum number of classes of a confusion matrix with numbers."""
 _MAX_SHADED: Final = 40
-"""Most classes of a confusion matrix with shades alone; with more there is only a list of pairs."""
+"""Maximum number of classes of a confusion matrix with shades only; with more there is only a list of pairs."""
 _MAX_PAIRS: Final = 20
 _MAX_ROWS: Final = 60
 _MAX_UNREADABLE: Final = 5

@@ -73,17 +73,17 @@ def save_png(figure: Figure, path: Path) -> None:
 def draw_reliability(before: Sequence[Bin], after: Sequence[Bin], *, multiple: bool) -> Markup:
     """Plot accuracy over confidence, before and after tempering; a dot's area shows the number of predictions."""
     figure, (plot,) = new_plots(5.2, 4.2)
-    plot.plot([0, 1], [0, 1], color=TEXT, linewidth=0.8, linestyle="--", label="as sure as right")
-    for bins, colour, label in ((before, FAULT, "as it is"), (after, ACCENT, "tempered")):
+    plot.plot([0, 1], [0, 1], color=TEXT, linewidth=0.8, linestyle="--", label="perfectly calibrated")
+    for bins, colour, label in ((before, FAULT, "untempered"), (after, ACCENT, "tempered")):
         confidence, accuracy = [each["confidence"] for each in bins], [each["accuracy"] for each in bins]
         total = sum(each["count"] for each in bins)
         areas = [_MIN_DOT + _DOT * each["count"] / total for each in bins]
         plot.plot(confidence, accuracy, color=colour, linewidth=1.4, label=label)
         plot.scatter(confidence, accuracy, s=areas, color=colour, alpha=0.6, linewidths=0)
-    names = ("probability of a label", "share of the images it holds of") if multiple else ("confidence", "share right")
+    names = ("probability of a label", "share of images with it") if multiple else ("confidence", "accuracy")
     plot.set(xlabel=names[0], ylabel=names[1], xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     plot.legend(loc="upper left")
-    return to_svg(figure, title="Share of predictions that are right over their confidence, before and after tempering")
+    return to_svg(figure, title="Accuracy over confidence, before and after tempering")
 
 
 def draw_histogram(histogram: Histogram) -> Markup:

@@ -19,7 +19,7 @@ _CHUNK_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The images to label next."""
+    """The images to label next, and the time that the selection took."""
 
     images: Indices
     score_s: float

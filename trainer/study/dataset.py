@@ -90,9 +90,9 @@ def read_pool(images: Path, manifest: Path | None, *, test_share: float = 0.25) 
     classes = tuple(sorted({label for _, label, _ in rows}))
     if len(classes) < 2:
         raise LabelError(f"expected images of at least 2 classes, got {len(rows)} of {', '.join(classes) or 'none'}")
-    references, labels, marked = zip(*rows, strict=True)
+    references, labels, is_test = zip(*rows, strict=True)
     index = {label: number for number, label in enumerate(classes)}
-    targets, test = np.array([index[label] for label in labels], np.int64), np.array(marked)
+    targets, test = np.array([index[label] for label in labels], np.int64), np.array(is_test)
     if not test.any():
         _, held_out = split(targets, fraction=test_share, seed=0, groups=_group_by_content(references, root))
         test[held_out] = True
@@ -113,10 +113,10 @@ def long_tail(targets: Indices, eligible: Flags, ratio: float) -> Flags:
     kept = np.zeros(len(targets), bool)
     for place, position in enumerate(np.argsort(-counts, kind="stable")):
         share = ratio ** (-place / max(1, len(classes) - 1))
-        wanted = max(1, round(counts.max() * share))
+        count = max(1, round(counts.max() * share))
         label = int(classes[position])
         members = np.flatnonzero(eligible & (targets == label))
-        kept[np.random.default_rng([0, label]).permutation(members)[:wanted]] = True
+        kept[np.random.default_rng([0, label]).permutation(members)[:count]] = True
     return kept
 
 
@@ -127,11 +127,11 @@ _Row = tuple[str, str, bool]
 def _read_class_folders(root: Root) -> tuple[Root, list[_Row]]:
     """Return the parent of the class folders, and their images."""
     if isinstance(root, zipfile.Path):
-        tops = [each for each in root.iterdir() if not is_ignored(each.name)]
-        root = tops[0] if len(tops) == 1 and tops[0].is_dir() else root
+        entries = [each for each in root.iterdir() if not is_ignored(each.name)]
+        root = entries[0] if len(entries) == 1 and entries[0].is_dir() else root
     source = from_folder(cast(Path, root))  # zipfile.Path has the methods of Path that this needs
-    start = f"{str(root).rstrip('/')}/"
-    return root, [(each.reference.removeprefix(start), source.labels[each.labels[0]], False) for each in source.images]
+    prefix = f"{str(root).rstrip('/')}/"
+    return root, [(each.reference.removeprefix(prefix), source.labels[each.labels[0]], False) for each in source.images]
 
 
 def _read_manifest(path: Path) -> list[_Row]:
@@ -143,16 +143,16 @@ def _read_manifest(path: Path) -> list[_Row]:
     except OSError as err:
         raise LabelError(f"the manifest {path} cannot be read: {err.strerror}; check --manifest") from err
     except (UnicodeDecodeError, csv.Error) as err:
-        raise LabelError(f"expected a CSV file in UTF-8, {path} is not one ({err}); save it as such") from err
+        raise LabelError(f"expected a CSV file in UTF-8, {path} is not one ({err}); save it as CSV in UTF-8") from err
     if missing := [name for name in ("path", "label") if name not in columns]:
         raise LabelError(
-            f"expected the columns path, label and perhaps split in {path}, parted by commas; it has no "
-            f"{' and no '.join(missing)}, its first line is {','.join(columns) or 'empty'}; add it"
+            f"expected the columns path, label and optionally split in {path}, missing {' and '.join(missing)}; "
+            f"its first line is {','.join(columns) or 'empty'}; add the columns, separated by commas"
         )
     if empty := [number for number, row in enumerate(cells, start=1) if not (row["path"] and row["label"])]:
         raise LabelError(
-            f"expected a path and a label in each row of {path}, {len(empty)} have not both, the first being row "
-            f"{empty[0]} after the header; fill them in or leave them out"
+            f"expected a path and a label in each row of {path}, {len(empty)} rows lack one, first row {empty[0]} "
+            "after the header; complete or remove them"
         )
     return [
         # Normalised, so that a file has one name.
@@ -163,22 +163,22 @@ def _read_manifest(path: Path) -> list[_Row]:
 
 def _check_paths(paths: Sequence[str], root: Root, *, manifest: Path, images: Path) -> None:
     outside = [path for path in paths if path.startswith("/") or ".." in PurePosixPath(path).parts]
-    absent = [] if outside else [path for path in paths if not (root / path).is_file()]
-    twice = [path for path, count in Counter(paths).items() if count > 1]
+    missing = [] if outside else [path for path in paths if not (root / path).is_file()]
+    repeated = [path for path, count in Counter(paths).items() if count > 1]
     for fault, faulty, remedy in (
-        ("lead out of it", outside, "write them from there on, without .."),
-        ("are not there", absent, "check --images, or mend the paths"),
-        ("are named more than once", twice, "name each once: an image has one label and one split"),
+        ("are outside of it", outside, "write paths relative to it, without .."),
+        ("do not exist", missing, "check --images, or correct the paths"),
+        ("occur more than once", repeated, "list each image once, with one label and one split"),
     ):
         if faulty:
             raise LabelError(
-                f"expected the paths in {manifest} to be of files in {images}, {len(faulty)} of {len(paths)} {fault}, "
-                f"the first being {faulty[0]}; {remedy}"
+                f"expected the paths in {manifest} to name files in {images}, {len(faulty)} of {len(paths)} {fault}, "
+                f"first {faulty[0]}; {remedy}"
             )
 
 
 def _group_by_content(references: Sequence[str], root: Root) -> Indices:
-    """Return a group number for each image, (N,), equal for files with equal content; unreadable files are alone."""
+    """Return a group number for each image, (N,), equal for files of equal content; unreadable files are alone."""
 
     def digest(reference: str) -> bytes:
         try:
@@ -195,8 +195,8 @@ def _check_split(classes: Sequence[str], targets: Indices, test: Flags) -> None:
     for label, labelled, tested in zip(classes, *sides, strict=True):
         if not labelled or not tested:
             raise LabelError(
-                f"expected images of each class to label and others to test on, {label!r} has {labelled} and {tested}; "
-                "add images, leave the class out, or divide it by the manifest's column split"
+                f"expected images of each class in pool and test set, {label!r} has {labelled} and {tested}; "
+                "add images, remove the class, or assign its images in the manifest's column split"
             )
 
 
@@ -206,7 +206,7 @@ def _open(images: Path) -> Root:
     try:
         return zipfile.Path(images)
     except (OSError, zipfile.BadZipFile) as err:
-        reason = err.strerror if isinstance(err, OSError) else "a file of another kind"
+        reason = err.strerror if isinstance(err, OSError) else "not a zip file"
         raise ConfigError(
             f"expected a folder or a zip of images, {images} is neither ({reason}); check --images"
         ) from err
@@ -217,12 +217,12 @@ def _read(root: Root, reference: str) -> bytes:
         return (root / reference).read_bytes()
     except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as err:  # RuntimeError: an encrypted zip
         reason = err.strerror if isinstance(err, OSError) and err.strerror else type(err).__name__
-        remedy = "check that it is there and readable" if isinstance(root, Path) else "make the zip again"
+        remedy = "check that it exists and is readable" if isinstance(root, Path) else "create the zip again"
         raise FetchError(f"the file cannot be read: {reason}; {remedy}") from err
 
 
 def _size_and_time(path: Path) -> list[int]:
-    """In bytes and nanoseconds; nothing for a file that is not there: that is a state too."""
+    """Return a file's size in bytes and modification time in ns; empty if it does not exist, which is a state too."""
     with suppress(OSError):
         status = path.stat()
         return [status.st_size, status.st_mtime_ns]

@@ -1,7 +1,7 @@
 """Pixels and features of a study's images: computed once, then memory-mapped by all worker processes.
 
 File names contain a digest of everything that the content depends on: images, preprocessing and backbone. After an
-interruption, features are read from the feature store as far as they were computed. A cache that cannot be written
+interruption, features that were already computed are read from the feature store. A cache that cannot be written
 raises ConfigError.
 """
 
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-_IMAGES_A_BATCH: Final = 32
+_BATCH_IMAGES: Final = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +47,7 @@ class Decoded:
     faults: Mapping[int, str]
     """Reasons of unreadable images, by index."""
     key: str
-    """Digest of all that the pixels depend on."""
+    """Digest of everything that the pixels depend on."""
 
     @property
     def images(self) -> npt.NDArray[np.uint8]:
@@ -100,7 +100,7 @@ def compute_features(
     """
     images = decoded.images
 
-    def sha256(image: int) -> bytes:  # unreadable images: the digest of no file, since black pixels stand in
+    def sha256(image: int) -> bytes:  # unreadable images are black pixels, with the digest of an empty file
         return hashlib.sha256(b"" if image in decoded.faults else pool.read(image)).digest()
 
     def compute_all(rows: range) -> Array:
@@ -119,13 +119,13 @@ def _write_once(path: Path, make: Callable[[range], Array], *, count: int, title
     """Write N rows to a .npy file unless it exists; wait if another process is writing it."""
     if path.exists():
         return
-    remedy = "make room and run it again, or set LABELNEXT_CACHE to another folder"
+    remedy = "free disk space and run the command again, or set LABELNEXT_CACHE to another folder"
     with explaining(path.name, path.parent, remedy=remedy), _locked(path):
         if not path.exists():
             draft = path.with_suffix(".partial")
             with draft.open("wb") as file, Bar(desc=title, total=count, unit="image") as bar:
-                for first in range(0, count, _IMAGES_A_BATCH):
-                    batch = make(range(first, min(count, first + _IMAGES_A_BATCH)))
+                for first in range(0, count, _BATCH_IMAGES):
+                    batch = make(range(first, min(count, first + _BATCH_IMAGES)))
                     if not first:
                         header = {"descr": batch.dtype.str, "fortran_order": False, "shape": (count, *batch.shape[1:])}
                         npy.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]

@@ -32,7 +32,7 @@ from trainer.settings import Training
 
 Floats = npt.NDArray[np.float32]
 
-_IMAGES_AT_ONCE = 128
+_CHUNK_IMAGES = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,4 +185,4 @@ def _round_to_float16(embeddings: Floats) -> Floats:
 
 
 def _chunks(values: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    return (values[start : start + _IMAGES_AT_ONCE] for start in range(0, len(values), _IMAGES_AT_ONCE))
+    return (values[start : start + _CHUNK_IMAGES] for start in range(0, len(values), _CHUNK_IMAGES))

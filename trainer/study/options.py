@@ -45,24 +45,24 @@ class StudyOptions:
     out: Annotated[Path, Option(metavar="DIR")] = Path("study")
     """Folder for the report, and for what an interrupted study continues from."""
     strategies: Annotated[tuple[str, ...], parsed(split), Option(metavar="A,B,C")] = STUDIED
-    """`labelnext` is the default strategy with near-duplicates, random holdout and its own choice of first labels;
-    `+start` behind another name, as in `margin+start`, begins with these too."""
+    """`labelnext` is the default strategy of `rank` with near-duplicates, random holdout and cold start; the suffix
+    `+start`, as in `margin+start`, adds the cold start to another strategy."""
     reference: Annotated[Path | None, Option(metavar="FILE")] = None
     """Curves of another study (a `reference.json`): also report the labels needed to reach their final level."""
     name: str | None = None
     """Name in the report's title (default: that of the images)."""
     manifest: Annotated[Path | None, Option(metavar="CSV")] = None
-    """A CSV file with the columns path, label and, if you like, split."""
+    """A CSV file with the columns path, label and optionally split."""
     test_share: Annotated[Share, Option("--test", metavar="SHARE")] = 0.25
     """Share of each class to test on, unless the manifest marks a test set."""
     long_tail: Annotated[float | None, Field(gt=1, lt=1e6, allow_inf_nan=False), Option(metavar="RATIO")] = None
-    """Thin the pool out until the largest class has RATIO times the images of the smallest."""
+    """Reduce the pool to a long tail, whose largest class has RATIO times the images of the smallest."""
     seeds: Count = 5
     """Repetitions with different random seeds."""
     initial: Annotated[int, Field(ge=2)] = 20
     """Labels to begin with."""
     query: Annotated[tuple[Count, ...], parsed(split), Field(min_length=1), Option(metavar="K[,K...]")] = (20, 20, 40)
-    """Labels between two trainings; the last of several numbers is that of all further rounds."""
+    """Labels between two trainings; the last number applies to all further rounds."""
     rounds: Annotated[Count, Option(metavar="R")] = 8
     """Rounds of labelling and training."""
     workers: Count | None = None
@@ -71,8 +71,8 @@ class StudyOptions:
 
 def queries(options: StudyOptions) -> tuple[int, ...]:
     """Return the number of labels queried in each round, (R,)."""
-    given = options.query[: options.rounds]
-    return (*given, *given[-1:] * (options.rounds - len(given)))
+    query = options.query[: options.rounds]
+    return (*query, *query[-1:] * (options.rounds - len(query)))
 
 
 def selects_initial(strategy: str) -> bool:
@@ -86,7 +86,7 @@ def check_strategies(strategies: Sequence[str]) -> None:
     if unknown or not strategies or len(set(strategies)) < len(strategies):
         raise ConfigError(
             f"--strategies must name some of {', '.join(STUDIED)}, each once, got {', '.join(strategies) or 'none'}; "
-            f"{START} behind one other than {PRODUCT} has it begin as {PRODUCT} does"
+            f"append {START} to a strategy to begin as {PRODUCT} does"
         )
 
 
@@ -100,12 +100,12 @@ def split_backbones(training: Training) -> dict[str, Training]:
     if len(weights) == 1 < len(backbones) and weights[0] not in ("imagenet", "none"):
         each = [weights[0], *["imagenet"] * (len(backbones) - 1)]
         raise ConfigError(
-            f"--weights {weights[0]} holds the weights of one network, --backbone names {len(backbones)}; name weights "
-            f"for each, in the same order, such as --weights {','.join(each)}"
+            f"--weights {weights[0]} is for one network, but --backbone names {len(backbones)}; give weights for each, "
+            f"in the same order, such as --weights {','.join(each)}"
         )
     if len(weights) not in (1, len(backbones)):
         raise ConfigError(
-            f"--weights must be one for all, or one for each of the {len(backbones)} backbones in the same order, got "
+            f"--weights must be one value, or one for each of the {len(backbones)} backbones in the same order, got "
             f"{len(weights)}: {', '.join(weights)}"
         )
     weights = weights if len(weights) > 1 else weights * len(backbones)
@@ -117,7 +117,7 @@ def split_backbones(training: Training) -> dict[str, Training]:
         source, size = (source, int(pixels)) if sized else (backbone, training.image_size)
         name = (Path(source).stem if source.endswith(".onnx") else source) + (f"@{size}" if sized else "")
         if name in trainings:
-            raise ConfigError(f"--backbone must name each once, got {name} twice; call files differently")
+            raise ConfigError(f"--backbone must name each backbone once, got {name} twice; rename the file or drop one")
         trainings[name] = replace(training, backbone=source, weights=its_weights, image_size=size)
     if not trainings:
         raise ConfigError(f"--backbone must name a backbone, got {training.backbone!r}")

@@ -32,7 +32,7 @@ _PREFERRED: Final = ("baal-bald", "bald", "margin", "badge", "balanced-bald-marg
 _FEW_LINES: Final = 4
 """Up to this number of strategies, all are coloured."""
 MAX_LINES: Final = 7
-"""Most strategies coloured in curves.png."""
+"""Maximum number of coloured strategies in curves.png."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ class Line:
     dashed: bool
 
 
-def choose_lines(strategies: Sequence[str], default: str | None, *, most: int = 3) -> tuple[Line, ...]:
-    """Return the lines of the coloured strategies: the default, random, plain BALD, then others up to `most`."""
+def choose_lines(strategies: Sequence[str], default: str | None, *, limit: int = 3) -> tuple[Line, ...]:
+    """Return the lines of the coloured strategies: the default, random, plain BALD, then others up to `limit`."""
     plain = [name for name in _PREFERRED[:2] if name in strategies][:1]
     order = [default or RANDOM, RANDOM, *plain, *_PREFERRED[2:], *strategies]
     named = list(dict.fromkeys(name for name in order if name in strategies))
-    shown = named if len(named) <= _FEW_LINES else named[:most]
+    shown = named if len(named) <= _FEW_LINES else named[:limit]
     colours = {RANDOM: TEXT, default: ACCENT}
     others = dict(zip((name for name in shown if name not in colours), _COLOURS, strict=False))
     return tuple(
@@ -166,7 +166,7 @@ def draw_differences(differences: Mapping[str, Difference], *, title: str) -> Ma
 
 def save_curves(study: Study, path: Path, default: str | None) -> None:
     """Save plots of macro-F1 and minority F1 side by side, with the coloured strategies."""
-    lines = choose_lines([*study.runs], default, most=MAX_LINES)
+    lines = choose_lines([*study.runs], default, limit=MAX_LINES)
     figure, plots = new_plots(9, 4.2, columns=2)
     measures: tuple[Measure, ...] = ("macro_f1", "minority_f1")
     for axes, measure in zip(plots, measures, strict=True):

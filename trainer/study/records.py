@@ -70,7 +70,7 @@ class Reference:
     @model_validator(mode="after")
     def _check(self) -> Self:
         if list(self.labels) != sorted(set(self.labels)):
-            raise ValueError("labels must rise")
+            raise ValueError("labels must be ascending")
         if any(len(each) != len(self.labels) for name in CURVES for each in getattr(self, name)):
             raise ValueError(f"each curve must have a value for each of {len(self.labels)} numbers of labels")
         return self
@@ -95,7 +95,7 @@ def read_reference(path: Path) -> Reference:
         faults = "; ".join(f"{name or 'it'}: {expected}" for name, expected in explain_errors(err))
         raise ConfigError(
             f"expected a reference in {path}, with source, labels and curves of {', '.join(CURVES)}: {faults}; "
-            "name one of bench/references, or make it like these"
+            "see the examples in bench/references"
         ) from err
 
 
@@ -111,7 +111,7 @@ class Study:
     """(C,): images in the pool."""
     test_by_class: tuple[int, ...]
     settings: Mapping[str, Any]
-    """All that the results depend on, as JSON: the command's options, resolved."""
+    """Everything that the results depend on, as JSON: the command's options, resolved."""
     runs: Mapping[str, tuple[tuple[Round, ...], ...]]
     """Rounds by strategy, in the order of `--strategies`, and seed; all runs have the same numbers of labels."""
     agreement: tuple[PassAgreement, ...] = ()

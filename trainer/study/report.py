@@ -24,7 +24,7 @@ _CLASS_FIELDS: Final = ("labels_by_class", "f1")
 _SEPARATE_SETTINGS: Final = ("command", "date", "machine")
 """Settings that the page does not show in the table of settings."""
 _MAX_CLASSES: Final = 20
-"""Most rows of a table; of more classes it shows the rarest and the largest."""
+"""Maximum number of rows of a table; of more classes it shows the rarest and the largest."""
 _TABLE_MEASURES: Final[tuple[Measure, ...]] = ("macro_f1", "minority_f1", "accuracy")
 
 
@@ -96,18 +96,17 @@ def _render(study: Study, figures: Mapping[str, dict[str, Any]], default: str | 
         seeds=len(next(iter(study.runs.values()))),
         summaries=ranked,
         rare=[study.classes[index] for index in study.minority],
-        differences=against_random
-        and plots.draw_differences(against_random, title="Minority-F1 area less that of random"),
+        differences=against_random and plots.draw_differences(against_random, title="Minority-F1 area minus random"),
         rivals=_compare_with_rivals(study, ranked, default) if default else {},
         lines=lines,
-        unnamed=len(ranked) > len(lines),
+        has_grey_lines=len(ranked) > len(lines),
         measures=plots.draw_measures(study, lines),
         each=plots.draw_by_strategy(study, [*ranked], "minority_f1", default),
         minority_share=plots.draw_minority_share(study, lines),
         shown=_choose_classes(study),
         labels_by_class=_final_by_class(study, ranked, "labels_by_class"),
         f1_by_class=_final_by_class(study, ranked, "f1"),
-        classes_left=max(0, len(study.classes) - _MAX_CLASSES),
+        hidden_classes=max(0, len(study.classes) - _MAX_CLASSES),
         agreement=sorted(study.agreement, key=lambda each: (each.passes, each.seed)),
         settings=_format_settings(study.settings),
     )
@@ -163,7 +162,7 @@ def _by_backbone(studies: Mapping[str, Study], strategy: str) -> Study:
 
 def _render_comparison(studies: Mapping[str, Study], strategies: Sequence[str], *, title: str) -> str:
     names, (first, *others) = [*studies], studies.values()
-    lines = plots.choose_lines(names, names[0], most=plots.MAX_LINES)
+    lines = plots.choose_lines(names, names[0], limit=plots.MAX_LINES)
     common = {
         name: value
         for name, value in first.settings.items()
@@ -179,7 +178,7 @@ def _render_comparison(studies: Mapping[str, Study], strategies: Sequence[str], 
         reference=names[0],
         comparisons=[_compare_backbones(studies, each, lines) for each in strategies],
         lines=lines,
-        unnamed=len(names) > len(lines),
+        has_grey_lines=len(names) > len(lines),
         titles=plots.TITLES,
         compared=_TABLE_MEASURES,
         settings=_format_settings(common),

@@ -1,6 +1,6 @@
 """A study from its options to its report: plans the runs, completes them in worker processes, writes the results.
 
-<out>/settings.json                   all that the results depend on; a folder holds one study
+<out>/settings.json                   everything that the results depend on; a folder is for one study
 <out>/chains/<strategy>-<seed>.jsonl  a line for each finished round
 <out>/report.html, *.csv, *.json      written when all runs are complete
 
@@ -50,8 +50,8 @@ _log = logging.getLogger(__name__)
 _SETTINGS: Final = "settings.json"
 _MAY_DIFFER: Final = ("command", "date", "machine", "name", "reference", "seeds", "strategies", "versions", "workers")
 """Settings that may change when a study is continued in its folder."""
-_MAX_NAMED: Final = 5
-"""Most unreadable images in the log."""
+_MAX_LOGGED: Final = 5
+"""Maximum number of unreadable images in the log."""
 _CALIBRATION_IMAGES: Final = 256
 """Images to calibrate and validate an int8 backbone with."""
 _PATH_OPTIONS: Final = ("images", "manifest", "out", "reference")
@@ -68,8 +68,8 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
     check_strategies(options.strategies)
     trainings, out = split_backbones(training), options.out
     if any(out.glob("chains/*" if len(trainings) > 1 else "*/chains/*")):  # the files have equal names
-        holds, has = ("one backbone", "several") if len(trainings) > 1 else ("several backbones", "one")
-        raise ConfigError(f"--out {out} holds a study of {holds}, this one has {has}; name another folder")
+        existing, planned = ("one backbone", "several") if len(trainings) > 1 else ("several backbones", "one")
+        raise ConfigError(f"--out {out} contains a study of {existing}, this study has {planned}; use another folder")
     pool = read_pool(options.images, options.manifest, test_share=options.test_share)
     if options.long_tail is not None:
         pool = pool.take(pool.test | long_tail(pool.targets, ~pool.test, options.long_tail))
@@ -82,7 +82,7 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
         studies: dict[str, Study] = {}
         with _locked(out):
             for name, plan in plans.items():
-                _log.info("%s, %d of %d backbones", name, len(studies) + 1, len(plans))
+                _log.info("backbone %d of %d: %s", len(studies) + 1, len(plans), name)
                 studies[name], _ = plan.complete(out / name, title=f"{title}, {name}")
             summary = report.write_comparison(studies, out, title=title)
     _log.info("the report is %s", out / "report.html")
@@ -98,17 +98,17 @@ class _Plan:
         self.reference = read_reference(options.reference) if options.reference else None
         torch.manual_seed(0)
         self.backbone = open_backbone_for(training, cache=environment.cache_dir)
-        size, most = self.backbone.spec.height, environment.max_megapixels
-        self.decoded = decode(pool, image_size=size, cache=self.cache, max_megapixels=most)
+        size, max_megapixels = self.backbone.spec.height, environment.max_megapixels
+        self.decoded = decode(pool, image_size=size, cache=self.cache, max_megapixels=max_megapixels)
         faults = [with_subject(pool.references[image], reason) for image, reason in self.decoded.faults.items()]
-        for fault in faults[:_MAX_NAMED]:
-            _log.warning("left out: %s", fault)
-        if len(faults) > _MAX_NAMED:
-            _log.warning("and %d more", len(faults) - _MAX_NAMED)
+        for fault in faults[:_MAX_LOGGED]:
+            _log.warning("skipped: %s", fault)
+        if len(faults) > _MAX_LOGGED:
+            _log.warning("and %d more", len(faults) - _MAX_LOGGED)
         self.protocol = _make_protocol(pool, self.decoded.readable, options, training)
         if isinstance(self.backbone, FrozenBackbone) and training.precision == "auto":
-            some = self.protocol.pool[evenly_spaced(len(self.protocol.pool), most=_CALIBRATION_IMAGES)]
-            self.backbone = choose_precision(self.backbone, self.decoded.images[some])
+            sample = self.protocol.pool[evenly_spaced(len(self.protocol.pool), most=_CALIBRATION_IMAGES)]
+            self.backbone = choose_precision(self.backbone, self.decoded.images[sample])
         self.settings = self._describe()
 
     def complete(self, out: Path, *, title: str) -> tuple[Study, dict[str, Any]]:
@@ -117,8 +117,8 @@ class _Plan:
             runs = self._plan_runs(out)
             self._log()
             if any(len(run.read_rounds()) <= self.protocol.rounds for run in runs):
-                at_once = count_processors() if self.protocol.device.type == "cpu" else 1  # a GPU is not shared
-                complete_all(runs, self._compute_dataset(), self.protocol, workers=self.options.workers or at_once)
+                default = count_processors() if self.protocol.device.type == "cpu" else 1  # a GPU is not shared
+                complete_all(runs, self._compute_dataset(), self.protocol, workers=self.options.workers or default)
             study = self._collect(runs, title)
             return study, report.write(study, out)
 
@@ -158,14 +158,14 @@ class _Plan:
                 earlier = dict(json.loads((out / _SETTINGS).read_text(encoding="utf-8")))
             except (OSError, ValueError) as err:
                 raise ConfigError(
-                    f"--out {out} holds rounds of a study, but its {_SETTINGS} cannot be read; remove the folder, or "
-                    "name another one"
+                    f"--out {out} contains rounds of a study, but its {_SETTINGS} cannot be read; remove the folder, "
+                    "or use another"
                 ) from err
         for name, value in self.settings.items():
             if name not in _MAY_DIFFER and earlier.get(name) != value:
                 raise ConfigError(
-                    f"--out {out} holds a study with {name} {earlier.get(name)}, this one has {value}; "
-                    "name another folder, or remove that one"
+                    f"--out {out} contains a study with {name} {earlier.get(name)}, this study has {value}; "
+                    "use another folder, or remove this one"
                 )
         Documents(out).write(_SETTINGS, (json.dumps(self.settings, indent=2) + "\n").encode())
         return [
@@ -176,11 +176,11 @@ class _Plan:
 
     def _log(self) -> None:
         options, protocol, counts = self.options, self.protocol, self.pool.count(self.protocol.pool)
-        rounds = (options.rounds, _format_queries(protocol.queries), options.initial)
-        images = (len(protocol.pool), len(counts), max(counts), min(counts), len(protocol.test))
+        rounds = (options.initial, options.rounds, _format_queries(protocol.queries))
+        images = (len(protocol.pool), len(counts), min(counts), max(counts), len(protocol.test))
         _log.info(
-            "%d strategies, %d seeds, %d rounds of %s labels after %d, of %d images of %d classes (%d to %d each); "
-            "tested on %d; %s",
+            "%d strategies, %d seeds; %d initial labels, then %d rounds of %s; %d images of %d classes (%d to %d each) "
+            "in the pool, %d in the test set; on %s",
             *(len(options.strategies), options.seeds, *rounds, *images, protocol.device),
         )
 
@@ -207,12 +207,12 @@ class _Plan:
             settings=self.settings,
             runs={
                 strategy: tuple(
-                    tuple(Round(**each["round"]) for each in own) for name, own in lines if name == strategy
+                    tuple(Round(**line["round"]) for line in run) for name, run in lines if name == strategy
                 )
                 for strategy in self.options.strategies
             },
             agreement=tuple(
-                PassAgreement(**each["agreement"]) for _, own in lines for each in own if each["agreement"]
+                PassAgreement(**line["agreement"]) for _, run in lines for line in run if line["agreement"]
             ),
             reference=self.reference,
         )
@@ -221,12 +221,14 @@ class _Plan:
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Context manager for the lock of a study's folder; raises ConfigError if it is locked or cannot be written."""
-    busy = f"another study is at work in {out}; wait for it to end, or name another folder with --out"
+    busy = f"another study is running in {out}; wait until it ends, or use another folder with --out"
     try:
         with lock_file(out / ".lock", refusal=busy):
             yield
     except OSError as err:
-        raise ConfigError(f"--out {out} cannot be used ({err.strerror or err}); name a folder with room") from err
+        raise ConfigError(
+            f"cannot write to --out {out} ({err.strerror or err}); use a writable folder with free space"
+        ) from err
 
 
 def _make_protocol(pool: Pool, readable: Flags, options: StudyOptions, training: Training) -> Protocol:
@@ -234,7 +236,7 @@ def _make_protocol(pool: Pool, readable: Flags, options: StudyOptions, training:
     if (needed := options.initial + sum(queried)) > np.count_nonzero(eligible):
         raise ConfigError(
             f"expected at least {needed} images for {options.initial} labels and {options.rounds} rounds of "
-            f"{_format_queries(queried)}, there are {np.count_nonzero(eligible)}; lower --initial, --query or --rounds"
+            f"{_format_queries(queried)}, got {np.count_nonzero(eligible)}; lower --initial, --query or --rounds"
         )
     return Protocol(
         pool=np.flatnonzero(eligible),

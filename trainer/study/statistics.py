@@ -129,16 +129,16 @@ def reference_ratio(study: Study, strategy: str, measure: Measure) -> LabelRatio
 
 def _ratio_to_reach_zero(labels: Floats, above: Floats, *, of: float, exact: bool = False) -> LabelRatio:
     """Return the labels at which the mean of curves (S, R) reaches zero, over `of`; without an interval if `exact`."""
-    mean, seeds, most = above.mean(axis=0), len(above), float(labels[-1]) / of
+    mean, seeds, highest = above.mean(axis=0), len(above), float(labels[-1]) / of
     ratio = share_to_reach_zero(labels, IsotonicRegression().fit_transform(labels, mean), of=of)
     if seeds == 1 or exact:
-        return LabelRatio(ratio, None, None, seeds, most, has_interval=False)
+        return LabelRatio(ratio, None, None, seeds, highest, has_interval=False)
     margin = _margin(above)
     stays = np.minimum.accumulate((mean - margin)[::-1])[::-1]  # the minimum of this and all later rounds
     low, high = share_to_reach_zero(labels, mean + margin, of=of), share_to_reach_zero(labels, stays, of=of)
     if ratio is not None:  # where the mean falls, the isotonic curve may reach zero outside of the interval
         low, high = min(ratio, low or ratio), None if high is None else max(ratio, high)
-    return LabelRatio(ratio, low, high, seeds, most)
+    return LabelRatio(ratio, low, high, seeds, highest)
 
 
 def share_to_reach_zero(labels: Floats, curve: Floats, *, of: float) -> float | None:

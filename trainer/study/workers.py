@@ -55,7 +55,7 @@ def complete_all(runs: Sequence[Run], open_dataset: Callable[[], Dataset], proto
                     each.result()
         except BrokenProcessPool as err:
             raise ConfigError(
-                "a worker process died, perhaps because memory ran out; run the same command again to continue, with "
+                "a worker process died, possibly out of memory; run the same command again to continue, with "
                 "fewer --workers if it happens again"
             ) from err
         except BaseException:

@@ -28,7 +28,7 @@ def shared(monkeypatch, tmp_path):
             for split, count in (("pool", 60), ("test", 20)):
                 writer.writerows((f"{split}/{each}/{n}.jpg", each, split) for each in CLASSES for n in range(count))
         monkeypatch.setattr(sets, name, root / name)
-    monkeypatch.setattr(sets, "_TESTED_EACH", 5)
+    monkeypatch.setattr(sets, "_TEST_IMAGES_PER_CLASS", 5)
 
 
 def read(images):

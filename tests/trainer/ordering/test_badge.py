@@ -15,7 +15,7 @@ def factors(images, *, classes=4, numbers=6, seed=0):
     return logit_gradients(probabilities, multiple=False), directions(pool, pool)
 
 
-def test_a_gradient_embedding_is_the_gradient_of_the_last_layer():
+def test_gradient_embedding_is_the_gradient_of_the_last_layer():
     import torch
 
     rng = np.random.default_rng(0)
@@ -27,15 +27,15 @@ def test_a_gradient_embedding_is_the_gradient_of_the_last_layer():
     np.testing.assert_allclose(layer.weight.grad.numpy(), expected, atol=1e-6)
 
 
-def test_of_several_labels_each_is_predicted_or_not():
-    found = logit_gradients(np.array([[0.7, 0.5, 0.2]], np.float32), multiple=True)
-    np.testing.assert_allclose(found, [[-0.3, -0.5, 0.2]], atol=1e-6)
+def test_logit_gradients_of_multiple_labels():
+    gradients = logit_gradients(np.array([[0.7, 0.5, 0.2]], np.float32), multiple=True)
+    np.testing.assert_allclose(gradients, [[-0.3, -0.5, 0.2]], atol=1e-6)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(0, 50))
 @settings(max_examples=40)
-def test_a_draw_is_that_of_the_outer_products(seed, images, count):
-    """Checked against explicitly formed outer products: no duplicates, and the longest first."""
+def test_draw_equals_k_means_pp_on_outer_products(seed, images, count):
+    """The longest comes first, and there are no duplicates."""
     first, second = factors(images, seed=seed)
     outer = np.einsum("ic,ie->ice", first, second).reshape(images, -1).astype(np.float64)
     between = pairwise_distances(outer) ** 2
@@ -49,7 +49,7 @@ def test_a_draw_is_that_of_the_outer_products(seed, images, count):
         assert between[chosen[place], chosen[:place]].min() > 1e-9
 
 
-def test_chances_are_in_proportion_to_squared_distances():
+def test_draw_probability_is_proportional_to_squared_distance():
     """Images at distances 1, 2 and 3 from the first one are drawn with probabilities 1/14, 4/14 and 9/14."""
     first, second = np.array([[10], [9], [8], [7]], np.float32), np.ones((4, 1), np.float32)
     seconds = [draw(first, second, count=2, purpose=str(number))[1] for number in range(3000)]
@@ -57,7 +57,7 @@ def test_chances_are_in_proportion_to_squared_distances():
     np.testing.assert_allclose(shares, [0, 1 / 14, 4 / 14, 9 / 14], atol=0.03)
 
 
-def test_directions_are_from_the_mean():
+def test_directions_are_relative_to_the_mean():
     pool = np.array([[1, 0], [3, 0], [2, 0], [2, 4], [2, -4]], np.float32)
     np.testing.assert_allclose(directions(pool, pool), [[-1, 0], [1, 0], [0, 0], [0, 1], [0, -1]], atol=1e-6)
     other = np.array([[1, 1]], np.float32)

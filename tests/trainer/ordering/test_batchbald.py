@@ -26,8 +26,8 @@ def greedy(passes, batch_size):
     """Return the greedy choice, with each joint computed from scratch."""
     chosen = []
     for _ in range(batch_size):
-        left = [i for i in range(len(passes)) if i not in chosen]
-        chosen.append(max(left, key=lambda i: joint_information(passes[[*chosen, i]])))
+        remaining = [i for i in range(len(passes)) if i not in chosen]
+        chosen.append(max(remaining, key=lambda i: joint_information(passes[[*chosen, i]])))
     return chosen
 
 
@@ -37,7 +37,7 @@ def falling_bald(passes):
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.integers(3, 9))
 @settings(max_examples=25)
-def test_choices_are_those_of_the_exact_joint(seed, classes, count):
+def test_choices_maximise_the_exact_joint_information(seed, classes, count):
     passes = make_passes(np.random.default_rng(seed), images=7, passes=count, classes=classes)
     chosen = batchbald.choose(falling_bald(passes), passes.__getitem__, batch_size=3)
     joints = [joint_information(passes[chosen[: i + 1]]) for i in range(len(chosen))]
@@ -48,17 +48,17 @@ def test_choices_are_those_of_the_exact_joint(seed, classes, count):
 
 
 @pytest.mark.slow
-def test_drawn_configurations_choose_nearly_as_well():
+def test_sampled_configurations_choose_nearly_as_well():
     passes = make_passes(np.random.default_rng(5), images=24, passes=20, classes=4)
     order = falling_bald(passes)
-    exact, drawn = (
-        batchbald.choose(order, passes.__getitem__, batch_size=6, configurations=most) for most in (10**6, 200)
+    exact, sampled = (
+        batchbald.choose(order, passes.__getitem__, batch_size=6, configurations=limit) for limit in (10**6, 200)
     )
-    assert joint_information(passes[drawn]) > 0.97 * joint_information(passes[exact])
+    assert joint_information(passes[sampled]) > 0.97 * joint_information(passes[exact])
     assert joint_information(passes[exact]) > joint_information(passes[order[:6]])
 
 
-def test_a_saturated_joint_gives_way_to_a_fresh_one():
+def test_restarts_when_the_joint_is_saturated():
     """Once the first image nearly determines the pass, the next one is chosen by its BALD alone."""
     apart = np.array([[0.97, 0.03, 0, 0], [0.03, 0.97, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     broad = np.eye(4)[[0, 0, 1, 2]]  # informative, but about what the first image says already
@@ -70,15 +70,15 @@ def test_a_saturated_joint_gives_way_to_a_fresh_one():
     np.testing.assert_array_equal(chosen, [0, 1, 2])
 
 
-def test_an_image_far_down_is_found():
-    """An informative image behind 150 copies of the most uncertain one."""
+def test_finds_informative_images_far_down():
+    """Behind 150 copies of the most uncertain image."""
     one, other = np.eye(2)[np.arange(16) % 2] * 0.98 + 0.01, np.eye(2)[np.arange(16) // 8] * 0.9 + 0.05
     passes = np.stack([one] * 150 + [other]).astype(np.float32)
     chosen = batchbald.choose(np.arange(151), passes.__getitem__, batch_size=2)
     np.testing.assert_array_equal(chosen, [0, 150])
 
 
-def test_certain_passes_and_a_thousand_classes_are_fine():
+def test_supports_certain_passes_and_a_thousand_classes():
     certain = np.eye(3, dtype=np.float32)[np.random.default_rng(1).integers(0, 3, size=(20, 8))]
     many = make_passes(np.random.default_rng(2), images=80, classes=1000)
     for passes, order in ((certain, falling_bald(certain)), (many, np.arange(80))):
@@ -86,7 +86,7 @@ def test_certain_passes_and_a_thousand_classes_are_fine():
         assert len(set(chosen)) == len(chosen) > 0
 
 
-def test_where_nothing_is_to_be_learnt_nothing_is_chosen():
+def test_chooses_nothing_without_information_gain():
     """Agreeing passes, a single pass, no images, or a batch of size 0."""
     plain = make_passes(np.random.default_rng(2), images=5)
     agreeing, single = np.full((5, 4, 3), 1 / 3, np.float32), np.full((5, 1, 2), 0.5, np.float32)

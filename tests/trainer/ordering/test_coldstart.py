@@ -16,14 +16,14 @@ def clusters(rng, sizes, *, spread=0.2, size=16):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), members
 
 
-def test_each_kind_of_image_is_seen_first():
-    """With as many places as clusters, each cluster gets one, the largest first."""
+def test_each_cluster_gets_one_of_the_first_places():
+    """The largest cluster first."""
     embeddings, members = clusters(np.random.default_rng(0), [200, 100, 50, 25])
     first = cover(embeddings, batch_size=4, seed=0)[:4]
     np.testing.assert_array_equal(members[first], np.arange(4))
 
 
-def test_typical_images_are_taken():
+def test_chooses_typical_images():
     embeddings, members = clusters(np.random.default_rng(0), [100, 100, 100])
     for index in cover(embeddings, batch_size=3, seed=0)[:3]:
         others = embeddings[members == members[index]]
@@ -33,8 +33,8 @@ def test_typical_images_are_taken():
 
 @given(st.integers(0, 60), st.integers(0, 80), st.integers(0, 60), st.integers(0, 5))
 @settings(max_examples=40)
-def test_an_order_holds_all(images, batch_size, before_holdout, seed):
-    """For any number of images, and deterministically."""
+def test_order_is_a_permutation(images, batch_size, before_holdout, seed):
+    """It is deterministic."""
     embeddings = np.random.default_rng(seed).normal(size=(images, 8)).astype(np.float32)
     options = {"project": seed, "holdout_share": 0.1, "before_holdout": before_holdout, "batch_size": batch_size}
     found, again = (arrange(np.arange(images), embeddings, **options) for _ in range(2))
@@ -43,14 +43,14 @@ def test_an_order_holds_all(images, batch_size, before_holdout, seed):
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
 
 
-def test_equal_images_are_one_cluster():
+def test_equal_images_form_one_cluster():
     embeddings = np.repeat(np.eye(3, 8, dtype=np.float32), 20, axis=0)
     order = cover(embeddings, batch_size=10, seed=0)
     assert sorted(order[:3] // 20) == [0, 1, 2]
     np.testing.assert_array_equal(np.sort(order), np.arange(60))
 
 
-def test_an_arrangement_covers_the_pool_beside_the_random_holdout():
+def test_arrangement_covers_the_pool_and_has_a_random_holdout():
     """The holdout has its places, scores are evenly spaced, and the order of the tasks does not matter."""
     embeddings, members = clusters(np.random.default_rng(0), [80, 60, 40, 20])
     task_ids = np.random.default_rng(1).permutation(1000)[:200]
@@ -59,8 +59,8 @@ def test_an_arrangement_covers_the_pool_beside_the_random_holdout():
     np.testing.assert_array_equal(found.held_out, is_held_out(3, task_ids, 0.1))
     assert np.flatnonzero(found.held_out[found.order])[:3].tolist() == [25, 35, 45]
     assert set(members[found.order[:4]]) == {0, 1, 2, 3}
-    assert {found.reasons[i] for i in found.order[:4]} == {"covers a part of the pool not seen yet"}
-    assert {found.reasons[i] for i in found.order[4:25]} == {"drawn by chance"}
+    assert {found.reasons[i] for i in found.order[:4]} == {"covers an unlabelled part of the pool"}
+    assert {found.reasons[i] for i in found.order[4:25]} == {"chosen at random"}
     assert {found.reasons[i] for i in np.flatnonzero(found.held_out)} == {"random sample, for measuring"}
     np.testing.assert_allclose(found.scores[found.order], (np.arange(200) + 0.5) / 200)
     np.testing.assert_array_equal(found.representative, np.arange(200))
@@ -70,10 +70,10 @@ def test_an_arrangement_covers_the_pool_beside_the_random_holdout():
     np.testing.assert_array_equal(found.scores[shuffle], other.scores)
 
 
-def test_what_cannot_be_arranged_is_refused():
+def test_rejects_repeated_tasks_and_non_finite_embeddings():
     ones = np.ones((3, 8), np.float32)
     options = {"project": 3, "holdout_share": 0.1, "before_holdout": 0, "batch_size": 2}
-    with pytest.raises(ValueError, match="task 1 comes 2 times"):
+    with pytest.raises(ValueError, match="task 1 occurs 2 times"):
         arrange(np.array([0, 1, 1]), ones, **options)
     with pytest.raises(ValueError, match="the embedding of task 0 is not finite"):
         arrange(np.arange(3), ones * np.array([[np.nan], [1], [1]], np.float32), **options)

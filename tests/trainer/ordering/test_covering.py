@@ -15,8 +15,8 @@ def nearest(vector, others):
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(0, 5), st.integers(0, 35))
 @settings(max_examples=60)
-def test_each_is_the_farthest_for_where_it_lies(seed, images, known, count):
-    """By the squared distance to labelled and chosen images over that to the neighbours; checked by brute force."""
+def test_choose_maximises_squared_distance_over_neighbour_distance(seed, images, known, count):
+    """The distance to the nearest labelled or chosen image, checked by brute force."""
     rng = np.random.default_rng(seed)
     vectors, labelled = unit(rng.normal(size=(images, 4))), unit(rng.normal(size=(known, 4)))
     neighbours = rng.random(images) + 0.1
@@ -29,8 +29,8 @@ def test_each_is_the_farthest_for_where_it_lies(seed, images, known, count):
         before.append(vectors[index])
 
 
-def test_nothing_like_what_is_labelled_is_chosen_or_drawn():
-    """Copies of labelled images have distance 0."""
+def test_copies_of_labelled_images_are_not_chosen():
+    """They have distance 0."""
     vectors = unit(np.random.default_rng(0).normal(size=(20, 8)))
     copies = vectors.repeat(3, axis=0)
     ones = np.ones(60)
@@ -39,7 +39,7 @@ def test_nothing_like_what_is_labelled_is_chosen_or_drawn():
         assert len(found) < 25  # rounding may leave a copy at a distance
 
 
-def test_chances_are_in_proportion_to_weights_and_powers_of_distance():
+def test_draw_probability_depends_on_weight_and_distance():
     """Distances 1, 0.5 and 0.5 with weights 1, 1 and 2 give probabilities 16/19, 1/19 and 2/19."""
     half = [0.5, np.sqrt(0.75), 0]
     vectors = np.array([[0, 0, 1], half, half], np.float32)
@@ -49,8 +49,7 @@ def test_chances_are_in_proportion_to_weights_and_powers_of_distance():
     np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 4000, [16 / 19, 1 / 19, 2 / 19], atol=0.02)
 
 
-def test_odd_images_wait_for_those_that_have_others_like_them():
-    """Of two clusters and an outlier, the second cluster comes before the outlier."""
+def test_clusters_come_before_outliers():
     rng = np.random.default_rng(0)
     crowd, group = (rng.normal(centre, 0.2, (20, 4)) for centre in ([5, 0, 0, 0], [0, 5, 0, 0]))
     vectors = unit(np.concatenate([crowd, group, [[0, 0, 5, 0]]]))
@@ -59,7 +58,7 @@ def test_odd_images_wait_for_those_that_have_others_like_them():
     assert choose(vectors, vectors[:1], np.ones(41), count=2).tolist() != chosen.tolist()
 
 
-def test_neighbours_are_the_nearest_ten():
+def test_neighbour_distance_is_the_mean_of_the_nearest_ten():
     """The mean includes the image itself; it is above 0 for copies, and uses fewer neighbours in a small pool."""
     vectors = unit(np.random.default_rng(0).normal(size=(60, 8)))
     distances = np.sort(1 - vectors @ vectors.T, axis=1)
@@ -70,7 +69,7 @@ def test_neighbours_are_the_nearest_ten():
     )
 
 
-def test_there_may_be_no_image():
-    none, nobody = np.empty((0, 4), np.float32), np.empty(0)
-    assert not len(choose(none, none, neighbour_distances(none), count=3))
-    assert not len(draw(nobody, none, none, count=3, purpose="x"))
+def test_accepts_an_empty_pool():
+    vectors, weights = np.empty((0, 4), np.float32), np.empty(0)
+    assert not len(choose(vectors, vectors, neighbour_distances(vectors), count=3))
+    assert not len(draw(weights, vectors, vectors, count=3, purpose="x"))

@@ -26,8 +26,8 @@ from trainer.ordering.strategies import LabelledImages
 
 
 def equal_predictions(count):
-    nothing = np.zeros((count, 1), np.uint8)
-    return PredictedLabels(nothing, nothing, np.zeros(count, np.float32))
+    no_labels = np.zeros((count, 1), np.uint8)
+    return PredictedLabels(no_labels, no_labels, np.zeros(count, np.float32))
 
 
 def labels_of(probabilities, *, entropy=None, multiple=False):
@@ -80,7 +80,7 @@ def claim_one_by_one(embeddings, order, probabilities, entropy):
 @pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(3, 30), st.integers(1, 10), st.floats(0, 1.5))
 @settings(max_examples=40)
-def test_images_are_claimed_as_the_definition_says(seed, originals, copies, noise):
+def test_representatives_follow_the_definition(seed, originals, copies, noise):
     rng = np.random.default_rng(seed)
     embeddings = noisy_copies(rng, originals=originals, copies=copies, noise=noise)
     order = rng.permutation(len(embeddings))
@@ -92,7 +92,7 @@ def test_images_are_claimed_as_the_definition_says(seed, originals, copies, nois
 
 
 @pytest.mark.parametrize("one_by_one", [0, 2**14])
-def test_leaders_of_earlier_blocks_claim(monkeypatch, one_by_one):
+def test_leaders_claim_images_of_later_blocks(monkeypatch, one_by_one):
     monkeypatch.setattr(duplicates, "_LEADERS", 300)
     monkeypatch.setattr(duplicates, "_FEW_PAIRS", one_by_one)
     rng = np.random.default_rng(0)
@@ -118,13 +118,13 @@ def test_leaders_of_earlier_blocks_claim(monkeypatch, one_by_one):
         ([0.1, 0.1, 0.1], [0.1, 0.9, 0.1], True, False),
     ],
 )
-def test_predictions_differ_where_one_label_is_clearly_ahead_of_the_other(one, other, multiple, same):
-    """By more than 0.2; for multiple labels, over the absence of the label."""
+def test_predictions_differ_if_one_label_clearly_leads(one, other, multiple, same):
+    """By more than 0.2; with multiple labels, compared with the absence of the label."""
     predicted_labels = labels_of([one, other], entropy=np.zeros(2), multiple=multiple)
     assert predicted_labels.may_represent(np.array([0]), np.array([1])) == same
 
 
-def test_images_without_a_direction_stand_for_themselves():
+def test_images_without_direction_represent_themselves():
     """Equal embeddings, zeros, a single image and none have no near-duplicates."""
     rounding = np.random.default_rng(0).normal(size=(5, 8)) * 1e-4
     two_ways = unit(np.ones((5, 8)) + 1e-4 * np.eye(8)[[0, 0, 0, 1, 1]])
@@ -138,7 +138,7 @@ def test_images_without_a_direction_stand_for_themselves():
 @pytest.mark.parametrize(
     ("pairs", "same", "fine_grained"), [(12, 4, True), (12, 12, False), (12, 10, False), (2, 0, False)]
 )
-def test_people_may_tell_apart_what_looks_alike(pairs, same, fine_grained):
+def test_fine_grained_labels_leave_only_copies_claimed(pairs, same, fine_grained):
     """If labels differ in significantly more than a quarter of near pairs, only nearly identical images are claimed."""
     rng = np.random.default_rng(0)
     alike = noisy_copies(rng, originals=60, copies=3, noise=0.7)
@@ -155,26 +155,26 @@ def test_people_may_tell_apart_what_looks_alike(pairs, same, fine_grained):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 60), st.integers(1, 3))
-def test_labels_tell_apart_by_the_interval_of_clopper_and_pearson(seed, images, classes):
+def test_fine_grained_is_decided_by_the_clopper_pearson_interval(seed, images, classes):
     rng = np.random.default_rng(seed)
     pool, known = rng.normal(size=(30, 3)).astype(np.float32), rng.normal(size=(images, 3)).astype(np.float32)
     labels = rng.integers(0, classes, images)
     nearest = near_by_definition(unit(pool - pool.mean(axis=0)))
     vectors = unit(known - pool.mean(axis=0))
-    alone, near = set(range(images)), []
+    unpaired, pairs = set(range(images)), []
     for one in range(images):
-        others = [other for other in sorted(alone) if other > one and vectors[one] @ vectors[other] >= 1 - nearest]
-        if one in alone and others:
+        others = [other for other in sorted(unpaired) if other > one and vectors[one] @ vectors[other] >= 1 - nearest]
+        if one in unpaired and others:
             other = max(others, key=lambda each: vectors[one] @ vectors[each])
-            alone -= {one, other}
-            near.append((one, other))
-    same = sum(labels[a] == labels[b] for a, b in near)
-    surely = bool(near) and binomtest(int(same), len(near), alternative="less").proportion_ci(0.95).high < 0.75
-    assert are_fine_grained(pool, LabelledImages(known, labels)) == surely
+            unpaired -= {one, other}
+            pairs.append((one, other))
+    same = sum(labels[a] == labels[b] for a, b in pairs)
+    expected = bool(pairs) and binomtest(int(same), len(pairs), alternative="less").proportion_ci(0.95).high < 0.75
+    assert are_fine_grained(pool, LabelledImages(known, labels)) == expected
     assert not are_fine_grained(pool, LabelledImages(known, np.full(images, -1)))
 
 
-def test_a_few_images_that_are_alike_do_not_speak_for_the_pool():
+def test_a_single_cluster_does_not_make_labels_fine_grained():
     """Five similar images with five labels make ten pairs, but only two disjoint ones."""
     rng = np.random.default_rng(0)
     pool = noisy_copies(rng, originals=60, copies=3, noise=0.7)
@@ -182,8 +182,8 @@ def test_a_few_images_that_are_alike_do_not_speak_for_the_pool():
     assert not are_fine_grained(pool, LabelledImages(alike, np.arange(5)))
 
 
-def test_the_order_goes_by_what_labels_tell_apart():
-    """With fine-grained labels, merely similar images are not claimed."""
+def test_arrange_respects_fine_grained_labels():
+    """Merely similar images are not claimed then."""
     rng = np.random.default_rng(0)
     embeddings = noisy_copies(rng, originals=110, copies=2, noise=0.7)
     passes = np.full((200, 3, 2), 0.5, np.float32)
@@ -196,7 +196,7 @@ def test_the_order_goes_by_what_labels_tell_apart():
 
 
 @pytest.mark.slow
-def test_chance_claims_no_more_in_a_larger_pool():
+def test_large_pools_have_few_claims_by_chance():
     rng = np.random.default_rng(0)
     embeddings = unit(rng.normal(size=(12_000, 32)))
     by_chance = (embeddings[:200] @ embeddings[200:].T >= 0.5).sum(axis=1).mean()
@@ -207,7 +207,7 @@ def test_chance_claims_no_more_in_a_larger_pool():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alike", [1, 4000])
-def test_memory_is_bounded_where_thousands_are_alike(alike):
+def test_memory_is_bounded_for_thousands_of_similar_images(alike):
     """8,000 images need little more than a copy of their embeddings; a matrix of all pairs would need 256 MB."""
     rng = np.random.default_rng(0)
     embeddings = noisy_copies(rng, originals=8000 // alike, copies=alike, noise=0.2, size=256)

@@ -13,11 +13,11 @@ from trainer.ordering.order import arrange, interleave, places_before_holdout
 from trainer.ordering.reasons import UNTICKED
 from trainer.ordering.strategies import STRATEGIES
 
-ORDINARY = {"strategy": "balanced-bald-margin", "project": 3, "name": "v1", "holdout_share": 0.1, "batch_size": 20}
+OPTIONS = {"strategy": "balanced-bald-margin", "project": 3, "name": "v1", "holdout_share": 0.1, "batch_size": 20}
 
 
 def arranged(candidates, *, passes=None, **options):
-    options = {**ORDINARY, "labels_by_class": [7] * candidates.probabilities.shape[1], **options}
+    options = {**OPTIONS, "labels_by_class": [7] * candidates.probabilities.shape[1], **options}
     return arrange(candidates, passes=None if passes is None else lambda indices: passes[indices], **options)
 
 
@@ -66,22 +66,22 @@ def pools(draw):
 @pytest.mark.slow
 @given(pools(), st.floats(0, 0.9), st.booleans(), st.integers(0, 100))
 @settings(max_examples=60)
-def test_an_arrangement_is_one(given_pool, share, duplicates, batch_size):
+def test_arrangement_is_consistent(given_pool, share, duplicates, batch_size):
     candidates, passes, strategy = given_pool
     found = arranged(
         candidates, passes=passes, strategy=strategy, holdout_share=share, duplicates=duplicates, batch_size=batch_size
     )
     count = len(candidates.task_ids)
     np.testing.assert_array_equal(np.sort(found.order), np.arange(count))
-    along = found.scores[found.order]
-    assert (np.diff(along) > 0).all()
-    assert ((along >= 0) & (along <= 1)).all()
-    np.testing.assert_allclose(along, np.sort(agreement(candidates)), atol=1e-6)
+    scores = found.scores[found.order]
+    assert (np.diff(scores) > 0).all()
+    assert ((scores >= 0) & (scores <= 1)).all()
+    np.testing.assert_allclose(scores, np.sort(agreement(candidates)), atol=1e-6)
     assert len(found.reasons) == count
     assert all(found.reasons)
 
 
-def test_what_was_unticked_comes_first():
+def test_unticked_tasks_come_first():
     candidates, _ = pool(40)
     plain = arranged(candidates, holdout_share=0.1)
     unticked = candidates.task_ids[plain.order[[30, 12, 7]]]
@@ -99,10 +99,10 @@ def test_what_was_unticked_comes_first():
 @pytest.mark.slow
 @given(pools(), st.floats(0, 0.9), st.integers(0, 7))
 @settings(max_examples=40)
-def test_the_random_holdout_has_its_places(given_pool, share, labels):
-    """In random order, at its places; holdout images have no representative, and late ones represent none.
+def test_random_holdout_has_fixed_places(given_pool, share, labels):
+    """In random order; below five labels per class it has none.
 
-    Below five labels per class it has no place.
+    Holdout images have no representative, and late ones represent none.
     """
     candidates, passes, strategy = given_pool
     classes = candidates.probabilities.shape[1]
@@ -120,14 +120,14 @@ def test_the_random_holdout_has_its_places(given_pool, share, labels):
     np.testing.assert_array_equal(places, np.flatnonzero(expected))
     own = np.arange(len(found.order))
     np.testing.assert_array_equal(found.representative[found.held_out], own[found.held_out])
-    later = found.order[places[math.ceil(max(0, ORDINARY["batch_size"] - start) * share) :]]
+    later = found.order[places[math.ceil(max(0, OPTIONS["batch_size"] - start) * share) :]]
     assert not np.isin(found.representative[~found.held_out], later).any()
 
 
 @pytest.mark.slow
 @given(pools(), st.randoms(use_true_random=False))
 @settings(max_examples=40)
-def test_the_order_in_which_tasks_come_does_not_matter(given_pool, random):
+def test_arrangement_is_independent_of_input_order(given_pool, random):
     candidates, passes, strategy = given_pool
     shuffle = np.array(random.sample(range(len(candidates.task_ids)), len(candidates.task_ids)), np.int64)
     shuffled = candidates.take(shuffle)
@@ -156,7 +156,7 @@ def test_near_duplicates_come_behind_all_others(strategy):
             assert (np.diff(candidates.bald[part]) <= 0).all()
 
 
-def test_near_duplicates_may_be_kept():
+def test_near_duplicates_can_be_kept_in_place():
     candidates, _ = pool(200, copies=4)
     found = arranged(candidates, strategy="bald", holdout_share=0, duplicates=False)
     np.testing.assert_array_equal(found.order, np.lexsort((candidates.task_ids, -candidates.bald)))
@@ -164,26 +164,28 @@ def test_near_duplicates_may_be_kept():
     np.testing.assert_allclose(found.scores, agreement(candidates), atol=1e-6)
 
 
-def test_copies_of_what_the_random_holdout_brings_up_soon_are_put_back():
-    """Copies of its later tasks are not: held-out images must not keep all similar images from training."""
+def test_near_duplicates_of_early_holdout_images_move_back():
+    """Those of later ones do not: held-out images must not keep all similar images from training."""
     candidates, _ = pool(200, copies=2)
     found = arranged(candidates, holdout_share=0.3)
-    of_the_holdout = found.order[found.held_out[found.order]]
-    soon = of_the_holdout[: math.ceil(0.3 * ORDINARY["batch_size"])]
+    holdout = found.order[found.held_out[found.order]]
+    early = holdout[: math.ceil(0.3 * OPTIONS["batch_size"])]
     twins = np.arange(200) ^ 1
-    put_back = found.representative != np.arange(200)
+    moved_back = found.representative != np.arange(200)
     alone = np.setdiff1d(np.flatnonzero(found.held_out), twins[found.held_out])  # whose twins are not held out
-    assert np.isin(alone, soon).any()
-    np.testing.assert_array_equal(put_back[twins[alone]], np.isin(alone, soon))
-    np.testing.assert_array_equal(found.representative[twins[np.intersect1d(alone, soon)]], np.intersect1d(alone, soon))
+    assert np.isin(alone, early).any()
+    np.testing.assert_array_equal(moved_back[twins[alone]], np.isin(alone, early))
+    np.testing.assert_array_equal(
+        found.representative[twins[np.intersect1d(alone, early)]], np.intersect1d(alone, early)
+    )
     neither = ~found.held_out & ~found.held_out[twins]
-    assert put_back[neither].sum() == neither.sum() / 2
+    assert moved_back[neither].sum() == neither.sum() / 2
 
 
-def test_reasons_name_the_class_that_is_asked_for():
+def test_reasons_name_the_rare_class():
     candidates, _ = pool(300, classes=3)
     found = arranged(candidates, holdout_share=0.0, labels_by_class=[90, 80, 2], labels=("car", "van", "bike"))
-    assert any("few labels are bike yet" in reason for reason in found.reasons)
+    assert any("bike has few labels" in reason for reason in found.reasons)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ def test_reasons_name_the_class_that_is_asked_for():
         ({"strategy": "batch-bald"}, ValueError, "needs the passes"),
     ],
 )
-def test_what_cannot_be_arranged_is_refused(options, error, message):
+def test_rejects_invalid_options(options, error, message):
     candidates, _ = pool(10)
     with pytest.raises(error, match=message):
         arranged(candidates, **options)
@@ -213,13 +215,13 @@ def test_what_cannot_be_arranged_is_refused(options, error, message):
         (100, 1000, 500, 20),
     ],
 )
-def test_the_strategy_chooses_alone_while_labels_are_few(labels, classes, images, places):
+def test_holdout_waits_while_labels_are_few(labels, classes, images, places):
     """Up to five labels per class, at most 500, and at most a fifth of the images."""
     assert places_before_holdout(images, labels=labels, classes=classes) == places
 
 
 @given(st.integers(0, 60), st.integers(0, 200), st.floats(0.01, 0.99), st.integers(0, 30))
-def test_two_orders_become_one(slice_size, other_size, share, start):
+def test_interleave_spaces_the_holdout_evenly(slice_size, other_size, share, start):
     merged = interleave(1000 + np.arange(slice_size), np.arange(other_size), share, start=start)
     np.testing.assert_array_equal(merged[merged >= 1000], 1000 + np.arange(slice_size))
     np.testing.assert_array_equal(merged[merged < 1000], np.arange(other_size))

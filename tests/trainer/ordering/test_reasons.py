@@ -37,41 +37,41 @@ def explained(pool, strategy, *, labels_by_class=None, labels=(), chosen=()):
         ([0.99, 0.98, 0.01], None, "the label is fairly sure"),
     ],
 )
-def test_bald_or_the_margin_is_said_in_words(probabilities, nats, expected):
+def test_describes_bald_or_the_margin(probabilities, nats, expected):
     pool = candidates([probabilities], bald=nats or 0.0, multiple=sum(probabilities) > 1.01)
     assert explained(pool, "margin" if nats is None else "bald") == [expected]
 
 
-def test_a_class_with_few_labels_is_named_where_it_is_why():
+def test_names_the_class_with_few_labels():
     pool = candidates([[0.1, 0.1, 0.8], [0.98, 0.015, 0.005]], bald=0.5)
     reasons = explained(pool, "balanced-bald-margin", labels_by_class=[50, 40, 3], labels=("car", "van", "bike"))
-    assert reasons == ["the passes disagree, and few labels are bike yet", "the passes disagree"]
+    assert reasons == ["the passes disagree, and bike has few labels", "the passes disagree"]
     unnamed = explained(pool, "balanced-bald-margin", labels_by_class=[50, 40, 3])
-    assert unnamed == ["the passes disagree, and few labels are like it yet", "the passes disagree"]
+    assert unnamed == ["the passes disagree, and its class has few labels", "the passes disagree"]
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 0], [10, 10, 10]])
-def test_no_class_is_named_where_all_have_as_many(counts):
+def test_names_no_class_if_counts_are_equal(counts):
     pool = candidates([[0.1, 0.1, 0.8]], bald=0.5)
     assert explained(pool, "balanced-bald-margin", labels_by_class=counts) == ["the passes disagree"]
 
 
 @pytest.mark.parametrize(
-    ("strategy", "labels", "behind", "chosen"),
+    ("strategy", "labels", "other", "chosen"),
     [
-        ("batch-bald", [5, 5], "the passes agree", "the passes agree, and it adds to the images before it"),
+        ("batch-bald", [5, 5], "the passes agree", "the passes agree, and it adds information to the images before it"),
         ("badge", [5, 5], "the label is fairly sure", "the label is fairly sure, and it differs from others"),
         ("balanced-cover", [5, 5], "the label is fairly sure", "the label is fairly sure, and it differs from others"),
-        ("balanced-cover", [5, 4], "the label is fairly sure", "covers a part of the pool not seen yet"),
+        ("balanced-cover", [5, 4], "the label is fairly sure", "covers an unlabelled part of the pool"),
     ],
 )
-def test_images_that_were_chosen_for_what_the_others_are_say_so(strategy, labels, behind, chosen):
+def test_describes_jointly_chosen_images(strategy, labels, other, chosen):
     """Other images have their own reasons; below five labels per class the model's uncertainty is not used."""
     reasons = explained(candidates([[0.9, 0.1]] * 2), strategy, labels_by_class=labels, chosen=[1])
-    assert reasons == [behind, chosen]
+    assert reasons == [other, chosen]
 
 
-def test_each_image_of_a_large_pool_has_a_reason():
+def test_every_image_of_a_large_pool_has_a_reason():
     rng = np.random.default_rng(0)
     pool = make_candidates(make_passes(rng, images=5000, passes=3), rng)
     reasons = explained(pool, DEFAULT_STRATEGY, labels_by_class=[100, 100, 100, 1])

@@ -29,17 +29,17 @@ def selected(pool, strategy, *, labels_by_class=None, labelled=(), batch_size=20
     return select(pool, base_utility(pool, strategy, name=name), selection, eligible=eligible)
 
 
-def test_utilities_are_those_of_baal():
+def test_utilities_equal_baal():
     """Baal's BALD, 1 - margin, and their geometric mean."""
     passes = make_passes(np.random.default_rng(3), images=200)
     pool = make_candidates(passes, np.random.default_rng(3))
-    given_to_baal = passes.transpose(0, 2, 1)  # (N, C, T)
-    nats, doubt = BALD().compute_score(given_to_baal), 1 - Margin().compute_score(given_to_baal)
+    baal_passes = passes.transpose(0, 2, 1)  # (N, C, T)
+    nats, doubt = BALD().compute_score(baal_passes), 1 - Margin().compute_score(baal_passes)
     for strategy, squared in (("bald", nats**2), ("margin", doubt**2), ("balanced-bald-margin", nats * doubt)):
         np.testing.assert_allclose(base_utility(pool, strategy, name="v1") ** 2, squared, atol=1e-5)
 
 
-def test_chance_falls_otherwise_in_another_ranking_only():
+def test_random_choices_depend_on_the_ranking_name_only():
     pool = candidates()
     once, again, other = (base_utility(pool, "random", name=name) for name in ("v1", "v1", "v1.r2"))
     np.testing.assert_array_equal(once, again)
@@ -50,7 +50,7 @@ def test_chance_falls_otherwise_in_another_ranking_only():
 
 @given(st.integers(0, 2**32 - 1), st.booleans())
 @settings(max_examples=30)
-def test_balancing_chooses_as_a_plain_greedy_loop(seed, multiple):
+def test_balanced_strategy_equals_a_greedy_loop(seed, multiple):
     """Each place goes to the highest score times rarity, where rarity counts the predicted labels of earlier places."""
     rng = np.random.default_rng(seed)
     pool = candidates(40, classes=3, seed=seed, multiple=multiple)
@@ -72,17 +72,21 @@ def test_balancing_chooses_as_a_plain_greedy_loop(seed, multiple):
         assert utility[i] == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
-def test_a_strategy_that_is_no_more_names_what_to_use_and_batch_bald_takes_no_several_labels():
-    for former, now in (("power-bald", "bald"), ("entropy", "margin"), ("balanced-margin", "balanced-bald-margin")):
-        with pytest.raises(ConfigError, match=f"{former} is no more; use {now} or, by default, balanced-cover"):
-            check(former, multiple=False)
-    with pytest.raises(ConfigError, match="several for an image"):
+def test_rejects_removed_strategies_and_batch_bald_with_multiple_labels():
+    for removed, replacement in (
+        ("power-bald", "bald"),
+        ("entropy", "margin"),
+        ("balanced-margin", "balanced-bald-margin"),
+    ):
+        with pytest.raises(ConfigError, match=f"{removed} was removed; use {replacement}"):
+            check(removed, multiple=False)
+    with pytest.raises(ConfigError, match="several labels per image"):
         check("batch-bald", multiple=True)
 
 
 @pytest.mark.parametrize("field", ["probabilities", "bald", "entropy", "embeddings"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_cannot_be_sorted_by_is_refused(field, value):
+def test_rejects_non_finite_predictions(field, value):
     pool = candidates(5)
     fields = {name: getattr(pool, name).copy() for name in Candidates.__slots__ if name != "multiple"}
     fields[field][3] = value
@@ -90,15 +94,15 @@ def test_what_cannot_be_sorted_by_is_refused(field, value):
         Candidates(**fields, multiple=False)
 
 
-def test_every_array_has_a_row_for_each_task_which_comes_once():
+def test_rejects_wrong_shapes_and_repeated_tasks():
     pool = candidates(5)
     with pytest.raises(ValueError, match=r"bald must have 1 axes and a row for each of 5 tasks, got shape \(4,\)"):
         Candidates(pool.task_ids, pool.probabilities, pool.bald[:4], pool.entropy, pool.embeddings, multiple=False)
-    with pytest.raises(ValueError, match="task 2 comes 2 times"):
+    with pytest.raises(ValueError, match="task 2 occurs 2 times"):
         pool.take(np.array([0, 2, 2]))
 
 
-def test_a_draw_favours_classes_with_few_labels():
+def test_draw_favours_classes_with_few_labels():
     """Among equally uncertain images, those of the rarer class are drawn several times as often."""
     probabilities = np.repeat(np.array([[0.0, 0.6, 0.4], [0.6, 0.0, 0.4]], np.float32), 300, axis=0)
     nats, eye = np.full(600, 0.3, np.float32), np.eye(600, dtype=np.float32)
@@ -114,7 +118,7 @@ def test_a_draw_favours_classes_with_few_labels():
     assert np.mean(plain >= 300) == pytest.approx(1 / 2, abs=0.1)
 
 
-def test_by_default_images_are_far_from_labels_and_then_also_those_that_a_model_is_torn_on():
+def test_balanced_cover_uses_distance_and_later_also_uncertainty():
     """Ten clusters of ten images; the model is uncertain about the last five clusters only."""
     embeddings = np.eye(10, dtype=np.float32).repeat(10, axis=0) + 0.02 * np.eye(100, 10, dtype=np.float32)
     probabilities = np.where(np.arange(100)[:, None] < 50, [1.0, 0.0], [0.5, 0.5]).astype(np.float32)
@@ -125,14 +129,14 @@ def test_by_default_images_are_far_from_labels_and_then_also_those_that_a_model_
         options = {"labels_by_class": labels, "labelled": labelled, "batch_size": 5}
         return selected(pool, "balanced-cover", **options)[0] // 10
 
-    of_few = directions([3, 3], [0, 10, 20, 30, 95])  # too few labels to use the model's uncertainty
-    assert sorted(of_few.tolist()) == [4, 5, 6, 7, 8]
-    of_many = directions([20, 20], [0, 10, 20, 50])
-    assert (of_many >= 5).all()
-    assert set(of_many[:4].tolist()) == {6, 7, 8, 9}
+    first_stage = directions([3, 3], [0, 10, 20, 30, 95])  # too few labels to use the model's uncertainty
+    assert sorted(first_stage.tolist()) == [4, 5, 6, 7, 8]
+    second_stage = directions([20, 20], [0, 10, 20, 50])
+    assert (second_stage >= 5).all()
+    assert set(second_stage[:4].tolist()) == {6, 7, 8, 9}
 
 
-def test_typical_images_come_first_where_features_tell_classes_apart_badly():
+def test_fine_grained_labels_favour_typical_images():
     """The distance to neighbours is squared for fine-grained labels."""
     pool = candidates(images=60, embeddings=np.random.default_rng(5).normal(size=(60, 4)))
     directions = pool.embeddings - pool.embeddings.mean(axis=0)

@@ -31,7 +31,7 @@ def draw(temperature, *, images, classes=4, multiple=False, seed=0):
 
 
 @pytest.mark.parametrize("multiple", [False, True])
-def test_the_temperature_is_the_one_under_which_targets_are_likeliest(multiple):
+def test_temperature_maximises_the_likelihood(multiple):
     probabilities, targets = draw(1.7, images=200, multiple=multiple)
 
     def loss(log_temperature):
@@ -44,14 +44,14 @@ def test_the_temperature_is_the_one_under_which_targets_are_likeliest(multiple):
 
 
 @pytest.mark.parametrize("multiple", [False, True])
-def test_too_few_images_have_no_temperature(multiple):
+def test_temperature_of_too_few_images_is_1(multiple):
     probabilities, targets = draw(3, images=MIN_IMAGES, multiple=multiple)
     assert fit_temperature(probabilities, targets, multiple=multiple) != 1
     for images in (MIN_IMAGES - 1, 0):
         assert fit_temperature(probabilities[:images], targets[:images], multiple=multiple) == 1
 
 
-def test_without_an_optimum_the_temperature_is_1():
+def test_temperature_without_optimum_is_1():
     """If all predictions are right, sharper is always better; if all are wrong, flatter is."""
     ranked = np.tile(np.array([[0.7, 0.2, 0.1]], np.float32), (100, 1))
     certain = np.tile(np.array([[1, 0], [1e-9, 1]], np.float32), (50, 1))
@@ -60,7 +60,7 @@ def test_without_an_optimum_the_temperature_is_1():
     assert fit_temperature(certain, certain.round().astype(np.uint8), multiple=True) == 1
 
 
-def test_certainty_that_is_wrong_has_a_temperature_too():
+def test_temperature_of_wrong_certain_predictions_is_finite():
     probabilities = np.tile(np.array([[1, 0], [0.7, 0.3]], np.float32), (50, 1))
     targets = (np.arange(100) < 6).astype(np.int64)
     assert 1 < fit_temperature(probabilities, targets, multiple=False) < 20
@@ -68,7 +68,7 @@ def test_certainty_that_is_wrong_has_a_temperature_too():
 
 
 @pytest.mark.parametrize("multiple", [False, True])
-def test_each_fold_is_tempered_by_the_others(multiple):
+def test_each_fold_is_tempered_by_the_other_folds(multiple):
     """It improves the calibration of held-out images, and changes no prediction."""
     probabilities, targets = draw(3, images=500, multiple=multiple)
     folds = assign_folds(targets, np.arange(500))
@@ -82,7 +82,7 @@ def test_each_fold_is_tempered_by_the_others(multiple):
 
 @pytest.mark.parametrize("multiple", [False, True])
 @given(seed=st.integers(0, 1000), images=st.integers(1, 80))
-def test_the_bins_amount_to_the_calibration_error(multiple, seed, images):
+def test_bins_sum_up_to_the_calibration_error(multiple, seed, images):
     probabilities, targets = draw(2, images=images, multiple=multiple, seed=seed)
     bins = reliability(probabilities, targets, multiple=multiple)
     total = images * (4 if multiple else 1)
@@ -95,7 +95,7 @@ def test_the_bins_amount_to_the_calibration_error(multiple, seed, images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("images", "multiple"), [(30, False), (300, True)])
-def test_95_of_100_versions_that_are_right_stay_below_the_error_by_chance(images, multiple):
+def test_ece_by_chance_covers_95_percent_of_calibrated_versions(images, multiple):
     """By torchmetrics' calibration error, of targets drawn from the probabilities."""
     probabilities, _ = draw(1.0, images=images, multiple=multiple)
     rng, errors = np.random.default_rng(1), []
@@ -111,7 +111,7 @@ def test_95_of_100_versions_that_are_right_stay_below_the_error_by_chance(images
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), max_size=60))
-def test_a_group_is_never_split(images):
+def test_groups_are_not_split(images):
     targets, groups = (np.array([image[place] for image in images], np.int64) for place in (0, 1))
     folds = assign_folds(targets, groups)
     assert folds.shape == targets.shape
@@ -120,14 +120,14 @@ def test_a_group_is_never_split(images):
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=80))
-def test_folds_are_alike_in_classes(classes):
+def test_folds_are_stratified(classes):
     targets = np.array(classes)
     folds = assign_folds(targets, np.arange(len(targets)))
     for chosen in (targets >= 0, *(targets == label for label in set(classes))):
         assert np.ptp(np.bincount(folds[chosen], minlength=FOLDS)) <= 1
 
 
-def test_images_of_several_labels_are_dealt_out_by_their_rarest():
+def test_multilabel_folds_are_stratified_by_the_rarest_label():
     targets = np.ones((40, 2), np.uint8)
     targets[5:, 0] = 0
     assert sorted(assign_folds(targets, np.arange(40))[:5]) == list(range(FOLDS))

@@ -10,7 +10,7 @@ from trainer.report.data import compute_figures
 
 
 @pytest.mark.parametrize("inputs", [make_inputs(), make_inputs(multiple=True), make_inputs(images=2)])
-def test_the_figures_are_json_and_agree_with_the_manifest(inputs):
+def test_figures_are_json_and_agree_with_the_manifest(inputs):
     result, metrics = compute_figures(inputs), inputs.manifest.metrics
     assert json.loads(json.dumps(result, allow_nan=False)) == json.loads(json.dumps(result))
     assert result["metrics"] == asdict(metrics)
@@ -23,7 +23,7 @@ def test_the_figures_are_json_and_agree_with_the_manifest(inputs):
     assert sum(each["images"] for each in result["confusions"]) == wrong
 
 
-def test_images_are_shown_with_what_they_are_and_what_was_said_of_them():
+def test_describes_images_with_labels_and_predictions():
     inputs = make_inputs()
     manifest = inputs.manifest
     assert manifest.temperature != 1
@@ -36,7 +36,7 @@ def test_images_are_shown_with_what_they_are_and_what_was_said_of_them():
         assert figure["bald"] == inputs.bald[row]
 
 
-def test_images_that_neither_train_nor_validate_are_not_judged():
+def test_unused_images_are_not_checked_for_label_errors():
     inputs = make_inputs()
     parts = replace(inputs.parts, train=inputs.parts.train[5:])
     result = compute_figures(replace(inputs, parts=parts))["label_errors"]
@@ -44,7 +44,7 @@ def test_images_that_neither_train_nor_validate_are_not_judged():
     assert not {each["image"] for each in result["likeliest"]} & set(inputs.parts.train[:5].tolist())
 
 
-def test_all_labels_that_look_wrong_are_named_by_their_tasks():
+def test_lists_tasks_of_all_label_errors():
     """Images without a task are not listed."""
     inputs = make_inputs()
     result = compute_figures(inputs)["label_errors"]
@@ -57,7 +57,7 @@ def test_all_labels_that_look_wrong_are_named_by_their_tasks():
     assert [(each["task"], each["given"]) for each in named[:23]] == [(10 * e["image"], e["given"]) for e in others]
 
 
-def test_an_image_is_named_by_its_task_or_its_file():
+def test_names_images_by_task_or_file():
     """Secrets in references of tasks are not shown."""
     pixels = make_inputs().pixels
     assert pixels.name(4, is_file=True) == "1/004.png"
@@ -66,8 +66,8 @@ def test_an_image_is_named_by_its_task_or_its_file():
     assert replace(of_tasks, task_ids=np.arange(90)).name(4, is_file=False) == "task 4"
 
 
-def test_of_several_labels_an_image_is_as_certain_as_the_least_sure_of_what_is_said():
-    """If no label holds, the certainty is that of the absence of the likeliest: 97 % for 3 %."""
+def test_multilabel_certainty_is_that_of_the_least_certain_decision():
+    """Without a label, it is that of the absence of the likeliest: 97 % for 3 %."""
     inputs = make_inputs(images=10, multiple=True)
     rows = len(inputs.bald)
     probabilities = np.tile(np.array([0.03, 0.01, 0.02], np.float32), (rows, 1))

@@ -33,8 +33,8 @@ def names(labels):
     return tuple(NAMES[label] for label in np.atleast_1d(labels))
 
 
-@pytest.mark.parametrize(("multiple", "least", "most"), [(False, 18, 30), (True, 13, 22)])
-def test_wrong_labels_are_found_with_their_true_ones(multiple, least, most):
+@pytest.mark.parametrize(("multiple", "min_found", "max_found"), [(False, 18, 30), (True, 13, 22)])
+def test_finds_wrong_labels_and_suggests_the_true_ones(multiple, min_found, max_found):
     """Of 20 replaced labels, or 20 images with a missing or superfluous label, the least likely first."""
     features, true = separable()
     targets, chosen = swap(true, 4)
@@ -45,8 +45,8 @@ def test_wrong_labels_are_found_with_their_true_ones(multiple, least, most):
     result = find(features, targets, classes=4 + multiple)
     errors = {each.image: each for each in result.errors}
     right = errors.keys() & set(chosen.tolist())
-    assert len(right) >= least
-    assert len(errors) <= most
+    assert len(right) >= min_found
+    assert len(errors) <= max_found
     for image in right:
         given, suggested = (np.flatnonzero(each[image]) if multiple else each[image] for each in (targets, true))
         assert (errors[image].given, errors[image].suggested) == (names(given), names(suggested))
@@ -56,7 +56,7 @@ def test_wrong_labels_are_found_with_their_true_ones(multiple, least, most):
     assert (result.images, result.too_few) == (400, ())
 
 
-def test_images_without_a_label_are_judged_among_several():
+def test_checks_multilabel_images_without_labels():
     features, classes = separable()
     targets = np.zeros((400, 4), np.uint8)
     targets[np.arange(400), classes] = 1
@@ -68,7 +68,7 @@ def test_images_without_a_label_are_judged_among_several():
 
 
 @pytest.mark.parametrize("multiple", [False, True])
-def test_no_image_is_predicted_by_a_model_that_saw_its_file(multiple):
+def test_groups_are_not_split_between_training_and_prediction(multiple):
     """Pairs of equal random features predict labels only if the model was trained on the other of the pair."""
     rng = np.random.default_rng(0)
     features = np.repeat(rng.normal(size=(100, 200)), 2, axis=0).astype(np.float32)
@@ -83,7 +83,7 @@ def test_no_image_is_predicted_by_a_model_that_saw_its_file(multiple):
     assert accuracies[1] < 0.65
 
 
-def test_classes_of_few_images_are_named_and_not_judged():
+def test_classes_with_few_images_are_reported_and_not_checked():
     """Four images are too few, as are five of one file; empty classes are not mentioned.
 
     Errors refer to indices of all images and labels, including those left out.
@@ -109,6 +109,6 @@ def test_classes_of_few_images_are_named_and_not_judged():
 
 
 @pytest.mark.parametrize("targets", [np.array([0, 0, 1]), np.zeros(9, np.int64), np.zeros(0, np.int64)])
-def test_too_few_images_are_no_error(targets):
+def test_too_few_images_have_no_errors(targets):
     result = find(np.ones((len(targets), 8), np.float32), targets)
     assert (result.errors, result.images) == ((), 0)

@@ -16,7 +16,7 @@ def label_matrices(pairs):
 
 
 @given(PAIRS)
-def test_precision_recall_and_f1_are_those_of_scikit_learn(pairs):
+def test_precision_recall_and_f1_equal_scikit_learn(pairs):
     """Undefined ones are None."""
     true, predicted = label_matrices(pairs)
     expected = precision_recall_fscore_support(true, predicted, zero_division=np.nan)
@@ -27,7 +27,7 @@ def test_precision_recall_and_f1_are_those_of_scikit_learn(pairs):
         )
 
 
-def test_a_class_counts_where_its_images_went():
+def test_counts_images_by_class():
     labelled, trained_on, true, predicted = (
         to_label_matrix(np.array(each), 4) for each in ([0, 0, 0, 1, 1], [0, 0, 1], [0, 1], [1, 1])
     )
@@ -36,7 +36,7 @@ def test_a_class_counts_where_its_images_went():
     assert [*result[1].values()] == ["b", 2, 1, 1, 2, 1, 0.5, 1.0, 2 / 3]
 
 
-def test_what_is_confused_most_comes_first():
+def test_most_frequent_confusions_come_first():
     assert metrics.confusions(LABELS, *label_matrices([(0, 0), (1, 2), (2, 1), (2, 1), (0, 3)])) == [
         {"true": true, "predicted": predicted, "images": images}
         for true, predicted, images in (("c", "b", 2), ("a", "d", 1), ("b", "c", 1))
@@ -44,7 +44,7 @@ def test_what_is_confused_most_comes_first():
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=60))
-def test_every_image_is_in_the_histogram_once(images):
+def test_histogram_counts_every_image_once(images):
     bald, right = np.array([each for each, _ in images]), np.array([each for _, each in images], bool)
     result = metrics.histogram(bald, right)
     assert (sum(result["right"]), sum(result["wrong"])) == (right.sum(), (~right).sum())
@@ -54,7 +54,7 @@ def test_every_image_is_in_the_histogram_once(images):
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 1)), max_size=40))
-def test_no_image_is_both_uncertain_and_certain(values):
+def test_extremes_are_disjoint_and_sorted(values):
     """At most twelve each, by descending BALD and by descending probability."""
     bald, certainty = np.array(values).reshape(-1, 2).T
     most, certain = metrics.extremes(bald, certainty)

@@ -23,7 +23,7 @@ def write(inputs, folder):
     return Page(folder / "report" / "index.html")
 
 
-def test_a_report_is_a_page_its_figures_and_its_classes(tmp_path):
+def test_writes_page_figures_and_classes(tmp_path):
     inputs = make_inputs()
     page = write(inputs, tmp_path)
     files = {path.name for path in (tmp_path / "report").iterdir()}
@@ -38,7 +38,7 @@ def test_a_report_is_a_page_its_figures_and_its_classes(tmp_path):
         assert each in page.text
 
 
-def test_the_weakest_class_comes_first_and_confusions_have_a_row_for_what_an_image_is(tmp_path):
+def test_weakest_class_comes_first_and_confusion_rows_are_true_classes(tmp_path):
     inputs = make_inputs(images=300)
     page = write(inputs, tmp_path)
     weakest = np.argsort(inputs.manifest.metrics.f1, kind="stable")
@@ -52,7 +52,7 @@ def test_the_weakest_class_comes_first_and_confusions_have_a_row_for_what_an_ima
 
 
 @pytest.mark.parametrize(("multiple", "frozen"), [(False, True), (True, False)])
-def test_a_page_loads_nothing_and_runs_nothing(tmp_path, multiple, frozen):
+def test_page_has_no_scripts_and_no_external_resources(tmp_path, multiple, frozen):
     inputs = make_inputs(multiple=multiple, frozen=frozen)
     page = write(inputs, tmp_path)
     page.assert_closed("classes.csv", "figures.json")
@@ -62,7 +62,7 @@ def test_a_page_loads_nothing_and_runs_nothing(tmp_path, multiple, frozen):
 
 
 @pytest.mark.parametrize("multiple", [False, True])
-def test_labels_and_messages_are_text_whatever_is_in_them(tmp_path, multiple):
+def test_escapes_labels_and_messages(tmp_path, multiple):
     inputs = make_inputs(HOSTILE, multiple=multiple)
     training = replace(
         inputs.manifest.training,
@@ -81,18 +81,18 @@ def test_labels_and_messages_are_text_whatever_is_in_them(tmp_path, multiple):
 @pytest.mark.parametrize(
     ("classes", "cells", "pairs"), [(12, 12, False), (13, 13, True), (40, 40, True), (41, 0, True)]
 )
-def test_confusions_are_a_table_a_picture_or_a_list(tmp_path, classes, cells, pairs):
+def test_confusions_are_a_matrix_or_a_list(tmp_path, classes, cells, pairs):
     labels = [f"class {number}" for number in range(classes)]
     page = write(make_inputs(labels, images=classes * 5), tmp_path)
     assert page.html.count('<th scope="col"') == cells
     assert ('class="confusion compact"' in page.html) == (12 < classes <= 40)
-    assert ("Confused most" in page.text) == pairs
-    listed = page.html.partition("Confused most")[2].partition("</table>")[0]
+    assert ("Most frequent confusions" in page.text) == pairs
+    listed = page.html.partition("Most frequent confusions")[2].partition("</table>")[0]
     assert 0 <= listed.count("<tr>") - pairs <= 20
 
 
 @pytest.mark.parametrize("multiple", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_thousand_classes_fit_on_a_page(tmp_path, multiple):
+def test_page_of_a_thousand_classes_is_small(tmp_path, multiple):
     labels = [f"class {number}" for number in range(1000)]
     page = write(make_inputs(labels, images=150 if multiple else 2000, multiple=multiple, frozen=False), tmp_path)
     assert "The 60 weakest of 1,000" in page.text
@@ -102,39 +102,39 @@ def test_a_thousand_classes_fit_on_a_page(tmp_path, multiple):
         assert len(list(csv.DictReader(file))) == 1000
 
 
-def test_where_nothing_was_held_out_the_page_says_so(tmp_path):
+def test_page_without_validation_part(tmp_path):
     page = write(make_inputs(images=2), tmp_path)
-    assert "nothing was measured" in page.text
-    assert "There are too few images to judge labels by." in page.text
+    assert "the version was not evaluated" in page.text
+    assert "There are too few images to check labels." in page.text
     assert not {"svg", "img"} & set(page.tags)
 
 
-def test_a_line_is_said_to_join_what_was_measured_on_the_same_images(tmp_path):
+def test_explains_which_versions_are_comparable(tmp_path):
     inputs = make_inputs()
     other = replace(inputs.manifest, training=replace(inputs.manifest.training, images=50, validation="audit"))
-    assert "Each was measured on other images" in write(replace(inputs, earlier=[other]), tmp_path / "apart").text
+    assert "Each was evaluated on other images" in write(replace(inputs, earlier=[other]), tmp_path / "apart").text
     former = [replace(inputs.manifest, version=f"2025010{day}T030405678Z-abcdef") for day in (1, 2)]
     compared = tuple(ComparedVersion(each.version, 90, 0.5, 0.25, 0.75) for each in (former[1], inputs.manifest))
     training = replace(inputs.manifest.training, curve=Comparison(41, compared))
     page = write(replace(inputs, manifest=replace(inputs.manifest, training=training), earlier=former), tmp_path)
-    assert "joins versions that were measured on the same 41 random images; the grey ones were measured" in page.text
+    assert "connects versions evaluated on the same 41 random images; the grey ones were evaluated" in page.text
     assert page.text.count("the same 41") == 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("multiple", [False, True])
-def test_a_reliability_diagram_of_few_images_says_that_it_says_nothing(tmp_path, multiple):
+def test_reliability_diagram_needs_100_images(tmp_path, multiple):
     """With fewer than 100 images there is none, and the page explains it; the error by chance is always shown."""
     few, many = (make_inputs(images=images, multiple=multiple) for images in (90, 300))
     for inputs, name in ((few, "few"), (many, "many")):
         page = write(inputs, tmp_path / name)
         by_chance = ece_by_chance(inputs.probabilities, multiple=multiple)
-        assert f"up to {by_chance:.2f} by chance alone" in page.text
-        assert ("images are too few to say how far the probabilities can be believed" in page.text) == (name == "few")
-        assert ("as sure as right" in page.html) == (name == "many")
+        assert f"up to {by_chance:.2f} by chance" in page.text
+        assert ("images are too few for a reliability diagram" in page.text) == (name == "few")
+        assert ("on the dashed line" in page.text) == (name == "many")
 
 
-def test_pictures_are_of_the_images_that_are_named(tmp_path):
+def test_thumbnails_match_the_names(tmp_path):
     """A grey image among images of noise is a smaller file, and has the right name."""
     inputs = make_inputs()
     most = inputs.parts.validation[int(np.argmax(inputs.bald))]

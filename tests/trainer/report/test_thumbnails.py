@@ -30,12 +30,12 @@ def encoded(width, height, *, orientation=None, form="PNG", mode="RGB"):
     ],
     ids=["wide", "small", "thin", "sideways", "upside-down", "palette", "16-bit"],
 )
-def test_a_thumbnail_keeps_the_shape(data, size):
+def test_thumbnail_keeps_the_aspect_ratio(data, size):
     with Image.open(io.BytesIO(thumbnail(data))) as image:
         assert (image.format, image.size, image.mode) == ("JPEG", size, "RGB")
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", encoded(50, 50)[:60]])
-def test_what_is_no_image_is_refused(data):
+def test_rejects_other_data_than_images(data):
     with pytest.raises(DecodeError):
         thumbnail(data)

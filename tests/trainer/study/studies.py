@@ -7,7 +7,7 @@ import numpy as np
 from trainer.study.records import PassAgreement, Round, Study
 
 EFFICIENCY = {"random": 1.0, "baal-bald": 1.5, "labelnext": 2.6, "margin": 1.8, "bald": 1.55, "core-set": 0.9}
-"""How many random labels a strategy's label is worth on rare classes; 1 for others."""
+"""Worth of a strategy's label in random labels, on rare classes; 1 for other strategies."""
 
 
 def make_study(*, strategies=tuple(EFFICIENCY), seeds=5, rounds=9, classes=10, default="labelnext"):

@@ -16,7 +16,7 @@ from trainer.study.choosing import balance_classes, choose, k_centre_greedy
 
 TRAINING = Training(weights="none", part="classifier", epochs=20, passes=10, seed=1)
 LABELLED = np.arange(0, 400, 8)
-LEFT = np.setdiff1d(np.arange(20, 400), LABELLED)
+UNLABELLED = np.setdiff1d(np.arange(20, 400), LABELLED)
 """Images before 20 are test images."""
 COPIES = np.array([390, 391, 393, 394, 395, 397])
 QUERY = 40
@@ -29,7 +29,7 @@ def model():
         use_small_backbone(patch)
         plain = make_dataset(400)
         model = make_trainer(plain, TRAINING).train(LABELLED, "study/1/0")
-        others = LEFT[~is_held_out(7, LEFT, 0.1)]
+        others = UNLABELLED[~is_held_out(7, UNLABELLED, 0.1)]
         original = others[np.argmax(model.score(others, model.compute_features(others)).bald)]
         features = plain.features.copy()
         features[COPIES] = features[original]
@@ -39,19 +39,16 @@ def model():
 
 @pytest.fixture(scope="module")
 def chosen_by(model):
-    return lambda strategy: choose(strategy, model, LEFT, LABELLED, project=7, query=QUERY).images
+    return lambda strategy: choose(strategy, model, UNLABELLED, LABELLED, project=7, query=QUERY).images
 
 
 @pytest.mark.parametrize("strategy", ["labelnext", *(each for each in STRATEGIES if each != "random")])
-def test_production_orders_by_the_same_code(model, chosen_by, strategy):
-    """The images are the first of `trainer rank`, without moving duplicates back and without a holdout.
-
-    `labelnext` is production's default with both.
-    """
+def test_selects_by_the_order_of_production(model, chosen_by, strategy):
+    """`labelnext` also moves near-duplicates back and has a random holdout; the other strategies do not."""
     is_product = strategy == "labelnext"
-    features = model.compute_features(LEFT)
+    features = model.compute_features(UNLABELLED)
     expected = arrange(
-        model.score(LEFT, features),
+        model.score(UNLABELLED, features),
         strategy=DEFAULT_STRATEGY if is_product else strategy,
         project=7,
         name="study/1/0",
@@ -62,7 +59,7 @@ def test_production_orders_by_the_same_code(model, chosen_by, strategy):
         labelled=LabelledImages(model.embed_rounded(model.compute_features(LABELLED)), model.dataset.targets[LABELLED]),
         passes=lambda indices: model.passes(features[indices]),
     )
-    np.testing.assert_array_equal(chosen_by(strategy), LEFT[expected.order[:QUERY]])
+    np.testing.assert_array_equal(chosen_by(strategy), UNLABELLED[expected.order[:QUERY]])
 
 
 def unit(vectors):
@@ -77,7 +74,7 @@ def unit(vectors):
     share=st.floats(0, 1),
 )
 @settings(max_examples=40)
-def test_each_of_a_core_set_is_the_farthest_of_those_left(seed, images, covered, share):
+def test_core_set_always_chooses_the_farthest_image(seed, images, covered, share):
     """Compares with brute force; there may be more covered vectors than fit in a chunk."""
     rng = np.random.default_rng(seed)
     vectors, before = (unit(rng.normal(size=(count, 4))) for count in (images, covered))
@@ -91,16 +88,16 @@ def test_each_of_a_core_set_is_the_farthest_of_those_left(seed, images, covered,
         centres = np.vstack([centres, vectors[index]])
 
 
-def test_a_core_set_covers_by_the_embeddings_that_production_knows_images_by(chosen_by, model):
-    ours, labelled = (embed(model.compute_features(each)) for each in (LEFT, LABELLED))
-    expected = LEFT[k_centre_greedy(ours, labelled, count=QUERY)]
+def test_core_set_uses_the_embeddings_of_production(chosen_by, model):
+    ours, labelled = (embed(model.compute_features(each)) for each in (UNLABELLED, LABELLED))
+    expected = UNLABELLED[k_centre_greedy(ours, labelled, count=QUERY)]
     np.testing.assert_array_equal(chosen_by("core-set"), expected)
 
 
 @pytest.mark.slow
 @given(targets=st.lists(st.integers(0, 3), max_size=40), labels=st.tuples(*[st.integers(0, 9)] * 4), data=st.data())
 @settings(max_examples=40)
-def test_of_the_oracle_no_class_has_fewer_labels_than_another_while_there_are_images_of_it(targets, labels, data):
+def test_oracle_always_chooses_a_class_with_the_fewest_labels(targets, labels, data):
     count = data.draw(st.integers(0, len(targets)))
     chosen = balance_classes(np.array(targets, np.int64), labels, name="study/0/1", count=count)
     assert len(set(chosen.tolist())) == len(chosen) == count

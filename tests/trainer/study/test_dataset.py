@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def zipped(folder, *, below="", extra=()):
-    """Write all files of a folder to a zip beside it, with extra empty files."""
+    """Write all files of a folder to a zip next to it, with extra empty files."""
     path = folder.with_suffix(".zip")
     with zipfile.ZipFile(path, "w") as archive:
         for file in sorted(folder.rglob("*.*"), reverse=True):
@@ -48,7 +48,7 @@ def contents(pool):
 
 
 class TestClassFolders:
-    def test_labels_are_the_folders_names_and_a_share_of_each_is_for_testing(self, folder, monkeypatch):
+    def test_labels_are_folder_names_and_test_set_is_stratified(self, folder, monkeypatch):
         pool = read_pool(folder, None)
         assert pool.name == "colours"
         assert pool.classes == tuple(sorted(COLOURS))
@@ -67,14 +67,14 @@ class TestClassFolders:
         assert (here.name, rows_of(here), contents(here)) == (pool.name, rows_of(pool), contents(pool))
 
     @pytest.mark.parametrize("below", ["", "inside/"])
-    def test_a_zip_is_the_same_pool_as_its_folder(self, folder, below):
+    def test_zip_equals_its_folder(self, folder, below):
         extra = (".DS_Store", f"__MACOSX/{below}blue/._000.png", f"{below}blue/", f"{below}empty/")
         pool, other = read_pool(folder, None), read_pool(zipped(folder, below=below, extra=extra), None)
         assert rows_of(other) == rows_of(pool)
         assert (other.name, other.classes) == (pool.name, pool.classes)
         assert contents(other) == contents(pool)
 
-    def test_copies_are_on_one_side(self, folder):
+    def test_copies_are_in_the_same_part(self, folder):
         for file in sorted((folder / "red").iterdir())[1:]:
             shutil.copyfile(file, file.with_name(f"{file.stem} copy.png"))
         pool = read_pool(folder, None)
@@ -84,8 +84,8 @@ class TestClassFolders:
         assert all(len(side) == 1 for side in sides.values())
         assert pool.test.sum() > 0
 
-    def test_images_that_cannot_be_read_are_no_copies_of_each_other(self, folder):
-        """They are split like other images; decoding reports them later."""
+    def test_unreadable_images_are_not_copies_of_each_other(self, folder):
+        """Decoding reports them later."""
         archive = zipped(folder)
         with zipfile.ZipFile(archive) as opened:
             starts = [each.header_offset + 30 + len(each.filename) for each in opened.infolist()]
@@ -94,14 +94,14 @@ class TestClassFolders:
             data[start] ^= 0xFF  # so that the checksum differs
         archive.write_bytes(data)
         pool = read_pool(archive, None)
-        with pytest.raises(FetchError, match="make the zip again"):
+        with pytest.raises(FetchError, match="create the zip again"):
             pool.read(0)
         assert np.bincount(pool.targets[pool.test]).tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize("change", ["size", "time", "gone", "moved", "zip", "fewer", "order"])
-def test_pixels_are_named_by_the_state_of_all_files(folder, tmp_path, change):
-    """In a folder and in a zip, independent of labels; a deleted file is no error."""
+def test_state_changes_with_the_files(folder, tmp_path, change):
+    """In a folder and in a zip; independent of labels. A deleted file is not an error."""
     path = zipped(folder) if change == "zip" else folder
     pool = read_pool(path, None)
     assert pool.state() == replace(read_pool(path, None), targets=pool.targets[::-1], test=~pool.test, name="").state()
@@ -143,7 +143,7 @@ def lines_of(folder, *, splits=("pool", "test", "pool", "train")):
 
 class TestManifest:
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-    def test_says_what_an_image_shows_and_what_is_for_testing(self, folder, encoding):
+    def test_reads_labels_and_splits(self, folder, encoding):
         lines = [line.replace(",blue,", ",bleu é,") for line in lines_of(folder)]
         pool = read_pool(folder, write_manifest(folder, lines, encoding=encoding))
         expected = [(path, label, side == "test") for path, label, side in (line.split(",") for line in lines)]
@@ -151,12 +151,12 @@ class TestManifest:
         assert pool.classes == ("bleu é", "green", "red")
 
     @pytest.mark.parametrize("header", ["path,label", "path,label,split"])
-    def test_without_test_rows_a_share_is_for_testing(self, folder, header):
+    def test_without_test_rows_holds_out_a_share(self, folder, header):
         lines = [line.removesuffix("pool").rstrip(",") for line in lines_of(folder, splits=("pool",))]
         pool = read_pool(folder, write_manifest(folder, lines, header=header))
         assert rows_of(pool) == rows_of(read_pool(folder, None))
 
-    def test_other_columns_spaces_and_needless_dots_do_no_harm(self, folder):
+    def test_ignores_other_columns_spaces_and_dots(self, folder):
         lines = ["7, ./{} ,{} , {}".format(*line.replace("test", "Test").split(",")) for line in lines_of(folder)]
         pool = read_pool(folder, write_manifest(folder, [*lines, ""], header="size,path,label,split"))
         assert rows_of(pool) == rows_of(read_pool(folder, write_manifest(folder, lines_of(folder))))
@@ -164,18 +164,18 @@ class TestManifest:
     @pytest.mark.parametrize(
         ("added", "message"),
         [
-            (["../blue/0.png,blue,"], "1 of 25 lead out of it, the first being ../blue/0.png"),
-            (["blue/../../x.png,blue,", "/etc/x.png,red,"], r"2 of 26 lead out of it, the first being blue/\.\./"),
-            (["blue/none.png,blue,", "none.png,red,"], "2 of 26 are not there, the first being blue/none.png"),
-            (["blue,blue,"], "1 of 25 are not there, the first being blue"),
-            ([",red,"], "1 have not both, the first being row 25"),
-            (["red/002.png,,"], "1 have not both, the first being row 25"),
-            (["red/002.png"], "1 have not both, the first being row 25"),
-            (["./blue/000.png,red,test"], "1 of 25 are named more than once, the first being blue/000.png"),
+            (["../blue/0.png,blue,"], "1 of 25 are outside of it, first ../blue/0.png"),
+            (["blue/../../x.png,blue,", "/etc/x.png,red,"], r"2 of 26 are outside of it, first blue/\.\./"),
+            (["blue/none.png,blue,", "none.png,red,"], "2 of 26 do not exist, first blue/none.png"),
+            (["blue,blue,"], "1 of 25 do not exist, first blue"),
+            ([",red,"], "1 rows lack one, first row 25"),
+            (["red/002.png,,"], "1 rows lack one, first row 25"),
+            (["red/002.png"], "1 rows lack one, first row 25"),
+            (["./blue/000.png,red,test"], "1 of 25 occur more than once, first blue/000.png"),
         ],
     )
     @pytest.mark.parametrize("kind", ["folder", "zip"])
-    def test_faulty_rows_are_counted_and_the_first_is_named(self, folder, added, message, kind):
+    def test_error_counts_faulty_rows_and_names_the_first(self, folder, added, message, kind):
         manifest = write_manifest(folder, lines_of(folder) + added)
         with pytest.raises(LabelError, match=message):
             read_pool(folder if kind == "folder" else zipped(folder), manifest)
@@ -184,15 +184,15 @@ class TestManifest:
         ("data", "message"),
         [
             (None, "cannot be read: No such file or directory; check --manifest"),
-            (b"file,label\n", "has no path, its first line is file,label"),
-            (b"path;label\n", "has no path and no label, its first line is path;label"),
-            (b"", "has no path and no label, its first line is"),
+            (b"file,label\n", "missing path; its first line is file,label"),
+            (b"path;label\n", "missing path and label; its first line is path;label"),
+            (b"", "missing path and label; its first line is empty"),
             (b"path,label\n\xff\xfe,red\n", "a CSV file in UTF-8"),
             (b"path,label\nx\x00,red\n", None),
             (b"path,label\n", "at least 2 classes"),
         ],
     )
-    def test_what_is_no_manifest_is_refused(self, folder, data, message):
+    def test_rejects_invalid_manifests(self, folder, data, message):
         path = folder.parent / "manifest.csv"
         if data is not None:
             path.write_bytes(data)
@@ -200,7 +200,7 @@ class TestManifest:
             read_pool(folder, path)
 
     @pytest.mark.parametrize(("side", "figures"), [("test", "0 and 8"), ("pool", "8 and 0")])
-    def test_a_class_on_one_side_only_is_refused_by_name(self, folder, side, figures):
+    def test_rejects_classes_in_one_part_only(self, folder, side, figures):
         other = [line for line in lines_of(folder) if "green/" not in line]
         lines = other + [line for line in lines_of(folder, splits=(side,)) if "green/" in line]
         with pytest.raises(LabelError, match=f"'green' has {figures}"):
@@ -208,7 +208,7 @@ class TestManifest:
 
 
 @pytest.mark.parametrize("data", [None, b"not a zip"], ids=["missing", "other"])
-def test_what_is_neither_folder_nor_zip_is_refused(data, tmp_path):
+def test_rejects_other_files_than_zips(data, tmp_path):
     path = tmp_path / "images"
     if data is not None:
         path.write_bytes(data)
@@ -225,7 +225,7 @@ POOLS = st.integers(1, 80).flatmap(
 
 class TestLongTail:
     @given(POOLS, st.floats(1, 1000))
-    def test_each_class_keeps_what_the_formula_says(self, pool, ratio):
+    def test_class_sizes_follow_the_formula(self, pool, ratio):
         targets, eligible = pool
         kept = long_tail(targets, eligible, ratio)
         assert not (kept & ~eligible).any()
@@ -238,6 +238,6 @@ class TestLongTail:
         assert np.bincount(targets[kept], minlength=6).tolist() == expected.tolist()
 
     @given(POOLS, st.floats(1, 100), st.floats(1, 100))
-    def test_a_longer_tail_is_part_of_a_shorter_one(self, pool, first, second):
+    def test_longer_tail_is_a_subset(self, pool, first, second):
         longer, shorter = (long_tail(*pool, ratio) for ratio in sorted((first, second), reverse=True))
         assert not (longer & ~shorter).any()

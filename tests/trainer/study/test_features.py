@@ -21,7 +21,7 @@ from trainer.study.features import compute_features, decode
 pytestmark = pytest.mark.slow  # trains or exports networks
 
 SIZE = 32
-WHOLE = np.random.default_rng(0).standard_normal((50, 3, 2)).astype(np.float32)
+ROWS = np.random.default_rng(0).standard_normal((50, 3, 2)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def files(cache, kind):
 
 
 class TestDecode:
-    def test_pixels_are_those_that_serving_sees(self, pool, decoded, monkeypatch):
-        """In the order of the pool; memory-mapped read-only, so that processes share the memory; decoded once."""
+    def test_pixels_equal_those_of_the_server(self, pool, decoded, monkeypatch):
+        """In the order of the pool, memory-mapped read-only, and decoded once."""
         assert decoded.images.shape == (120, SIZE, SIZE, 3)
         for image, pixels in enumerate(decoded.images):
             assert pixels.tobytes() == decode_image(pool.read(image), InputSpec(SIZE, SIZE)).tobytes()
@@ -59,7 +59,7 @@ class TestDecode:
         monkeypatch.setattr(dataset, "_read", None)
         assert decode(pool, image_size=SIZE, cache=decoded.path.parent).path == decoded.path
 
-    def test_unreadable_images_are_named_and_black(self, tmp_path, cache):
+    def test_unreadable_images_are_reported_and_black(self, tmp_path, cache):
         folder = write_folders(tmp_path / "colours", each=20)
         names = ["blue/000.png", "red/002.png", "red/059.png"]
         (folder / names[0]).write_bytes(b"not an image")
@@ -75,7 +75,7 @@ class TestDecode:
                 assert reason in fault
             assert (decoded.images.any(axis=(1, 2, 3)) == decoded.readable).all()
 
-    def test_other_sizes_are_kept_apart(self, pool, cache):
+    def test_caches_each_size_separately(self, pool, cache):
         keys = {decode(pool, image_size=size, cache=cache).key for size in (32, 33)}
         assert len(keys) == len(files(cache, "pixels")) == 2
 
@@ -109,7 +109,7 @@ def count_runs(monkeypatch, *, at_most=None):
 
 
 class TestCompute:
-    def test_features_are_the_backbones_and_computed_once(self, pool, decoded, backbone, store, cache, monkeypatch):
+    def test_features_are_computed_once(self, pool, decoded, backbone, store, cache, monkeypatch):
         expected = backbone.compute(np.array(decoded.images))
         runs = count_runs(monkeypatch)
         for _ in range(2):
@@ -118,16 +118,14 @@ class TestCompute:
         assert (features.shape, features.dtype) == ((120, 64), np.float32)
         np.testing.assert_array_equal(features, expected)
 
-    def test_other_features_are_kept_apart(self, pool, decoded, backbone, store, cache):
+    def test_caches_each_backbone_and_pixels_separately(self, pool, decoded, backbone, store, cache):
         for each, pixels in ((backbone, decoded), (backbone, replace(decoded, key="other"))):
             compute_features(pool, pixels, backbone=each, store=store, cache=cache)
         compute_features(pool, decoded, backbone=replace(backbone, fingerprint="f" * 64), store=store, cache=cache)
         assert len(files(cache, "features")) == 3
 
-    def test_the_black_pixels_of_an_unreadable_image_are_not_taken_for_its_features(
-        self, backbone, store, cache, tmp_path
-    ):
-        """A server that allows larger images may share the store."""
+    def test_features_of_unreadable_images_are_not_stored(self, backbone, store, cache, tmp_path):
+        """Its pixels are black, but a server that allows larger images may share the store."""
         folder = write_folders(tmp_path / "colours", each=12)
         (folder / "blue" / "000.png").write_bytes(b"too large")
         pool = read_pool(folder, None)
@@ -137,7 +135,7 @@ class TestCompute:
         assert unreadable is None
         assert readable is not None
 
-    def test_what_is_interrupted_goes_on_from_the_store(self, pool, decoded, backbone, store, cache, monkeypatch):
+    def test_resume_after_interruption_uses_the_store(self, pool, decoded, backbone, store, cache, monkeypatch):
         with monkeypatch.context() as patch:
             count_runs(patch, at_most=2)
             with pytest.raises(KeyboardInterrupt):
@@ -158,26 +156,25 @@ def write_once(path, whole):
     return np.load(path)
 
 
-def test_who_comes_second_waits_and_takes_what_the_first_has_written(path):
-    """Even if the second would have written other rows."""
+def test_second_process_waits_for_the_file_of_the_first(path):
     results = []
-    second = threading.Thread(target=lambda: results.append(write_once(path, WHOLE + 1)))
+    second = threading.Thread(target=lambda: results.append(write_once(path, ROWS + 1)))
     path.parent.mkdir()
     with FileLock(path.with_suffix(".lock")):
         second.start()
         second.join(0.3)
         assert second.is_alive()
-        np.save(path, WHOLE)
+        np.save(path, ROWS)
     second.join(30)
-    np.testing.assert_array_equal(results, [WHOLE])
+    np.testing.assert_array_equal(results, [ROWS])
 
 
-def test_a_full_disk_is_an_error_that_says_what_to_do(path):
+def test_full_disk_raises_config_error(path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (WHOLE.nbytes // 2, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ROWS.nbytes // 2, before[1]))
     try:
-        with pytest.raises(ConfigError, match=r"array\.npy to .*; make room and run it again"):
-            write_once(path, WHOLE)
+        with pytest.raises(ConfigError, match=r"array\.npy to .*; free disk space and run the command again"):
+            write_once(path, ROWS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert np.array_equal(write_once(path, WHOLE), WHOLE)
+    assert np.array_equal(write_once(path, ROWS), ROWS)

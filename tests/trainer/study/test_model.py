@@ -23,13 +23,13 @@ pytestmark = pytest.mark.slow  # trains or exports networks
 CPU = torch.device("cpu")
 TRAINING = Training(weights="none", part="classifier", epochs=4, units=16, passes=12, seed=3, device="cpu")
 FEW, MANY = np.arange(0, 30), np.arange(20, 90)
-EVERY = np.arange(140)
+ALL = np.arange(140)
 """More than one batch."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small():
-    """A small backbone with fixed weights in place of VGG."""
+    """Replace VGG by a small backbone with fixed weights."""
     torch.manual_seed(0)
     backbone = small_backbone()
     with pytest.MonkeyPatch.context() as patch:
@@ -46,7 +46,7 @@ def fresh(_small):
 
 @pytest.fixture(scope="module")
 def dataset(fresh, tmp_path_factory):
-    images, targets = coloured_images(np.random.default_rng(0), len(EVERY))
+    images, targets = coloured_images(np.random.default_rng(0), len(ALL))
     pixels = np.clip(images + np.random.default_rng(1).integers(-90, 90, (len(images), 1, 1, 3)), 0, 255)
     images, cache = pixels.astype(np.uint8), tmp_path_factory.mktemp("cache")
     features = freeze_network(fresh, cache / "frozen").compute(images)
@@ -83,22 +83,22 @@ def passes_of(network, dataset, masks):
         return masked_passes(network.head, network.backbone(torch.from_numpy(dataset.images)), masks)
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["the first model", "the next one"])
-def test_the_passes_are_those_of_torch_under_the_same_masks(trained, dataset, which):
+@pytest.mark.parametrize("index", [0, 1], ids=["first", "second"])
+def test_passes_equal_torch_under_the_same_masks(trained, dataset, index):
     """Trained by production's steps with the same seed; training another model leaves the first unchanged."""
-    model, network = trained[which]
+    model, network = trained[index]
     expected = passes_of(network, dataset, model.draw_masks(12))
-    features = model.compute_features(EVERY)
+    features = model.compute_features(ALL)
     np.testing.assert_allclose(model.passes(features), expected, atol=1e-3)
     assert expected.std(axis=1).max() > 0.01
     few = passes_of(network, dataset, model.draw_masks(7))
     np.testing.assert_allclose(model.bald(features, 7), bald(few), atol=1e-3)
 
 
-def test_scores_are_those_of_the_passes(trained):
+def test_scores_are_computed_from_the_passes(trained):
     model = trained[1][0]
-    features = model.compute_features(EVERY)
-    scores, passes = model.score(EVERY, features), model.passes(features).astype(np.float64)
+    features = model.compute_features(ALL)
+    scores, passes = model.score(ALL, features), model.passes(features).astype(np.float64)
     mean = passes.mean(axis=1)
     np.testing.assert_allclose(scores.probabilities, mean, atol=1e-6)
     np.testing.assert_allclose(scores.entropy, -(mean * np.log(mean)).sum(axis=1), atol=1e-5)
@@ -107,10 +107,10 @@ def test_scores_are_those_of_the_passes(trained):
     np.testing.assert_array_equal(scores.embeddings, scores.embeddings.astype(np.float16))
 
 
-def test_baals_ranking_is_baals(trained):
-    """Its wrapper's logits with the same random numbers, its heuristic, its order; its BALD equals ours to 1e-6."""
+def test_rank_by_baal_equals_baal(trained):
+    """With the same random numbers; baal's BALD equals ours to 1e-6."""
     model, network = trained[1]
-    features = model.compute_features(EVERY)
+    features = model.compute_features(ALL)
     torch.manual_seed(8)
     found = model.rank_by_baal(features)
     wrapper = ModelWrapper(network.head, TrainingArgs(use_cuda=False))
@@ -123,18 +123,18 @@ def test_baals_ranking_is_baals(trained):
     np.testing.assert_allclose(bald(passes), BALD().get_uncertainties(logits), atol=1e-6)
 
 
-def test_with_all_of_it_trained_features_are_those_of_the_trained_backbone(fresh, dataset):
+def test_trained_backbone_computes_the_features(fresh, dataset):
     whole = replace(dataset, features=None)
     trainer = make_trainer(whole, replace(TRAINING, part="all"))
-    embeddings = trainer.embed(EVERY)
+    embeddings = trainer.embed(ALL)
     model = trainer.train(FEW, "m")
     network = train_by_hand(fresh, dataset, FEW, part="all")
     with torch.no_grad():
         expected = network.backbone(torch.from_numpy(dataset.images)).numpy()
         before = fresh.backbone(torch.from_numpy(dataset.images)).numpy()
-    found = model.compute_features(EVERY)
+    found = model.compute_features(ALL)
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
     assert np.abs(found - before).max() > 0.1
     masks = model.draw_masks(12)
     np.testing.assert_allclose(model.passes(found), passes_of(network, dataset, masks), atol=1e-3)
-    np.testing.assert_array_equal(trainer.embed(EVERY), embeddings)  # of the backbone before any training
+    np.testing.assert_array_equal(trainer.embed(ALL), embeddings)  # of the backbone before any training

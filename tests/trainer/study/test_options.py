@@ -8,7 +8,7 @@ from trainer.settings import Training
 from trainer.study.options import StudyOptions, check_strategies, queries, split_backbones
 
 
-def test_queries_may_grow(tmp_path):
+def test_query_lists_the_labels_of_each_round(tmp_path):
     """The last number applies to all further rounds; numbers beyond the rounds are ignored."""
 
     def parse(query, rounds):
@@ -24,21 +24,21 @@ def test_queries_may_grow(tmp_path):
 
 
 @pytest.mark.parametrize("query", ["", "0", "5,-1", "5,many", ","])
-def test_what_is_no_query_is_refused(tmp_path, capsys, query):
+def test_rejects_invalid_queries(tmp_path, capsys, query):
     with pytest.raises(SystemExit):
         parse_arguments(["simulate", f"--images={tmp_path}", f"--query={query}"])
     assert "--query" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("strategies", ["random, bold", "bald, bald", "", "labelnext+start", "bold+start"])
-def test_others_none_and_one_twice_are_refused(strategies):
+def test_rejects_unknown_missing_and_repeated_strategies(strategies):
     check_strategies(["random", "margin+start", "core-set+start"])
     got = re.escape(strategies or "none")
     with pytest.raises(ConfigError, match=f"labelnext, balanced-cover.*core-set.*each once, got {got}; "):
         check_strategies(strategies.split(", "))
 
 
-def test_several_backbones_have_sizes_and_weights_of_their_own(tmp_path):
+def test_backbones_have_separate_sizes_and_weights(tmp_path):
     weights = tmp_path / "vgg16.pth"
     weights.touch()
     named = f"vgg16@112, vgg16 ,{tmp_path}/own.onnx"
@@ -48,24 +48,24 @@ def test_several_backbones_have_sizes_and_weights_of_their_own(tmp_path):
         "vgg16": ("vgg16", "none", 96, 3),
         "own": (f"{tmp_path}/own.onnx", "imagenet", 96, 3),
     }
-    both = split_backbones(Training(backbone="a,b", weights="none"))
-    assert {each.weights for each in both.values()} == {"none"}
+    trainings = split_backbones(Training(backbone="a,b", weights="none"))
+    assert {each.weights for each in trainings.values()} == {"none"}
     with_comma = Training(weights=str(tmp_path / "my,weights.pth"))
     (tmp_path / "my,weights.pth").touch()
     assert split_backbones(with_comma) == {"vgg16": with_comma}
 
 
 @pytest.mark.parametrize(
-    ("backbone", "weights", "says"),
+    ("backbone", "weights", "message"),
     [
-        ("vgg16,vgg16", "imagenet", "--backbone must name each once, got vgg16 twice"),
-        ("here/a.onnx,there/a.onnx", "imagenet", "must name each once, got a twice; call files differently"),
+        ("vgg16,vgg16", "imagenet", "--backbone must name each backbone once, got vgg16 twice"),
+        ("here/a.onnx,there/a.onnx", "imagenet", "must name each backbone once, got a twice; rename the file"),
         (" , ", "imagenet", "--backbone must name a backbone, got ' , '"),
-        ("a,b", "v.pth", "holds the weights of one network, --backbone names 2; .* such as --weights v.pth,imagenet$"),
+        ("a,b", "v.pth", "is for one network, but --backbone names 2; .* such as --weights v.pth,imagenet$"),
         ("a,b,c", "none,imagenet", "one for each of the 3 backbones in the same order, got 2: none, imagenet"),
         ("a,b", "none,v.pth", "there is no file v.pth"),
     ],
 )
-def test_backbones_that_do_not_go_with_their_weights_are_refused(backbone, weights, says):
-    with pytest.raises(ConfigError, match=says):
+def test_rejects_invalid_backbones_and_weights(backbone, weights, message):
+    with pytest.raises(ConfigError, match=message):
         split_backbones(Training(backbone=backbone, weights=weights))

@@ -7,7 +7,7 @@ from contract.errors import ConfigError
 from trainer.study.records import read_reference
 
 CHECKOUT = Path(__file__).parents[3]
-FILE = {
+DOCUMENT = {
     "source": "random labels of a study",
     "labels": [20, 40],
     "macro_f1": [[0.1, 0.3], [0.1, 0.5]],
@@ -17,32 +17,32 @@ FILE = {
 
 
 def write(folder, **changes):
-    (folder / "reference.json").write_text(json.dumps(FILE | changes))
+    (folder / "reference.json").write_text(json.dumps(DOCUMENT | changes))
     return folder / "reference.json"
 
 
-def test_the_level_is_the_mean_end(tmp_path):
+def test_level_is_the_mean_of_final_values(tmp_path):
     result = read_reference(write(tmp_path))
     assert result.source == "random labels of a study"
     assert result.levels == pytest.approx({"macro_f1": 0.4, "minority_f1": 0.2, "accuracy": 0.9})
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"labels": [40, 20]}, "labels must rise"),
+        ({"labels": [40, 20]}, "labels must be ascending"),
         ({"labels": []}, "labels: "),
         ({"labels": [20, 40, 60]}, "each curve must have a value for each of 3 numbers of labels"),
         ({"accuracy": [[0.1, 90]]}, "accuracy: "),
         ({"loss": []}, "loss: "),
     ],
 )
-def test_what_is_no_reference_is_refused(tmp_path, changes, says):
-    with pytest.raises(ConfigError, match=f"{says}.*name one of bench/references"):
+def test_rejects_invalid_references(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=f"{message}.*examples in bench/references"):
         read_reference(write(tmp_path, **changes))
 
 
-def test_a_file_that_is_not_there_or_none_of_json_is_refused(tmp_path):
+def test_rejects_missing_and_non_json_files(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.json cannot be read"):
         read_reference(tmp_path / "none.json")
     (tmp_path / "text.json").write_text("labels")
@@ -51,5 +51,5 @@ def test_a_file_that_is_not_there_or_none_of_json_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted((CHECKOUT / "bench" / "references").glob("*.json")), ids=lambda path: path.stem)
-def test_those_of_the_benches_are_references(path):
+def test_pinned_references_are_valid(path):
     assert len(read_reference(path).macro_f1) >= 5

@@ -39,7 +39,7 @@ def page(folder):
     return Page(folder / "report.html")
 
 
-def test_the_first_table_says_what_the_statistics_say(study, page):
+def test_results_table_agrees_with_the_statistics(study, page):
     result = sorted(summarise(study).items(), key=lambda each: -each[1]["aulc_minority_f1"])
     table = page.table("results")
     assert [*table] == ["strategy", *(strategy for strategy, _ in result)]
@@ -54,7 +54,7 @@ def test_the_first_table_says_what_the_statistics_say(study, page):
             assert intervals == [f"{difference.low:+.3f} to {difference.high:+.3f}" for difference in differences]
 
 
-def test_the_summary_is_that_of_the_statistics(study, folder, page):
+def test_summary_agrees_with_the_statistics(study, folder, page):
     result = summarise(study)
     assert json.loads((folder / "summary.json").read_text()) == json.loads(json.dumps(result, default=asdict))
     ratio = result["labelnext"]["label_ratio_minority_f1_vs_random"]
@@ -62,14 +62,14 @@ def test_the_summary_is_that_of_the_statistics(study, folder, page):
     assert page.table("labels-needed")["labelnext"][2] == f"{ratio.ratio:.0%}"
 
 
-def test_the_labels_for_a_references_level_are_told(study, tmp_path):
+def test_reports_label_ratios_to_the_reference(study, tmp_path):
     curves = {measure: ((0.1, 0.3), (0.1, 0.35)) for measure in MEASURES}
     reference = Reference(source="curves of old", labels=(100, 200), **curves)
     result = report(replace(study, reference=reference), tmp_path)
     figures = summarise(replace(study, reference=reference))["labelnext"]
     ratios = [f"{figures[f'label_ratio_{measure}_vs_reference'].ratio:.0%}" for measure in MEASURES[:2]]
-    assert f"s in the end, labelnext needed {ratios[1]} of the labels" in result.words
-    assert "The reference: curves of old." in result.words
+    assert f"of the reference, labelnext needed {ratios[1]} of the labels" in result.words
+    assert "Reference: curves of old." in result.words
     assert result.html.count(">the reference<") == 3  # in each plot of a measure of the reference
     assert result.table("labels-needed")["labelnext"][4::2] == ratios
     curves = dict.fromkeys(MEASURES, ((0.1, 1.0),))  # never reached
@@ -77,14 +77,14 @@ def test_the_labels_for_a_references_level_are_told(study, tmp_path):
     assert result.table("labels-needed")["labelnext"][4:6] == ["> 200%", "above 200%"]
 
 
-def test_the_default_is_held_against_each_rival(page):
+def test_compares_the_default_with_each_rival(page):
     rivals, results = page.table("rivals"), page.table("results")
-    assert rivals.keys() == {"against", "random", "baal-bald", "margin", "core-set"}
+    assert rivals.keys() == {"other strategy", "random", "baal-bald", "margin", "core-set"}
     assert rivals["random"] == results["labelnext"][3:9]
     assert "labelnextdefault" in (row[0] for row in page.tables["results"])
 
 
-def test_an_interval_that_leaves_out_zero_is_marked(tmp_path):
+def test_marks_intervals_that_exclude_zero(tmp_path):
     shifts = {"random": (0, 0, 0), "good": (0.1, 0.1, 0.12), "bad": (-0.1, -0.1, -0.12), "even": (0.1, -0.1, 0.1)}
     study = make_study(strategies=[*shifts], seeds=3, rounds=2)
     page = report(change(study, minority_f1=lambda each: 0.5 + shifts[each.strategy][each.seed]), tmp_path)
@@ -93,12 +93,12 @@ def test_an_interval_that_leaves_out_zero_is_marked(tmp_path):
         assert f'<td class="number{marked}">{value}</td>' in page.html
 
 
-def test_the_page_says_what_was_done(study, page):
+def test_page_describes_data_and_settings(study, page):
     assert (
-        "12,408 images of 10 classes (the largest has 5,000, the smallest 50) were hidden, and 5 strategies asked for "
-        "some of them: 100 at first, then in 4 rounds up to 500, with 3 seeds."
+        "5 strategies queried labels from a pool of 12,408 images of 10 classes (50 to 5,000 each): 100 initial "
+        "labels, then 4 rounds up to 500 labels, with 3 seeds."
     ) in page.words
-    assert "measured on 2,500 images that no strategy could ask for" in page.words
+    assert "tested on 2,500 other images" in page.words
     settings = page.table("settings")
     assert settings["learning_rate"] == ["0.004"]
     assert settings["machine"] == [study.settings["machine"]]
@@ -106,7 +106,7 @@ def test_the_page_says_what_was_done(study, page):
     assert study.settings["command"] in page.words
 
 
-def test_the_classes_stand_rarest_first(study, page):
+def test_classes_are_listed_rarest_first(study, page):
     ends = [run[-1] for run in study.runs["labelnext"]]
     column = page.tables["labels"][0].index("labelnext")
     labels, f1 = page.tables["labels"][1:-1][::-1], page.tables["classes"][1:][::-1]
@@ -117,14 +117,14 @@ def test_the_classes_stand_rarest_first(study, page):
         assert measured[column] == f"{np.mean([each.f1[index] for each in ends]):.2f}"
 
 
-def test_passes_are_compared_by_seed_and_in_the_mean(study, page):
+def test_compares_passes_by_seed_and_mean(study, page):
     rows = page.tables["passes"][1:]
     assert len(rows) == len(study.agreement) + 2
     mean = np.mean([each.spearman for each in study.agreement if each.passes == 20])
     assert rows[-2] == ["20", "mean", "", f"{mean:.3f}", "55%"]
 
 
-def test_names_are_text_and_nothing_else(tmp_path):
+def test_escapes_names(tmp_path):
     hostile = '<script>alert("1")</script>&amp;$x^$'
     study = make_study(strategies=["random", "labelnext"], seeds=2, rounds=2, classes=3)
     settings = {**study.settings, "machine": hostile, hostile: [hostile, 1, None]}
@@ -142,19 +142,19 @@ def test_names_are_text_and_nothing_else(tmp_path):
         {"strategies": ["random"], "seeds": 1, "rounds": 2},
         {"strategies": ["margin"], "seeds": 1, "rounds": 1, "default": None},
         {"strategies": ["random", "labelnext"], "seeds": 1, "rounds": 3},
-        {"strategies": [f"strategy {index}" for index in range(5)], "seeds": 2, "rounds": 2, "default": "unheard of"},
+        {"strategies": [f"strategy {index}" for index in range(5)], "seeds": 2, "rounds": 2, "default": "unknown"},
     ],
-    ids=["random alone", "one round without random", "one seed", "nobody known"],
+    ids=["random alone", "one round without random", "one seed", "unknown default"],
 )
-def test_any_study_gives_a_page(arguments, tmp_path):
-    """Missing values are left out; no NaN or None is shown."""
+def test_renders_any_study(arguments, tmp_path):
+    """Without NaN or None."""
     page = report(make_study(**arguments), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert not {"nan", "None", "inf", "nan%", "inf%"} & {*page.words.split()}
     assert len(page.table("results")) == 1 + len(arguments["strategies"])
 
 
-def test_of_many_classes_the_rarest_and_the_largest_are_shown(tmp_path):
+def test_of_many_classes_shows_the_rarest_and_largest(tmp_path):
     page = report(make_study(strategies=["random"], seeds=1, rounds=2, classes=100), tmp_path)
     names = [row[0].removesuffix("minority").strip() for row in page.tables["classes"][1:]]
     assert names == [f"class {index}" for index in (*range(99, 89, -1), *range(9, -1, -1))]

@@ -40,7 +40,7 @@ class Interrupted(Exception):
 
 @pytest.fixture(scope="module", autouse=True)
 def _small():
-    """A small network in place of VGG."""
+    """Replace VGG by a small network."""
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
         yield
@@ -63,7 +63,7 @@ def run_to(path, strategy, *, seed=0, protocol=PROTOCOL, at_most=None):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def complete_runs(tmp_path_factory):
     """The files of uninterrupted runs by strategy."""
     files = {strategy: tmp_path_factory.mktemp("runs") / "run.jsonl" for strategy in STRATEGIES}
     for strategy, path in files.items():
@@ -94,8 +94,8 @@ def labelled_by_round(strategy, lines):
     return labelled
 
 
-def test_the_products_start_is_productions():
-    """By embeddings of the backbone, rounded to float16, and including the seed's random holdout."""
+def test_initial_images_equal_the_cold_start_of_production():
+    """By embeddings rounded to float16, and including the seed's random holdout."""
     trainer = make_trainer(DATASET, PROTOCOL.training)
     embeddings = embed(DATASET.features[PROTOCOL.pool]).astype(np.float16).astype(np.float32)
     options = {"project": 3, "holdout_share": 0.1, "before_holdout": 15, "batch_size": 50}
@@ -106,8 +106,8 @@ def test_the_products_start_is_productions():
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_each_round_labels_what_the_one_before_chose(whole, strategy):
-    lines = lines_of(whole[strategy])
+def test_each_round_adds_the_images_chosen_before(complete_runs, strategy):
+    lines = lines_of(complete_runs[strategy])
     assert [line["round"]["round"] for line in lines] == [0, 1, 2]
     assert [len(line["chosen"]) for line in lines] == [40, 80, 0]
     assert [line["round"]["labels"] for line in lines] == [240, 280, 360]
@@ -119,16 +119,16 @@ def test_each_round_labels_what_the_one_before_chose(whole, strategy):
 
 
 @pytest.fixture(scope="module")
-def last(whole):
+def last(complete_runs):
     """The last round of labelnext, its model retrained on all labels, and the unlabelled images."""
-    lines = lines_of(whole[PRODUCT])
+    lines = lines_of(complete_runs[PRODUCT])
     labelled = labelled_by_round(PRODUCT, lines)[-1]
     left = np.setdiff1d(PROTOCOL.pool, labelled)
     trainer = make_trainer(DATASET, replace(PROTOCOL.training, seed=0))
     return lines[-1], trainer.train(np.sort(labelled), "study/0/2", unlabelled=left), left
 
 
-def test_figures_are_those_of_sklearn(last):
+def test_metrics_equal_scikit_learn(last):
     line, model, _ = last
     targets = DATASET.targets[PROTOCOL.test]
     mean = model.passes(model.compute_features(PROTOCOL.test)).mean(axis=1)
@@ -148,8 +148,8 @@ def test_figures_are_those_of_sklearn(last):
     assert 0 <= line["round"]["ece"] <= 1
 
 
-def test_labelnext_ends_with_how_alike_200_passes_rank(whole, last):
-    """On the unlabelled pool, compared with scipy; other strategies and rounds do not."""
+def test_labelnext_compares_its_ranking_with_200_passes(complete_runs, last):
+    """On the unlabelled pool, in the last round only; other strategies do not."""
     line, model, left = last
     features = model.compute_features(left)
     few, many = (model.bald(features, passes) for passes in (10, 200))
@@ -158,7 +158,7 @@ def test_labelnext_ends_with_how_alike_200_passes_rank(whole, last):
     assert (result["seed"], result["passes"], result["images"]) == (0, 10, 100)
     assert result["spearman"] == pytest.approx(spearmanr(few, many).statistic)
     assert result["top100"] == len(tops[0] & tops[1]) / 100
-    others = [each["agreement"] for path in whole.values() for each in lines_of(path)]
+    others = [each["agreement"] for path in complete_runs.values() for each in lines_of(path)]
     assert sum(each is not None for each in others) == 1
     assert compare_passes(model, PROTOCOL.pool[:40], seed=0, passes=10).top100 == 1  # fewer than 100 images
 
@@ -166,33 +166,33 @@ def test_labelnext_ends_with_how_alike_200_passes_rank(whole, last):
 @pytest.mark.parametrize(
     ("strategy", "cut"), [(PRODUCT, True), (BAAL_BALD, False)], ids=["within a line", "after a line"]
 )
-def test_a_run_that_was_interrupted_comes_to_the_same_end(whole, tmp_path, strategy, cut):
-    """Byte by byte except for seconds; only an incomplete line is computed again."""
+def test_resumed_run_equals_an_uninterrupted_one(complete_runs, tmp_path, strategy, cut):
+    """Except for seconds; only an incomplete line is computed again."""
     path = tmp_path / "run.jsonl"
     run_to(path, strategy, at_most=1)
     begun = path.read_bytes()
     assert begun.count(b"\n") == 1
     if cut:
-        second = whole[strategy].read_bytes().splitlines()[1]
+        second = complete_runs[strategy].read_bytes().splitlines()[1]
         path.write_bytes(begun + second[: len(second) // 2])
     assert run_to(path, strategy) == 2
     assert path.read_bytes().startswith(begun)
-    assert without_seconds(path) == without_seconds(whole[strategy])
-    assert run_to(path, strategy) == 0  # a complete run is left alone
+    assert without_seconds(path) == without_seconds(complete_runs[strategy])
+    assert run_to(path, strategy) == 0  # nothing is computed for a complete run
 
 
-def test_another_seed_is_another_run(whole, tmp_path):
-    """With other initial images and weights; the protocol's own seed has no effect."""
+def test_seed_changes_initial_images_and_weights(complete_runs, tmp_path):
+    """The seed of the protocol's training has no effect."""
     runs = []
     for seed in (99, 5):
         protocol = replace(PROTOCOL, training=replace(PROTOCOL.training, seed=seed))
         run_to(tmp_path / f"{seed}.jsonl", RANDOM, seed=1, protocol=protocol, at_most=1)
         runs.append(without_seconds(tmp_path / f"{seed}.jsonl"))
     assert runs[0] == runs[1]
-    assert runs[0][0]["round"]["nll"] != lines_of(whole[RANDOM])[0]["round"]["nll"]
+    assert runs[0][0]["round"]["nll"] != lines_of(complete_runs[RANDOM])[0]["round"]["nll"]
 
 
-def test_a_pool_may_be_used_up(tmp_path):
+def test_pool_may_be_exhausted(tmp_path):
     path = tmp_path / "run.jsonl"
     run_to(path, PRODUCT, protocol=replace(PROTOCOL, pool=np.arange(60, 100), initial=20, queries=(10, 10)))
     assert [(line["round"]["labels"], line["agreement"]) for line in lines_of(path)] == [
@@ -200,7 +200,7 @@ def test_a_pool_may_be_used_up(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_training_that_diverges_leaves_whole_rounds_alone(tmp_path):
+def test_diverging_training_records_no_round(tmp_path):
     broken = replace(DATASET, features=np.full_like(DATASET.features, np.nan))
     with pytest.raises(TrainingError, match="diverged"):
         complete(Run(RANDOM, 0, tmp_path / "run.jsonl"), broken, PROTOCOL)

@@ -49,7 +49,7 @@ def page(folder):
 
 
 class TestReport:
-    def test_its_tables_begin_with_the_backbone(self, studies, folder):
+    def test_csv_tables_begin_with_the_backbone(self, studies, folder):
         assert {path.name for path in folder.iterdir()} == FILES
         rounds, classes = read_csv(folder / "rounds.csv"), read_csv(folder / "classes.csv")
         assert [*rounds[0]] == ["backbone", *(each.name for each in fields(Round) if each.name not in BY_CLASS)]
@@ -68,8 +68,8 @@ class TestReport:
         assert [(row["backbone"], int(row["labels_of_class"]), float(row["f1"])) for row in classes] == by_class
 
     @pytest.mark.parametrize("strategy", ["random", "labelnext"])
-    def test_a_table_compares_the_backbones_under_a_strategy(self, studies, page, strategy):
-        """The better one first, with the paired difference to the first named."""
+    def test_table_compares_backbones_by_strategy(self, studies, page, strategy):
+        """The best backbone first, with the paired difference from the first one named."""
         table = page.table(strategy)
         assert [*table] == ["backbone", "better@224", "plain"]
         measures = ("macro_f1", "minority_f1", "accuracy")
@@ -81,7 +81,7 @@ class TestReport:
         assert table["better@224"][7:] == ["+0.110", "+0.085 to +0.135"]
         assert table["plain"][7:] == ["0", ""]
 
-    def test_each_backbone_has_its_own_report_one_click_away(self, page):
+    def test_page_links_to_the_report_of_each_backbone(self, page):
         page.assert_closed("plain/report.html", "better%40224/report.html")
         assert page.tags.count("svg") == 6
         assert {row[0] for row in page.tables["settings"]} >= {"passes", "machine"}
@@ -92,7 +92,7 @@ class TestReport:
     ("studied", "compared"),
     [("margin,labelnext,random", ["random", "labelnext"]), ("bald,random", ["random"]), ("bald,margin", ["bald"])],
 )
-def test_backbones_are_compared_under_random_and_the_default(studied, compared):
+def test_compares_backbones_by_random_and_default(studied, compared):
     assert choose_strategies(studied.split(",")) == compared
 
 
@@ -122,10 +122,10 @@ def simulate(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_backbones_are_studied_side_by_side(simulate, tmp_path, capsys, monkeypatch):
-    """Each with its own features; a second run computes nothing."""
-    out, several = tmp_path / "study", ("--strategies", "random,labelnext", "--backbone", "seeing,blind")
-    assert simulate(out, *several) == 0
+def test_studies_several_backbones(simulate, tmp_path, capsys, monkeypatch):
+    """Each with separate features; a second run computes nothing."""
+    out, options = tmp_path / "study", ("--strategies", "random,labelnext", "--backbone", "seeing,blind")
+    assert simulate(out, *options) == 0
     output = capsys.readouterr().out
     summaries = json.loads(output)
     assert {name: [*summary] for name, summary in summaries.items()} == {
@@ -144,27 +144,27 @@ def test_backbones_are_studied_side_by_side(simulate, tmp_path, capsys, monkeypa
     assert first == second  # both begin with the seed's random labels
 
     monkeypatch.setattr(simulate_module, "complete_all", None)
-    assert simulate(out, *several) == 0
+    assert simulate(out, *options) == 0
     assert capsys.readouterr().out == output
-    for other, message in (
-        (("--query", "4"), "holds a study with query [3], this one has [4]"),
-        (("--backbone", "seeing"), "holds a study of several backbones, this one has one; name another folder"),
+    for changed, message in (
+        (("--query", "4"), "contains a study with query [3], this study has [4]"),
+        (("--backbone", "seeing"), "contains a study of several backbones, this study has one; use another folder"),
     ):
-        assert simulate(out, *several, *other) == 1
+        assert simulate(out, *options, *changed) == 1
         assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_study_of_one_backbone_is_not_overwritten_by_one_of_several(simulate, tmp_path, capsys):
+def test_does_not_overwrite_a_study_of_one_backbone(simulate, tmp_path, capsys):
     """Their files have equal names. With `--train all`, no features are computed in advance."""
-    out, one = tmp_path / "study", ("--strategies", "random", "--backbone", "seeing", "--train", "all")
-    assert simulate(out, *one) == 0
+    out, options = tmp_path / "study", ("--strategies", "random", "--backbone", "seeing", "--train", "all")
+    assert simulate(out, *options) == 0
     assert [*json.loads(capsys.readouterr().out)] == ["random"]
     assert "backbone" not in read_csv(out / "rounds.csv")[0]
     assert json.loads((out / "settings.json").read_text())["part"] == "all"
     assert not list(tmp_path.rglob("features-*"))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert simulate(out, *one, "--backbone", "seeing,blind") == 1
-    assert "holds a study of one backbone, this one has several" in capsys.readouterr().err
+    assert simulate(out, *options, "--backbone", "seeing,blind") == 1
+    assert "contains a study of one backbone, this study has several" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

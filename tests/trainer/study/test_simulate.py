@@ -44,7 +44,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start_study(folder, cache):
-    """Start the command in a process of its own; its output goes to files beside the study."""
+    """Start the command in a separate process; its output goes to files next to the study."""
     processes, environment = [], {**os.environ, "LABELNEXT_CACHE": str(cache)}
 
     def start(out):
@@ -88,24 +88,24 @@ def rounds_without_seconds(out):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-class TestFromEndToEnd:
-    def test_it_ends_with_one_line_of_json_and_a_report(self, uninterrupted):
+class TestEndToEnd:
+    def test_prints_json_and_writes_a_report(self, uninterrupted):
         out, (status, stdout, err) = uninterrupted
         assert status == 0, err
         (line,) = stdout
         assert json.loads(line) == json.loads((out / "summary.json").read_text())
         assert [*json.loads(line)] == ["random", "labelnext"]
-        assert "2 strategies, 2 seeds, 24 rounds of 1 labels after 12, of 45 images of 3 classes" in "\n".join(err)
+        assert "2 strategies, 2 seeds; 12 initial labels, then 24 rounds of 1; 45 images of 3 classes" in "\n".join(err)
         assert "Traceback" not in "\n".join(err)
         assert len(rounds_without_seconds(out)) == ALL_ROUNDS
         assert {path.name for path in (out / "chains").iterdir()} == FILES
         page = Page(out / "report.html")
         assert "Which strategy saves labels? colours.v2" in page.words
-        assert "45 images of 3 classes (the largest has 15, the smallest 15) were hidden" in page.words
+        assert "a pool of 45 images of 3 classes (15 to 15 each)" in page.words
         assert [row[1] for row in page.tables["passes"][1:]] == ["0", "1", "mean"]
 
-    def test_no_file_says_where_it_was_made(self, uninterrupted, folder):
-        """Files contain no path of images, study or program; the command has only names."""
+    def test_files_contain_no_local_paths(self, uninterrupted, folder):
+        """The command in the settings has file names only."""
         out = uninterrupted[0]
         for path in [*out.glob("*.*"), *out.glob("chains/*")]:
             content = path.read_bytes()
@@ -114,7 +114,7 @@ class TestFromEndToEnd:
         command = json.loads((out / "settings.json").read_text())["command"]
         assert command.startswith("python -m trainer simulate --images=colours.v2 --out study --strategies random,")
 
-    def test_what_is_killed_leaves_no_process_and_goes_on(self, uninterrupted, start_study, tmp_path):
+    def test_killed_study_leaves_no_process_and_resumes(self, uninterrupted, start_study, tmp_path):
         """After SIGKILL and SIGTERM, the rounds equal those of an uninterrupted study, except for seconds."""
         out = tmp_path / "study"
         for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)):
@@ -160,14 +160,14 @@ def is_running(process):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--initial", "40"], "expected at least 64 images for 40 labels and 24 rounds of 1, there are 45; lower"),
-        (["--long-tail", "15", "--initial", "15"], "at least 39 images for 15 labels and 24 rounds of 1, there are 20"),
+        (["--initial", "40"], "expected at least 64 images for 40 labels and 24 rounds of 1, got 45; lower"),
+        (["--long-tail", "15", "--initial", "15"], "at least 39 images for 15 labels and 24 rounds of 1, got 20"),
         (["--strategies", "random,bold"], "each once, got random, bold"),
         (["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
         (["--images", "nowhere"], "nowhere"),
     ],
 )
-def test_what_cannot_be_studied_is_refused_before_anything_is_computed(simulate, tmp_path, capsys, arguments, message):
+def test_rejects_impossible_studies_before_computing(simulate, tmp_path, capsys, arguments, message):
     assert simulate(tmp_path / "study", *arguments) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -187,7 +187,7 @@ def diverging(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path, capsys):
+def test_folder_without_rounds_accepts_other_settings(diverging, simulate, tmp_path, capsys):
     for more in ([], ["--learning-rate", "0.01"]):
         assert simulate(tmp_path / "study", *more) == LABELS_AT_FAULT
         assert "set a lower --learning-rate" in capsys.readouterr().err
@@ -196,7 +196,7 @@ def test_a_study_without_a_round_claims_no_folder(diverging, simulate, tmp_path,
 
 
 @pytest.mark.slow
-def test_features_are_in_the_precision_that_is_served(diverging, simulate, tmp_path, monkeypatch):
+def test_features_have_the_served_precision(diverging, simulate, tmp_path, monkeypatch):
     shapes = []
     monkeypatch.setattr(simulate_module, "compute_features", lambda *args, **options: tmp_path)
     monkeypatch.setattr(
@@ -211,18 +211,17 @@ def test_features_are_in_the_precision_that_is_served(diverging, simulate, tmp_p
 
 
 @pytest.mark.slow
-def test_images_that_cannot_be_read_are_left_out_and_named(simulate, diverging, tmp_path, capsys, caplog):
+def test_skips_and_logs_unreadable_images(simulate, diverging, tmp_path, capsys, caplog):
     folder = write_folders(tmp_path / "some", each=20)
     for path in sorted((folder / "red").iterdir())[:7]:
         path.write_bytes(b"no image")
     simulate(tmp_path / "study", "--images", str(folder))
     messages = [record.getMessage() for record in caplog.records if record.name == simulate_module.__name__]
-    assert sum(each.startswith("left out: red/") for each in messages) == 5
+    assert sum(each.startswith("skipped: red/") for each in messages) == 5
     assert "and 2 more" in messages
     assert json.loads((tmp_path / "study" / "settings.json").read_text())["unreadable"] == 7
 
 
-def test_the_minority_is_the_rarest_third():
-    """At least one class."""
+def test_minority_is_the_rarest_third():
     assert find_minority(np.array([5, 1, 3, 9, 2, 7, 4])) == (1, 4)
     assert find_minority(np.array([4, 2])) == (1,)

@@ -37,7 +37,7 @@ def study_of(values, measure="minority_f1"):
 
 
 @given(curves, heights)
-def test_the_area_is_a_mean_height(points, constant):
+def test_area_is_normalised_by_the_range_of_labels(points, constant):
     steps, values = zip(*points, strict=True)
     labels = np.cumsum(steps)
     expected = auc(labels, values) / (labels[-1] - labels[0]) if len(labels) > 1 else values[0]
@@ -46,8 +46,8 @@ def test_the_area_is_a_mean_height(points, constant):
 
 
 @given(curves, heights)
-def test_a_target_is_reached_where_a_fine_grid_first_is_there(points, target):
-    """The interpolated curve is below the target before this number of labels, and not below at it."""
+def test_share_to_reach_zero_is_the_first_crossing(points, target):
+    """The interpolated curve is below the target before this number of labels."""
     steps, values = zip(*points, strict=True)
     labels = np.cumsum(steps).astype(float)
     result = share_to_reach_zero(labels, np.array(values) - target, of=1.0)
@@ -60,7 +60,7 @@ def test_a_target_is_reached_where_a_fine_grid_first_is_there(points, target):
 
 
 @pytest.mark.parametrize("seeds", [2, 5, 12])
-def test_the_interval_is_that_of_the_paired_t_test(seeds):
+def test_difference_interval_equals_the_paired_t_test(seeds):
     rng = np.random.default_rng(1)
     shared = rng.normal(0.5, 0.1, (seeds, 1))
     values = {name: shared + rng.normal(0, 0.02, (seeds, 3)) for name in ("random", "bald")}
@@ -76,8 +76,8 @@ LABELS = 100.0 * np.arange(1, 10)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 6), st.sampled_from(MEASURES))
-def test_random_needs_no_more_than_randoms_labels(seed, seeds, rounds, measure):
-    """All of them, or those at which its isotonic curve first reaches its final value; there is no interval."""
+def test_ratio_of_random_is_at_most_1(seed, seeds, rounds, measure):
+    """Where its isotonic curve first reaches its final value; there is no interval."""
     values = np.random.default_rng(seed).random((seeds, rounds))
     result = label_ratio(study_of({"random": values}, measure), "random", measure)
     mean = values.mean(axis=0) * (-1 if measure in LOWER_IS_BETTER else 1)
@@ -87,10 +87,10 @@ def test_random_needs_no_more_than_randoms_labels(seed, seeds, rounds, measure):
     assert (result.low, result.high) == (None, None)
 
 
-def test_the_interval_of_the_ratio_is_where_the_paired_t_test_cannot_tell_from_randoms_end():
+def test_ratio_interval_is_where_the_paired_t_test_includes_zero():
     """On a fine grid of labels, with scipy's intervals interpolated between rounds."""
     rng = np.random.default_rng(3)
-    values = {name: np.sort(rng.normal(np.linspace(0, top, 6), 0.1, (4, 6)), axis=1) for name, top in TOPS.items()}
+    values = {name: np.sort(rng.normal(np.linspace(0, top, 6), 0.1, (4, 6)), axis=1) for name, top in FINAL.items()}
     tests = [stats.ttest_rel(each, values["random"][:, -1]).confidence_interval(0.95) for each in values["margin"].T]
     grid = np.linspace(100, 600, 50_001)
     low, high = (np.interp(grid, LABELS[:6], [getattr(each, end) for each in tests]) for end in ("low", "high"))
@@ -99,12 +99,12 @@ def test_the_interval_of_the_ratio_is_where_the_paired_t_test_cannot_tell_from_r
     assert result.high * 600 == pytest.approx(grid[low < 0][-1], abs=0.1)
 
 
-TOPS = {"random": 0.5, "margin": 1.5}
+FINAL = {"random": 0.5, "margin": 1.5}
 """Final values of the curves."""
 
 
-def test_an_interval_ends_where_the_strategy_stays_above():
-    """The interval ends at the last uncertain round, and has no end if that is the last of all."""
+def test_ratio_interval_ends_at_the_last_uncertain_round():
+    """It has no end if the final round is uncertain."""
     random = [[0.0, 0.1, 0.2, 0.3]] * 3
     certain, uncertain = [[0.9, 0.9, 0.9]], [[0.2, 0.9, 0.4]]
     ours = np.concatenate([[[0.0] * 3], certain, uncertain, certain]).T
@@ -115,7 +115,7 @@ def test_an_interval_ends_where_the_strategy_stays_above():
     assert label_ratio(study_of({"random": random, "margin": ours}), "margin", "minority_f1").high is None
 
 
-def test_a_peak_by_chance_is_not_where_a_level_is_reached():
+def test_ratio_ignores_peaks():
     """The isotonic regression of 0, .6, 0, .6 is 0, .3, .3, .6; the interval includes the ratio read from it."""
     values = {"random": [[0.45] * 4] * 2, "margin": [[0.0, 0.6, 0.0, 0.6]] * 2}
     result = label_ratio(study_of(values), "margin", "minority_f1")
@@ -124,7 +124,7 @@ def test_a_peak_by_chance_is_not_where_a_level_is_reached():
     assert result.most == 1
 
 
-def test_labels_for_the_end_of_a_reference_are_a_share_of_the_references():
+def test_reference_ratio_is_a_share_of_the_reference_labels():
     """The reference's mean of 0.4 with 200 labels is reached with 300; the interval is that of a t-test."""
     rng = np.random.default_rng(1)
     noise = rng.normal(0, 0.05, (6, 5))
@@ -140,7 +140,7 @@ def test_labels_for_the_end_of_a_reference_are_a_share_of_the_references():
     assert (result.low, result.high) == pytest.approx((low, high))
 
 
-def test_without_random_there_is_nothing_to_compare_with():
+def test_without_random_comparisons_are_none():
     result = summarise(make_study(strategies=["margin"], seeds=3))["margin"]
     assert {name for name, value in result.items() if value is None} == {
         "minority_labels_random",
@@ -148,7 +148,7 @@ def test_without_random_there_is_nothing_to_compare_with():
     }
 
 
-def test_the_summary_is_of_means_over_seeds():
+def test_summary_has_means_over_seeds():
     study = make_study(seeds=3, rounds=4)
     result = summarise(study)
     assert [*result] == list(study.runs)
@@ -162,14 +162,14 @@ def test_the_summary_is_of_means_over_seeds():
     assert margin["aulc_nll"] == pytest.approx(areas(labels, values).mean())
 
 
-def test_seconds_are_of_the_rounds_that_choose():
-    """The last round selects nothing, and is left out of the mean."""
+def test_seconds_exclude_the_last_round():
+    """It selects nothing."""
     for rounds, seconds in ((4, (0.18, 9.05)), (1, (0, 0))):
         result = summarise(make_study(strategies=["margin"], seeds=2, rounds=rounds))["margin"]
         assert (result["choose_s"], result["score_s"]) == pytest.approx(seconds)
 
 
-def test_curves_are_means_over_seeds():
+def test_curves_have_means_and_standard_errors():
     study = make_study(strategies=["bald"], seeds=4, rounds=3)
     result = mean_curve(study, "bald", "macro_f1")
     values = values_of(study, "bald", "macro_f1")
