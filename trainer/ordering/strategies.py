@@ -156,8 +156,8 @@ def check_finite(name: str, values: npt.NDArray[np.float32], task_ids: Ints) -> 
     if not finite.all():
         affected = task_ids[~finite]
         raise ValueError(
-            f"{name} of task {affected[0]} is not finite ({len(affected)} of {len(task_ids)} tasks are affected); exclude "
-            "images that could not be scored"
+            f"{name} of task {affected[0]} is not finite ({len(affected)} of {len(task_ids)} tasks are affected); "
+            "exclude images that could not be scored"
         )
 
 
