@@ -71,7 +71,7 @@ def test_a_disk_without_room_is_named_with_what_is_free_and_what_to_do(repositor
         with pytest.raises(DiskFull, match="No space left"):
             repository.rollback(first)
         assert contents(repository) == {"CURRENT", first, second}
-        (repository.root / "rest").unlink()
+        (repository.root / "filler").unlink()
         assert repository.current() == second < publish(repository, b"third").name == repository.current()
 
 
