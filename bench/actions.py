@@ -40,7 +40,7 @@ from trainer.model.build import open_backbone_for
 from trainer.model.frozen import FrozenBackbone
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, LabelledImages
-from trainer.ranking.bulk_confirmation import Criteria, GivenLabels, find_confirmable, tasks_to_score
+from trainer.ranking.bulk_confirmation import Criteria, GivenLabels, find_offers, tasks_to_score
 from trainer.ranking.predictions import to_candidates
 from trainer.scoring.scores import Score
 from trainer.settings import Environment, Training
@@ -198,9 +198,7 @@ class Simulation:
         criteria = Criteria(self.precision, self.seed, self.plan.holdout_share, random_labels, classes, multiple=False)
         holdout_predictions = criteria.read(holdout_scores)
         scored = self._score(model, np.array(tasks_to_score(given, holdout_predictions, criteria), np.int64))
-        return find_confirmable(
-            pool, holdout_predictions, given, criteria, name=name, scored=scored, former=self._sure
-        ).sure
+        return find_offers(pool, holdout_predictions, given, criteria, name=name, scored=scored, former=self._sure).sure
 
     def _score(self, model: Model, images: Indices) -> list[Score]:
         """Return a model's scores; the task id of an image is its index."""

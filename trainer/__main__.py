@@ -156,7 +156,7 @@ class _Activate(ProjectOption):
     version: Annotated[str | None, Option(metavar="VERSION")] = None
     """The version to sort by (default: the current version)."""
     keep_sampling: bool = False
-    """Leave the project's task sampling as it is."""
+    """Do not change the project's task sampling."""
 
 
 def _activate(environment: Environment, options: _Activate) -> None:

@@ -1,7 +1,7 @@
 """Bulk confirmation: finds the tasks whose predicted labels may be confirmed, from scores, labels and earlier offers.
 
-For tasks of the random holdout it is recorded whether they would have been confirmed if they were not held out. So the
-share of right labels among all confirmed ones is known. The statistical tests are in `trainer.evaluation.sure`.
+"Shadows" are tasks of the random holdout that would have been offered outside of it. Their labels show the share of
+right labels among all confirmed ones. The statistical tests are in `trainer.evaluation.sure`.
 """
 
 from collections import Counter
@@ -95,7 +95,7 @@ class Criteria:
 
 
 @dataclass(frozen=True, slots=True)
-class Confirmable:
+class Offers:
     """Offers for bulk confirmation, and the reasons by task."""
 
     sure: Sure
@@ -109,7 +109,7 @@ def tasks_to_score(
     return sorted(given.by_people) if len(holdout_predictions) >= _min_copies(criteria) else []
 
 
-def find_confirmable(
+def find_offers(
     pool: Sequence[Score],
     holdout_predictions: Sequence[HoldoutPrediction],
     given: GivenLabels,
@@ -118,28 +118,28 @@ def find_confirmable(
     name: str,
     scored: Sequence[Score] = (),
     former: Sure | None = None,
-) -> Confirmable:
-    """Return the tasks of a pool whose predicted labels may be confirmed.
+) -> Offers:
+    """Return the tasks of a pool whose predicted labels may be confirmed in bulk.
 
     Args:
         pool: scores of the unlabelled tasks.
         holdout_predictions: predictions for labelled tasks of the random holdout by a network trained without them.
-        given: the given labels.
+        given: the labels of the project.
         criteria: precision and project.
         name: the name of the ranking.
         scored: scores of `tasks_to_score`.
         former: the last offers.
     """
     (shadows, passed_over), truth = _review_offers(pool, given, former), given.by_people
-    drawn = criteria.held_out(truth)
+    holdout = criteria.held_out(truth)
     shadowed = {shadow.task for shadow in shadows}
-    fresh = [each for each in holdout_predictions if each.task in drawn and each.task not in shadowed]
+    fresh = [each for each in holdout_predictions if each.task in holdout and each.task not in shadowed]
     predicted = criteria.read(pool)
     copies = _find_copies(pool, scored, [*predicted, *fresh], truth=truth, criteria=criteria)
     copies, of_copies = _test_copies(copies, fresh, truth, criteria)
     sample = _sample([each for each in fresh if each.task not in copies], shadows, truth)
     evidence = find_margin(sample, criteria.precision, error_rate=ERROR_RATE / 2 if copies else ERROR_RATE)
-    wanted, labelled = 0, max(len(drawn), criteria.random_labels)
+    wanted, labelled = 0, max(len(holdout), criteria.random_labels)
     if evidence is None and of_copies is None:
         # Without holdout predictions: enough labels to measure on the holdout, and to pass the test without an error.
         required = max(LEAST_IMAGES, min_images(0, criteria.precision))
@@ -157,14 +157,14 @@ def find_confirmable(
         shadows=shadows,
         passed_over=passed_over,
     )
-    found = _offer(sure, [*predicted, *fresh], criteria, copies=copies if of_copies else {})
+    offers = _offer(sure, [*predicted, *fresh], criteria, copies=copies if of_copies else {})
     unlabelled = len(criteria.held_out(score.task for score in pool))
-    sentence = describe(found.sure, labelled=labelled, unlabelled=unlabelled)
-    return replace(found, sure=replace(found.sure, sentence=sentence))
+    sentence = describe(offers.sure, labelled=labelled, unlabelled=unlabelled)
+    return replace(offers, sure=replace(offers.sure, sentence=sentence))
 
 
-def find_confirmable_later(scores: Sequence[Score], criteria: Criteria, sure: Sure) -> Confirmable:
-    """Return which tasks added after a ranking may be confirmed, by its margin."""
+def find_later_offers(scores: Sequence[Score], criteria: Criteria, sure: Sure) -> Offers:
+    """Return the tasks added after a ranking that may be confirmed, by the ranking's margin."""
     return _offer(sure, criteria.read(scores), criteria, copies={})
 
 
@@ -198,7 +198,7 @@ def _sample(
 
 def _offer(
     sure: Sure, predicted: Sequence[HoldoutPrediction], criteria: Criteria, *, copies: Mapping[int, str]
-) -> Confirmable:
+) -> Offers:
     """Offer predictions with a sufficient margin, and copies; record a shadow for those of the random holdout."""
     reasons, tasks, offered, shadows = dict[int, str](), dict(sure.tasks), Counter(sure.offered), [*sure.shadows]
     held_out, shadowed = criteria.held_out(each.task for each in predicted), {shadow.task for shadow in sure.shadows}
@@ -213,7 +213,7 @@ def _offer(
         else:
             reasons[each.task], tasks[each.task] = reason, group
             offered[", ".join(sorted(each.labels))] += 1
-    return Confirmable(replace(sure, offered=dict(offered), tasks=tasks, shadows=tuple(shadows)), reasons)
+    return Offers(replace(sure, offered=dict(offered), tasks=tasks, shadows=tuple(shadows)), reasons)
 
 
 # ---- near-duplicates of labelled images
@@ -276,20 +276,20 @@ def _find_copies(
 def _review_offers(
     pool: Sequence[Score], given: GivenLabels, sure: Sure | None
 ) -> tuple[tuple[Shadow, ...], tuple[int, ...]]:
-    """Return the shadows with those confirmed that would have been, and the offered tasks that a person rejected.
+    """Return the shadows that count as confirmed, and the offered tasks that a person rejected.
 
-    A group is complete once enough of it was confirmed.
+    Of each group the same share of shadows counts as of offered tasks; all do once the group was reviewed.
     """
     if sure is None:
         return (), ()
-    sizes, waiting = Counter(sure.tasks.values()), {score.task for score in pool}
+    sizes, unlabelled = Counter(sure.tasks.values()), {score.task for score in pool}
     shares = {group: given.confirmed.get((sure.ranking, group), 0) / size for group, size in sizes.items()}
-    done = {group for group, share in shares.items() if share >= _REVIEWED_SHARE}
-    rejected = {task for task, group in sure.tasks.items() if group in done and task in waiting}
-    chance = keyed_uniforms(f"confirmed/{sure.ranking}", np.array([each.task for each in sure.shadows], np.int64))
+    reviewed = {group for group, share in shares.items() if share >= _REVIEWED_SHARE}
+    rejected = {task for task, group in sure.tasks.items() if group in reviewed and task in unlabelled}
+    draws = keyed_uniforms(f"confirmed/{sure.ranking}", np.array([each.task for each in sure.shadows], np.int64))
     shadows = tuple(
         replace(shadow, confirmed=True)
-        for shadow, drawn in zip(sure.shadows, chance.tolist(), strict=True)
-        if shadow.confirmed or shadow.label in done or drawn < shares.get(shadow.label, 0.0)
+        for shadow, draw in zip(sure.shadows, draws.tolist(), strict=True)
+        if shadow.confirmed or shadow.label in reviewed or draw < shares.get(shadow.label, 0.0)
     )
-    return shadows, tuple(sorted({*sure.passed_over, *rejected} & waiting))
+    return shadows, tuple(sorted({*sure.passed_over, *rejected} & unlabelled))

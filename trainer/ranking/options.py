@@ -25,16 +25,16 @@ class RankingOptions:
     batch_size: Annotated[Count, Option(metavar="K")] = 200
     """How many tasks to choose jointly: about as many as are labelled before the next ranking."""
     sure: Annotated[ShareOrNone, Option(metavar="PRECISION")] = DEFAULT_PRECISION
-    """Minimum share of right labels among those offered for confirming in bulk; 0 offers none."""
+    """Minimum share of right labels among those offered for bulk confirmation; 0 offers none."""
     keep_duplicates: bool = False
     """Leave near-duplicates where the strategy puts them."""
     keep_sampling: bool = False
-    """Leave the project's task sampling as it is."""
+    """Do not change the project's task sampling."""
     tabs: bool = True
     """Keep tabs in the Data Manager: what to label next, to confirm and to look at again
     ([Tabs](label-studio.md#tabs))."""
     force: bool = False
-    """Rank all unlabelled tasks anew, even if this version has ranked them."""
+    """Rank all unlabelled tasks again, even if this version has ranked them."""
     incomplete: bool = False
     """Rank even if more than 5 % of the tasks cannot be scored now; those keep their places."""
     dry_run: bool = False

@@ -1,7 +1,7 @@
 """Plans of rankings: scores and orders the unlabelled tasks of a project, without changes to Label Studio."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Final
@@ -23,14 +23,14 @@ from trainer.features import open_store
 from trainer.labels.checks import describe_unlabelled
 from trainer.labelstudio.tasks import PoolTask
 from trainer.ordering import coldstart, strategies
-from trainer.ordering.order import arrange, places_before_holdout
+from trainer.ordering.order import Arrangement, arrange, places_before_holdout
 from trainer.ordering.strategies import UNLABELLED, LabelledImages
 from trainer.ranking.bulk_confirmation import (
-    Confirmable,
     Criteria,
     GivenLabels,
-    find_confirmable,
-    find_confirmable_later,
+    Offers,
+    find_later_offers,
+    find_offers,
     tasks_to_score,
 )
 from trainer.ranking.context import RankingContext
@@ -159,11 +159,24 @@ class _VersionPlanner:
         scores, failures = self._score(self._context.tasks)
         if not scores:
             return Plan.of_failures(name, options.strategy, failures), failures
-        offers = self._find_confirmable(scores, name, former) if options.sure else None
+        offers = self._find_offers(scores, name, former) if options.sure else None
+        unticked = offers.sure.passed_over if offers else ()
+        arrangement = self._arrange(scores, name, labels_by_class=labels_by_class, unticked=unticked)
+        plan = place(Plan.of_failures(name, options.strategy, failures), scores, arrangement)
+        if offers:
+            _log.info("%s", offers.sure.sentence)
+            plan = self._add_offers(plan, offers)
+        return plan, failures
+
+    def _arrange(
+        self, scores: Sequence[Score], name: str, *, labels_by_class: Sequence[int], unticked: Collection[int]
+    ) -> Arrangement:
+        """Order all tasks; those that were unticked in earlier offers come first."""
+        options, manifest = self._context.options, self._manifest
         labelled = self._read_labelled() if options.strategy == strategies.COVER else UNLABELLED
         _log.info("arranging %d images by %s", len(scores), options.strategy)
         with stage("arrange"):
-            arrangement = arrange(
+            return arrange(
                 to_candidates(scores, multiple=manifest.multiple),
                 strategy=options.strategy,
                 project=options.project,
@@ -175,13 +188,8 @@ class _VersionPlanner:
                 duplicates=not options.keep_duplicates,
                 passes=lambda indices: self._passes([scores[index] for index in indices]),
                 labels=manifest.labels,
-                unticked=offers.sure.passed_over if offers else (),
+                unticked=unticked,
             )
-        plan = place(Plan.of_failures(name, options.strategy, failures), scores, arrangement)
-        if offers:
-            _log.info("%s", offers.sure.sentence)
-            plan = self._add_offers(plan, offers)
-        return plan, failures
 
     def plan_later(self, later: Sequence[PoolTask], ranked: Mapping[int, float], former: Ranking) -> Plan:
         """Score tasks, and place them among the tasks of a ranking by their scores."""
@@ -196,11 +204,9 @@ class _VersionPlanner:
             multiple=self._manifest.multiple,
         )
         plan = replace(Plan.of_failures(former.name, former.strategy, failures), items=items)
-        return (
-            self._add_offers(plan, find_confirmable_later(scores, self._criteria, former.sure))
-            if options.sure and former.sure
-            else plan
-        )
+        if options.sure and former.sure:
+            return self._add_offers(plan, find_later_offers(scores, self._criteria, former.sure))
+        return plan
 
     def _count_labels(self) -> Sequence[int]:
         """Return the number of labels per class, from the version's record if no label has changed since: (C,).
@@ -234,8 +240,8 @@ class _VersionPlanner:
         numbers = np.array([single.get(score.task, -1) for score in scores], np.int64)
         return LabelledImages(np.stack([score.embedding for score in scores]), numbers)
 
-    def _find_confirmable(self, scores: Sequence[Score], name: str, former: Sure | None) -> Confirmable:
-        """Find tasks for bulk confirmation, which requires scores of labelled tasks, too."""
+    def _find_offers(self, scores: Sequence[Score], name: str, former: Sure | None) -> Offers:
+        """Find offers for bulk confirmation, which may require scores of labelled tasks."""
         context, criteria = self._context, self._criteria
         with stage("labels"):
             holdout_predictions = read_holdout_predictions(context.repository, self._manifest)
@@ -245,11 +251,9 @@ class _VersionPlanner:
             [PoolTask(task, data[task]) for task in tasks_to_score(labelled, holdout_predictions, criteria)]
         )
         with stage("arrange"):
-            return find_confirmable(
-                scores, holdout_predictions, labelled, criteria, name=name, scored=scored, former=former
-            )
+            return find_offers(scores, holdout_predictions, labelled, criteria, name=name, scored=scored, former=former)
 
-    def _add_offers(self, plan: Plan, offers: Confirmable) -> Plan:
+    def _add_offers(self, plan: Plan, offers: Offers) -> Plan:
         """Add the offered tasks to a plan, marked so that tabs find them."""
         if self._context.options.tabs:
             known, labels = self._context.sure_marks(plan.name), self._context.control.labels

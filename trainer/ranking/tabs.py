@@ -30,7 +30,7 @@ from trainer.tabs.tabs import Tab
 _log = logging.getLogger(__name__)
 
 MAX_SURE_TABS: Final = 8
-"""Number of labels with a tab of their own, those with most tasks; the others share one."""
+"""Maximum number of labels with a separate tab, those with most tasks; the others share one."""
 OTHER_LABELS: Final = "other labels"
 _SKIPPED_ARE_DONE: Final = "IGNORE_SKIPPED"
 
@@ -68,12 +68,14 @@ class RankingTabs:
                 return
             sure = {**context.sure_marks(self._name), **find_marks(plan.items, self._name)}
             listed = update_listed(record.listed, self._review_tasks, unlabelled=context.data)
-            record, wanted = replace(record, listed=listed, sure=sure), self._choose(sure, offered)
-            shown = sync_tabs(context.client, context.repository, record=record, wanted=wanted)
+            record = replace(record, listed=listed, sure=sure)
+            titles = sync_tabs(
+                context.client, context.repository, record=record, definitions=self._choose(sure, offered)
+            )
         except (LabelnextError, OSError) as err:
             _log.warning("cannot update the project's tabs; the next ranking tries again: %s", err)
         else:
-            _log.info("tabs: %s", ", ".join(shown) or "none, because all would be empty")
+            _log.info("tabs: %s", ", ".join(titles) or "none, because all would be empty")
 
     def _choose(self, sure: Mapping[str, str], offered: Sure | None) -> list[Tab]:
         """Return the tabs that are not empty, by the ranking's own data, because searches in Label Studio are slow.
@@ -112,37 +114,37 @@ def mark_sure(
     labels: Sequence[str],
     known_marks: Mapping[str, str],
 ) -> tuple[PlannedPrediction, ...]:
-    """Return the predictions of a ranking, with marks on those for whose tasks there is a reason to offer them.
+    """Return the predictions of a ranking, with marks on those that are offered for bulk confirmation.
 
     Args:
         items: predictions of the ranking.
-        reasons: the reasons for bulk confirmation by task.
+        reasons: the reasons of the offers by task.
         ranking: the name of the ranking.
         labels: the labels of the labelling config.
         known_marks: the labels of existing tabs by mark.
     """
-    found = {item.task: label for item in items if item.task in reasons and (label := _first_label(item)) in labels}
-    counts, known = Counter(found.values()), set(known_marks.values())
+    offered = {item.task: label for item in items if item.task in reasons and (label := _first_label(item)) in labels}
+    counts, known = Counter(offered.values()), set(known_marks.values())
     new = [label for label, _ in counts.most_common() if label not in known]
     own = known | set(new[: max(0, MAX_SURE_TABS - len(known - {OTHER_LABELS}))])
     marks = {label: mark(ranking, labels.index(label), other=label not in own) for label in counts}
 
     def add_mark(item: PlannedPrediction) -> PlannedPrediction:
-        why, marker = reasons[item.task], marks[found[item.task]]
-        result = [{**region, "meta": {"sure": why, **region["meta"], MARK: marker}} for region in item.result]
+        reason, own_mark = reasons[item.task], marks[offered[item.task]]
+        result = [{**region, "meta": {"sure": reason, **region["meta"], MARK: own_mark}} for region in item.result]
         return replace(item, result=result)
 
-    return tuple(add_mark(item) if item.task in found else item for item in items)
+    return tuple(add_mark(item) if item.task in offered else item for item in items)
 
 
 def find_marks(items: Iterable[PlannedPrediction], ranking: str) -> dict[str, str]:
     """Return the labels of the tabs for marked predictions, by the mark for which each tab filters."""
-    others, found = common_mark(ranking), dict[str, str]()
+    others, labels = common_mark(ranking), dict[str, str]()
     for item in items:
         for marker in {region["meta"][MARK] for region in item.result if MARK in region["meta"]}:
             is_other = marker.startswith(others)
-            found[others if is_other else marker] = OTHER_LABELS if is_other else _first_label(item)
-    return found
+            labels[others if is_other else marker] = OTHER_LABELS if is_other else _first_label(item)
+    return labels
 
 
 def marks_with_tasks(known_marks: Collection[str], ranking: str, labels: Collection[int]) -> set[str]:

@@ -109,7 +109,7 @@ class Server:
             Unavailable: if it does not answer for too long.
         """
         batches, stopped = TaskBatches(tasks), threading.Event()
-        answers = SimpleQueue[list[Outcome] | Exception]()
+        replies = SimpleQueue[list[Outcome] | Exception]()
         self._last_reply_at = time.monotonic()
 
         def work() -> None:
@@ -119,20 +119,20 @@ class Server:
                     outcomes = self._request_batch(batch, request, outdated, stopped=stopped)
                     late = {each.task for each in outcomes if isinstance(each, Failure) and each.code == _EXPIRED}
                     late -= batches.record(batch, late, seconds=time.monotonic() - started)
-                    answers.put([outcome for outcome in outcomes if outcome.task not in late])
+                    replies.put([outcome for outcome in outcomes if outcome.task not in late])
             except Exception as err:  # passed to the thread that waits for replies
                 stopped.set()
-                answers.put(err)
+                replies.put(err)
 
         for _ in range(min(len(tasks), _CONCURRENT_REQUESTS)):
             threading.Thread(target=work, name="scores", daemon=True).start()
         missing = len(tasks)
         try:
             while missing:
-                if isinstance(answer := answers.get(), Exception):
-                    raise answer
-                missing -= len(answer)
-                yield answer
+                if isinstance(reply := replies.get(), Exception):
+                    raise reply
+                missing -= len(reply)
+                yield reply
         finally:
             stopped.set()
 

@@ -89,7 +89,7 @@ def find_review_tasks(
     """
     tasks = {task["id"]: task for task in tasks_by_number(client, [issue.task for issue in issues])}
     forms = {choice.stored: choice.result_value for choice in control.choices}
-    found = []
+    review_tasks = []
     for issue in issues:
         task = tasks.get(issue.task)
         known = all(label in forms for label in issue.suggested)
@@ -106,8 +106,8 @@ def find_review_tasks(
             "score": issue.suggested_probability,
         }
         score = min(1.0, max(0.0, 1 - issue.given_probability))
-        found.append(ReviewTask(issue.task, score, [region], str(task["updated_at"]), issue.given))
-    return found
+        review_tasks.append(ReviewTask(issue.task, score, [region], str(task["updated_at"]), issue.given))
+    return review_tasks
 
 
 def _is_resolved(

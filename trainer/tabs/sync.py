@@ -20,7 +20,7 @@ _MAX_RECORDED: Final = 5
 """Number of earlier filters and titles recorded per tab: a browser tab open since then restores them."""
 _NUMBER: Final = "tasks:id"
 _WIDTHS: Final = {"tasks:predictions_results": 470, "tasks:annotations_results": 220}
-"""Widths of text columns in pixels: both and an image are visible in a window of 1,200 pixels."""
+"""Widths of text columns in pixels: they and an image fit into a window of 1,200 pixels."""
 _GRID_COLUMNS: Final = 6
 _ALL_SELECTED: Final = {"selected": {"all": True, "list": []}}
 """In the Data Manager's format; it is reset when users change the tab."""
@@ -28,37 +28,39 @@ _DEFAULT_TAB: Final = {"title": "Default"}
 """The tab that Label Studio itself creates if there is none, with its default columns."""
 
 
-def sync_tabs(client: ProjectClient, repository: Repository, *, record: TabRecord, wanted: Sequence[Tab]) -> list[str]:
-    """Make our tabs in a project equal to `wanted`, from left to right, save the record, and return their titles.
+def sync_tabs(
+    client: ProjectClient, repository: Repository, *, record: TabRecord, definitions: Sequence[Tab]
+) -> list[str]:
+    """Update our tabs to their definitions, from left to right, save the record, and return the titles.
 
     Raises ConfigError if the record cannot be saved, or Label Studio refuses.
     """
     existing = views.list_views(client)
-    wanted_by_key = {tab.key: tab for tab in wanted}
+    by_key = {tab.key: tab for tab in definitions}
     tabs = _find_own(record.tabs, existing)
     present = {key: view for key, own in tabs.items() for view in existing if view.id == own.id}
-    removed = {key: replace(tabs[key], leaving=True) for key in present if key not in wanted_by_key}
-    new = {key: OwnTab(None, tab.title, (), (tab.filters,)) for key, tab in wanted_by_key.items() if key not in tabs}
-    changed = {key: _updated_record(tabs[key], wanted_by_key[key]) for key in present if key in wanted_by_key}
+    removed = {key: replace(tabs[key], leaving=True) for key in present if key not in by_key}
+    new = {key: OwnTab(None, tab.title, (), (tab.filters,)) for key, tab in by_key.items() if key not in tabs}
+    changed = {key: _updated_record(tabs[key], by_key[key]) for key in present if key in by_key}
     tabs = {**tabs, **removed, **new, **changed}
     save_record(repository, client.project, replace(record, tabs=tabs))
     for key in removed:
         views.delete_view(client, present[key].id)
     for key in changed:
-        view, tab = present[key], wanted_by_key[key]
+        view, tab = present[key], by_key[key]
         filters = _merge_filters(view.filters, record.tabs[key].written, tab.filters)
         if filters is not None or view.title != tab.title:
             settings = {"title": tab.title, **(_ALL_SELECTED if tab.all_selected else {})}
             filters_now = list(view.filters) if filters is None else filters
             views.change_view(client, view, filters=filters_now, settings=settings)
-    created = _create(client, [wanted_by_key[key] for key in new]) if new else {}
+    created = _create(client, [by_key[key] for key in new]) if new else {}
     if created and not existing:
         default = views.create_view(client, _DEFAULT_TAB)
         views.order_views(client, [*created.values(), default])
     if removed or created:
         tabs = {key: replace(own, id=created.get(key, own.id)) for key, own in tabs.items() if key not in removed}
         save_record(repository, client.project, replace(record, tabs=tabs))
-    return [tab.title for tab in wanted_by_key.values()]
+    return [tab.title for tab in by_key.values()]
 
 
 def remove_tabs(client: ProjectClient, repository: Repository, record: TabRecord) -> int:
@@ -75,7 +77,7 @@ def remove_tabs(client: ProjectClient, repository: Repository, record: TabRecord
 def _find_own(tabs: Mapping[str, OwnTab], existing: Sequence[View]) -> dict[str, OwnTab]:
     """Return the tabs that are still ours, including deleted ones, with their numbers."""
     by_number = {view.id: view for view in existing}
-    found = {}
+    own_tabs = {}
     for key, own in tabs.items():
         number = own.id
         if number is None:  # the process may have been killed just after creating it
@@ -83,10 +85,10 @@ def _find_own(tabs: Mapping[str, OwnTab], existing: Sequence[View]) -> dict[str,
             number = same[-1] if same else None
         view = by_number.get(number) if number is not None else None
         if view is not None and view.title in (own.title, *own.former):
-            found[key] = replace(own, id=number, leaving=False)
+            own_tabs[key] = replace(own, id=number, leaving=False)
         elif number is not None and view is None and not own.leaving:
-            found[key] = own
-    return found
+            own_tabs[key] = own
+    return own_tabs
 
 
 def _updated_record(own: OwnTab, tab: Tab) -> OwnTab:
@@ -98,17 +100,17 @@ def _updated_record(own: OwnTab, tab: Tab) -> OwnTab:
 
 
 def _merge_filters(
-    existing: Sequence[Filter], written: Sequence[Sequence[Filter]], wanted: Sequence[Filter]
+    existing: Sequence[Filter], written: Sequence[Sequence[Filter]], target: Sequence[Filter]
 ) -> list[Filter] | None:
     """Return a tab's new filters, including those added by users, or None if they do not change.
 
     `written` are the filters that we have set so far, oldest first.
     """
     ours = [item for items in written for item in items]
-    outdated = any(item in ours and item not in wanted for item in existing)
-    if not outdated and list(written[-1]) == list(wanted):
+    outdated = any(item in ours and item not in target for item in existing)
+    if not outdated and list(written[-1]) == list(target):
         return None
-    filters = [*wanted, *(item for item in existing if item not in ours and item not in wanted)]
+    filters = [*target, *(item for item in existing if item not in ours and item not in target)]
     return filters if filters != list(existing) else None
 
 

@@ -9,8 +9,8 @@ from trainer.evaluation.sure import Sample, find_margin, images_needed
 from trainer.ranking.bulk_confirmation import (
     Criteria,
     GivenLabels,
-    find_confirmable,
-    find_confirmable_later,
+    find_later_offers,
+    find_offers,
     tasks_to_score,
 )
 from trainer.scoring.scores import Score
@@ -41,34 +41,34 @@ def labelled(tasks, label="cat"):
 def find(pool, holdout_scores, given, *, scored=(), former=None):
     """Find offers with `holdout_scores` by a network trained without the holdout."""
     predictions = CRITERIA.read(holdout_scores)
-    return find_confirmable(pool, predictions, given, CRITERIA, name="now", scored=scored, former=former)
+    return find_offers(pool, predictions, given, CRITERIA, name="now", scored=scored, former=former)
 
 
 class TestOffers:
     def test_offers_predictions_above_the_tested_margin(self):
         random, others = draw_tasks(400, held_out=True), draw_tasks(50, held_out=False)
         leads, margins = np.linspace(1, 0.2, 400), np.linspace(1, 0, 50)
-        found = find(
+        offers = find(
             [score(task, lead=lead) for task, lead in zip(others, margins, strict=True)]
             + [score(task) for task in draw_tasks(30, held_out=True, start=9000)],
             [score(task, lead=lead) for task, lead in zip(random, leads, strict=True)],
             labelled(random),
         )
         expected = find_margin(Sample(leads, np.ones(400, bool)), 0.98)
-        assert found.sure.least_margin == pytest.approx(expected.least_margin, abs=1e-6)
-        assert (found.sure.images, found.sure.wrong, found.sure.wanted) == (expected.images, 0, 0)
-        enough = [task for task, lead in zip(others, margins, strict=True) if lead > found.sure.least_margin]
-        assert sorted(found.reasons) == sorted(found.sure.tasks) == sorted(enough)
-        assert found.sure.offered == {"cat": len(enough)}
+        assert offers.sure.least_margin == pytest.approx(expected.least_margin, abs=1e-6)
+        assert (offers.sure.images, offers.sure.wrong, offers.sure.wanted) == (expected.images, 0, 0)
+        enough = [task for task, lead in zip(others, margins, strict=True) if lead > offers.sure.least_margin]
+        assert sorted(offers.reasons) == sorted(offers.sure.tasks) == sorted(enough)
+        assert offers.sure.offered == {"cat": len(enough)}
 
     def test_offers_nothing_with_too_few_random_labels(self):
         random = draw_tasks(100, held_out=True)
         scores = [score(task) for task in random]
         assert tasks_to_score(labelled(random), CRITERIA.read(scores), CRITERIA) == []
-        found = find([score(task) for task in draw_tasks(50, held_out=False)], scores, labelled(random))
-        assert (found.reasons, found.sure.wanted, found.sure.low) == ({}, 83, None)
-        assert "about 83 more random labels are needed (100 so far)" in found.sure.sentence
-        assert "raise --holdout-share" in found.sure.sentence
+        offers = find([score(task) for task in draw_tasks(50, held_out=False)], scores, labelled(random))
+        assert (offers.reasons, offers.sure.wanted, offers.sure.low) == ({}, 83, None)
+        assert "about 83 more random labels are needed (100 so far)" in offers.sure.sentence
+        assert "raise --holdout-share" in offers.sure.sentence
 
     def test_random_labels_reduce_the_wanted_number_without_holdout_predictions(self):
         with_0, with_20 = (find([], [], labelled(draw_tasks(count, held_out=True))).sure.wanted for count in (0, 20))
@@ -79,12 +79,12 @@ class TestOffers:
         labels = {task: frozenset({"cat" if index % 20 else "dog"}) for index, task in enumerate(random)}
         leads = np.linspace(1, 0.2, 300)
         scored = [score(task, lead=lead) for task, lead in zip(random, leads, strict=True)]
-        found = find(
+        offers = find(
             [score(task) for task in draw_tasks(900, held_out=True, start=9000)], scored, GivenLabels(labels, {})
         )
         right = np.arange(300) % 20 != 0
-        assert not found.reasons
-        assert found.sure.wanted == images_needed(Sample(leads, right), 0.98)
+        assert not offers.reasons
+        assert offers.sure.wanted == images_needed(Sample(leads, right), 0.98)
 
     def test_labels_confirmed_in_bulk_do_not_count_as_evidence(self):
         random, others = draw_tasks(400, held_out=True), draw_tasks(400, held_out=False)
@@ -96,10 +96,10 @@ class TestOffers:
         sure = Sure("now", 0.98, {"cat": 1}, 0.5, 200, 0, 0.98, tasks={1: 0})
         [own] = draw_tasks(1, held_out=True)
         other, unsure = draw_tasks(2, held_out=False, start=500)
-        found = find_confirmable_later([score(own), score(other), score(unsure, lead=0.4)], CRITERIA, sure)
-        assert set(found.reasons) == {other}
-        assert (set(found.sure.tasks), found.sure.offered) == ({1, other}, {"cat": 2})
-        assert [shadow.task for shadow in found.sure.shadows] == [own]
+        offers = find_later_offers([score(own), score(other), score(unsure, lead=0.4)], CRITERIA, sure)
+        assert set(offers.reasons) == {other}
+        assert (set(offers.sure.tasks), offers.sure.offered) == ({1, other}, {"cat": 2})
+        assert [shadow.task for shadow in offers.sure.shadows] == [own]
 
 
 class TestEarlierOffers:
@@ -162,10 +162,10 @@ def make_copies(*, wrong):
 
 
 def test_near_duplicates_are_tested_separately():
-    found, pool = make_copies(wrong=0)
-    assert found.sure.near_duplicates
-    assert set(found.reasons) == pool
-    assert all("near-duplicate of task" in reason for reason in found.reasons.values())
-    found, _ = make_copies(wrong=30)
-    assert not found.sure.near_duplicates
-    assert not found.reasons
+    offers, pool = make_copies(wrong=0)
+    assert offers.sure.near_duplicates
+    assert set(offers.reasons) == pool
+    assert all("near-duplicate of task" in reason for reason in offers.reasons.values())
+    offers, _ = make_copies(wrong=30)
+    assert not offers.sure.near_duplicates
+    assert not offers.reasons

@@ -14,7 +14,7 @@ from tests.trainer.scorer import LABELS
 from tests.trainer.studio import Aborted
 from trainer.labelstudio.tasks import condition
 from trainer.ranking import planning
-from trainer.ranking.bulk_confirmation import Confirmable
+from trainer.ranking.bulk_confirmation import Offers
 from trainer.ranking.releasing import release
 from trainer.tabs.label_issues import LabelIssue
 
@@ -47,12 +47,12 @@ def confident(labelled, monkeypatch):
     """The tasks that rankings offer for bulk confirmation, and the lower bound of their precision."""
     offered = SimpleNamespace(tasks=set(labelled.unlabelled), low=None)
 
-    def find_confirmable(pool, holdout_predictions, given, criteria, *, name, **_):
+    def find_offers(pool, holdout_predictions, given, criteria, *, name, **_):
         labels = {score.task: LABELS.index(score.result[0]["value"]["choices"][0]) for score in pool}
         tasks = {task: labels[task] for task in labels.keys() & offered.tasks - criteria.held_out(labels)}
-        return Confirmable(Sure(name, 0.98, low=offered.low, tasks=tasks), dict.fromkeys(tasks, "certain"))
+        return Offers(Sure(name, 0.98, low=offered.low, tasks=tasks), dict.fromkeys(tasks, "certain"))
 
-    monkeypatch.setattr(planning, "find_confirmable", find_confirmable)
+    monkeypatch.setattr(planning, "find_offers", find_offers)
     return offered
 
 
