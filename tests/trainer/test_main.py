@@ -149,7 +149,7 @@ def test_a_run_ends_with_one_line_of_json_and_its_version_is_checked(train, mode
 def test_a_full_disk_is_an_error_of_one_line_and_the_next_run_succeeds(train, models, capsys, room):
     with small_disk(models, "2m"):
         fill(models)
-        os.truncate(models / "rest", (models / "rest").stat().st_size - room * 1024)
+        os.truncate(models / "filler", (models / "filler").stat().st_size - room * 1024)
         assert train() == 1
         out, err = capsys.readouterr()
         assert out == ""
@@ -157,7 +157,7 @@ def test_a_full_disk_is_an_error_of_one_line_and_the_next_run_succeeds(train, mo
         assert err.splitlines()[-1].startswith(f"error: expected to write to {models}")
         assert "No space left on device (0 of 2 MiB are free); make room" in err.splitlines()[-1]
         assert [path for path in models.rglob("*") if path.is_dir() and path.name != "default"] == []
-        (models / "rest").unlink()
+        (models / "filler").unlink()
         assert train() == 0
         assert Repository(models).current() == json.loads(capsys.readouterr().out)["version"]
 
