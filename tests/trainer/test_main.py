@@ -316,7 +316,7 @@ def test_the_variables_printed_by_keygen_sign_and_verify(settings, models, tmp_p
     assert json.loads(capsys.readouterr().out)["version"] == signed
     assert main(["versions"]) == 0
     first, second = capsys.readouterr().out.splitlines()[1:]
-    assert first.startswith(f"  {unsigned}  refused: version {unsigned} has no signature")
+    assert first.startswith(f"  {unsigned}  refused: version {unsigned} has no readable signature")
     assert second.startswith(f"* {signed}  2026")
     assert main(["rollback", unsigned]) == 1
     assert "demands one" in capsys.readouterr().err
