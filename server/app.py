@@ -54,10 +54,10 @@ _MAX_STATUS_LINE = 1000
 _NAMED_MODEL = f"{MODEL_PREFIX}<model>"
 
 _PAGES_CACHED = 64
-"""Models whose page object, with the manifests that it has read, is kept."""
+"""Models whose pages, with the manifests that they have read, are cached."""
 
 _MAX_OTHER_REQUESTS = 4
-"""Concurrent requests to all other routes, which read the repository, whose volume may hang."""
+"""Concurrent requests to other routes, which read the repository; its volume may hang."""
 
 
 class FiniteJSON(DefaultJSONProvider):
@@ -88,6 +88,7 @@ def create_app(settings: Settings | None = None, *, fetcher: Fetcher | None = No
     app.extensions["labelnext.wants_body"] = partial(_wants_body, app, check_head)
     routes = _model_routes(service)
     _add_pages(app, routes, service)
+    _add_reports(routes, service)
     app.register_blueprint(routes, name="by_project")
     app.register_blueprint(routes, name="by_name", url_prefix=_NAMED_MODEL)
     _add_probes(app, service)
@@ -181,7 +182,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _add_pages(app: Flask, routes: Blueprint, service: Service) -> None:
-    """Add the page of a model, the page of all models if there are several, and the reports."""
+    """Add the page of a model, and the page of all models if there are several."""
     address = service.settings.label_studio_public_url or service.settings.label_studio_url
     page_of = lru_cache(_PAGES_CACHED)(partial(Page, label_studio_url=address))
 
@@ -206,6 +207,10 @@ def _add_pages(app: Flask, routes: Blueprint, service: Service) -> None:
     @app.get(_NAMED_MODEL)
     def add_slash_to_model(model: str) -> BaseResponse:
         return redirect(f"./{quote(model, safe='')}/", 308)
+
+
+def _add_reports(routes: Blueprint, service: Service) -> None:
+    """Add the routes of versions' reports."""
 
     @routes.get("/report/<version>/")
     @routes.get("/report/<version>/<file>")

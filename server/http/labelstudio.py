@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import RequestError
-from contract.labelconfig import ChoicesControl, parse_label_config
+from contract.labelconfig import Choice, ChoicesControl, parse_label_config
 from contract.matching import match_control
 from contract.scores.acquisition import LABEL_THRESHOLD, label_studio_score, normalised_bald
 from contract.scores.calibration import temper
@@ -74,10 +74,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The control that predictions are for, and the stored form of each of the version's labels."""
+    """The control that predictions are for, and its choice for each of the version's labels."""
 
     control: ChoicesControl
-    stored: tuple[str | None, ...]
+    choices: tuple[Choice | None, ...]
     """In the order of the version's labels; None for a label that the config lacks."""
 
 
@@ -132,15 +132,14 @@ def resolve_target(label_config: str, version: str, control: str | None, labels:
         ConfigError: if the config classifies no image.
     """
     matched = match_control(parse_label_config(label_config), version=version, name=control, labels=labels)
-    by_shown = {choice.displayed: choice.stored for choice in reversed(matched.choices)}
-    by_name = {**by_shown, **{choice.stored: choice.stored for choice in matched.choices}}
-    stored = tuple(by_name.get(label) for label in labels)
-    if missing := [label for label, form in zip(labels, stored, strict=True) if form is None]:
+    by_displayed = {choice.displayed: choice for choice in reversed(matched.choices)}
+    by_name = {**by_displayed, **{choice.stored: choice for choice in matched.choices}}
+    if missing := [label for label in labels if label not in by_name]:
         _log.warning(
             "the labelling config lacks labels of the model; images predicted as one of them get a score and no label",
             extra={"model_version": version, "from_name": matched.from_name, "missing": missing},
         )
-    return Target(matched, stored)
+    return Target(matched, tuple(map(by_name.get, labels)))
 
 
 def find_images(request: PredictRequest, target: Target) -> list[ImageReference | NoImage]:
@@ -153,8 +152,7 @@ def build_predictions(
 ) -> list[JsonObject]:
     """Return one prediction per outcome, in order; an empty one, which Label Studio skips, for an image without scores.
 
-    The result is a region with the predicted labels, or empty if the config lacks them. The region's probability is
-    calibrated; the prediction's score, by which Label Studio sorts, is not.
+    The displayed probability is calibrated; the prediction's score, by which Label Studio sorts, is not.
     """
     predictions: list[JsonObject] = [{} for _ in outcomes]
     scored = {index: outcome for index, outcome in enumerate(outcomes) if isinstance(outcome, ImageScores)}
@@ -166,22 +164,34 @@ def build_predictions(
     means = np.stack([scores.mean_probabilities for scores in scored.values()])  # (N, C)
     predicted = _predict_labels(means, manifest, target)
     calibrated = temper(means, manifest.temperature, multiple=manifest.multiple)  # (N, C)
-    values = {choice.stored: choice.result_value for choice in target.control.choices}
-    for (index, scores), score, labels, shown in zip(scored.items(), sort_scores, predicted, calibrated, strict=True):
-        predictions[index] = {"model_version": manifest.version, "score": score, "result": []}
-        if chosen := {label: stored for label in labels if (stored := target.stored[label]) is not None}:
-            probability = float(shown[list(chosen)].min())
-            meta = {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version}
-            region = {
-                "from_name": target.control.from_name,
-                "to_name": target.control.to_name,
-                "type": "choices",
-                "value": {"choices": [values[stored] for stored in dict.fromkeys(chosen.values())]},
-                "score": probability,
-                "meta": {**meta, "probability": probability},
-            }
-            predictions[index]["result"] = [region]
+    for (index, scores), score, labels, row in zip(scored.items(), sort_scores, predicted, calibrated, strict=True):
+        meta = {"bald": scores.bald, "entropy": scores.entropy, "model_version": manifest.version}
+        result = _build_result(labels, row, target, meta)
+        predictions[index] = {"model_version": manifest.version, "score": score, "result": result}
     return predictions
+
+
+def _build_result(
+    labels: Sequence[int], probabilities: npt.NDArray[np.float32], target: Target, meta: JsonObject
+) -> list[JsonObject]:
+    """Return a region with the predicted labels, or no region if the config lacks them all.
+
+    `probabilities` (C,) are calibrated; the lowest of the predicted labels is displayed.
+    """
+    choices = {label: choice for label in labels if (choice := target.choices[label])}
+    if not choices:
+        return []
+    probability = float(probabilities[list(choices)].min())
+    return [
+        {
+            "from_name": target.control.from_name,
+            "to_name": target.control.to_name,
+            "type": "choices",
+            "value": {"choices": [choice.result_value for choice in dict.fromkeys(choices.values())]},
+            "score": probability,
+            "meta": {**meta, "probability": probability},
+        }
+    ]
 
 
 def withhold_labels(request: PredictRequest, predictions: Sequence[JsonObject], manifest: Manifest) -> list[JsonObject]:

@@ -84,7 +84,7 @@ class Metrics:
         self.model_loaded = gauge("model_loaded_timestamp_seconds", "When the version in use was loaded.", "model")
         bald = "BALD in nats; if all is in the lowest bucket, dropout is dead."
         self.bald = histogram("bald_score", bald, "model", buckets=_BALD_NATS)
-        _start_at_zero(self.rejected_requests, "queue_full", "deadline", "unavailable", "auth")
+        _start_at_zero(self.rejected_requests, "queue_full", "deadline", "unavailable", "auth", "slow")
         _start_at_zero(self.repository_faults, "read", "poll")
         _start_at_zero(self.feature_cache_faults, "open", "damaged", "read", "write", "dropped")
         _start_at_zero(self.image_revalidations, "unchanged", "changed", "ignored")

@@ -27,8 +27,8 @@ def score_pool(settings: Settings, options: PoolOptions, run: Run) -> dict[str, 
     repository = open_models(settings)
     version = repository.open(options.version or repository.current()).name
     shards, skipped = find_shards(options)
-    decides_scores = {name: getattr(settings, name) for name in ("passes", "precision", "score")}
-    target.lock({"version": version, **decides_scores})
+    score_settings = {name: getattr(settings, name) for name in ("passes", "precision", "score")}
+    target.lock({"version": version, **score_settings})
     done = run(settings, replace(options, version=version), shards) if shards else ()
     target.remove_partial()
     seconds, images = time.monotonic() - started, sum(each.images for each in done)

@@ -34,7 +34,7 @@ class Shard:
     """One file of the input."""
 
     name: str
-    """Its path below the input, and that of its scores below the output."""
+    """Its path in the input, and that of its scores in the output."""
     rows: int
 
 
@@ -61,8 +61,8 @@ class Folder:
     def names(self) -> list[str]:
         """Return the sorted paths of all parquet files below, without paths in which a part begins with _ or a dot."""
         with _explaining(f"{self.location} cannot be listed"):
-            found = self._files.get_file_info(fs.FileSelector("", allow_not_found=True, recursive=True))
-        paths = [PurePosixPath(each.path) for each in found if each.is_file]
+            entries = self._files.get_file_info(fs.FileSelector("", allow_not_found=True, recursive=True))
+        paths = [PurePosixPath(entry.path) for entry in entries if entry.is_file]
         return sorted(
             str(path)
             for path in paths
@@ -102,7 +102,7 @@ class Folder:
         with suppress(FileNotFoundError):
             self._files.delete_dir(_PARTIAL)
 
-    def lock(self, wanted: Mapping[str, object]) -> None:
+    def lock(self, settings: Mapping[str, object]) -> None:
         """Record the version and settings of the scores in this folder, or compare them with those recorded.
 
         Raises:
@@ -114,18 +114,18 @@ class Folder:
                     raise ConfigError(f"{self.location} has parquet files but no {LOCK_FILE}; choose an empty folder")
                 self._files.base_fs.create_dir(self._files.base_path, recursive=True)
                 with self._files.open_output_stream(LOCK_FILE) as file:
-                    file.write(json.dumps(wanted).encode())
+                    file.write(json.dumps(settings).encode())
             with self._files.open_input_stream(LOCK_FILE) as file:
-                found = json.loads(file.read())
-        if found != dict(wanted):
+                recorded = json.loads(file.read())
+        if recorded != dict(settings):
             raise ConfigError(
-                f"{self.location} was scored with {_show(found)}, this job would use {_show(wanted)}; "
+                f"{self.location} was scored with {_format(recorded)}, this job would use {_format(settings)}; "
                 "use the same version and settings (--version), or another output"
             )
 
 
 def find_shards(options: PoolOptions) -> tuple[list[Shard], int]:
-    """Return the shards to score, and the number of those whose scores the output has, for as many rows.
+    """Return the shards to score, and the number of those whose output exists and has as many rows.
 
     Raises:
         ConfigError: if the input has no files, one lacks a column, or the output lies in the input.
@@ -163,5 +163,5 @@ def _explaining(failure: str) -> Iterator[None]:
         raise PoolError(f"{failure} ({err})") from err
 
 
-def _show(wanted: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in wanted.items())
+def _format(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())

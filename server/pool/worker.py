@@ -81,29 +81,29 @@ class Worker:
             PoolError: if the shard cannot be read or written, or images can no longer be scored.
             Unavailable, InferenceError: if the failure is not an image's.
         """
-        started, used, precision = time.monotonic(), time.process_time(), self._engine.precision.value
+        started, started_cpu, precision = time.monotonic(), time.process_time(), self._engine.precision.value
         columns = [self._options.id, self._options.column]
         with Folder(self._options.input).open(shard.name) as file:
             id_type = file.schema_arrow.field(self._options.id).type
-            notes = {"precision": precision, "provider": self._engine.provider}
-            schema = make_schema(self._engine.manifest, id_type, notes)
+            metadata = {"precision": precision, "provider": self._engine.provider}
+            schema = make_schema(self._engine.manifest, id_type, metadata)
             batches = file.iter_batches(2 * self._settings.max_batch_images, columns=columns)
             table = pa.concat_tables([schema.empty_table(), *self._score(batches, schema)])
         Folder(self._options.output).write(shard.name, table)
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        seconds, core_seconds = time.monotonic() - started, time.process_time() - used
+        seconds, core_seconds = time.monotonic() - started, time.process_time() - started_cpu
         failed = len(table) - table["error"].null_count
         return ShardResult(len(table), failed, seconds, core_seconds, precision, round(peak_kb / 1024, 1))
 
     def _score(self, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
         """Yield the rows of each batch in order. Few batches are read ahead, since references may be entire images."""
-        under_way: deque[Future[pa.Table]] = deque()
+        pending: deque[Future[pa.Table]] = deque()
         for batch in batches:
-            under_way.append(self._requests.submit(self._score_batch, batch, schema))
-            if len(under_way) == _AHEAD:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            pending.append(self._requests.submit(self._score_batch, batch, schema))
+            if len(pending) == _AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
     def _score_batch(self, batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
         images = [
@@ -120,8 +120,8 @@ class Worker:
         return table.set_column(0, schema.field("id"), batch.column(self._options.id))
 
 
-def make_schema(manifest: Manifest, id_type: pa.DataType, notes: Mapping[str, str]) -> pa.Schema:
-    """Return the schema of the output; its metadata are `notes`, and the labels in the order of the probabilities.
+def make_schema(manifest: Manifest, id_type: pa.DataType, metadata: Mapping[str, str]) -> pa.Schema:
+    """Return the schema of the output; the labels, in the order of the probabilities, are added to its metadata.
 
     `score` is that for Label Studio, `bald` and `entropy` are in nats, `label` is the most probable one, and
     `probabilities` are means over the passes. Of a failed image these are null, and `error` and `detail` are set.
@@ -137,16 +137,16 @@ def make_schema(manifest: Manifest, id_type: pa.DataType, notes: Mapping[str, st
         "error": pa.string(),
         "detail": pa.string(),
     }
-    return pa.schema(fields.items(), metadata={"labels": json.dumps(manifest.labels), **notes})
+    return pa.schema(fields.items(), metadata={"labels": json.dumps(manifest.labels), **metadata})
 
 
 def make_row(outcome: Outcome, manifest: Manifest, direction: Score) -> dict[str, object]:
     """Return an image's row without its id; missing columns are null."""
     if not isinstance(outcome, ImageScores):
         return {"version": manifest.version, "error": outcome.code, "detail": str(outcome)}
-    share = label_studio_score if direction is Score.AGREEMENT else normalised_bald
+    to_score = label_studio_score if direction is Score.AGREEMENT else normalised_bald
     return {
-        "score": float(share(np.array(outcome.bald), len(manifest.labels), multiple=manifest.multiple)),
+        "score": float(to_score(np.array(outcome.bald), len(manifest.labels), multiple=manifest.multiple)),
         "bald": outcome.bald,
         "entropy": outcome.entropy,
         "label": manifest.labels[int(outcome.mean_probabilities.argmax())],

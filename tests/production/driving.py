@@ -23,7 +23,7 @@ from tests.server.conftest import make_predict_body, make_tasks
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A reply, and the latency of its request."""
+    """A response, and the latency of its request."""
 
     status: int
     body: Any
@@ -52,7 +52,8 @@ class Client:
         return reply.status == 200 and [each["model_version"] for each in reply.body["results"]] == [version] * 3
 
     def await_detail(self, *words: str) -> None:
-        wait_until(lambda: all(each in str(self.get("/health").body["detail"]) for each in words), f"to read {words}")
+        description = f"{words} in the detail of /health"
+        wait_until(lambda: all(word in str(self.get("/health").body["detail"]) for word in words), description)
 
     def _send(self, method: str, path: str, body: object) -> Reply:
         started = time.monotonic()

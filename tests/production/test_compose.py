@@ -55,7 +55,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, digits: Pool) -> Path:
 
 @pytest.fixture(scope="module")
 def composed(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composition]:
-    """The composition, removed in the end with its volumes."""
+    """The composition; at the end it is removed with its volumes."""
     for port in (8080, 9090):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -95,7 +95,7 @@ def test_the_composition_trains_and_ranks(composed: Composition, digits: Pool):
     assert f'"labels": {len(labelled)}' in output
 
     composed.run("--profile", "watch", "up", "--detach", "--no-build", **with_token)
-    wait_until(lambda: bool(project.settings()["model_version"]), "the watch's ranking", timeout_s=TIMEOUT_S)
+    wait_until(lambda: bool(project.settings()["model_version"]), "the first ranking", timeout_s=TIMEOUT_S)
     version = project.settings()["model_version"]
     open_tasks = [task for task in project.tasks() if not task.labelled]
     assert {_is_local(task) for task in open_tasks} == {_is_local(task) for task in labelled} == {True, False}
@@ -133,7 +133,7 @@ def _personal_access_token(url: str) -> str:
     cookies: dict[str, str] = {}
     http = urllib3.PoolManager(retries=False, timeout=60.0)
 
-    def ask(method: str, path: str, **options: Any) -> urllib3.BaseHTTPResponse:
+    def send(method: str, path: str, **options: Any) -> urllib3.BaseHTTPResponse:
         headers = {"Cookie": "; ".join(f"{name}={value}" for name, value in cookies.items()), "Referer": url}
         headers["X-CSRFToken"] = cookies.get("csrftoken", "")
         reply = http.request(method, url + path, headers=headers, redirect=False, **options)
@@ -143,10 +143,10 @@ def _personal_access_token(url: str) -> str:
         assert reply.status < 400, reply.data[:500]
         return reply
 
-    ask("GET", "/user/login/")
+    send("GET", "/user/login/")
     form = {"email": USER, "password": PASSWORD, "csrfmiddlewaretoken": cookies["csrftoken"]}
-    ask("POST", "/user/login/", fields=form, encode_multipart=False)
-    return str(ask("POST", "/api/token/", json={}).json()["token"])
+    send("POST", "/user/login/", fields=form, encode_multipart=False)
+    return str(send("POST", "/api/token/", json={}).json()["token"])
 
 
 def _status(url: str) -> int:

@@ -27,12 +27,12 @@ JSON = "Content-Type: application/json\r\n"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a version in use and a password."""
     folder = tmp_path_factory.mktemp("server")
-    with serving_one(folder, cache_mb=0, basic_auth="u:p") as (_, each):
-        yield each
+    with serving_one(folder, cache_mb=0, basic_auth="u:p") as (_, server):
+        yield server
 
 
 def read(connection: socket.socket) -> tuple[int, Any]:
-    """Read exactly one answer, since pipelined answers may follow it."""
+    """Read exactly one response, since pipelined ones may follow it."""
     with connection.makefile("rb", buffering=0) as stream:
         status, length, body = int(stream.readline().split()[1]), 0, b""
         while line := stream.readline().strip():
@@ -56,9 +56,9 @@ def is_scored(reply: tuple[int, Any]) -> bool:
     return status == 200 and ["score" in each for each in body["results"]] == [True] * 3
 
 
-def test_fragmented_and_pipelined_requests_are_answered_in_order(server: Server):
+def test_fragmented_and_pipelined_requests_get_responses_in_order(server: Server):
     with connect(server.url) as connection:
-        data = post(PREDICT) * 2 + b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" + post(b"no json")
+        data = post(PREDICT) * 2 + b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n" + post(b"not JSON")
         for first in range(0, len(data), 700):
             connection.sendall(data[first : first + 700])
             time.sleep(0.001)
@@ -70,7 +70,7 @@ def test_fragmented_and_pipelined_requests_are_answered_in_order(server: Server)
         assert is_scored(read(connection))
 
 
-def test_a_client_that_expects_100_continue_gets_it(server: Server):
+def test_expect_100_continue_is_honoured(server: Server):
     with connect(server.url) as connection:
         connection.sendall(post(b"", "Expect: 100-continue\r\n", len(PREDICT)))
         assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -91,7 +91,7 @@ def test_a_client_that_expects_100_continue_gets_it(server: Server):
         (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: abc\r\n" * 9_000, 431),
     ],
 )
-def test_a_request_refused_by_its_head_is_answered_before_its_body(server: Server, head: bytes, status: int):
+def test_requests_refused_by_their_head_get_a_response_before_the_body(server: Server, head: bytes, status: int):
     """The server does not wait for the body, and the client may still send it."""
     with connect(server.url) as connection:
         connection.sendall(head)
@@ -114,9 +114,9 @@ def many_files() -> None:
 def test_two_thousand_slow_clients_of_the_proxy_do_not_delay_others(tmp_path: Path):
     publish(Repository(tmp_path / "models"))
     with (
-        fleet(tmp_path / "models", replicas=1, folder=tmp_path / "fleet", settings={}) as behind,
-        probing([behind]) as health,
-        idle_connections(behind.url, 2000, post(b"", length=1000)),
+        fleet(tmp_path / "models", replicas=1, folder=tmp_path / "fleet", settings={}) as servers,
+        probing([servers]) as health,
+        idle_connections(servers.url, 2000, post(b"", length=1000)),
     ):
         time.sleep(3)
     assert len(health) > 10

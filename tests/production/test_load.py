@@ -1,4 +1,4 @@
-"""Overload: probes stay fast, requests are refused only if the deadline would pass, accepted ones are answered."""
+"""Overload: probes stay fast, only requests that would miss their deadline are refused, and others get responses."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.alone
 @pytest.fixture
 def slow_host() -> Iterator[Host]:
     """A host that answers each image after half a second."""
-    with host() as each:
+    with host() as served:
 
         def slow(handler: Handler, request: Request) -> None:
             time.sleep(0.5)
             reply(make_png(7))(handler, request)
 
-        each.serve("/image.png", slow)
-        yield each
+        served.serve("/image.png", slow)
+        yield served
 
 
 def slow_tasks(host: Host, count: int) -> list[dict[str, object]]:

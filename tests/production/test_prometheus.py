@@ -21,9 +21,7 @@ from tests.test_operations import EXPRESSIONS, PANELS
 
 FOLDER = CHECKOUT / "deploy" / "prometheus"
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="needs promtool, which apt-get install prometheus brings"
-)
+pytestmark = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool: apt-get install prometheus")
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -32,12 +30,12 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def ask(url: str, path: str) -> dict:
+def get_data(url: str, path: str) -> dict:
+    """Return the data of a response of Prometheus' API."""
     return json.loads(urllib3.request("GET", f"{url}{path}", retries=False, timeout=10).data)["data"]
 
 
-def test_the_files_are_valid():
-    """So are the expressions and templates of the alerts."""
+def test_rules_and_configuration_are_valid():
     for arguments in (("rules", "alerts.yaml"), ("config", "prometheus.yml")):
         done = promtool("check", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -62,9 +60,9 @@ def test_every_query_of_dashboard_and_scaler_can_be_parsed(tmp_path: Path):
     assert f"SUCCESS: {len(rules)} rules found" in done.stdout
 
 
-@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus, which apt-get can install")
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs prometheus: apt-get install prometheus")
 def test_prometheus_scrapes_a_server(tmp_path: Path):
-    """With the job of compose.yaml at another address; rules are evaluated, and queries have results."""
+    """By the job of compose.yaml at another address. Rules are evaluated, and queries have results."""
     repository = Repository(tmp_path / "models")
     name = publish(repository)
     with serving(repository.root, log=tmp_path / "server.log", settings={"LABELNEXT_PROVIDER": "cpu"}) as server:
@@ -79,7 +77,7 @@ def test_prometheus_scrapes_a_server(tmp_path: Path):
             url = f"http://127.0.0.1:{port}"
             query = "/api/v1/query?query=" + quote('labelnext_model_info{job="labelnext"}')
             prometheus.wait_for(url + query, timeout_s=60, until=lambda body: name.encode() in body)
-            [target] = ask(url, "/api/v1/targets")["activeTargets"]
+            [target] = get_data(url, "/api/v1/targets")["activeTargets"]
             assert (target["health"], target["lastError"]) == ("up", "")
             _check_rules(url, prometheus)
             _check_gauges(url)
@@ -102,13 +100,13 @@ def _check_rules(url: str, prometheus) -> None:
 
     Before the first scrape, the rule for a missing server was pending.
     """
-    prometheus.wait_for(f"{url}/api/v1/rules", timeout_s=60, until=_are_silent)
-    rules = [rule for group in ask(url, "/api/v1/rules")["groups"] for rule in group["rules"]]
+    prometheus.wait_for(f"{url}/api/v1/rules", timeout_s=60, until=_are_inactive)
+    rules = [rule for group in get_data(url, "/api/v1/rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in rules} <= EXPRESSIONS.keys()
     assert {rule["lastError"] for rule in rules if "lastError" in rule} == set()
 
 
-def _are_silent(body: bytes) -> bool:
+def _are_inactive(body: bytes) -> bool:
     rules = [rule for group in json.loads(body)["data"]["groups"] for rule in group["rules"]]
     return {(rule["health"], rule["state"]) for rule in rules} == {("ok", "inactive")}
 
@@ -118,5 +116,5 @@ def _check_gauges(url: str) -> None:
     for panel in PANELS:
         for target in panel["targets"]:
             expression = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
-            answer = ask(url, f"/api/v1/query?query={quote(expression)}")
+            answer = get_data(url, f"/api/v1/query?query={quote(expression)}")
             assert answer["result"] or "rate(" in expression or "increase(" in expression, panel["title"]

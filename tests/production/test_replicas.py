@@ -84,7 +84,7 @@ def test_no_request_is_lost_while_servers_are_killed_drained_and_swap_versions(
         third.start()
         servers.wait_until_ready(publish(repository, seed=2))
         second.kill_master()
-        wait_until(lambda: not second.ready, "the orphan to notice", timeout_s=15)
+        wait_until(lambda: not second.ready, "the orphaned worker to stop", timeout_s=15)
         second.stop()
         second.start()
         servers.wait_until_ready()
@@ -129,7 +129,7 @@ def slow(repository: Repository, pictures: tuple[Picture, ...], tmp_path: Path) 
 
 
 def test_the_proxy_retries_a_request_whose_server_died(slow: Slow, pictures: tuple[Picture, ...]):
-    """Also if its body is a megabyte, which the proxy has buffered."""
+    """Even if its body, which the proxy buffers, has a megabyte."""
     first, second = slow.servers.replicas
     second.stop()
     client = Client(slow.servers.url, LABELS)
@@ -147,7 +147,7 @@ def test_the_proxy_retries_a_request_whose_server_died(slow: Slow, pictures: tup
 def test_requests_are_not_delayed_by_a_draining_server(slow: Slow, pictures: tuple[Picture, ...]):
     """It answers requests in progress, and refuses connections, so that the proxy uses another server."""
     drained = slow.servers.replicas[1]
-    held = slow.pool.submit(Client(drained.url, LABELS).predict, [slow.url])
+    running = slow.pool.submit(Client(drained.url, LABELS).predict, [slow.url])
     slow.await_requests()
     drain = slow.pool.submit(drained.drain)
     client = Client(slow.servers.url, LABELS)
@@ -156,9 +156,9 @@ def test_requests_are_not_delayed_by_a_draining_server(slow: Slow, pictures: tup
     assert max(reply.seconds for reply in replies) < 5
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", drained.port), timeout=5)
-    assert not held.done()
+    assert not running.done()
     slow.release.set()
-    assert held.result(30).failed == 0
+    assert running.result(30).failed == 0
     assert drain.result(30) < 30
 
 
@@ -178,9 +178,9 @@ def test_the_proxy_uses_every_server_that_docker_names(tmp_path: Path):
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("nameserver 127.0.0.11\n")
     with ExitStack() as stack:
-        names = stack.enter_context(_docker_dns(addresses))
+        records = stack.enter_context(_docker_dns(addresses))
         for address in [*addresses, "127.0.3.3"]:
-            # On the port of the servers in compose.yaml, every path is answered with the address.
+            # Replies with the address to all paths, on the port of the servers in compose.yaml.
             answer = reply(json.dumps({"address": address}).encode())
             stack.enter_context(host(address=address, port=9090)).default = answer
         command: list[str | Path] = ["unshare", "--mount", "sh", "-c", _IN_A_CONTAINER, "haproxy"]
@@ -188,14 +188,14 @@ def test_the_proxy_uses_every_server_that_docker_names(tmp_path: Path):
         environment = {"LABELNEXT_PROXY_BIND": bind}
         stack.enter_context(running("haproxy", command, log=tmp_path / "log", environment=environment))
 
-        def found() -> set[str]:
+        def answering_addresses() -> set[str | None]:
             retries = urllib3.Retry(connect=8, backoff_factor=0.05)  # haproxy may still be starting
             replies = [urllib3.request("GET", f"http://{bind}/", retries=retries) for _ in range(12)]
             return {json.loads(reply.data).get("address") for reply in replies}
 
-        wait_until(lambda: found() == set(addresses), "both servers", timeout_s=30)
-        names.append("127.0.3.3")
-        wait_until(lambda: found() == set(names), "the third server", timeout_s=30)
+        wait_until(lambda: answering_addresses() == set(addresses), "both servers", timeout_s=30)
+        records.append("127.0.3.3")
+        wait_until(lambda: answering_addresses() == set(records), "the third server", timeout_s=30)
 
 
 _IN_A_CONTAINER = 'mount --bind "$1" /etc/resolv.conf && exec haproxy -db -f "$2" -f "$3"'
@@ -209,24 +209,27 @@ def _predicted(replica) -> float:
 
 @contextmanager
 def _docker_dns(addresses: list[str]) -> Iterator[list[str]]:
-    """Context manager for a DNS server that returns these addresses as A records, as Docker does for a service."""
-    names = list(addresses)
+    """Context manager for a DNS server that returns a list of addresses as A records, as Docker does for a service.
+
+    Yields the list, which may be changed.
+    """
+    addresses = list(addresses)
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             data, reply_to = self.request
             end = data.index(b"\0", 12) + 5
             (kind,) = struct.unpack("!H", data[end - 4 : end - 2])
-            given = names if kind == 1 else []
-            head = data[:2] + struct.pack("!HHHHH", 0x8180, 1, len(given), 0, 0)
-            records = [struct.pack("!HHHIH", 0xC00C, 1, 1, 1, 4) + socket.inet_aton(name) for name in given]
+            answers = addresses if kind == 1 else []
+            head = data[:2] + struct.pack("!HHHHH", 0x8180, 1, len(answers), 0, 0)
+            records = [struct.pack("!HHHIH", 0xC00C, 1, 1, 1, 4) + socket.inet_aton(each) for each in answers]
             reply_to.sendto(head + data[12:end] + b"".join(records), self.client_address)
 
     with socketserver.ThreadingUDPServer(("127.0.0.11", 53), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
-            yield names
+            yield addresses
         finally:
             server.shutdown()
             thread.join()

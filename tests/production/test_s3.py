@@ -41,18 +41,18 @@ location, cache, step = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 calls = 0
 
 def killed_at_step(write):
-    def call(*given, **named):
+    def call(*args, **kwargs):
         global calls
         calls += 1
         if calls == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return write(*given, **named)
+        return write(*args, **kwargs)
     return call
 
 for name in ("upload", "overwrite", "replace"):
     setattr(Bucket, name, killed_at_step(getattr(Bucket, name)))
 with open_repository(location, cache=cache).stage(datetime.now(UTC)) as staged:
-    write_files(staged.path, b"whole")
+    write_files(staged.path, b"content")
     (staged.path / "backbone.onnx.data").write_bytes(b"shared")
     staged.publish(manifest(staged.version))
 """
@@ -90,7 +90,7 @@ def test_a_server_follows_the_bucket(tmp_path: Path) -> None:
     first = publish(trainer, seed=1)
     with server_of(tmp_path, first) as (client, server):
         assert client.serves(first)
-        second = publish(trainer, seed=2, report={"index.html": b"<p>good"})
+        second = publish(trainer, seed=2, report={"index.html": b"<p>report"})
         server.wait_until_ready(second)
         assert client.serves(second)
         assert client.get("/versions").body["versions"] == [first, second]
@@ -102,7 +102,7 @@ def test_a_server_follows_the_bucket(tmp_path: Path) -> None:
     assert "not-to-be-seen" not in (tmp_path / "server.log").read_text()
 
 
-def test_commands_accept_a_bucket_in_place_of_a_folder(store: Store, tmp_path: Path) -> None:
+def test_commands_accept_a_bucket_as_repository(store: Store, tmp_path: Path) -> None:
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "LABELNEXT_MODELS": LOCATION, "LABELNEXT_VERSION_CACHE": str(tmp_path / "desk")}
         program = [sys.executable, "-m", *command]
@@ -115,10 +115,10 @@ def test_commands_accept_a_bucket_in_place_of_a_folder(store: Store, tmp_path: P
     assert f'"version": "{first}"' in run("trainer", "check").stdout
     assert first in run("server", "check", LOCATION).stdout
     store.child.stop()
-    gone = run("trainer", "rollback", second)
-    assert gone.returncode == 1
-    assert gone.stderr.startswith("error: s3://models/labelnext could not be read")
-    assert "Traceback" not in gone.stderr
+    failed = run("trainer", "rollback", second)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: s3://models/labelnext could not be read")
+    assert "Traceback" not in failed.stderr
 
 
 def test_a_server_survives_an_unreachable_bucket(store: Store, port: int, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_an_interrupted_download_is_retried(store: Store, port: int, tmp_path: P
 
 @pytest.mark.usefixtures("store")
 def test_readers_never_see_the_version_of_a_killed_publisher(tmp_path: Path) -> None:
-    """Killed before any upload, it leaves the earlier version current and intact."""
+    """Killed before any of its uploads, it leaves the earlier version current and intact."""
 
     def read() -> tuple[str, list[str]]:
         repository = open_repository(LOCATION, cache=tmp_path / "reader")
@@ -174,14 +174,14 @@ def test_readers_never_see_the_version_of_a_killed_publisher(tmp_path: Path) -> 
         return repository.current(), repository.versions()
 
     first = publish(open_repository(LOCATION, cache=tmp_path / "first"), seed=1)
-    killed, status = 0, -signal.SIGKILL
+    kills, status = 0, -signal.SIGKILL
     while status == -signal.SIGKILL:
         assert read()[0] == first
-        command = [sys.executable, "-c", PUBLISH, LOCATION, str(tmp_path / "dying"), str(killed + 1)]
+        command = [sys.executable, "-c", PUBLISH, LOCATION, str(tmp_path / "dying"), str(kills + 1)]
         status = subprocess.run(command, cwd=CHECKOUT, check=False, capture_output=True).returncode
-        killed += status == -signal.SIGKILL
+        kills += status == -signal.SIGKILL
     assert status == 0
-    assert killed == 7  # four files, the shared backbone, the manifest, CURRENT
+    assert kills == 7  # four files, the shared backbone, the manifest, CURRENT
     current, versions = read()
     # The version whose publisher died before CURRENT is complete, so it is listed; the others are not.
     assert len(versions) == 3

@@ -17,13 +17,13 @@ pytestmark = pytest.mark.rare
 
 # Direct requirements of the server: click, flask, gunicorn, idna, numpy, onnx, pillow, prometheus-client, pydantic,
 # urllib3 and a runtime.
-MOST_DIRECT = 11
+MAX_DIRECT = 11
 
 
 def test_bills_list_every_direct_requirement(tmp_path: Path):
-    """In its pinned version and with a package URL; the server's requirements are few, without torch."""
+    """With its pinned version and a package URL. The server has few requirements, and not torch."""
     if not (CHECKOUT / ".venv-audit/bin/syft").exists():
-        pytest.skip("no .venv-audit; `make sbom` makes it")
+        pytest.skip("no .venv-audit; `make sbom` creates it")
     command = [sys.executable, "-m", "deploy.images.sbom", str(tmp_path)]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -39,7 +39,7 @@ def test_bills_list_every_direct_requirement(tmp_path: Path):
         assert {entry["ref"] for entry in bill["dependencies"]} <= {*references, subject["bom-ref"]}
         if tag == SERVER:
             assert [name for name, _ in listed if re.match(r"torch|nvidia|baal", name)] == []
-    assert len(_direct("server-cpu.txt")) <= MOST_DIRECT
+    assert len(_direct("server-cpu.txt")) <= MAX_DIRECT
 
 
 def _direct(file: str) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ TIMEOUT_S = 300
 
 pytestmark = [
     pytest.mark.rare,
-    pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-ray; make test-system makes it"),
+    pytest.mark.skipif(not PYTHON.exists(), reason="needs .venv-ray: make test-system creates it"),
 ]
 
 
@@ -58,7 +58,7 @@ def command(tmp_path, *options):
 
 
 def write_pool(tmp_path, references):
-    """Write shards, and return the number of rows; ids contain the image's index, one image a shard is missing."""
+    """Write shards, and return the number of rows; ids end with the image's index, one image per shard is missing."""
     (tmp_path / "in").mkdir()
     for shard in range(SHARDS):
         numbers = [(shard + row) % IMAGES for row in range(ROWS)]
@@ -79,10 +79,10 @@ def workers(job):
         except OSError:  # the process has ended
             continue
 
-    def of_the_job(pid):
-        return pid == job or (pid in parents and of_the_job(parents[pid]))
+    def descends_from_job(pid):
+        return pid == job or (pid in parents and descends_from_job(parents[pid]))
 
-    return [pid for pid, name in names.items() if name.startswith(b"ray::MapWorker") and of_the_job(pid)]
+    return [pid for pid, name in names.items() if name.startswith(b"ray::MapWorker") and descends_from_job(pid)]
 
 
 def wait_until(condition, job, log):
@@ -107,7 +107,7 @@ def server_scores(tmp_path, environment, version, references):
         return reply.json()["results"]
 
 
-def test_a_killed_worker_costs_no_row(tmp_path, images, environment):
+def test_rows_are_complete_after_a_worker_was_killed(tmp_path, images, environment):
     _, references = images
     version = publish(Repository(tmp_path / "models"))
     total = write_pool(tmp_path, references)
@@ -138,8 +138,8 @@ def test_a_killed_worker_costs_no_row(tmp_path, images, environment):
             assert row["probabilities"] == pytest.approx(element["probabilities"], abs=1e-6)
             assert row["version"] == version
 
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.parquet")}
+    modified = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.parquet")}
     env = {**os.environ, **environment}
-    again = subprocess.run(command(tmp_path), cwd=CHECKOUT, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    assert [summary_of(again.stdout)[name] for name in ("shards", "skipped")] == [0, SHARDS]
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.parquet")} == written
+    second_job = subprocess.run(command(tmp_path), cwd=CHECKOUT, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    assert [summary_of(second_job.stdout)[name] for name in ("shards", "skipped")] == [0, SHARDS]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*.parquet")} == modified

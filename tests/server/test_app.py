@@ -267,6 +267,7 @@ class TestObservation:
             'labelnext_model_reloads_total{model="default",result="ok"} 1.0',
             'labelnext_bald_score_count{model="default"} 2.0',
             "labelnext_queue_images 0.0",
+            'labelnext_rejected_requests_total{reason="slow"} 0.0',
             'labelnext_stage_duration_seconds_count{stage="fetch"} 3.0',
             'labelnext_stage_duration_seconds_count{stage="backbone"}',
             'labelnext_stage_duration_seconds_count{stage="passes"}',
