@@ -319,7 +319,7 @@ def test_the_variables_printed_by_keygen_sign_and_verify(settings, models, tmp_p
     assert first.startswith(f"  {unsigned}  refused: version {unsigned} has no readable signature")
     assert second.startswith(f"* {signed}  2026")
     assert main(["rollback", unsigned]) == 1
-    assert "demands one" in capsys.readouterr().err
+    assert "requires one" in capsys.readouterr().err
     (models / "default" / "CURRENT").write_text(unsigned)
     assert main(["check"]) == 1
     assert main(["keygen", str(tmp_path / "keys")]) == 1
