@@ -40,7 +40,8 @@ from trainer.model.build import open_backbone_for
 from trainer.model.frozen import FrozenBackbone
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, LabelledImages
-from trainer.ranking.bulk_confirmation import Criteria, GivenLabels, find_offers, tasks_to_score
+from trainer.ranking.bulk_confirmation import Criteria, find_offers, tasks_to_score
+from trainer.ranking.given_labels import GivenLabels
 from trainer.ranking.predictions import to_candidates
 from trainer.scoring.scores import Score
 from trainer.settings import Environment, Training

@@ -5,9 +5,9 @@ right labels among all confirmed ones. The statistical tests are in `trainer.eva
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 
@@ -27,37 +27,13 @@ from trainer.evaluation.sure import (
     lower_bound,
     min_images,
 )
-from trainer.labels.annotations import LeftOut, Task, aggregate, confirmed_groups, is_confirmed
 from trainer.ordering.duplicates import PredictedLabels, find_representatives
+from trainer.ranking.given_labels import GivenLabels
 from trainer.ranking.predictions import to_candidates
 from trainer.scoring.scores import Score
 
 _REVIEWED_SHARE: Final = 0.5
 """If at least this share of a tab's tasks was confirmed, its other tasks were rejected, rather than not reached."""
-
-
-@dataclass(frozen=True, slots=True)
-class GivenLabels:
-    """The labels by annotators, and the number of confirmed ones."""
-
-    by_people: Mapping[int, frozenset[str]]
-    """Labels that a person chose, by task."""
-    confirmed: Mapping[tuple[str, int], int]
-    """Number of tasks confirmed in bulk, by ranking and label index."""
-
-    @classmethod
-    def read(cls, tasks: Iterable[Task], control: str, labels: Collection[str], *, multiple: bool) -> Self:
-        """Read annotated tasks from Label Studio."""
-        by_people, confirmed = dict[int, frozenset[str]](), Counter[tuple[str, int]]()
-        for task in tasks:
-            confirmed.update(confirmed_groups(task))
-            try:
-                chosen = aggregate(task, control, labels, multiple=multiple)
-            except LeftOut:
-                continue
-            if not is_confirmed(task):
-                by_people[int(task["id"])] = chosen
-        return cls(by_people, confirmed)
 
 
 @dataclass(frozen=True, slots=True)

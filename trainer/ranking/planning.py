@@ -27,16 +27,16 @@ from trainer.ordering.order import Arrangement, arrange, places_before_holdout
 from trainer.ordering.strategies import UNLABELLED, LabelledImages
 from trainer.ranking.bulk_confirmation import (
     Criteria,
-    GivenLabels,
     Offers,
     find_later_offers,
     find_offers,
     tasks_to_score,
 )
 from trainer.ranking.context import RankingContext
+from trainer.ranking.given_labels import GivenLabels
 from trainer.ranking.predictions import Plan, keep_places, place, place_later, to_candidates
 from trainer.ranking.tabs import mark_sure
-from trainer.scoring.pool import Embed, collect_scores, count_labels, embed_tasks, group_failures
+from trainer.scoring.pool import Embed, collect_scores, embed_tasks, group_failures
 from trainer.scoring.retries import SMALL_PART, is_small_part, retry
 from trainer.scoring.scores import Failure, Score
 from trainer.scoring.server import ScoreRequest, Server
@@ -100,7 +100,7 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
         return Plan(former.name, former.strategy)
     _log.info("%d tasks are not ranked by %s yet", len(later), former.name)
     if context.version is None:
-        share = len(later) / len(ranked.keys() | {task.id for task in later})  # of the places as of the tasks
+        share = len(later) / len(ranked.keys() | {task.id for task in later})  # the same share of these places
         plan, _ = _plan_cold_start(
             context, later, former.name, before_holdout=round(share * _places_before_holdout(context))
         )
@@ -218,7 +218,7 @@ class _VersionPlanner:
         current = ProjectState(context.options.project, state.total_annotations, state.newest_updated_at)
         if record.project == current and record.images_by_class and set(manifest.labels) <= set(context.control.labels):
             return [record.images_by_class.get(label, 0) for label in manifest.labels]
-        return count_labels(self._labelled.by_people.values(), context.control, manifest)
+        return self._labelled.count_by_class(context.control, manifest)
 
     @cached_property
     def _labelled(self) -> GivenLabels:

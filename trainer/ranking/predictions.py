@@ -24,7 +24,7 @@ from trainer.ordering.order import Arrangement
 from trainer.ordering.strategies import Candidates
 from trainer.scoring.scores import Failure, Score
 
-LATER: Final = "added after the ranking, placed by its own score"
+ADDED_LATER: Final = "added after the ranking, placed by its own score"
 SCORED_LATER: Final = "scored later than the others, placed by its own score"
 KEPT: Final = "could not be scored, keeps its former place"
 
@@ -194,7 +194,7 @@ def place_later(
     for score, draw, out in zip(scores, draws, held_out, strict=True):
         by_bald = label_studio_score(np.array(score.bald), len(score.probabilities), multiple=multiple)
         value = np.interp(draw, known_draws, known_scores) if out else by_bald
-        reason = reasons.HELD_OUT if out else SCORED_LATER if score.task in unscored else LATER
+        reason = reasons.HELD_OUT if out else SCORED_LATER if score.task in unscored else ADDED_LATER
         items.append(_plan_prediction(score, float(value), reason=reason, held_out=out, meta={}))
     return tuple(sorted(items, key=lambda item: item.score))
 

@@ -6,8 +6,7 @@ Scores are logged on disk, so that an interrupted ranking does not compute them 
 import logging
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
@@ -20,9 +19,8 @@ from contract.errors import ImageError, with_subject
 from contract.features.store import FeatureStore
 from contract.images.fetch import Fetcher
 from contract.images.preprocess import decode_image
-from contract.labelconfig import ChoicesControl
 from contract.tasks import find_reference
-from contract.versions.manifest import InputSpec, Manifest
+from contract.versions.manifest import InputSpec
 from trainer.labels.dataset import THREADS
 from trainer.labelstudio.tasks import PoolTask
 from trainer.progress_bar import Bar
@@ -115,14 +113,6 @@ def group_failures(failures: Sequence[Failure]) -> str:
     ]
     others = sum(map(len, common[_MAX_REASONS:]))
     return " | ".join([*parts, *([f"{others} for other reasons"] if others else [])])
-
-
-def count_labels(labels: Iterable[frozenset[str]], control: ChoicesControl, manifest: Manifest) -> list[int]:
-    """Return the number of tasks per label of a version, 0 if the labelling config lacks the label: (C,)."""
-    counts = Counter(label for each in labels for label in each)
-    stored_by_displayed = {choice.displayed: choice.stored for choice in control.choices}
-    stored = [label if label in control.labels else stored_by_displayed.get(label, label) for label in manifest.labels]
-    return [counts[label] for label in stored]
 
 
 def collect_scores(

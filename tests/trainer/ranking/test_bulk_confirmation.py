@@ -8,11 +8,11 @@ from contract.scores.sure import Shadow, Sure
 from trainer.evaluation.sure import Sample, find_margin, images_needed
 from trainer.ranking.bulk_confirmation import (
     Criteria,
-    GivenLabels,
     find_later_offers,
     find_offers,
     tasks_to_score,
 )
+from trainer.ranking.given_labels import GivenLabels
 from trainer.scoring.scores import Score
 
 LABELS = ("cat", "dog")

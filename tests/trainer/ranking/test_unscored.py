@@ -7,7 +7,7 @@ from contract.errors import ConfigError
 from contract.scores.ranking import load_rankings
 from tests.trainer.ranking.project import TASKS, image_data, meta_by_task
 from tests.trainer.studio import Aborted
-from trainer.ranking.predictions import KEPT, LATER, SCORED_LATER
+from trainer.ranking.predictions import ADDED_LATER, KEPT, SCORED_LATER
 
 
 @pytest.mark.usefixtures("_fake_clock")
@@ -62,7 +62,7 @@ class TestUnscored:
         assert ranked.rank().tasks == TASKS
         ranked.check_ranked_by(ranked.version)
         assert not down
-        assert not {meta["reason"] for meta in meta_by_task(ranked).values()} & {LATER, SCORED_LATER, KEPT}
+        assert not {meta["reason"] for meta in meta_by_task(ranked).values()} & {ADDED_LATER, SCORED_LATER, KEPT}
 
     @pytest.mark.parametrize("strategy", ["balanced-cover", "batch-bald"])
     def test_a_few_unscored_images_keep_their_places(self, ranked, strategy):
