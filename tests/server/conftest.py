@@ -97,9 +97,7 @@ def to_data_uri(pixels):
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def make_task(task_id, reference, key="picture"):
-    """Return a task as Label Studio 1.23 sends it."""
-    return load.make_task(task_id, reference, key)
+make_task = partial(load.make_task, key="picture")
 
 
 def make_predict_body(tasks, config=CONFIG, context=None):

@@ -104,6 +104,20 @@ def references(url):
     ]
 
 
+def invalid_bodies(body):
+    """Return invalid variants of a body with a secret."""
+    secret = SECRETS["body"]
+    return [
+        secret,
+        f'{{"token": "{secret}"',
+        f'["{secret}"]',
+        json.dumps(dict.fromkeys(("tasks", "label_config", "project"), secret)),
+        json.dumps({"action": [secret], "model_version": {secret: 1}}),
+        json.dumps(body | {"label_config": f"<View>{secret}"}),
+        json.dumps(body | {"tasks": [secret, {"data": secret}]}),
+    ]
+
+
 def send_all(client, url):
     """Send valid and invalid requests to all routes; return the responses with their headers."""
     valid = basic(SECRETS["password"])
@@ -121,21 +135,12 @@ def send_all(client, url):
     start = {"action": "START_TRAINING", "project": {"id": 3, "token": SECRETS["project-token"]}}
     invalid = [{}, basic(SECRETS["wrong-password"]), {"Authorization": SECRETS["wrong-bearer"]}]
     invalid += [{"Authorization": f"{scheme} {SECRETS['wrong-bearer']}"} for scheme in ("Bearer", "Token", "Basic")]
-    bodies = [
-        SECRETS["body"],
-        f'{{"token": "{SECRETS["body"]}"',
-        f'["{SECRETS["body"]}"]',
-        json.dumps(dict.fromkeys(("tasks", "label_config", "project"), SECRETS["body"])),
-        json.dumps({"action": [SECRETS["body"]], "model_version": {SECRETS["body"]: 1}}),
-        json.dumps(body | {"label_config": f"<View>{SECRETS['body']}"}),
-        json.dumps(body | {"tasks": [SECRETS["body"], {"data": SECRETS["body"]}]}),
-    ]
     query = f"?token={SECRETS['query']}"
     with_cookie = valid | {"Cookie": f"session={SECRETS['cookie']}"}
     replies = [
         *(client.get(path + query, headers=with_cookie) for path in GETS),
         *(client.post(path, json=body, headers=headers) for path in POSTS for headers in invalid),
-        *(client.post(path, data=data, headers=valid) for path in POSTS for data in bodies),
+        *(client.post(path, data=data, headers=valid) for path in POSTS for data in invalid_bodies(body)),
         client.post("/predict", json=body, headers=valid),
         client.post("/setup", json=setup, headers=valid),
         client.post("/webhook", json=event, headers={"Authorization": f"Bearer {SECRETS['webhook']}"}),
