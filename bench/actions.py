@@ -197,7 +197,7 @@ class Simulation:
         labels = {image: frozenset({classes[self._given[image]]}) for image in by_people.tolist()}
         given, random_labels = GivenLabels(labels, self._groups), int(np.count_nonzero(self._held_out(by_people)))
         criteria = Criteria(self.precision, self.seed, self.plan.holdout_share, random_labels, classes, multiple=False)
-        holdout_predictions = criteria.read(holdout_scores)
+        holdout_predictions = criteria.to_predictions(holdout_scores)
         scored = self._score(model, np.array(tasks_to_score(given, holdout_predictions, criteria), np.int64))
         return find_offers(pool, holdout_predictions, given, criteria, name=name, scored=scored, former=self._sure).sure
 

@@ -263,8 +263,8 @@ def test_rank_prints_a_sentence_and_json_and_reads_options_from_stdin(monkeypatc
     document = json.loads(out)
     assert [document[name] for name in ("ranking", "version", "tasks", "seconds")] == ["v1.r2", "v1", 850, 61.23]
     assert err.splitlines()[-1] == (
-        f"ranked 850 tasks of project 3 by {DEFAULT_STRATEGY} (0 by chance, 0 near-duplicates, 0 not scored) as v1.r2; "
-        "61 s"
+        f"ranked 850 tasks of project 3 by {DEFAULT_STRATEGY} (0 in the random holdout, 0 near-duplicates, "
+        "0 not scored) as v1.r2; 61 s"
     )
     told = RankOptions(3, control="-x", server="http://c", weights="none")
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(asdict(told))))

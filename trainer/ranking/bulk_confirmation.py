@@ -53,7 +53,7 @@ class Criteria:
         numbers = np.array(sorted(tasks), np.int64)
         return frozenset(numbers[is_held_out(self.project, numbers, self.holdout_share)].tolist())
 
-    def read(self, scores: Sequence[Score]) -> list[HoldoutPrediction]:
+    def to_predictions(self, scores: Sequence[Score]) -> list[HoldoutPrediction]:
         """Return the predicted labels and margins of scores."""
         if not scores:
             return []
@@ -104,23 +104,23 @@ def find_offers(
         criteria: precision and project.
         name: the name of the ranking.
         scored: scores of `tasks_to_score`.
-        former: the last offers.
+        former: the offers of the last ranking.
     """
     (shadows, passed_over), truth = _review_offers(pool, given, former), given.by_people
     holdout = criteria.held_out(truth)
     shadowed = {shadow.task for shadow in shadows}
     fresh = [each for each in holdout_predictions if each.task in holdout and each.task not in shadowed]
-    predicted = criteria.read(pool)
+    predicted = criteria.to_predictions(pool)
     copies = _find_copies(pool, scored, [*predicted, *fresh], truth=truth, criteria=criteria)
-    copies, of_copies = _test_copies(copies, fresh, truth, criteria)
+    copies, copies_evidence = _test_copies(copies, fresh, truth, criteria)
     sample = _sample([each for each in fresh if each.task not in copies], shadows, truth)
     evidence = find_margin(sample, criteria.precision, error_rate=ERROR_RATE / 2 if copies else ERROR_RATE)
     wanted, labelled = 0, max(len(holdout), criteria.random_labels)
-    if evidence is None and of_copies is None:
+    if evidence is None and copies_evidence is None:
         # Without holdout predictions: enough labels to measure on the holdout, and to pass the test without an error.
         required = max(LEAST_IMAGES, min_images(0, criteria.precision))
         wanted = images_needed(sample, criteria.precision) if fresh else max(1, required - labelled)
-    tests = [each for each in (evidence, of_copies) if each]
+    tests = [each for each in (evidence, copies_evidence) if each]
     sure = Sure(
         name,
         criteria.precision,
@@ -128,12 +128,12 @@ def find_offers(
         images=sum(each.images for each in tests),
         wrong=sum(each.wrong for each in tests),
         low=min((each.low for each in tests), default=None),
-        near_duplicates=of_copies is not None,
+        near_duplicates=copies_evidence is not None,
         wanted=wanted,
         shadows=shadows,
         passed_over=passed_over,
     )
-    offers = _offer(sure, [*predicted, *fresh], criteria, copies=copies if of_copies else {})
+    offers = _offer(sure, [*predicted, *fresh], criteria, copies=copies if copies_evidence else {})
     unlabelled = len(criteria.held_out(score.task for score in pool))
     sentence = describe(offers.sure, labelled=labelled, unlabelled=unlabelled)
     return replace(offers, sure=replace(offers.sure, sentence=sentence))
@@ -141,7 +141,7 @@ def find_offers(
 
 def find_later_offers(scores: Sequence[Score], criteria: Criteria, sure: Sure) -> Offers:
     """Return the tasks added after a ranking that may be confirmed, by the ranking's margin."""
-    return _offer(sure, criteria.read(scores), criteria, copies={})
+    return _offer(sure, criteria.to_predictions(scores), criteria, copies={})
 
 
 def describe(sure: Sure, *, labelled: int, unlabelled: int) -> str:
@@ -206,7 +206,7 @@ def _test_copies(
     truth: Mapping[int, frozenset[str]],
     criteria: Criteria,
 ) -> tuple[Mapping[int, str], Evidence | None]:
-    """Test the precision of copies; without copies if the holdout has too few of them for the test."""
+    """Test the precision of copies; return no copies if the holdout has too few of them for the test."""
     copied = [each for each in holdout_predictions if each.task in copies]
     if len(copied) < _min_copies(criteria):
         return {}, None
@@ -234,15 +234,15 @@ def _find_copies(
     representatives = find_representatives(
         candidates.embeddings, np.arange(len(images)), PredictedLabels.of(candidates)
     ).tolist()
-    claimed = {
+    leader_tasks = {
         score.task: images[leader].task
         for score, leader in zip(images, representatives, strict=True)
         if leader < leaders
     }
     return {
-        each.task: f"near-duplicate of task {claimed[each.task]}, which has this label"
+        each.task: f"near-duplicate of task {leader_tasks[each.task]}, which has this label"
         for each in predicted
-        if each.task in claimed and each.labels == truth[claimed[each.task]]
+        if each.task in leader_tasks and each.labels == truth[leader_tasks[each.task]]
     }
 
 

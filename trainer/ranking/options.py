@@ -14,7 +14,7 @@ from trainer.settings import Backbone, Control, HoldoutShare, Pixels, Project, S
 
 @dataclass(frozen=True, config=DECLARED)
 class RankingOptions:
-    """How to rank. Weights, backbone and image size are for the cold start; a version has its own."""
+    """How to rank. Weights, backbone and image size apply only before there is a version."""
 
     server: Server = None
     """The server that scores, or the proxy in front of several (default: LABELNEXT_SERVER)."""

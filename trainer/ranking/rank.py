@@ -83,8 +83,8 @@ class Summary:
         kept = f", of which {self.kept} keep their places" if self.kept else ""
         return (
             f"{'ranked' if self.ranking else 'would rank'} {self.tasks} tasks of project {self.project} by "
-            f"{self.strategy} ({self.audit} by chance, {self.near_duplicates} near-duplicates, {self.failed} not "
-            f"scored{kept}) as {self.ranking or 'a dry run'}; {self.seconds:.0f} s"
+            f"{self.strategy} ({self.audit} in the random holdout, {self.near_duplicates} near-duplicates, "
+            f"{self.failed} not scored{kept}) as {self.ranking or 'a dry run'}; {self.seconds:.0f} s"
         )
 
 
@@ -259,7 +259,7 @@ class _Ranking:
         else:
             record = self._describe(plan)
         record = replace(record, failed=len(plan.unscored), unscored=plan.unscored)
-        remedy = "give the trainer the folder to write, then rank again"
+        remedy = "give the trainer write access to the folder, then rank again"
         place = self._repository.location
         with explaining("the ranking's record", self._repository.root, place=place, remedy=remedy):
             save_ranking(self._repository, record)

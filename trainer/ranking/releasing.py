@@ -50,7 +50,8 @@ def save_original(repository: Repository, project: Project) -> None:
 
     Raises ConfigError if they cannot be written; the project must not be changed then.
     """
-    number, remedy = project.project_id, "give the trainer the folder to write, then try again"
+    number = project.project_id
+    remedy = "give the trainer write access to the folder, then try again"
     with explaining(
         f"the original settings of project {number}", repository.root, place=repository.location, remedy=remedy
     ):

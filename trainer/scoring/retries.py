@@ -1,6 +1,6 @@
 """Retries of images that failed for a temporary reason, such as a host that is down or overloaded.
 
-A few images are retried only shortly, because the next ranking tries them again. If many fail, the host is waited for.
+A few images are retried only briefly, because the next ranking tries them again; many are retried for minutes.
 """
 
 import logging

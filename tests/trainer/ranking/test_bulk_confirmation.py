@@ -40,7 +40,7 @@ def labelled(tasks, label="cat"):
 
 def find(pool, holdout_scores, given, *, scored=(), former=None):
     """Find offers with `holdout_scores` by a network trained without the holdout."""
-    predictions = CRITERIA.read(holdout_scores)
+    predictions = CRITERIA.to_predictions(holdout_scores)
     return find_offers(pool, predictions, given, CRITERIA, name="now", scored=scored, former=former)
 
 
@@ -64,7 +64,7 @@ class TestOffers:
     def test_offers_nothing_with_too_few_random_labels(self):
         random = draw_tasks(100, held_out=True)
         scores = [score(task) for task in random]
-        assert tasks_to_score(labelled(random), CRITERIA.read(scores), CRITERIA) == []
+        assert tasks_to_score(labelled(random), CRITERIA.to_predictions(scores), CRITERIA) == []
         offers = find([score(task) for task in draw_tasks(50, held_out=False)], scores, labelled(random))
         assert (offers.reasons, offers.sure.wanted, offers.sure.low) == ({}, 83, None)
         assert "about 83 more random labels are needed (100 so far)" in offers.sure.sentence
@@ -79,9 +79,8 @@ class TestOffers:
         labels = {task: frozenset({"cat" if index % 20 else "dog"}) for index, task in enumerate(random)}
         leads = np.linspace(1, 0.2, 300)
         scored = [score(task, lead=lead) for task, lead in zip(random, leads, strict=True)]
-        offers = find(
-            [score(task) for task in draw_tasks(900, held_out=True, start=9000)], scored, GivenLabels(labels, {})
-        )
+        pool = [score(task) for task in draw_tasks(900, held_out=True, start=9000)]
+        offers = find(pool, scored, GivenLabels(labels, {}))
         right = np.arange(300) % 20 != 0
         assert not offers.reasons
         assert offers.sure.wanted == images_needed(Sample(leads, right), 0.98)
@@ -142,7 +141,7 @@ class TestEarlierOffers:
         assert (sure.passed_over, set(sure.tasks)) == ((), set(self.OTHERS[12:]))
 
 
-def make_copies(*, wrong):
+def find_copies(*, wrong):
     """Find offers in a pool of near-duplicates with small margins; return them and the pool."""
     leaders, duplicates = draw_tasks(60, held_out=False), draw_tasks(60, held_out=False, start=50000)
     random = draw_tasks(400, held_out=True, start=3000)
@@ -156,16 +155,15 @@ def make_copies(*, wrong):
     labels = {task: frozenset({"cat"}) for task in [*leaders, *random[wrong:]]}
     labels |= {task: frozenset({"dog"}) for task in random[:wrong]}
     pool = [copies[task] for task in duplicates]
-    return find(pool, holdout_predictions, GivenLabels(labels, {}), scored=[*scored, *holdout_predictions]), set(
-        duplicates
-    )
+    offers = find(pool, holdout_predictions, GivenLabels(labels, {}), scored=[*scored, *holdout_predictions])
+    return offers, set(duplicates)
 
 
 def test_near_duplicates_are_tested_separately():
-    offers, pool = make_copies(wrong=0)
+    offers, pool = find_copies(wrong=0)
     assert offers.sure.near_duplicates
     assert set(offers.reasons) == pool
     assert all("near-duplicate of task" in reason for reason in offers.reasons.values())
-    offers, _ = make_copies(wrong=30)
+    offers, _ = find_copies(wrong=30)
     assert not offers.sure.near_duplicates
     assert not offers.reasons

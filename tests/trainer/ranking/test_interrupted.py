@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from contract.errors import ConfigError
+from contract.errors import ConfigError, Unavailable
 from tests.trainer.ranking.project import TASKS, image_data, meta_by_task
 from trainer.ranking import planning, reconcile
 from trainer.scoring.server import Server, Timeouts
@@ -84,7 +84,7 @@ class TestConcurrentChanges:
         timeouts = Timeouts(pause_s=0.01)
         monkeypatch.setattr(planning, "Server", lambda *args: Server(*args, timeouts=timeouts))
         project.server.before = lambda body: project.publish() if len(project.server.asked) == 1 else None
-        with pytest.raises(Exception, match="rank again with the new one"):
+        with pytest.raises(Unavailable, match="rank again with the new one"):
             project.rank()
         assert project.studio.project["model_version"] == ""
         project.rank()

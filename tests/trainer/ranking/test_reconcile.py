@@ -52,9 +52,9 @@ def test_existing_predictions_are_corrected(pets, tmp_path):
     desired = {task: DesiredPrediction(task / 100, () if task == 1 else [REGION]) for task in pets.tasks}
     correct = [pets.predict(task, NAME, task / 100) for task in (3, 4, 5)]
     others = [pets.predict(3, "yolo"), pets.predict(3, f"{NAME}.r2"), pets.predict(2, "yolo")]
-    holdout_with_label, duplicate, wrong_score = (
-        pets.predict(task, NAME, score) for task, score in ((1, 0.01), (3, 0.03), (6, 0.9))
-    )
+    holdout_with_label = pets.predict(1, NAME, 0.01)
+    duplicate = pets.predict(3, NAME, 0.03)
+    wrong_score = pets.predict(6, NAME, 0.9)
     pets.predictions[holdout_with_label]["result"] = [REGION]
     assert run_reconcile(pets, tmp_path, desired) == 7
     assert is_complete(pets)
