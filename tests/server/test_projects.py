@@ -54,19 +54,19 @@ def cars(repository):
 
 
 @pytest.fixture
-def two(start_app, birds, cars):
+def two_models(start_app, birds, cars):
     """A client of a server with two models of different labels, and their versions."""
     names = publish(birds), publish(cars, labels=CARS, seed=1)
     return start_app().test_client(), *names
 
 
 class TestChoice:
-    def test_the_model_is_chosen_by_the_projects_labels(self, two):
+    def test_the_model_is_chosen_by_the_projects_labels(self, two_models):
         """Or by the requested version. /setup returns the version of the predictions.
 
         Otherwise Label Studio would store every prediction again at every call.
         """
-        client, *versions = two
+        client, *versions = two_models
         for config, version in zip((CONFIG, CARS_CONFIG), versions, strict=True):
             assert serving_version(client, config) == version
             assert set_up(client, config).json == {"model_version": version}
@@ -81,9 +81,9 @@ class TestChoice:
         listed = [(each["model"], each["model_version"]) for each in health["models"]]
         assert listed == list(zip(("birds", "cars"), versions, strict=True))
 
-    def test_unknown_labels_are_refused_with_those_of_all_models(self, two):
+    def test_unknown_labels_are_refused_with_those_of_all_models(self, two_models):
         """An unfinished config is accepted."""
-        client, *_ = two
+        client, *_ = two_models
         for config in (None, "", "<View></View>", "no xml"):
             reply = set_up(client, config)
             assert (reply.status_code, reply.json) == (200, {"model_version": "INITIAL"})
@@ -128,8 +128,8 @@ class TestChoice:
 
 
 class TestByName:
-    def test_all_routes_exist_for_each_model(self, two, birds):
-        client, of_birds, of_cars = two
+    def test_all_routes_exist_for_each_model(self, two_models, birds):
+        client, of_birds, of_cars = two_models
         assert client.get("/p/birds/health").json["model_version"] == of_birds
         assert client.post("/p/cars/setup", json={"project": "3.1"}).json == {"model_version": of_cars}
         assert client.get("/p/birds/versions").json == {"versions": [of_birds]}
@@ -142,8 +142,8 @@ class TestByName:
         client.post("/p/birds/webhook", json={"action": "START_TRAINING", "project": {"id": 3}})
         assert [request.project for request in find_requests(birds)] == [3]
 
-    def test_an_unknown_model_is_an_error_that_lists_models(self, two):
-        client, *_ = two
+    def test_an_unknown_model_is_an_error_that_lists_models(self, two_models):
+        client, *_ = two_models
         for route in ("health", "versions", "", "report/20260101T000000000Z-abcdef/"):
             reply = client.get(f"/p/brids/{route}")
             assert (reply.status_code, reply.json["error"]) == (404, "unknown_model")
@@ -159,9 +159,9 @@ class TestByName:
         assert read_metric(client, "http_requests_total", route="/health", status="200") == 1
 
 
-def test_start_training_requests_the_projects_model_or_any(two, birds, cars, repository):
+def test_start_training_requests_the_projects_model_or_any(two_models, birds, cars, repository):
     """If no model knows the labels yet, any trainer that watches the project may answer."""
-    client, *_ = two
+    client, *_ = two_models
 
     def start_training(config):
         body = {"action": "START_TRAINING", "project": {"id": 3, "label_config": config}}
@@ -176,8 +176,8 @@ def test_start_training_requests_the_projects_model_or_any(two, birds, cars, rep
 
 
 class TestPages:
-    def test_the_root_page_links_to_the_pages_of_models(self, two, birds):
-        client, of_birds, of_cars = two
+    def test_the_root_page_links_to_the_pages_of_models(self, two_models, birds):
+        client, of_birds, of_cars = two_models
         rank(birds, 12)
         poll(client)
         text, page = client.get("/").text, client.get("/p/birds/").text
@@ -214,8 +214,8 @@ class TestPages:
         assert client.post("/p/cars/predict", json=make_predict_body(make_tasks(1), CARS_CONFIG)).status_code == 503
 
 
-def test_metrics_are_per_model_and_removed_with_it(two, cars):
-    client, *_ = two
+def test_metrics_are_per_model_and_removed_with_it(two_models, cars):
+    client, *_ = two_models
     serving_version(client, CARS_CONFIG)
     counts = {name: read_metric(client, "images_total", model=name, outcome="ok") for name in ("birds", "cars")}
     assert counts == {"birds": 0, "cars": 1}

@@ -19,7 +19,7 @@ _TARGET_S: Final = 2.0
 _MAX_GROWTH: Final = 4
 """Maximum ratio of the next size to the current one."""
 _MAX_BYTES: Final = 8 * 2**20
-"""Tasks may contain images as data: URIs, and the server reads at most 64 MiB per request."""
+"""Tasks may contain images as data: URIs, and the server reads at most 32 MiB per request by default."""
 _MAX_ATTEMPTS: Final = 5
 """Attempts for a task that the server had no time for."""
 

@@ -72,7 +72,7 @@ def blocked(batcher, engine):
     assert engine_and_pixel(first) == (engine.number, 0)
 
 
-def gated(number=0, kind=EchoEngine):
+def make_gated_engine(number=0, kind=EchoEngine):
     return kind(number, threading.Event())
 
 
@@ -110,7 +110,7 @@ def test_every_image_gets_its_own_scores_from_its_own_engine(requests, max_image
 
 
 def test_a_batch_has_the_queued_images_of_one_engine(make_batcher):
-    batcher, first, second = make_batcher(), gated(1), EchoEngine(2)
+    batcher, first, second = make_batcher(), make_gated_engine(1), EchoEngine(2)
     with blocked(batcher, first):
         outcomes = [submit(batcher, engine, i) for i, engine in enumerate([first, second, first, second, first], 1)]
     assert [engine_and_pixel(outcome) for outcome in outcomes] == [(1, 1), (2, 2), (1, 3), (2, 4), (1, 5)]
@@ -119,7 +119,7 @@ def test_a_batch_has_the_queued_images_of_one_engine(make_batcher):
 
 
 def test_stored_features_of_requests_are_batched_up_to_a_limit(make_batcher):
-    batcher, engine, count = make_batcher(), gated(), MAX_FEATURE_ROWS // 2
+    batcher, engine, count = make_batcher(), make_gated_engine(), MAX_FEATURE_ROWS // 2
     with blocked(batcher, engine):
         outcomes = [submit(batcher, engine, make_features(*[value] * count)) for value in range(1, 6)]
     assert [len(outcome.result(timeout=10)) for outcome in outcomes] == [count] * 5
@@ -135,7 +135,7 @@ def test_stored_features_do_not_wait_for_the_backbone(make_batcher):
                 assert gate.wait(10)
             return super().compute(images)
 
-    batcher, engine = make_batcher(), gated()
+    batcher, engine = make_batcher(), make_gated_engine()
     engine.backbone = Slow()
     with blocked(batcher, engine):
         new, stored = submit(batcher, engine, 5), submit(batcher, engine, make_features(6))
@@ -147,7 +147,7 @@ def test_stored_features_do_not_wait_for_the_backbone(make_batcher):
 
 def test_an_image_past_its_deadline_is_not_scored(make_batcher):
     now = [100.0]
-    batcher, engine = make_batcher(clock=lambda: now[0]), gated()
+    batcher, engine = make_batcher(clock=lambda: now[0]), make_gated_engine()
     with blocked(batcher, engine):
         late, timely = submit(batcher, engine, 1, deadline=110), submit(batcher, engine, 2, deadline=130)
         now[0] = 120.0
@@ -184,7 +184,7 @@ def test_a_dead_batcher_fails_all_images_and_reports_a_fault(make_batcher, caplo
             super().run_passes(features)
             raise SystemExit("a bug")
 
-    batcher, engine = make_batcher(), gated(kind=Fatal)
+    batcher, engine = make_batcher(), make_gated_engine(kind=Fatal)
     running = submit(batcher, engine, 0)
     assert engine.entered.wait(10)
     queued = submit(batcher, EchoEngine(), 1)
@@ -202,14 +202,14 @@ def test_a_dead_batcher_fails_all_images_and_reports_a_fault(make_batcher, caplo
 def test_a_stalled_batch_is_a_fault(make_batcher):
     now = [0.0]
     batcher = make_batcher(stall_s=90, clock=lambda: now[0])
-    with blocked(batcher, gated()):
+    with blocked(batcher, make_gated_engine()):
         assert batcher.fault is None
         now[0] = 91.0
         assert "more than 90 s" in batcher.fault
 
 
 def test_close_scores_queued_images_and_refuses_new_ones(make_batcher):
-    batcher, engine = make_batcher(max_batch_images=1), gated()
+    batcher, engine = make_batcher(max_batch_images=1), make_gated_engine()
     outcomes = [submit(batcher, engine, i) for i in range(3)]
     assert engine.entered.wait(10)
     engine.gate.set()
@@ -220,7 +220,7 @@ def test_close_scores_queued_images_and_refuses_new_ones(make_batcher):
 
 
 def test_each_image_of_a_batch_gets_its_requested_extras(make_batcher):
-    batcher, engine = make_batcher(), gated()
+    batcher, engine = make_batcher(), make_gated_engine()
     requested = [Extras(), Extras(embedding=True), Extras(passes=True), Extras(embedding=True, passes=True)]
     with blocked(batcher, engine):
         outcomes = [

@@ -155,7 +155,7 @@ def test_every_job_runs_once_in_order_of_owner_and_host(jobs, threads, max_in_fl
             assert numbers == sorted(numbers)
 
 
-def hang(queues, hosts, each=1):
+def submit_hanging_jobs(queues, hosts, each=1):
     """Submit `each` jobs for each of some hosts, which hang until the returned event is set."""
     release = threading.Event()
     return release, [Job(queues, f"hanging {number % hosts}", hold=release.wait) for number in range(hosts * each)]
@@ -169,7 +169,7 @@ def count_began(jobs):
 def test_64_hanging_host_names_do_not_delay_a_new_host(make_queues):
     """An attacker can invent names; slow jobs give up their places, so a new host gets one."""
     queues = make_queues(threads=16, max_in_flight=80)
-    release, jobs = hang(queues, 64, each=10)
+    release, jobs = submit_hanging_jobs(queues, 64, each=10)
     wait_until(lambda: count_began(jobs) >= 64)
     for number in range(5):
         assert Job(queues, f"good {number}").began.wait(5)
@@ -182,7 +182,7 @@ def test_1000_hanging_host_names_do_not_delay_a_responsive_host(make_queues):
     queues = make_queues(threads=4, max_in_flight=20)
     Job(queues, "good").outcome.result(timeout=10)
     await_finished(queues)
-    release, jobs = hang(queues, 1000)
+    release, jobs = submit_hanging_jobs(queues, 1000)
     wait_until(lambda: count_began(jobs) >= 16)
     for _ in range(5):
         assert Job(queues, "good").began.wait(2)
