@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from contract.graph.lowering import FEATURES, PassOutputs, lower
-from contract.graph.masks import Masks, draw_masks
+from contract.graph.masks import draw_masks
 from contract.scores.embedding import embed
 from trainer.labels.dataset import Indices, count_images
 from trainer.model.backbones import LoadedBackbone
@@ -129,13 +129,8 @@ class Model:
         self.dataset = trainer.dataset
         self.name = name
         lowered = lower(to_onnx(trainer.head.eval()), cut=FEATURES)
-        self._sites = lowered.sites
         self._head = open_head(lowered.head, Path(), threads=torch.get_num_threads())
-        self._masks = self.draw_masks(trainer.training.passes)
-
-    def draw_masks(self, passes: int) -> Masks:
-        """Return the model's masks for T passes."""
-        return draw_masks(self.name, self._sites, passes)
+        self.masks = draw_masks(name, lowered.sites, trainer.training.passes)
 
     def compute_features(self, indices: Indices) -> Floats:
         """Return the features of n images: (n, F)."""
@@ -151,18 +146,14 @@ class Model:
 
     def score(self, images: Indices, features: Floats) -> Candidates:
         """Return candidates from the passes on features (n, F); the task id of an image is its index."""
-        outputs = self._run(features, self._masks)
+        outputs = self._run(features)
         names = ("mean_probabilities", "bald", "entropy")
         mean, bald, nats = (np.concatenate([getattr(each, name) for each in outputs]) for name in names)
         return Candidates(images, mean, bald, nats, self.embed_rounded(features), multiple=False)
 
-    def bald(self, features: Floats, passes: int) -> Floats:
-        """Return BALD in nats from T passes, independent of the model's own: (n, F) to (n,)."""
-        return np.concatenate([each.bald for each in self._run(features, self.draw_masks(passes))])
-
     def passes(self, features: Floats) -> Floats:
         """Return the probabilities of the passes: (n, F) to (n, T, C)."""
-        return np.concatenate([each.pass_probabilities for each in self._run(features, self._masks)])
+        return np.concatenate([each.pass_probabilities for each in self._run(features)])
 
     def rank_by_baal(self, features: Floats) -> Indices:
         """Return the indices of features (n, F) in descending order of BALD, as baal computes and ranks it.
@@ -176,8 +167,8 @@ class Model:
         ranks, _ = BaalBALD().get_ranks(np.concatenate(logits))
         return np.asarray(ranks, np.int64)
 
-    def _run(self, features: Floats, masks: Masks) -> list[PassOutputs]:
-        return [self._head(chunk, masks) for chunk in _chunks(features)]
+    def _run(self, features: Floats) -> list[PassOutputs]:
+        return [self._head(chunk, self.masks) for chunk in _chunks(features)]
 
 
 def _round_to_float16(embeddings: Floats) -> Floats:

@@ -43,18 +43,6 @@ class Round:
     """Seconds spent on selecting the next images; 0 in the last round."""
 
 
-@dataclass(frozen=True, slots=True)
-class PassAgreement:
-    """Agreement of BALD from T and from 200 passes on the ranking of the unlabelled pool; 1 for equal rankings."""
-
-    seed: int
-    passes: int
-    images: int
-    spearman: float
-    top100: float
-    """Share of the top 100 in common."""
-
-
 @checked(frozen=True, slots=True, config=ConfigDict(extra="forbid"))
 class Reference:
     """Curves of another study, such as random labelling with an earlier learner."""
@@ -114,5 +102,4 @@ class Study:
     """Everything that the results depend on, as JSON: the command's options, resolved."""
     runs: Mapping[str, tuple[tuple[Round, ...], ...]]
     """Rounds by strategy, in the order of `--strategies`, and seed; all runs have the same numbers of labels."""
-    agreement: tuple[PassAgreement, ...] = ()
     reference: Reference | None = None

@@ -107,7 +107,6 @@ def _render(study: Study, figures: Mapping[str, dict[str, Any]], default: str | 
         labels_by_class=_final_by_class(study, ranked, "labels_by_class"),
         f1_by_class=_final_by_class(study, ranked, "f1"),
         hidden_classes=max(0, len(study.classes) - _MAX_CLASSES),
-        agreement=sorted(study.agreement, key=lambda each: (each.passes, each.seed)),
         settings=_format_settings(study.settings),
     )
 

@@ -14,22 +14,16 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 
 from contract.files import recover_lines
-from contract.scores.acquisition import rank_correlation
 from contract.scores.holdout import DEFAULT_SHARE
 from trainer.evaluation.metrics import compute_metrics
 from trainer.labels.dataset import Indices
 from trainer.ordering import coldstart
 from trainer.ordering.order import places_before_holdout
-from trainer.ordering.strategies import descending
 from trainer.settings import Training
 from trainer.study.choosing import Choice, choose
 from trainer.study.model import Dataset, Model, Trainer
-from trainer.study.options import PRODUCT, START, selects_initial
-from trainer.study.records import PassAgreement, Round
-
-REFERENCE_PASSES = 200
-_MAX_RANKED = 2000
-_TOP = 100
+from trainer.study.options import START, selects_initial
+from trainer.study.records import Round
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +103,10 @@ def _run_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, l
     started = time.perf_counter()
     model = trainer.train(np.sort(labelled), f"study/{run.seed}/{number}", unlabelled=unlabelled)
     train_s = round(time.perf_counter() - started, 3)
-    choice, agreement = Choice(np.empty(0, np.int64), 0.0, 0.0), None
+    choice = Choice(np.empty(0, np.int64), 0.0, 0.0)
     if number < protocol.rounds:
         strategy, query = run.strategy.removesuffix(START), protocol.queries[number]
         choice = choose(strategy, model, unlabelled, labelled, project=run.seed, query=query)
-    elif run.strategy == PRODUCT and len(unlabelled):
-        agreement = asdict(compare_passes(model, unlabelled, seed=run.seed, passes=protocol.training.passes))
     result = Round(
         strategy=run.strategy,
         seed=run.seed,
@@ -126,7 +118,7 @@ def _run_round(run: Run, trainer: Trainer, protocol: Protocol, *, number: int, l
         score_s=choice.score_s,
         choose_s=choice.choose_s,
     )
-    line = {"round": asdict(result), "chosen": choice.images.tolist(), "agreement": agreement}
+    line = {"round": asdict(result), "chosen": choice.images.tolist()}
     with run.path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     return choice.images
@@ -146,18 +138,3 @@ def _measure(model: Model, protocol: Protocol) -> dict[str, Any]:
         "ece": float(metrics.ece or 0.0),
         "f1": f1,
     }
-
-
-def compare_passes(model: Model, images: Indices, *, seed: int, passes: int) -> PassAgreement:
-    """Return the agreement of T and 200 passes on the ranking of at most 2,000 images, drawn at random."""
-    images = np.sort(np.random.default_rng(seed).permutation(images)[:_MAX_RANKED])
-    features = model.compute_features(images)
-    few, many = (model.bald(features, each) for each in (passes, REFERENCE_PASSES))
-    tops = [set(descending(each.astype(np.float64))[:_TOP].tolist()) for each in (few, many)]
-    return PassAgreement(
-        seed=seed,
-        passes=passes,
-        images=len(images),
-        spearman=rank_correlation(few, many),
-        top100=len(tops[0] & tops[1]) / min(_TOP, len(images)),
-    )

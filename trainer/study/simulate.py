@@ -40,7 +40,7 @@ from trainer.study.dataset import Flags, Pool, long_tail, read_pool
 from trainer.study.features import compute_features, decode
 from trainer.study.model import Dataset, open_dataset
 from trainer.study.options import PRODUCT, StudyOptions, check_strategies, queries, split_backbones
-from trainer.study.records import PassAgreement, Round, Study, read_reference
+from trainer.study.records import Round, Study, read_reference
 from trainer.study.run import Protocol, Run
 from trainer.study.workers import complete_all, count_processors
 from trainer.subsampling import evenly_spaced
@@ -211,9 +211,6 @@ class _Plan:
                 )
                 for strategy in self.options.strategies
             },
-            agreement=tuple(
-                PassAgreement(**line["agreement"]) for _, run in lines for line in run if line["agreement"]
-            ),
             reference=self.reference,
         )
 

@@ -13,10 +13,6 @@ def test_ratio_is_the_median_of_ratios_within_rounds():
     assert TIMINGS.ratio("a", "b") == {1: 2.0, 4: 1.0}
 
 
-def test_rate_uses_the_median_time():
-    assert TIMINGS.images_per_s("a") == {1: pytest.approx(1 / 3), 4: 1.0}
-
-
 @pytest.mark.slow
 def test_each_round_runs_every_contender_once_per_batch_size():
     """Slow contenders are warmed up with the smallest batch only."""

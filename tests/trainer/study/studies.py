@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from trainer.study.records import PassAgreement, Round, Study
+from trainer.study.records import Round, Study
 
 EFFICIENCY = {"random": 1.0, "baal-bald": 1.5, "labelnext": 2.6, "margin": 1.8, "bald": 1.55, "core-set": 0.9}
 """Worth of a strategy's label in random labels, on rare classes; 1 for other strategies."""
@@ -32,11 +32,6 @@ def make_study(*, strategies=tuple(EFFICIENCY), seeds=5, rounds=9, classes=10, d
             name: tuple(make_run(name, seed, pool / pool.sum(), minority, rounds) for seed in range(seeds))
             for name in strategies
         },
-        agreement=tuple(
-            PassAgreement(seed, passes, 12_000, 0.71 + 0.27 * passes / 200 + 0.005 * seed, 0.5 + 0.45 * passes / 200)
-            for passes in (20, 200)
-            for seed in range(seeds)
-        ),
     )
 
 

@@ -117,13 +117,6 @@ def test_classes_are_listed_rarest_first(study, page):
         assert measured[column] == f"{np.mean([each.f1[index] for each in ends]):.2f}"
 
 
-def test_compares_passes_by_seed_and_mean(study, page):
-    rows = page.tables["passes"][1:]
-    assert len(rows) == len(study.agreement) + 2
-    mean = np.mean([each.spearman for each in study.agreement if each.passes == 20])
-    assert rows[-2] == ["20", "mean", "", f"{mean:.3f}", "55%"]
-
-
 def test_escapes_names(tmp_path):
     hostile = '<script>alert("1")</script>&amp;$x^$'
     study = make_study(strategies=["random", "labelnext"], seeds=2, rounds=2, classes=3)
