@@ -13,7 +13,7 @@ LABELS = ("cat", "dog")
 
 
 class Scorer:
-    """The version and behaviour of a server."""
+    """A server of one version; tests set its failures."""
 
     def __init__(self, version):
         self.version = version
@@ -21,9 +21,9 @@ class Scorer:
         """Called with each body of /score; may return another reply: (status, content, headers)."""
         self.broken = set()
         """Tasks whose images do not exist."""
-        self.away = set()
+        self.unreachable = set()
         """Tasks whose image host is down."""
-        self.asked = []
+        self.bodies = []
         """The bodies of /score so far."""
 
     def health(self, handler, _):
@@ -31,10 +31,10 @@ class Scorer:
 
     def score(self, handler, request):
         body = json.loads(request.body)
-        self.asked.append(body)
-        other = self.before(body)
-        if other is not None:
-            return answer(handler, *other)
+        self.bodies.append(body)
+        replaced = self.before(body)
+        if replaced is not None:
+            return answer(handler, *replaced)
         if body["version"] != self.version:
             return answer(handler, 409, {"error": "other_version", "detail": f"{self.version} is in use"})
         results = [self.element(task, body) for task in body["tasks"]]
@@ -43,7 +43,7 @@ class Scorer:
     def element(self, task, body):
         if task["id"] in self.broken:
             return {"task": task["id"], "error": {"code": "fetch", "detail": "no such file"}}
-        if task["id"] in self.away:
+        if task["id"] in self.unreachable:
             detail = f"{task['data']['image'][:40]} cannot be reached, or the connection broke off (NewConnectionError)"
             return {"task": task["id"], "error": {"code": "fetch", "detail": detail, "later": True}}
         passes = passes_of(task)
@@ -70,9 +70,9 @@ class Scorer:
         return scores
 
     @property
-    def tasks_asked(self):
+    def requested_tasks(self):
         """The task numbers of all requests, sorted."""
-        return sorted(task["id"] for body in self.asked for task in body["tasks"])
+        return sorted(task["id"] for body in self.bodies for task in body["tasks"])
 
 
 def _rng(task):
@@ -80,18 +80,18 @@ def _rng(task):
 
 
 def passes_of(task):
-    """(T, C)."""
-    likely = _rng(task).random(20)
-    return np.stack([likely, 1 - likely], axis=1)
+    """Return the probabilities of all passes: (T, C)."""
+    first = _rng(task).random(20)
+    return np.stack([first, 1 - first], axis=1)
 
 
 def bald_of(task):
-    """In nats, below ln 2."""
+    """Return the BALD in nats, below ln 2."""
     return float(_rng(task).random() * 0.6)
 
 
 def embedding_of(task):
-    """A unit vector, float16 (256,)."""
+    """Return a unit vector, float16 (256,)."""
     vector = _rng(task).standard_normal(256)
     return (vector / np.linalg.norm(vector)).astype("<f2")
 

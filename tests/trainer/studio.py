@@ -113,11 +113,11 @@ class Studio:
 
     def scores(self, version):
         """Return the scores of a version's predictions by task."""
-        found = {}
+        scores = {}
         for each in self.predictions.values():
             if each["model_version"] == version:
-                found.setdefault(each["task"], []).append(each["score"])
-        return found
+                scores.setdefault(each["task"], []).append(each["score"])
+        return scores
 
     def order(self):
         """Return the unlabelled tasks in the order of uncertainty sampling."""
@@ -161,11 +161,11 @@ class Studio:
                 versions = [each["model_version"] for each in self.predictions.values()]
                 return 200, {"static": [{"model_version": v, "count": versions.count(v)} for v in set(versions)]}
             case "DELETE", ["projects", "5", "model-versions"]:
-                return self.remove(body["model_version"])
+                return self.delete_version(body["model_version"])
             case "POST", ["projects", "5", "import", "predictions"]:
-                return self.take(body)
-            case _, ["dm", *rest]:
-                return self.manage(request.method, rest, body)
+                return self.import_predictions(body)
+            case _, ["dm", *steps]:
+                return self.data_manager(request.method, steps, body)
             case "GET", ["webhooks"]:
                 return 200, list(self.webhooks.values())
             case "PATCH", ["webhooks", number]:
@@ -175,7 +175,7 @@ class Studio:
 
     # ---- the Data Manager
 
-    def manage(self, method, steps, body):  # noqa: PLR0911 - a table of routes
+    def data_manager(self, method, steps, body):  # noqa: PLR0911 - a table of routes
         match method, steps:
             case "GET", ["columns"]:
                 return 200, {"columns": COLUMNS}
@@ -192,8 +192,8 @@ class Studio:
             case "PATCH", ["views", number]:
                 if int(number) not in self.views:
                     return 404, {"detail": "Not found."}
-                former = {name: self.views[int(number)].get(name) for name in ("filters", "ordering")}
-                self.views[int(number)] = {**former, **body["data"]}  # the rest is replaced
+                kept = {name: self.views[int(number)].get(name) for name in ("filters", "ordering")}
+                self.views[int(number)] = {**kept, **body["data"]}  # all other settings are replaced
                 return 200, self.view(int(number))
             case "DELETE", ["views", number]:
                 return (204, None) if self.views.pop(int(number), None) else (404, {})
@@ -204,12 +204,12 @@ class Studio:
 
     def tabs(self):
         """Return the tasks of each tab, in its order, by title."""
-        found = {}
+        tabs = {}
         for data in self.views.values():
             query = {"filters": data.get("filters") or {"items": []}, "ordering": data["ordering"] or ["tasks:id"]}
             page = self.page({"query": json.dumps(query), "page_size": 1000})
-            found[data["title"]] = [task["id"] for task in page["tasks"]]
-        return found
+            tabs[data["title"]] = [task["id"] for task in page["tasks"]]
+        return tabs
 
     def score(self, task):
         scores = self.scores(self.project["model_version"]).get(task)
@@ -237,22 +237,23 @@ class Studio:
         return 200, self.project
 
     def page(self, query):
-        asked = json.loads(query["query"])
-        found = [task for task in self.tasks.values() if all(self.passes(task, f) for f in asked["filters"]["items"])]
-        [ordering] = asked.get("ordering", ["tasks:id"])
-        key, falling = ordering.removeprefix("-").removeprefix("tasks:"), ordering.startswith("-")
+        selection = json.loads(query["query"])
+        filters = selection["filters"]["items"]
+        tasks = [task for task in self.tasks.values() if all(self.matches(task, each) for each in filters)]
+        [ordering] = selection.get("ordering", ["tasks:id"])
+        key, descending = ordering.removeprefix("-").removeprefix("tasks:"), ordering.startswith("-")
         if key == "predictions_score":
-            scores, sign = {task["id"]: self.score(task["id"]) for task in found}, -1 if falling else 1
-            found.sort(key=lambda task: sign * scores[task["id"]] if scores[task["id"]] is not None else math.inf)
+            scores, sign = {task["id"]: self.score(task["id"]) for task in tasks}, -1 if descending else 1
+            tasks.sort(key=lambda task: sign * scores[task["id"]] if scores[task["id"]] is not None else math.inf)
         else:
-            found.sort(key=lambda task: task[key], reverse=falling)
-        return {"tasks": [self.shown(task) for task in found[: int(query["page_size"])]], "total": len(found)}
+            tasks.sort(key=lambda task: task[key], reverse=descending)
+        return {"tasks": [self.to_json(task) for task in tasks[: int(query["page_size"])]], "total": len(tasks)}
 
-    def shown(self, task):
+    def to_json(self, task):
         total, cancelled = self.counts(task["id"])
         return {**task, "total_annotations": total, "cancelled_annotations": cancelled, "is_labeled": total > 0}
 
-    def passes(self, task, condition):
+    def matches(self, task, condition):
         total, cancelled = self.counts(task["id"])
         column = condition["filter"].removeprefix("filter:tasks:")
         value = {
@@ -265,13 +266,13 @@ class Studio:
         }[column]
         return _OPERATORS[condition["operator"]](value, condition["value"])
 
-    def remove(self, version):
+    def delete_version(self, version):
         if self.project["model_version"] == version:
             self.project["model_version"] = ""
         self.predictions = {n: each for n, each in self.predictions.items() if each["model_version"] != version}
         return 200, {}
 
-    def take(self, predictions):
+    def import_predictions(self, predictions):
         if any(each["task"] not in self.tasks for each in predictions):
             return 400, {"detail": "invalid task"}
         kept = [each for each in predictions if not self.drops(each)]
@@ -281,8 +282,8 @@ class Studio:
         return 201, {"created": len(kept)}
 
 
-def _equal(value, wanted):
-    return wanted in value if isinstance(value, list) else value == wanted
+def _equal(value, operand):
+    return operand in value if isinstance(value, list) else value == operand
 
 
 _OPERATORS = {
@@ -290,9 +291,9 @@ _OPERATORS = {
     "greater": operator.gt,
     "greater_or_equal": operator.ge,
     "less": operator.lt,
-    "in_list": lambda value, wanted: value in wanted,
-    "contains": lambda values, wanted: any(wanted in value for value in values),
-    "not_contains": lambda values, wanted: not any(wanted in value for value in values),
+    "in_list": lambda value, operand: value in operand,
+    "contains": lambda values, operand: any(operand in value for value in values),
+    "not_contains": lambda values, operand: not any(operand in value for value in values),
 }
 COLUMNS = [
     {"id": "image", "type": "Image", "target": "tasks", "parent": "data", "visibility_defaults": {"labeling": True}},

@@ -75,5 +75,5 @@ class Monitor:
         except ConfigError as err:
             error = str(err)
             if error != self._last_webhook_error:
-                _log.warning("cannot set the secret of the project's webhooks: %s", error)
+                _log.warning("cannot set the secret of the webhooks of project %d: %s", self._project, error)
         self._last_webhook_error = error

@@ -72,7 +72,7 @@ class TestKilled:
 class TestConcurrentChanges:
     def test_tasks_labelled_or_deleted_during_scoring_are_skipped(self, project):
         def change_tasks(body):
-            if len(project.server.asked) == 1:
+            if len(project.server.bodies) == 1:
                 project.studio.annotate(1, "cat")
                 project.studio.delete_task(2)
 
@@ -83,7 +83,7 @@ class TestConcurrentChanges:
     def test_a_version_published_during_scoring_ends_the_ranking(self, project, monkeypatch):
         timeouts = Timeouts(pause_s=0.01)
         monkeypatch.setattr(planning, "Server", lambda *args: Server(*args, timeouts=timeouts))
-        project.server.before = lambda body: project.publish() if len(project.server.asked) == 1 else None
+        project.server.before = lambda body: project.publish() if len(project.server.bodies) == 1 else None
         with pytest.raises(Unavailable, match="rank again with the new one"):
             project.rank()
         assert project.studio.project["model_version"] == ""

@@ -59,7 +59,7 @@ class TestRanking:
             task["data"] = {"image": {"url": task["data"]["image"]}, "more": "not needed"}
         project.rank()
         assert set(project.studio.scores(project.version)) == set(project.studio.tasks)
-        assert all(list(task["data"]) == ["image.url"] for body in project.server.asked for task in body["tasks"])
+        assert all(list(task["data"]) == ["image.url"] for body in project.server.bodies for task in body["tasks"])
 
     def test_labels_are_not_read_again_if_unchanged_since_training(self, project, arrange_calls):
         project.studio.annotate(1, "dog")
@@ -103,7 +103,7 @@ class TestRanking:
         assert "would rank 30 tasks" in summary.describe()
         assert load_rankings(project.repository) == []
         project.rank()
-        assert project.server.tasks_asked == list(project.studio.tasks)  # once: scores of the dry run are kept
+        assert project.server.requested_tasks == list(project.studio.tasks)  # once: scores of the dry run are kept
         assert f"task {project.studio.order()[0]}, score" in caplog.text
 
     def test_keep_sampling_leaves_the_sampling_unchanged(self, project):
@@ -174,7 +174,7 @@ class TestRepeated:
             by_bald = 1 - bald_of(project.studio.tasks[task]) / np.log(2)
             assert after[task] == [pytest.approx(by_bald, abs=1e-6)]
         assert load_rankings(project.repository)[0].tasks == TASKS + 20
-        assert project.server.tasks_asked == list(project.studio.tasks)
+        assert project.server.requested_tasks == list(project.studio.tasks)
 
     def test_a_ranking_without_new_tasks_writes_nothing(self, project):
         project.rank()

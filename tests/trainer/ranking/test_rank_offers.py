@@ -66,10 +66,10 @@ def test_labelled_tasks_are_not_scored_if_nothing_can_be_offered(measured):
     """Because offers are switched off, or the version was not measured on the holdout."""
     measured.rank(holdout_share=SHARE, sure=0, strategy="margin")
     assert load_rankings(measured.repository)[0].sure is None
-    assert measured.server.tasks_asked == measured.unlabelled
-    measured.server.asked.clear()
+    assert measured.server.requested_tasks == measured.unlabelled
+    measured.server.bodies.clear()
     measured.publish(training=TrainingRecord(validation="split", audit_share=SHARE, audit_images=20))
     measured.rank(holdout_share=SHARE, sure=0.98, strategy="margin")
     sure = load_rankings(measured.repository)[0].sure
     assert (sure.tasks, sure.wanted) == ({}, 163)
-    assert measured.server.tasks_asked == measured.unlabelled
+    assert measured.server.requested_tasks == measured.unlabelled

@@ -148,7 +148,9 @@ def test_the_pending_import_of_a_killed_run_is_awaited(pets, tmp_path, completes
         if request.path.endswith("extended=true"):
             counts.append(request)
             if completes and len(counts) == 3:
-                pets.take([{"task": n, "model_version": NAME, "score": n / 100, "result": []} for n in pets.tasks])
+                pets.import_predictions(
+                    [{"task": n, "model_version": NAME, "score": n / 100, "result": []} for n in pets.tasks]
+                )
 
     pets.before = complete
     run_reconcile(pets, tmp_path)
@@ -167,7 +169,7 @@ def test_an_import_that_completes_after_a_timeout_is_awaited(pets, tmp_path, mon
         requests.append(request)
         if sum(each.path.endswith("extended=true") for each in requests) == 8:
             pets.before = lambda request: None
-            pets.take(json.loads(imports_of(pets)[0].body))
+            pets.import_predictions(json.loads(imports_of(pets)[0].body))
 
     pets.before = time_out_then_complete
     run_reconcile(pets, tmp_path)

@@ -18,14 +18,14 @@ class TestUnscored:
         project.rank()
         project.former = project.version
         project.publish()
-        project.server.asked.clear()
+        project.server.bodies.clear()
         return project
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("kind", "options", "reason"),
         [
-            ("away", {}, "cannot be reached"),
+            ("unreachable", {}, "cannot be reached"),
             ("broken", {"force": True, "strategy": "random"}, "no such file"),
         ],
     )
@@ -48,13 +48,13 @@ class TestUnscored:
         down = set(range(1, 6))
 
         def restart(body):
-            if len(ranked.server.asked) == 1:
-                ranked.server.away = set(range(16, TASKS + 1))
-            elif len(ranked.server.asked) == 3:
-                ranked.server.away = set()
+            if len(ranked.server.bodies) == 1:
+                ranked.server.unreachable = set(range(16, TASKS + 1))
+            elif len(ranked.server.bodies) == 3:
+                ranked.server.unreachable = set()
 
         def refuse(request):
-            if ranked.server.asked and request.method == "GET" and down:
+            if ranked.server.bodies and request.method == "GET" and down:
                 down.pop()
                 raise Aborted(502)
 
@@ -68,7 +68,7 @@ class TestUnscored:
     def test_a_few_unscored_images_keep_their_places(self, ranked, strategy):
         before = ranked.studio.order()
         first = before[4]
-        ranked.server.away = {first}
+        ranked.server.unreachable = {first}
         summary = ranked.rank(strategy=strategy)
         assert (summary.tasks, summary.failed, summary.kept, summary.imported) == (TASKS - 1, 1, 1, TASKS)
         assert "1 not scored, of which 1 keep their places" in summary.describe()
@@ -82,7 +82,7 @@ class TestUnscored:
         kept = ranked.studio.scores(ranked.version)[first]
         assert ranked.rank().failed == 1
         assert ranked.studio.scores(ranked.version)[first] == kept
-        ranked.server.away = set()
+        ranked.server.unreachable = set()
         summary = ranked.rank()
         assert (summary.tasks, summary.failed) == (1, 0)
         ranked.check_ranked_by(ranked.version)
@@ -122,9 +122,9 @@ class TestUnscored:
 
     def test_all_tasks_are_ranked_again_when_many_can_be_scored_later(self, project):
         """Placed one by one they would not fit the order."""
-        project.server.away = set(range(6, TASKS + 1))
+        project.server.unreachable = set(range(6, TASKS + 1))
         assert (project.rank().tasks, len(project.studio.order())) == (5, 5)
-        project.server.away = set()
+        project.server.unreachable = set()
         assert project.rank().ranking == f"{project.version}.r2"
         project.check_ranked_by(f"{project.version}.r2")
         meta = meta_by_task(project)
@@ -135,23 +135,23 @@ class TestUnscored:
         for task in ranked.unlabelled[:10]:
             ranked.studio.annotate(task, "cat")
         new = [ranked.studio.add_task(**image_data(number)) for number in (500, 501)]
-        ranked.server.away = set(ranked.studio.tasks)
+        ranked.server.unreachable = set(ranked.studio.tasks)
         assert ranked.rank().failed == 2
         assert set(ranked.studio.scores(ranked.version)) == set(ranked.studio.tasks) - set(new)
-        ranked.server.away = set()
+        ranked.server.unreachable = set()
         assert ranked.rank().tasks == 2
         ranked.check_ranked_by(ranked.version)
 
     def test_predictions_of_a_deleted_version_are_removed(self, ranked):
         shutil.rmtree(ranked.repository.folder / ranked.former)
-        ranked.server.away = {ranked.studio.order()[0]}
+        ranked.server.unreachable = {ranked.studio.order()[0]}
         assert ranked.rank().kept == 1
         ranked.check_ranked_by(ranked.version)
 
     def test_failures_are_logged_by_reason(self, project, caplog):
         for number in range(1, 5):
             project.studio.tasks[number]["data"] = {"image": f"http://images/{number}.png"}
-        project.server.away, project.server.broken = {1, 2, 3, 4}, {7}
+        project.server.unreachable, project.server.broken = {1, 2, 3, 4}, {7}
         with caplog.at_level(logging.INFO):
             project.rank()
         assert "5 of 30 images cannot be scored: 4, such as task 1: http://images/1.png cannot be" in caplog.text

@@ -78,8 +78,8 @@ class TestScoring:
         tasks = pool(20 * MIN_TASKS + 7)
         outcomes = score_all(connect(fake), tasks)
         assert sorted(outcome.task for outcome in outcomes) == [task.id for task in tasks]
-        assert len(fake.asked[0]["tasks"]) == MIN_TASKS
-        assert MIN_TASKS < max(len(body["tasks"]) for body in fake.asked) <= 100
+        assert len(fake.bodies[0]["tasks"]) == MIN_TASKS
+        assert MIN_TASKS < max(len(body["tasks"]) for body in fake.bodies) <= 100
         assert outcomes[0].embedding.shape == (256,)
         assert outcomes[0].passes is None
 
@@ -87,7 +87,7 @@ class TestScoring:
         monkeypatch.setattr(task_batches, "_MAX_BYTES", 1000)
         tasks = [PoolTask(number, {"image": "data:image/png;base64," + 400 * "A"}) for number in range(9)]
         assert len(score_all(connect(fake), tasks)) == 9
-        assert max(len(body["tasks"]) for body in fake.asked) == 2
+        assert max(len(body["tasks"]) for body in fake.bodies) == 2
 
     def test_passes_are_returned_on_request(self, fake):
         [task] = pool(1)
@@ -111,19 +111,19 @@ class TestScoring:
         fake.before = lambda body: (status, content)
         with pytest.raises(ConfigError, match=message):
             score_all(connect(fake), pool(3))
-        assert len(fake.asked) == 1
+        assert len(fake.bodies) == 1
 
     @pytest.mark.parametrize("status", [503, 502, 504, 429, 409, 500])
     def test_temporary_errors_are_retried(self, fake, status):
-        fake.before = lambda body: (status, {"detail": "busy"}, {"retry_after": "0"}) if len(fake.asked) < 3 else None
+        fake.before = lambda body: (status, {"detail": "busy"}, {"retry_after": "0"}) if len(fake.bodies) < 3 else None
         assert len(score_all(connect(fake), pool(2))) == 2
-        assert len(fake.asked) == 3
+        assert len(fake.bodies) == 3
 
     @pytest.mark.slow
     def test_retry_after_determines_the_pause(self, fake, monkeypatch):
         """The pause is limited, here to a quarter of a second."""
         monkeypatch.setattr(server_module, "_MAX_PAUSE_S", 0.25)
-        fake.before = lambda body: (503, {"detail": "busy"}, {"retry_after": "600"}) if len(fake.asked) < 2 else None
+        fake.before = lambda body: (503, {"detail": "busy"}, {"retry_after": "600"}) if len(fake.bodies) < 2 else None
         started = time.monotonic()
         score_all(connect(fake), pool(1))
         assert time.monotonic() - started >= 0.25
@@ -132,14 +132,14 @@ class TestScoring:
         element = fake.element
 
         def expire(task, body):
-            if task["id"] == 3 or (task["id"] == 2 and len(fake.asked) == 1):
+            if task["id"] == 3 or (task["id"] == 2 and len(fake.bodies) == 1):
                 return {"task": task["id"], "error": {"code": "expired", "detail": "no time"}}
             return element(task, body)
 
         fake.element = expire
         failures = [outcome for outcome in score_all(connect(fake), pool(4)) if isinstance(outcome, Failure)]
         assert failures == [Failure(3, "expired", "no time")]
-        assert fake.tasks_asked == [1, 2, 2, 3, 3, 3, 3, 3, 4]
+        assert fake.requested_tasks == [1, 2, 2, 3, 3, 3, 3, 3, 4]
 
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -154,8 +154,8 @@ class TestScoring:
     def test_the_timeout_counts_from_the_last_reply(self, fake, monkeypatch):
         """A server that rejects some requests may take longer in total."""
         monkeypatch.setattr(server_module, "_CONCURRENT_REQUESTS", 1)
-        monkeypatch.setattr(server_module, "time", SimpleNamespace(monotonic=lambda: 100.0 * len(fake.asked)))
-        fake.before = lambda body: (503, {"detail": "busy"}) if len(fake.asked) % 2 else None
+        monkeypatch.setattr(server_module, "time", SimpleNamespace(monotonic=lambda: 100.0 * len(fake.bodies)))
+        fake.before = lambda body: (503, {"detail": "busy"}) if len(fake.bodies) % 2 else None
         timeouts = Timeouts(fail_s=250.0, pause_s=0.001)
         monkeypatch.setattr(task_batches, "MAX_TASKS", MIN_TASKS)
         assert len(score_all(connect(fake, timeouts=timeouts), pool(5 * MIN_TASKS))) == 5 * MIN_TASKS
@@ -174,4 +174,4 @@ class TestScoring:
         fake.before = lambda body: (status, content)
         with pytest.raises(Unavailable, match=f"fails repeatedly.*{reason}"):
             score_all(connect(fake, timeouts=Timeouts(pause_s=0.001)), pool(1))
-        assert len(fake.asked) == 5
+        assert len(fake.bodies) == 5

@@ -10,6 +10,8 @@ from contract.versions.repository import Repository
 from contract.versions.training_requests import find_requests, submit_request
 from tests.trainer.studio import TOKEN
 from tests.trainer.watching.watched import refuse, run_watch, stop
+from tests.versions import publish
+from trainer.watching.processes import Stopped, Supervisor
 
 
 @pytest.mark.parametrize(
@@ -118,3 +120,27 @@ def test_a_signal_ends_the_watch_while_label_studio_hangs(studio, caplog, number
     exit_status, _, log = run_watch(studio, caplog)
     assert exit_status == status
     assert log[-1] == f"{number.name}: the watch has ended; nothing was running"
+
+
+@pytest.mark.parametrize(
+    ("command", "completes", "message"),
+    [
+        ("run", False, "training was interrupted, and nothing was published"),
+        ("run", True, "is published but not ranked yet"),
+        ("rank", False, "ranking was interrupted, and continues with the next one"),
+        ("prune", False, "the removal of old versions was interrupted, and continues after the next round"),
+    ],
+)
+def test_an_interrupted_command_is_logged(studio, caplog, monkeypatch, command, completes, message):
+    def run(_, started, options):
+        outcome = studio.execute(started, options) if completes or started != command else None
+        if started == command:
+            raise Stopped(signal.SIGTERM)
+        return outcome
+
+    monkeypatch.setattr(Supervisor, "run", run)
+    publish(studio.repository, b"1")
+    studio.label(20)
+    _, _, log = run_watch(studio, caplog, keep=1)
+    assert log[-1].startswith("SIGTERM: the watch has ended; ")
+    assert log[-1].endswith(message)

@@ -130,6 +130,6 @@ def test_webhook_secret_is_set_once_webhooks_are_accessible(studio, caplog):
     environment = make_environment(studio, webhook_secret="hush", server="http://localhost:9090")
     _, commands, log = run_watch(studio, caplog, environment=environment)
     assert commands == ["run", "rank"]
-    assert sum("cannot set the secret" in line for line in log) == 1
+    assert sum("cannot set the secret of the webhooks of project 5" in line for line in log) == 1
     assert [webhook["headers"] for webhook in studio.webhooks.values()] == [{"Authorization": "Bearer hush"}] * 2
     assert "hush" not in "".join(log)
