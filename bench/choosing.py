@@ -14,6 +14,7 @@ import numpy as np
 from bench.harness.frame import print_table, read_options, report
 from contract.scores.acquisition import entropy, softmax
 from contract.scores.embedding import embed
+from contract.scores.holdout import DEFAULT_SHARE
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, Candidates, LabelledImages
 
@@ -60,7 +61,7 @@ def measure(candidates: Candidates, *, batch: int, labels: int, duplicates: bool
             candidates.embeddings[: labels * classes] + np.float32(0.01),
             candidates.probabilities[: labels * classes].argmax(axis=1),
         ),
-        holdout_share=0.1,
+        holdout_share=DEFAULT_SHARE,
         batch_size=batch,
         duplicates=duplicates,
     )

@@ -6,7 +6,7 @@ letters of many fonts (bench/subjects/sets.py); and compares the default with ra
 developers' shared folder it uses scikit-learn's handwritten digits and untrained convolutions. Prints for each strategy
 
     macro_f1, minority_f1, accuracy   area over labels minus random's, starred if its interval excludes zero
-    of random: ...                    labels needed for random's final level, over all of random's
+    of random: ...                    labels needed for random's final level, as a share of random's labels
     of reference: ...                 labels needed for the level of a pinned study of random labels (bench/references)
 
 Results are cached in .cache/bench, where an interrupted bench continues. `--quick` uses smaller images and fewer sets,

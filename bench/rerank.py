@@ -7,7 +7,7 @@ Measured over HTTP under gunicorn, by one client with requests of 100 tasks:
                the server, with features read from disk, and by a server that revalidates each image; with images from a
                web server and from local files
     growth     at `--growth-image-size`, a freshly started server with its default cache in memory scores few images and
-               then many others: the factor by which time grows, and the MB by which the peak of memory grows
+               then many others: the factor by which time grows, and the MB by which peak memory grows
 
 The bench fails unless every image gets a score, the two heads score differently, a head scores equally both times, no
 image is downloaded twice, and images are revalidated only at the end.
@@ -152,7 +152,7 @@ def _rerank(
 
 
 def _grow(subject: Subject, images: Sequence[Path], settings: Mapping[str, str], *, few: int) -> list[dict[str, float]]:
-    """Score `few` images and then the others; return seconds and the peak of memory of both."""
+    """Score `few` images and then the others; return seconds and peak memory of both."""
     rows = []
     with image_host(images) as host, working_folder(subject.version) as folder:
         settings = {**settings, "LABELNEXT_ALLOWED_ORIGINS": host.url}

@@ -1,7 +1,7 @@
 """The subject of benchmarks: a version made by the trainer, and photos it was not trained on.
 
 Versions are cached in .cache/bench by their arguments and a digest of the trainer's source code. Photos come from the
-developers' shared folder beside the checkout, or else are scikit-learn's handwritten digits.
+developers' shared folder next to the checkout, or else are scikit-learn's handwritten digits.
 """
 
 import csv
@@ -30,7 +30,7 @@ from demo.product import CHECKOUT
 CACHE = CHECKOUT / ".cache" / "bench"
 
 SHARED = CHECKOUT.parent / "shared"
-"""The developers' folder of photos and weights beside the checkout, which may not exist."""
+"""The developers' folder of photos and weights next to the checkout, which may not exist."""
 _TRASHNET = SHARED / "data" / "trashnet"
 WEIGHTS = SHARED / "weights" / "vgg16_features.pth"
 """Weights of VGG-16's convolutions, pretrained on ImageNet."""
@@ -45,7 +45,7 @@ class Subject:
 
     version: Version
     root: Path
-    """Root of a repository that holds this version only."""
+    """Root of a repository that contains this version only."""
     photos: tuple[Path, ...]
     """Photos the version was not trained on, in a fixed order."""
     source: str

@@ -1,4 +1,4 @@
-"""Near-duplicates: images so similar that one label says enough about all of them.
+"""Near-duplicates: images so similar that one of them is enough to label.
 
 Leader clustering (Hartigan 1975, ch. 3): in a given order, each unclaimed image becomes a leader and claims all similar
 images. Unlike in single linkage, each image is similar to its leader. All pairs are compared, by matrix products over
@@ -133,12 +133,12 @@ def are_fine_grained(embeddings: Vectors, labelled: LabelledImages) -> bool:
     That is, whether significantly fewer than three in four pairs have equal labels, by the one-sided 95 % interval of
     Clopper and Pearson (1934). Each image is in at most one pair, so that a single cluster has little weight.
     """
-    known = labelled.labels >= 0
-    if not known.any() or not len(embeddings):
+    has_label = labelled.labels >= 0
+    if not has_label.any() or not len(embeddings):
         return False
-    mean, labels = _mean(embeddings), labelled.labels[known]
+    mean, labels = _mean(embeddings), labelled.labels[has_label]
     sample = embeddings[evenly_spaced(len(embeddings), most=_QUANTILE_IMAGES)] - mean
-    vectors = labelled.embeddings[known] - mean
+    vectors = labelled.embeddings[has_label] - mean
     _normalise(sample)
     _normalise(vectors)
     pairs = _disjoint_pairs(vectors, _near_distance(sample) * _shrinkage(len(embeddings)))
@@ -218,7 +218,7 @@ class _Leaders:
         claimed_by = rows.copy()
         unclaimed: Ints = np.arange(len(rows))
         for start in range(0, self._count, _LEADERS):
-            leader, other = self._find_alike(
+            leader, other = self._find_near_duplicates(
                 slice(start, min(start + _LEADERS, self._count)), rows[unclaimed], distance
             )
             claimed, first = np.unique(other, return_index=True)  # pairs are sorted by leader, the earliest first
@@ -227,7 +227,7 @@ class _Leaders:
         claimed_by[unclaimed] = self._claim_among(rows[unclaimed], distance)
         return claimed_by
 
-    def _find_alike(self, leaders: slice, rows: Ints, distance: float) -> tuple[Ints, Ints]:
+    def _find_near_duplicates(self, leaders: slice, rows: Ints, distance: float) -> tuple[Ints, Ints]:
         """Return the pairs in which the leader may represent the row, as indices into both, sorted by leader."""
         near = self._sketches[leaders] @ self._sketches[rows].T >= 1 - distance - _ROUNDING  # (m, n)
         if np.count_nonzero(near) > _FEW_PAIRS:
@@ -237,27 +237,27 @@ class _Leaders:
         else:
             one, other = _find_pairs(near)
             cosines = np.einsum("ij,ij->i", self._vectors[leaders][one], self._vectors[rows[other]])
-        kept = self._are_alike(self._places[leaders][one], rows[other], cosines, distance)
+        kept = self._are_near_duplicates(self._places[leaders][one], rows[other], cosines, distance)
         return one[kept], other[kept]
 
-    def _are_alike(self, leader: Ints, row: Ints, cosines: Vectors, distance: float) -> Bools:
+    def _are_near_duplicates(self, leader: Ints, row: Ints, cosines: Vectors, distance: float) -> Bools:
         """Return for each of P pairs whether the leader may represent the row."""
-        alike: Bools = cosines >= 1 - distance
-        allowed = self._predicted.may_represent(leader[alike], row[alike])
-        alike[alike] = allowed | (cosines[alike] >= 1 - COPY_SHARE * distance)
-        return alike
+        near: Bools = cosines >= 1 - distance
+        allowed = self._predicted.may_represent(leader[near], row[near])
+        near[near] = allowed | (cosines[near] >= 1 - COPY_SHARE * distance)
+        return near
 
     def _claim_among(self, rows: Ints, distance: float) -> Ints:
         """Cluster rows that no earlier leader claimed."""
         vectors, sketches = self._vectors[rows], self._sketches[rows]
         cosines = vectors @ vectors.T
-        alike = cosines >= 1 - distance
-        one, other = _find_pairs(alike)
-        alike[one, other] = self._are_alike(rows[one], rows[other], cosines[one, other], distance)
+        near = cosines >= 1 - distance
+        one, other = _find_pairs(near)
+        near[one, other] = self._are_near_duplicates(rows[one], rows[other], cosines[one, other], distance)
         claimed_by = np.full(len(rows), -1)
         for i, row in enumerate(rows):
             if claimed_by[i] < 0:
-                claimed_by[(claimed_by < 0) & alike[i]] = row
+                claimed_by[(claimed_by < 0) & near[i]] = row
                 claimed_by[i] = row  # a vector of zeros is not similar to itself
                 self._vectors[self._count], self._sketches[self._count] = vectors[i], sketches[i]
                 self._places[self._count] = row

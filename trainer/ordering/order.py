@@ -52,7 +52,7 @@ class Arrangement:
     held_out: Bools
     """(N,): whether an image is in the random holdout."""
     representative: Ints
-    """(N,): the index of the image that each one nearly duplicates, or its own."""
+    """(N,): the index of the image that each one nearly duplicates, or of itself."""
 
     @classmethod
     def along(
@@ -141,10 +141,10 @@ def _rank(
     if next_held_out is not None:
         others = np.flatnonzero(eligible)
         leading = np.concatenate([next_held_out, others[descending(base[others])]])
-        taken = candidates.take(leading)
+        predictions = candidates.take(leading)
         order = np.arange(len(leading))
         representatives = find_representatives(
-            taken.embeddings, order, PredictedLabels.of(taken), fine_grained=selection.fine_grained
+            predictions.embeddings, order, PredictedLabels.of(predictions), fine_grained=selection.fine_grained
         )
         representative[leading[len(next_held_out) :]] = leading[representatives[len(next_held_out) :]]
     is_leader = representative == own
@@ -165,8 +165,8 @@ def in_draw_order(project: int, task_ids: Ints, held_out: Bools) -> Ints:
 
     Thus the labelled part of the holdout is a uniform sample of the pool at any time.
     """
-    own = np.flatnonzero(held_out)
-    return cast(Ints, own[np.lexsort((task_ids[own], holdout_order(project, task_ids[own])))])
+    indices = np.flatnonzero(held_out)
+    return cast(Ints, indices[np.lexsort((task_ids[indices], holdout_order(project, task_ids[indices])))])
 
 
 def places_before_holdout(images: int, *, labels: int, classes: int) -> int:

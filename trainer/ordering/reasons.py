@@ -32,9 +32,9 @@ def explain(
     """
     reasons = _explain_base(candidates, strategy)
     if strategy in BALANCED:
-        few = _dominant_rare_classes(candidates.probabilities, labels_by_class)
-        for index in np.flatnonzero(few >= 0):
-            reasons[index] += f", and {labels[few[index]] if labels else 'its class'} has few labels"
+        classes = _dominant_rare_classes(candidates.probabilities, labels_by_class)
+        for index in np.flatnonzero(classes >= 0):
+            reasons[index] += f", and {labels[classes[index]] if labels else 'its class'} has few labels"
     if strategy == COVER and are_few(labels_by_class):
         for index in chosen:
             reasons[index] = COVERS

@@ -231,18 +231,18 @@ def _cover(candidates: Candidates, base: Floats, selection: Selection, eligible:
     pool = candidates.embeddings
     rare = rarity(candidates.probabilities, np.array(selection.labels_by_class, np.float64)).astype(np.float64)
     utility = base * rare**4
-    known = badge.directions(selection.labelled.embeddings.reshape(-1, pool.shape[1]), pool)
+    labelled = badge.directions(selection.labelled.embeddings.reshape(-1, pool.shape[1]), pool)
     if are_few(selection.labels_by_class):
         considered = np.flatnonzero(eligible)
         considered = considered[evenly_spaced(len(considered), most=_MAX_CONSIDERED)]
         directions = badge.directions(pool[considered], pool)
         neighbours = covering.neighbour_distances(directions) ** (_FINE_GRAINED_POWER if selection.fine_grained else 1)
-        chosen = covering.choose(directions, known, neighbours, count=selection.batch_size)
+        chosen = covering.choose(directions, labelled, neighbours, count=selection.batch_size)
     else:
         considered = _consider(utility, eligible)
         directions = badge.directions(pool[considered], pool)
         chosen = covering.draw(
-            utility[considered], directions, known, count=selection.batch_size, purpose=selection.purpose
+            utility[considered], directions, labelled, count=selection.batch_size, purpose=selection.purpose
         )
     return considered[chosen], utility
 

@@ -68,22 +68,22 @@ def cross_predict(features: Floats, targets: Targets, groups: Integers, *, class
     a probability of 0, and their images have only zeros.
     """
     enough = _has_enough_images(targets, groups, classes)
-    rows, known = _is_checked(targets, enough), np.flatnonzero(enough)
+    rows, checkable = _is_checked(targets, enough), np.flatnonzero(enough)
     probabilities = np.zeros((len(targets), classes))
-    if len(known) < 2:
+    if len(checkable) < 2:
         return probabilities
     folds = np.full(len(targets), -1)
     folds[rows] = assign_folds(targets[rows], groups[rows])
-    given = targets if targets.ndim == 1 else targets[:, known]
+    labels = targets if targets.ndim == 1 else targets[:, checkable]
     for fold in range(FOLDS):
         train, held_out = (folds >= 0) & (folds != fold), folds == fold
         if not held_out.any():
             continue
-        model = _linear_model(images=int(train.sum()), classes=len(known), multiple=targets.ndim == 2)
+        model = _linear_model(images=int(train.sum()), classes=len(checkable), multiple=targets.ndim == 2)
         with warnings.catch_warnings(), threadpool_limits(1):  # the products are too small for several threads
             warnings.simplefilter("ignore", ConvergenceWarning)  # an approximate fit is good enough for a ranking
-            model.fit(features[train], given[train])
-        columns = model.classes_ if targets.ndim == 1 else known
+            model.fit(features[train], labels[train])
+        columns = model.classes_ if targets.ndim == 1 else checkable
         probabilities[np.ix_(held_out, columns)] = model.predict_proba(features[held_out])
     return probabilities
 
@@ -98,20 +98,20 @@ def find_errors(
     """
     given = targets[among]
     enough = _has_enough_images(given, groups[among], len(labels))
-    checked, known = np.flatnonzero(_is_checked(given, enough)), np.flatnonzero(enough)
+    checked, checkable = np.flatnonzero(_is_checked(given, enough)), np.flatnonzero(enough)
     few = np.flatnonzero(~enough & (count_images(given, len(labels)) > 0))
     too_few = tuple(labels[each] for each in few)
-    if len(known) < 2:
+    if len(checkable) < 2:
         return LabelErrors((), 0, too_few)
-    likely = probabilities[np.ix_(checked, known)].astype(np.float64)  # (J, K)
-    names = [labels[each] for each in known]
+    likely = probabilities[np.ix_(checked, checkable)].astype(np.float64)  # (J, K)
+    names = [labels[each] for each in checkable]
     if targets.ndim == 1:
         likely = np.clip(likely, 1e-12, None)
         likely /= likely.sum(axis=1, keepdims=True)
-        has = np.searchsorted(known, given[checked])[:, None] == np.arange(len(known))  # (J, K)
+        has = np.searchsorted(checkable, given[checked])[:, None] == np.arange(len(checkable))  # (J, K)
         ranked, better, likelihood = _find_single_label(likely, has)
     else:
-        has = given[np.ix_(checked, known)].astype(bool)  # (J, K)
+        has = given[np.ix_(checked, checkable)].astype(bool)  # (J, K)
         ranked, better, likelihood = _find_multilabel(likely, has)
     errors = tuple(
         LabelError(

@@ -25,7 +25,7 @@ TITLES: Final[Mapping[Measure, str]] = {
 }
 
 _GREY: Final = "#bcc6ce"
-"""Colour of strategies without a line of their own."""
+"""Colour of strategies that are not highlighted."""
 _COLOURS: Final = ("#c2570c", "#4053b4", "#a0306f", "#8a5200", "#3f7fb0", "#17703f", "#6d5ba8")
 _PREFERRED: Final = ("baal-bald", "bald", "margin", "badge", "balanced-bald-margin", "balanced-cover", "batch-bald")
 """Strategies to colour first; only one of the first two, since both are plain BALD."""
@@ -138,9 +138,9 @@ def draw_by_strategy(study: Study, strategies: Sequence[str], measure: Measure, 
     plots = []
     for name in strategies:
         figure, (axes,) = new_plots(2.5, 1.9)
-        own = Line(name, ACCENT if name == default else _COLOURS[1], 2.0, dashed=False)
+        line = Line(name, ACCENT if name == default else _COLOURS[1], 2.0, dashed=False)
         random = [Line(RANDOM, TEXT, 1.2, dashed=True)] if RANDOM in curves and name != RANDOM else []
-        _draw_lines(axes, curves, [own, *random])
+        _draw_lines(axes, curves, [line, *random])
         axes.set_ylim(low - margin, high + margin)
         axes.set_title(name, loc="left")
         plots.append(to_svg(figure, title=f"{TITLES[measure]} of {name} over labels"))

@@ -48,7 +48,7 @@ class Reference:
     """Curves of another study, such as random labelling with an earlier learner."""
 
     source: str
-    """Description of the study and the place of its rounds."""
+    """Description of the study, and where its rounds are stored."""
     labels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
     """(R,), ascending."""
     macro_f1: _Curves

@@ -37,7 +37,7 @@ def write(study: Study, folder: Path) -> dict[str, Any]:
 
 
 def write_comparison(studies: Mapping[str, Study], folder: Path, *, title: str) -> dict[str, Any]:
-    """Write the same files for studies by backbone name; subfolders of these names hold the studies' own reports."""
+    """Write the same files for studies by backbone name; subfolders of these names have their reports."""
     reference, first = next(iter(studies.items()))
     strategies = choose_strategies([*first.runs])
     page, curves = _render_comparison(studies, strategies, title=title), _by_backbone(studies, strategies[-1])

@@ -4,7 +4,7 @@
 <out>/chains/<strategy>-<seed>.jsonl  a line for each finished round
 <out>/report.html, *.csv, *.json      written when all runs are complete
 
-With several backbones, each has such a subfolder of <out>, named after it, and <out> holds a report comparing them.
+With several backbones, each has such a subfolder of <out>, named after it, and <out> has a report comparing them.
 """
 
 import json
@@ -63,7 +63,7 @@ def simulate(options: StudyOptions, training: Training, environment: Environment
     With several backbones the summary is by backbone and strategy.
 
     Raises:
-        LabelnextError: if the images are unusable, the folder holds another study, or training diverges.
+        LabelnextError: if the images are unusable, the folder contains another study, or training diverges.
     """
     check_strategies(options.strategies)
     trainings, out = split_backbones(training), options.out
@@ -150,7 +150,7 @@ class _Plan:
         return dict(json.loads(json.dumps(settings)))
 
     def _plan_runs(self, out: Path) -> list[Run]:
-        """Check that the folder is empty or holds this study, and return its runs, ordered by seed."""
+        """Check that the folder is empty or contains this study, and return its runs, ordered by seed."""
         chains, earlier = out / "chains", self.settings
         chains.mkdir(parents=True, exist_ok=True)
         if any(chains.iterdir()):

@@ -108,7 +108,7 @@ def label_ratio(study: Study, strategy: str, measure: Measure) -> LabelRatio | N
     """Return the labels a strategy needs for random's final mean as a share of random's labels, or None as `compare`.
 
     Initial labels count. The ratio is read from the isotonic regression of the mean over seeds, with linear
-    interpolation between rounds. The interval holds the numbers of labels at which Student's interval of the mean of
+    interpolation between rounds. The interval contains the numbers of labels at which Student's interval of the mean of
     paired differences to random's final value includes zero.
     """
     if RANDOM not in study.runs:

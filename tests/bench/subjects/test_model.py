@@ -16,9 +16,9 @@ def test_rejects_label_counts_that_leave_no_photos(labels):
 
 def test_small_images_are_distinct_and_deterministic(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "CACHE", tmp_path)
-    few = [path.read_bytes() for path in small_images(5)]
+    first = [path.read_bytes() for path in small_images(5)]
     more = [path.read_bytes() for path in small_images(20)]
-    assert more[:5] == few
+    assert more[:5] == first
     assert len(set(more)) == 20
 
 

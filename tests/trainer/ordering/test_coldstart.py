@@ -37,10 +37,10 @@ def test_order_is_a_permutation(images, batch_size, before_holdout, seed):
     """It is deterministic."""
     embeddings = np.random.default_rng(seed).normal(size=(images, 8)).astype(np.float32)
     options = {"project": seed, "holdout_share": 0.1, "before_holdout": before_holdout, "batch_size": batch_size}
-    found, again = (arrange(np.arange(images), embeddings, **options) for _ in range(2))
-    np.testing.assert_array_equal(np.sort(found.order), np.arange(images))
-    np.testing.assert_array_equal(found.order, again.order)
-    assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    arrangement, again = (arrange(np.arange(images), embeddings, **options) for _ in range(2))
+    np.testing.assert_array_equal(np.sort(arrangement.order), np.arange(images))
+    np.testing.assert_array_equal(arrangement.order, again.order)
+    assert ((arrangement.scores >= 0) & (arrangement.scores <= 1)).all()
 
 
 def test_equal_images_form_one_cluster():
@@ -55,19 +55,19 @@ def test_arrangement_covers_the_pool_and_has_a_random_holdout():
     embeddings, members = clusters(np.random.default_rng(0), [80, 60, 40, 20])
     task_ids = np.random.default_rng(1).permutation(1000)[:200]
     options = {"project": 3, "holdout_share": 0.1, "before_holdout": 20, "batch_size": 4}
-    found = arrange(task_ids, embeddings, **options)
-    np.testing.assert_array_equal(found.held_out, is_held_out(3, task_ids, 0.1))
-    assert np.flatnonzero(found.held_out[found.order])[:3].tolist() == [25, 35, 45]
-    assert set(members[found.order[:4]]) == {0, 1, 2, 3}
-    assert {found.reasons[i] for i in found.order[:4]} == {"covers an unlabelled part of the pool"}
-    assert {found.reasons[i] for i in found.order[4:25]} == {"chosen at random"}
-    assert {found.reasons[i] for i in np.flatnonzero(found.held_out)} == {"random sample, for measuring"}
-    np.testing.assert_allclose(found.scores[found.order], (np.arange(200) + 0.5) / 200)
-    np.testing.assert_array_equal(found.representative, np.arange(200))
+    arrangement = arrange(task_ids, embeddings, **options)
+    np.testing.assert_array_equal(arrangement.held_out, is_held_out(3, task_ids, 0.1))
+    assert np.flatnonzero(arrangement.held_out[arrangement.order])[:3].tolist() == [25, 35, 45]
+    assert set(members[arrangement.order[:4]]) == {0, 1, 2, 3}
+    assert {arrangement.reasons[i] for i in arrangement.order[:4]} == {"covers an unlabelled part of the pool"}
+    assert {arrangement.reasons[i] for i in arrangement.order[4:25]} == {"chosen at random"}
+    assert {arrangement.reasons[i] for i in np.flatnonzero(arrangement.held_out)} == {"random sample, for measuring"}
+    np.testing.assert_allclose(arrangement.scores[arrangement.order], (np.arange(200) + 0.5) / 200)
+    np.testing.assert_array_equal(arrangement.representative, np.arange(200))
     shuffle = np.random.default_rng(2).permutation(200)
     other = arrange(task_ids[shuffle], embeddings[shuffle], **options)
-    np.testing.assert_array_equal(task_ids[found.order], task_ids[shuffle][other.order])
-    np.testing.assert_array_equal(found.scores[shuffle], other.scores)
+    np.testing.assert_array_equal(task_ids[arrangement.order], task_ids[shuffle][other.order])
+    np.testing.assert_array_equal(arrangement.scores[shuffle], other.scores)
 
 
 def test_rejects_repeated_tasks_and_non_finite_embeddings():

@@ -34,9 +34,9 @@ def test_copies_of_labelled_images_are_not_chosen():
     vectors = unit(np.random.default_rng(0).normal(size=(20, 8)))
     copies = vectors.repeat(3, axis=0)
     ones = np.ones(60)
-    for found in (choose(copies, vectors[:5], ones, count=60), draw(ones, copies, vectors[:5], count=60, purpose="x")):
-        assert sorted(set((found // 3).tolist()) - set(range(5))) == list(range(5, 20))
-        assert len(found) < 25  # rounding may leave a copy at a distance
+    for chosen in (choose(copies, vectors[:5], ones, count=60), draw(ones, copies, vectors[:5], count=60, purpose="x")):
+        assert sorted(set((chosen // 3).tolist()) - set(range(5))) == list(range(5, 20))
+        assert len(chosen) < 25  # rounding may leave a copy at a distance
 
 
 def test_draw_probability_depends_on_weight_and_distance():

@@ -87,8 +87,8 @@ def test_representatives_follow_the_definition(seed, originals, copies, noise):
     probabilities = rng.choice([0.05, 0.41, 0.45, 0.55, 0.59, 0.95], len(embeddings))
     probabilities = np.stack([probabilities, 1 - probabilities], axis=1).astype(np.float32)
     entropy = rng.choice(np.array([0.2, 0.25, 0.6], np.float32), len(embeddings))
-    found = find_representatives(embeddings, order, labels_of(probabilities, entropy=entropy))
-    np.testing.assert_array_equal(found, claim_one_by_one(embeddings, order, probabilities, entropy))
+    representatives = find_representatives(embeddings, order, labels_of(probabilities, entropy=entropy))
+    np.testing.assert_array_equal(representatives, claim_one_by_one(embeddings, order, probabilities, entropy))
 
 
 @pytest.mark.parametrize("one_by_one", [0, 2**14])
@@ -131,8 +131,8 @@ def test_images_without_direction_represent_themselves():
     equal = (np.zeros((5, 8)), np.ones((5, 8)), unit(np.ones((5, 8)) + rounding), two_ways)
     for embeddings in (*equal, np.ones((1, 8)), np.ones((0, 8))):
         own = np.arange(len(embeddings))
-        found = find_representatives(embeddings.astype(np.float32), own, equal_predictions(len(own)))
-        np.testing.assert_array_equal(found, own)
+        representatives = find_representatives(embeddings.astype(np.float32), own, equal_predictions(len(own)))
+        np.testing.assert_array_equal(representatives, own)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +148,8 @@ def test_fine_grained_labels_leave_only_copies_claimed(pairs, same, fine_grained
     labels = np.arange(pairs)
     labelled = LabelledImages(np.concatenate([known, twins]), np.concatenate([labels, labels + 100 * (labels >= same)]))
     assert are_fine_grained(pool, labelled) == fine_grained
-    found = find_representatives(pool, np.arange(240), equal_predictions(240), fine_grained=fine_grained)
-    claimed = found != np.arange(240)
+    representatives = find_representatives(pool, np.arange(240), equal_predictions(240), fine_grained=fine_grained)
+    claimed = representatives != np.arange(240)
     assert claimed[:120].sum() == (0 if fine_grained else 60)
     assert claimed[120:].sum() == 60
 
@@ -191,8 +191,8 @@ def test_arrange_respects_fine_grained_labels():
     known = embeddings[200:]
     options = {"strategy": "bald", "project": 3, "name": "v1", "holdout_share": 0.0, "batch_size": 20}
     for labels, claimed in ((np.arange(20), 0), (np.arange(20) // 2, 100)):
-        found = arrange(candidates, labels_by_class=[10, 10], labelled=LabelledImages(known, labels), **options)
-        assert (found.representative != np.arange(200)).sum() == claimed
+        arrangement = arrange(candidates, labels_by_class=[10, 10], labelled=LabelledImages(known, labels), **options)
+        assert (arrangement.representative != np.arange(200)).sum() == claimed
 
 
 @pytest.mark.slow

@@ -68,32 +68,32 @@ def pools(draw):
 @settings(max_examples=60)
 def test_arrangement_is_consistent(given_pool, share, duplicates, batch_size):
     candidates, passes, strategy = given_pool
-    found = arranged(
+    arrangement = arranged(
         candidates, passes=passes, strategy=strategy, holdout_share=share, duplicates=duplicates, batch_size=batch_size
     )
     count = len(candidates.task_ids)
-    np.testing.assert_array_equal(np.sort(found.order), np.arange(count))
-    scores = found.scores[found.order]
+    np.testing.assert_array_equal(np.sort(arrangement.order), np.arange(count))
+    scores = arrangement.scores[arrangement.order]
     assert (np.diff(scores) > 0).all()
     assert ((scores >= 0) & (scores <= 1)).all()
     np.testing.assert_allclose(scores, np.sort(agreement(candidates)), atol=1e-6)
-    assert len(found.reasons) == count
-    assert all(found.reasons)
+    assert len(arrangement.reasons) == count
+    assert all(arrangement.reasons)
 
 
 def test_unticked_tasks_come_first():
     candidates, _ = pool(40)
     plain = arranged(candidates, holdout_share=0.1)
     unticked = candidates.task_ids[plain.order[[30, 12, 7]]]
-    found = arranged(candidates, holdout_share=0.1, unticked=[*unticked.tolist(), 10**9])
+    arrangement = arranged(candidates, holdout_share=0.1, unticked=[*unticked.tolist(), 10**9])
     queue = [place for place in plain.order if not plain.held_out[place]]
     first = [place for place in queue if candidates.task_ids[place] in unticked]
-    assert [place for place in found.order if not found.held_out[place]] == [
+    assert [place for place in arrangement.order if not arrangement.held_out[place]] == [
         *first,
         *(place for place in queue if place not in first),
     ]
-    assert {found.reasons[place] for place in first} == {UNTICKED}
-    assert UNTICKED not in {found.reasons[place] for place in queue if place not in first}
+    assert {arrangement.reasons[place] for place in first} == {UNTICKED}
+    assert UNTICKED not in {arrangement.reasons[place] for place in queue if place not in first}
 
 
 @pytest.mark.slow
@@ -106,22 +106,22 @@ def test_random_holdout_has_fixed_places(given_pool, share, labels):
     """
     candidates, passes, strategy = given_pool
     classes = candidates.probabilities.shape[1]
-    found = arranged(
+    arrangement = arranged(
         candidates, passes=passes, strategy=strategy, holdout_share=share, labels_by_class=[labels] * classes
     )
     start = places_before_holdout(len(candidates.task_ids), labels=labels * classes, classes=classes)
-    np.testing.assert_array_equal(found.held_out, is_held_out(3, candidates.task_ids, share))
-    places = np.flatnonzero(found.held_out[found.order])
-    drawn = holdout_order(3, candidates.task_ids[found.order[places]])
+    np.testing.assert_array_equal(arrangement.held_out, is_held_out(3, candidates.task_ids, share))
+    places = np.flatnonzero(arrangement.held_out[arrangement.order])
+    drawn = holdout_order(3, candidates.task_ids[arrangement.order[places]])
     assert (np.diff(drawn) > 0).all()
     expected = interleave(
-        np.ones(found.held_out.sum(), int), np.zeros((~found.held_out).sum(), int), share, start=start
+        np.ones(arrangement.held_out.sum(), int), np.zeros((~arrangement.held_out).sum(), int), share, start=start
     )
     np.testing.assert_array_equal(places, np.flatnonzero(expected))
-    own = np.arange(len(found.order))
-    np.testing.assert_array_equal(found.representative[found.held_out], own[found.held_out])
-    later = found.order[places[math.ceil(max(0, OPTIONS["batch_size"] - start) * share) :]]
-    assert not np.isin(found.representative[~found.held_out], later).any()
+    own = np.arange(len(arrangement.order))
+    np.testing.assert_array_equal(arrangement.representative[arrangement.held_out], own[arrangement.held_out])
+    later = arrangement.order[places[math.ceil(max(0, OPTIONS["batch_size"] - start) * share) :]]
+    assert not np.isin(arrangement.representative[~arrangement.held_out], later).any()
 
 
 @pytest.mark.slow
@@ -143,49 +143,54 @@ def test_arrangement_is_independent_of_input_order(given_pool, random):
 @pytest.mark.parametrize("strategy", ["bald", "balanced-cover"])
 def test_near_duplicates_come_behind_all_others(strategy):
     candidates, _ = pool(200, copies=4)
-    found = arranged(candidates, strategy=strategy, holdout_share=0)
-    claimed = found.representative != np.arange(200)
+    arrangement = arranged(candidates, strategy=strategy, holdout_share=0)
+    claimed = arrangement.representative != np.arange(200)
     assert claimed.sum() == 150
-    assert not claimed[found.order[:50]].any()
-    np.testing.assert_array_equal(found.representative // 4, np.arange(200) // 4)
+    assert not claimed[arrangement.order[:50]].any()
+    np.testing.assert_array_equal(arrangement.representative // 4, np.arange(200) // 4)
     for index in np.flatnonzero(claimed):
-        assert found.reasons[index] == f"near-duplicate of task {candidates.task_ids[found.representative[index]]}"
+        assert (
+            arrangement.reasons[index]
+            == f"near-duplicate of task {candidates.task_ids[arrangement.representative[index]]}"
+        )
     if strategy == "bald":
-        assert (candidates.bald <= candidates.bald[found.representative]).all()
-        for part in (found.order[:50], found.order[50:]):
+        assert (candidates.bald <= candidates.bald[arrangement.representative]).all()
+        for part in (arrangement.order[:50], arrangement.order[50:]):
             assert (np.diff(candidates.bald[part]) <= 0).all()
 
 
 def test_near_duplicates_can_be_kept_in_place():
     candidates, _ = pool(200, copies=4)
-    found = arranged(candidates, strategy="bald", holdout_share=0, duplicates=False)
-    np.testing.assert_array_equal(found.order, np.lexsort((candidates.task_ids, -candidates.bald)))
-    np.testing.assert_array_equal(found.representative, np.arange(200))
-    np.testing.assert_allclose(found.scores, agreement(candidates), atol=1e-6)
+    arrangement = arranged(candidates, strategy="bald", holdout_share=0, duplicates=False)
+    np.testing.assert_array_equal(arrangement.order, np.lexsort((candidates.task_ids, -candidates.bald)))
+    np.testing.assert_array_equal(arrangement.representative, np.arange(200))
+    np.testing.assert_allclose(arrangement.scores, agreement(candidates), atol=1e-6)
 
 
 def test_near_duplicates_of_early_holdout_images_move_back():
     """Those of later ones do not: held-out images must not keep all similar images from training."""
     candidates, _ = pool(200, copies=2)
-    found = arranged(candidates, holdout_share=0.3)
-    holdout = found.order[found.held_out[found.order]]
+    arrangement = arranged(candidates, holdout_share=0.3)
+    holdout = arrangement.order[arrangement.held_out[arrangement.order]]
     early = holdout[: math.ceil(0.3 * OPTIONS["batch_size"])]
     twins = np.arange(200) ^ 1
-    moved_back = found.representative != np.arange(200)
-    alone = np.setdiff1d(np.flatnonzero(found.held_out), twins[found.held_out])  # whose twins are not held out
+    moved_back = arrangement.representative != np.arange(200)
+    alone = np.setdiff1d(
+        np.flatnonzero(arrangement.held_out), twins[arrangement.held_out]
+    )  # whose twins are not held out
     assert np.isin(alone, early).any()
     np.testing.assert_array_equal(moved_back[twins[alone]], np.isin(alone, early))
     np.testing.assert_array_equal(
-        found.representative[twins[np.intersect1d(alone, early)]], np.intersect1d(alone, early)
+        arrangement.representative[twins[np.intersect1d(alone, early)]], np.intersect1d(alone, early)
     )
-    neither = ~found.held_out & ~found.held_out[twins]
+    neither = ~arrangement.held_out & ~arrangement.held_out[twins]
     assert moved_back[neither].sum() == neither.sum() / 2
 
 
 def test_reasons_name_the_rare_class():
     candidates, _ = pool(300, classes=3)
-    found = arranged(candidates, holdout_share=0.0, labels_by_class=[90, 80, 2], labels=("car", "van", "bike"))
-    assert any("bike has few labels" in reason for reason in found.reasons)
+    arrangement = arranged(candidates, holdout_share=0.0, labels_by_class=[90, 80, 2], labels=("car", "van", "bike"))
+    assert any("bike has few labels" in reason for reason in arrangement.reasons)
 
 
 @pytest.mark.parametrize(

@@ -144,9 +144,9 @@ def test_fine_grained_labels_favour_typical_images():
     neighbours = np.sort(distances, axis=1)[:, :11].mean(axis=1)
     expected = [(distances[0] ** 2 / neighbours**power).argmax() for power in (1, 2)]
     options = {"labels_by_class": [1, 0, 0, 0, 0], "labelled": [0], "batch_size": 1}
-    found = [
+    first_images = [
         selected(pool, "balanced-cover", fine_grained=fine_grained, **options)[0].item()
         for fine_grained in (False, True)
     ]
-    assert found == expected
-    assert found[0] != found[1]
+    assert first_images == expected
+    assert first_images[0] != first_images[1]

@@ -233,8 +233,8 @@ class TestLongTail:
         order = sorted(np.flatnonzero(counts), key=lambda label: (-counts[label], label))
         expected = np.zeros(6, int)
         for place, label in enumerate(order):
-            wanted = counts.max() * ratio ** (-place / (len(order) - 1)) if len(order) > 1 else counts.max()
-            expected[label] = min(max(round(wanted), 1), counts[label])
+            size = counts.max() * ratio ** (-place / (len(order) - 1)) if len(order) > 1 else counts.max()
+            expected[label] = min(max(round(size), 1), counts[label])
         assert np.bincount(targets[kept], minlength=6).tolist() == expected.tolist()
 
     @given(POOLS, st.floats(1, 100), st.floats(1, 100))

@@ -110,29 +110,28 @@ def test_rank_by_baal_equals_baal(trained):
     model, network = trained[1]
     features = model.compute_features(ALL)
     torch.manual_seed(8)
-    found = model.rank_by_baal(features)
+    ranking = model.rank_by_baal(features)
     wrapper = ModelWrapper(network.head, TrainingArgs(use_cuda=False))
     wrapper.eval()
     torch.manual_seed(8)
     chunks = torch.split(torch.from_numpy(features), 128)
     logits = torch.cat([wrapper.predict_on_batch(chunk, iterations=12) for chunk in chunks]).numpy()  # (N, C, T)
-    np.testing.assert_array_equal(found, BALD()(logits))
+    np.testing.assert_array_equal(ranking, BALD()(logits))
     passes = torch.from_numpy(logits).softmax(dim=1).numpy().transpose(0, 2, 1)
     np.testing.assert_allclose(bald(passes), BALD().get_uncertainties(logits), atol=1e-6)
 
 
 def test_trained_backbone_computes_the_features(fresh, dataset):
-    whole = replace(dataset, features=None)
-    trainer = make_trainer(whole, replace(TRAINING, part="all"))
+    trainer = make_trainer(replace(dataset, features=None), replace(TRAINING, part="all"))
     embeddings = trainer.embed(ALL)
     model = trainer.train(FEW, "m")
     network = train_by_hand(fresh, dataset, FEW, part="all")
     with torch.no_grad():
         expected = network.backbone(torch.from_numpy(dataset.images)).numpy()
         before = fresh.backbone(torch.from_numpy(dataset.images)).numpy()
-    found = model.compute_features(ALL)
-    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
-    assert np.abs(found - before).max() > 0.1
+    features = model.compute_features(ALL)
+    np.testing.assert_allclose(features, expected, rtol=2e-3, atol=2e-3)
+    assert np.abs(features - before).max() > 0.1
     masks = model.masks
-    np.testing.assert_allclose(model.passes(found), passes_of(network, dataset, masks), atol=1e-3)
+    np.testing.assert_allclose(model.passes(features), passes_of(network, dataset, masks), atol=1e-3)
     np.testing.assert_array_equal(trainer.embed(ALL), embeddings)  # of the backbone before any training

@@ -154,13 +154,13 @@ def test_resumed_run_equals_an_uninterrupted_one(complete_runs, tmp_path, strate
     """Except for seconds; only an incomplete line is computed again."""
     path = tmp_path / "run.jsonl"
     run_to(path, strategy, at_most=1)
-    begun = path.read_bytes()
-    assert begun.count(b"\n") == 1
+    partial = path.read_bytes()
+    assert partial.count(b"\n") == 1
     if cut:
         second = complete_runs[strategy].read_bytes().splitlines()[1]
-        path.write_bytes(begun + second[: len(second) // 2])
+        path.write_bytes(partial + second[: len(second) // 2])
     assert run_to(path, strategy) == 2
-    assert path.read_bytes().startswith(begun)
+    assert path.read_bytes().startswith(partial)
     assert without_seconds(path) == without_seconds(complete_runs[strategy])
     assert run_to(path, strategy) == 0  # nothing is computed for a complete run
 
