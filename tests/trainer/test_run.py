@@ -152,7 +152,7 @@ def test_unreadable_images_and_contradictions_are_named_and_the_validation_part_
     assert "nothing can be held out, and so nothing is measured" in caplog.text
     assert "Error" not in caplog.text
     assert version.manifest.metrics.accuracy is None
-    assert "This version was not measured" in report
+    assert "This version was not evaluated" in report
 
 
 @pytest.mark.parametrize("step", ["publish.validate_version", "model.fit_head.fit", "publish.export"])
