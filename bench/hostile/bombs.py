@@ -24,7 +24,7 @@ from bench.subjects.photos import save
 
 _TOO_LARGE = refused_decode("at most 50000000")
 _BROKEN = refused_decode("cannot be decoded|expected one of JPEG")
-_TOO_LONG = refused_decode("which no image needs|which take too long")
+_TOO_LONG = refused_decode("more than any image needs|which take too long")
 
 
 def cases() -> list[Case]:
