@@ -33,7 +33,7 @@ from bench.harness.frame import describe, log, print_table, read_options, save
 from bench.subjects.model import CACHE, SHARED, WEIGHTS
 from contract.scores.holdout import DEFAULT_SHARE, holdout_order, is_held_out
 from contract.scores.sure import DEFAULT_PRECISION, Sure
-from trainer.evaluation.advice import LEAST_IMAGES
+from trainer.evaluation.advice import MIN_IMAGES
 from trainer.features import open_store
 from trainer.labels.dataset import Indices
 from trainer.model.build import open_backbone_for
@@ -175,7 +175,7 @@ class Simulation:
     def _score_holdout(self, by_people: Indices, name: str) -> list[Score]:
         """Return scores of the labelled holdout by a model not trained on it; as in production, none if it is small."""
         held_out = self._held_out(by_people)
-        if np.count_nonzero(held_out) < LEAST_IMAGES:
+        if np.count_nonzero(held_out) < MIN_IMAGES:
             return []
         return self._score(self._train(by_people[~held_out], f"{name}/measured"), by_people[held_out])
 

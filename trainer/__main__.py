@@ -45,7 +45,7 @@ _OS_ERRORS = {
     errno.EIO,
     errno.ESTALE,
 }
-"""Errors of the system, reported with the path that caused them and without a traceback."""
+"""System errors that are reported with their path and without a traceback."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
     """Parse the command line into a command and its option values."""
-    about = "Train, publish and look after versions."
+    about = "Train and publish versions, and sort projects by them."
     return parse("python -m trainer", COMMANDS, arguments, about=about, renamed=_RENAMED)
 
 
@@ -70,9 +70,9 @@ def _read_stdin(name: str) -> tuple[Command, list[Any], Mapping[str, str]]:
     """Read a command's options as JSON from stdin; return the command, its option values and its environment."""
     command = COMMANDS[name]
     if module := _MODULES.get(name):
-        import_module(module)  # before the options arrive: the imports take seconds
+        import_module(module)  # takes seconds, so before the options arrive
     if not (text := sys.stdin.read()):
-        sys.exit()  # the parent process has ended, or does not need this one
+        sys.exit()  # the parent process ended, or does not need this one
     options = json.loads(text)
     model = {f"{PREFIX}MODEL": options.pop("model")} if "model" in options else {}
     return command, command.values(options), {**os.environ, **model}
@@ -80,7 +80,7 @@ def _read_stdin(name: str) -> tuple[Command, list[Any], Mapping[str, str]]:
 
 def _execute(command: Command, values: Sequence[Any], environ: Mapping[str, str] = os.environ) -> int:
     try:
-        if os.environ.get("WORLD_SIZE", "1") != "1":  # set by torchrun, whose processes would all do the same work
+        if os.environ.get("WORLD_SIZE", "1") != "1":  # set by torchrun; every process would do all of the work
             raise ConfigError("the trainer runs in one process: start it without torchrun, or unset WORLD_SIZE")
         with _exit_on_sigterm():
             return command.run(Environment.read(environ), *values) or 0
@@ -103,11 +103,11 @@ def _exit_on_sigterm() -> Iterator[None]:
     def exit_process(number: int, _: FrameType | None) -> None:
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, exit_process)
+    previous = signal.signal(signal.SIGTERM, exit_process)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _run(environment: Environment, source: Source, training: Training) -> None:
@@ -190,7 +190,7 @@ def _versions(environment: Environment) -> None:
         current = repository.current()
     except RepositoryError as err:
         current = None
-        print(f"no version is in use: {err}", file=sys.stderr)
+        print(f"no current version: {err}", file=sys.stderr)
     print(f"  {'version':<26}  {'created':<25}  images  accuracy  macro-F1")
     available = repository.versions()
     for name in repository.history():
@@ -239,7 +239,7 @@ def _keygen(_: Environment, options: _Keygen) -> None:
     secret, public = generate_keys(options.folder)
     line = public.read_text(encoding="ascii").splitlines()[1]
     print(f"LABELNEXT_SIGNING_KEY={secret.absolute()}\nLABELNEXT_VERIFY_KEY={line}")
-    print("keep the secret key where only the trainer can read it; servers need the second line alone", file=sys.stderr)
+    print("the secret key is for the trainer only; servers need LABELNEXT_VERIFY_KEY", file=sys.stderr)
 
 
 def _check(environment: Environment) -> None:
@@ -264,7 +264,7 @@ def _print_json(document: Mapping[str, Any]) -> None:
 
 
 _MODULES: Final = {"run": "trainer.run", "rank": "trainer.ranking.rank"}
-"""Modules that are slow to import, by command."""
+"""Slow imports of the commands that read their options from stdin."""
 
 _RENAMED: Final = {
     "--first": "--batch-size",
@@ -273,7 +273,7 @@ _RENAMED: Final = {
     "--arch": "--backbone",
     "--int8": "--precision",
 }
-_CONTINUES: Final = "run it again, and it goes on where it was"
+_CONTINUES: Final = "run it again to continue"
 
 COMMANDS: Final = {
     "run": Command(
@@ -287,12 +287,12 @@ COMMANDS: Final = {
         _rank,
         "Sort a Label Studio project's unlabelled tasks by what teaches the model most.",
         {"ranking": RankOptions},
-        epilog="If run again, it continues where it stopped, and places new tasks.",
+        epilog="If interrupted, run it again: it continues where it stopped, and adds new tasks.",
         interrupted=_CONTINUES,
     ),
     "watch": Command(
         _watch,
-        "Train and rank whenever labels have come in, or somebody presses Start Training.",
+        "Train and rank after new labels, or when somebody presses Start Training.",
         {"watching": WatchOptions, "training": Training, "ranking": RankingOptions},
         excluded=("force", "dry_run"),
         interrupted="the watch has ended",
@@ -303,7 +303,7 @@ COMMANDS: Final = {
         {"study": StudyOptions, "training": Training},
         excluded=("validation", "holdout_share", "seed"),
         epilog="--backbone A,B@PIXELS compares backbones; --weights is then one for all, or one for each in order. "
-        "If run again, it continues where it stopped. Features are kept beside the folder LABELNEXT_CACHE.",
+        "If interrupted, run it again: it continues where it stopped. Features are kept next to LABELNEXT_CACHE.",
         interrupted=_CONTINUES,
     ),
     "activate": Command(
@@ -323,9 +323,9 @@ COMMANDS: Final = {
     "rollback": Command(_rollback, "Make an earlier version current again.", {"options": _Rollback}),
     "prune": Command(
         _prune,
-        "Remove old versions, and keep their figures and reports.",
+        "Remove old versions, but keep their metrics and reports.",
         {"options": _Prune},
-        epilog="The current version, those that a project is ranked by and those that a server has open stay as well.",
+        epilog="Also keeps the current version, versions that rank a project, and versions that a server has open.",
         interrupted=_CONTINUES,
     ),
     "keygen": Command(

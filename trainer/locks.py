@@ -1,7 +1,7 @@
-"""File locks between processes; the operating system releases them even if the process is killed.
+"""File locks between processes, which the operating system releases if a process is killed.
 
-For a repository in a bucket the lock lies in the local cache, so it excludes only processes of the same machine;
-between machines the conditional replacement of CURRENT decides (`contract.versions.local_cache`).
+For a repository in a bucket the lock is in the local cache, so it excludes only processes on the same machine; between
+machines, the conditional replacement of CURRENT decides (`contract.versions.local_cache`).
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from contract.versions.repository import Repository
 
 
 def lock_model(repository: Repository, *, work: str = "", refusal: str) -> AbstractContextManager[None]:
-    """Return a context manager that holds the model's lock for one kind of work; see `lock_file`."""
+    """Return a context manager that holds the model's lock for a kind of `work`; see `lock_file`."""
     return lock_file(repository.root / f".{repository.model}{work}.lock", refusal=refusal)
 
 
@@ -25,7 +25,7 @@ def lock_file(path: Path, *, refusal: str) -> Iterator[None]:
     """Context manager that holds a lock file; raises ConfigError(refusal) if another process holds it."""
     lock = FileLock(path)
     try:
-        with explaining_disk_full(path.parent, remedy="make room there, then start again"):
+        with explaining_disk_full(path.parent, remedy="free some space and start again"):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
     except Timeout as err:

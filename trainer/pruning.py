@@ -1,7 +1,7 @@
-"""Removal of old versions; their manifests and reports stay, for the learning curve and the advice.
+"""Removal of old versions, except their manifests and reports, which the learning curve and the advice need.
 
-Kept are the newest versions, the current one, those that a project is ranked by, and those that a server or trainer has
-open.
+The newest versions, the current one, versions that rank a project, and versions that a server or trainer has open are
+kept.
 """
 
 import logging
@@ -20,12 +20,14 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Pruned:
-    """Removed versions, oldest first, and kept versions, newest first, with the reasons."""
+class PruneSummary:
+    """What `prune` removed and kept."""
 
     removed: tuple[str, ...]
+    """Oldest first."""
     freed_mb: float
     kept: Mapping[str, str]
+    """Reason by version, newest first."""
 
     def describe(self) -> str:
         """Return the summary as one line."""
@@ -35,14 +37,14 @@ class Pruned:
         return f"{removed if count else 'no version removed'}; kept: {kept}"
 
 
-def prune(repository: Repository, *, newest: int) -> Pruned:
-    """Remove all versions but the newest and those that are in use."""
-    refusal = f"the versions in {repository.location} are being pruned by another process; wait for it to end"
+def prune(repository: Repository, *, newest: int) -> PruneSummary:
+    """Remove all versions except the newest ones and those in use."""
+    refusal = f"another process is pruning {repository.location}; wait for it to finish"
     with lock_model(repository, work=".prune", refusal=refusal):
         repository.finish_retiring()
         names = repository.versions()
         manifests = {name: manifest for name in names if (manifest := _read_manifest(repository, name))}
-        kept = _needed(repository, names, newest)
+        kept = _find_needed(repository, names, newest)
         for name in [name for name in names if name not in kept]:
             try:
                 repository.retire(name)
@@ -52,13 +54,14 @@ def prune(repository: Repository, *, newest: int) -> Pruned:
     remaining = [manifest for name, manifest in manifests.items() if name in kept]
     freed_mb = round((_size(manifests.values()) - _size(remaining)) / 2**20, 1)
     removed = tuple(name for name in names if name not in kept)
-    return Pruned(removed, freed_mb, dict(sorted(kept.items(), reverse=True)))
+    return PruneSummary(removed, freed_mb, dict(sorted(kept.items(), reverse=True)))
 
 
-def _needed(repository: Repository, names: list[str], newest: int) -> dict[str, str]:
+def _find_needed(repository: Repository, names: list[str], newest: int) -> dict[str, str]:
+    """Return the versions to keep, with the reason."""
     ranked_by = [ranking.version for ranking in load_rankings(repository)]
-    needed = {version: "ranked by" for version in ranked_by if version in names}
-    return {**needed, **dict.fromkeys(names[-newest:], "newest"), repository.current(): "current"}
+    in_rankings = {version: "ranked by" for version in ranked_by if version in names}
+    return {**in_rankings, **dict.fromkeys(names[-newest:], "newest"), repository.current(): "current"}
 
 
 def _read_manifest(repository: Repository, name: str) -> Manifest | None:

@@ -1,4 +1,4 @@
-"""Publishing a trained network: exports and validates it, and writes its manifest, advice and report."""
+"""Publication of a trained network: exports and validates it, and writes its manifest, advice and report."""
 
 import logging
 import shutil
@@ -40,24 +40,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """N readable images, divided into a training and a validation part."""
+    """N readable images, split into a training and a validation part."""
 
     pool: LabelledPool
     pixels: Pixels
     parts: HeldOut
     project: ProjectState | None
     unlabelled: Unlabelled = field(default_factory=Unlabelled)
-    """Unlabelled tasks whose images may be in the feature store."""
+    """Unlabelled tasks, for pseudo-labels."""
 
     @property
     def validation_targets(self) -> npt.NDArray[np.integer]:
-        """Targets of the held-out images: (V,), or (V, C) with several labels per image."""
+        """Targets of the validation images: (V,), or (V, C) with several labels per image."""
         return self.pixels.targets[self.parts.validation]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Metrics and predictions of a network on V images that it was not trained on."""
+    """Metrics and predictions of a network on V validation images."""
 
     metrics: Metrics
     probabilities: npt.NDArray[np.float32]
@@ -65,9 +65,9 @@ class Evaluation:
     bald: npt.NDArray[np.floating]
     """In nats, (V,)."""
     predicted: LabelMatrix
-    """Predicted labels, (V, C), from enough passes that they hardly vary."""
+    """Predicted labels, (V, C), from so many passes that they hardly vary."""
     temperature: float = 1.0
-    """Temperature that calibrates the displayed probabilities."""
+    """Temperature for the calibration of displayed probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ class TrainedNetwork:
     fitted: FitResult
     evaluation: Evaluation
     features: Features | None
-    """Features of all images, (N, F), from a frozen backbone; None if the backbone was trained. With a frozen backbone
-    the head is refitted on all images, the held-out ones included."""
+    """Features of all images, (N, F), if the backbone is frozen; the head is then refitted on all images, including the
+    validation part. None if the backbone was trained."""
     probe: Indices
     """Rows of the images that validate the version."""
     probe_features: Features
@@ -91,7 +91,7 @@ class TrainedNetwork:
 
 
 def publish(repository: Repository, trained: TrainedNetwork) -> Version:
-    """Write a version, validate it, and make it the current one."""
+    """Write and validate a version, and make it the current one."""
     data, training, backbone, head = trained.data, trained.training, trained.backbone, trained.head
     with repository.stage(datetime.now(UTC)) as staged:
         with stage("export"):
@@ -120,17 +120,17 @@ def publish(repository: Repository, trained: TrainedNetwork) -> Version:
 def _validate(described: Version, trained: TrainedNetwork) -> None:
     known = None if trained.features is None else trained.probe_features
     validation = validate_version(described, known=known)
-    message = "validated in onnxruntime: mean BALD %.4f nats, at most %.1e from torch"
+    message = "validated in onnxruntime: mean BALD %.4f nats, largest difference to torch %.1e"
     _log.info(message, validation.mean_bald, validation.largest_difference)
     if trained.backbone.precision == "int8":
         known = None if trained.features is None else trained.features[trained.probe]
         validation = validate_version(described, int8=True, known=known)
-        _log.info("int8: BALD ranks the probe with a correlation of %.4f with fp32", validation.rank_correlation)
+        _log.info("int8: rank correlation of BALD with float32 on the probe %.4f", validation.rank_correlation)
 
 
 @stage("report")
 def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifest, trained: TrainedNetwork) -> Manifest:
-    """Write the version's report; if that fails, log the error and publish without a report."""
+    """Add the version's report; if that fails, log the error and continue without a report."""
     started, folder = time.monotonic(), staged.path / REPORT_FOLDER
     try:
         inputs = Inputs(
@@ -144,7 +144,7 @@ def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifes
             embeddings=None if trained.features is None else embed(trained.features),
         )
         write_report(inputs, folder)
-    except Exception as err:  # matplotlib, sklearn, ...; a failed report must not lose the training
+    except Exception as err:  # a failed report must not lose the training
         shutil.rmtree(folder, ignore_errors=True)
         _log.warning("published without a report: %s", err)
         return manifest
@@ -154,15 +154,15 @@ def _add_report(repository: Repository, staged: StagedVersion, manifest: Manifes
 
 
 def choose_probe(data: TrainingData) -> Indices:
-    """Take images from each class in turn, by ascending digest, so that the probe changes little between rounds."""
+    """Choose images from each class in turn, by ascending digest, so that the probe changes little between rounds."""
     classes = strata(data.pixels.targets)
-    rank = np.empty(len(classes), np.int64)
-    seen = Counter[int]()
+    rank = np.empty(len(classes), np.int64)  # within the class
+    counts = Counter[int]()
     for row in sorted(range(len(classes)), key=lambda row: data.pixels.digests[row]):
-        rank[row] = seen[classes[row]]
-        seen[classes[row]] += 1
-    in_turn: Indices = np.lexsort((classes, rank))
-    return in_turn[:PROBE_IMAGES]
+        rank[row] = counts[classes[row]]
+        counts[classes[row]] += 1
+    order: Indices = np.lexsort((classes, rank))
+    return order[:PROBE_IMAGES]
 
 
 def _describe(staged: StagedVersion, lowered: Lowered, trained: TrainedNetwork) -> Manifest:
@@ -185,12 +185,12 @@ def _describe(staged: StagedVersion, lowered: Lowered, trained: TrainedNetwork) 
 
 @stage("advice")
 def _add_advice(repository: Repository, described: Version, trained: TrainedNetwork) -> Manifest:
-    """Add the advice and the learning curve, for which earlier versions are measured on the same random holdout."""
+    """Add the advice and the learning curve, on which all versions are measured on the same random holdout."""
     data, manifest = trained.data, described.manifest
     kappa, unseen, curve, before = None, list[str](), None, comparison.earlier_versions(repository, manifest)
     if data.parts.sample == "audit":
-        tested = count_images(data.validation_targets, len(manifest.labels))
-        unseen = [label for label, images in zip(manifest.labels, tested, strict=True) if not images]
+        counts = count_images(data.validation_targets, len(manifest.labels))
+        unseen = [label for label, count in zip(manifest.labels, counts, strict=True) if not count]
         curve, predictions = comparison.compare_versions(repository, manifest, before, _common_images(trained))
         kappa = comparison.find_agreement(predictions, before, manifest)
         comparison.save_predictions(predictions, described.path)
@@ -200,7 +200,7 @@ def _add_advice(repository: Repository, described: Version, trained: TrainedNetw
 
 
 def _common_images(trained: TrainedNetwork) -> comparison.CommonImages:
-    """Return the validation images, without copies of training images: earlier versions may have learnt those."""
+    """Return the validation images, except copies of training images, which earlier versions may have learnt."""
     held_out, pixels, predicted = trained.data.parts.validation, trained.data.pixels, trained.evaluation.predicted
     others = np.setdiff1d(np.arange(len(pixels.groups)), held_out)
     unseen = ~np.isin(pixels.groups[held_out], pixels.groups[others])

@@ -1,4 +1,4 @@
-"""One training run: reads labels and images, holds some out, trains and publishes."""
+"""A training run: reads labels and images, holds out a validation part, trains and publishes."""
 
 import logging
 import time
@@ -31,12 +31,12 @@ _log = logging.getLogger(__name__)
 
 
 def run(source: Source, training: Training, environment: Environment) -> Version:
-    """Train on the labels of a source and return the published version; if any step fails, none is published."""
+    """Train on the labels of a source and return the published version; if any step fails, nothing is published."""
     started = time.monotonic()
     repository = environment.repository()
     refusal = (
-        f"another trainer is at work on model {repository.model!r} in {repository.root}; wait for it to end, or "
-        "set LABELNEXT_MODEL to train another model beside it"
+        f"another process is training model {repository.model!r} in {repository.root}; wait for it to finish, or set "
+        "LABELNEXT_MODEL to another model"
     )
     environment.keys().check_publishing()
     with lock_model(repository, refusal=refusal):
@@ -61,8 +61,8 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
         for sentence in labels.describe_left_out(pool):
             _log.info("left out: %s", sentence)
         with stage("images"):
-            cache, most = open_cache(environment), environment.max_megapixels
-            pixels = load_pixels(pool, spec=spec, fetcher=fetcher, cache=cache, max_megapixels=most)
+            cache, max_megapixels = open_cache(environment), environment.max_megapixels
+            pixels = load_pixels(pool, spec=spec, fetcher=fetcher, cache=cache, max_megapixels=max_megapixels)
     for sentence in (*checks.describe_unreadable(pixels), *checks.describe_lost(pool, pixels)):
         _log.warning("%s", sentence)
     pool, pixels = checks.drop_empty_classes(pool, pixels)
@@ -72,12 +72,12 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
     parts = hold_out(pixels, project=source.project, share=share, fraction=fraction, seed=training.seed)
     for sentence in checks.describe_contradictions(pool, pixels, split=parts.sample == "split"):
         _log.warning("%s", sentence)
-    sample = "of the random sample" if parts.sample == "audit" else "held out"
-    _log.info("training on %d images, measuring on %d %s", len(parts.train), len(parts.validation), sample)
+    sample = "random holdout" if parts.sample == "audit" else "stratified split"
+    _log.info("training on %d images, validating on %d (%s)", len(parts.train), len(parts.validation), sample)
     if not len(parts.validation):
         _log.warning(
-            "nothing can be held out, and so nothing is measured: no class has two images that are of no other class; "
-            "label more images, or correct those that have two labels"
+            "no validation part, so the version is not measured: no class has two different images; label more images, "
+            "or correct identical images with different labels"
         )
     return TrainingData(pool, pixels, parts, project, unlabelled)
 
@@ -103,7 +103,7 @@ def _read_text(path: Path | None) -> str | None:
         return path.read_text(encoding="utf-8")
     except OSError as err:
         raise ConfigError(
-            f"--label-config {path} cannot be read: {err.strerror}; give the labelling config's file"
+            f"cannot read --label-config {path}: {err.strerror}; check that it exists and is readable"
         ) from err
     except UnicodeDecodeError as err:
         raise ConfigError(f"--label-config {path}: expected a labelling config in UTF-8 ({err})") from err

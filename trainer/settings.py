@@ -21,10 +21,10 @@ from contract.versions.repository import Repository
 from contract.versions.signatures import Keys
 
 Part = Literal["all", "classifier"]
-"""The trained part of the network: backbone and head, or the head alone."""
+"""The trained part of the network: backbone and head, or only the head."""
 
 Head = Literal["small", "vgg"]
-"""The head: two hidden layers of a few hundred units, or VGG's own classifier."""
+"""The head: two small hidden layers, or VGG's own classifier."""
 
 Precision = Literal["auto", "fp32"]
 
@@ -39,7 +39,8 @@ Pixels = Annotated[Count | None, Option(metavar="PIXELS")]
 StartWeights = Annotated[str, Option(metavar="imagenet|none|FILE")]
 HoldoutShare = Annotated[ShareOrNone, Option(metavar="SHARE")]
 Server = Annotated[
-    Url | None, Option(metavar="URL", repeat_error="put a proxy before several servers (docs/operations.md, Sizing)")
+    Url | None,
+    Option(metavar="URL", repeat_error="for several servers, use the address of a proxy (docs/operations.md, Sizing)"),
 ]
 
 
@@ -61,9 +62,9 @@ class Source:
     @model_validator(mode="after")
     def _check(self) -> Self:
         if [self.project, self.export, self.images].count(None) != 2:
-            raise ValueError("give one of --project, --export and --images: where the labels are")
+            raise ValueError("expected exactly one of --project, --export and --images")
         if self.label_config is not None and self.export is None:
-            raise ConfigError("--label-config belongs to --export; a project brings its own, and folders need none")
+            raise ConfigError("--label-config is only for --export; omit it")
         return self
 
 
@@ -82,7 +83,7 @@ class Training:
     """What follows the backbone: two hidden layers (small), or VGG's own classifier of 4,096 units, loaded from the
     weights if they have it (vgg)."""
     image_size: Pixels = None
-    """Width and height of the network's input, in pixels (default: what the backbone was trained on, 224 for VGG)."""
+    """Width and height of the network's input, in pixels (default: those of the backbone's training, 224 for VGG)."""
     epochs: Count | None = None
     """Passes over the training images (default: depends on their number)."""
     learning_rate: Annotated[float | None, Field(gt=0, lt=10, allow_inf_nan=False), Option(metavar="RATE")] = None
@@ -92,21 +93,21 @@ class Training:
     class_balance: Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False), Option(metavar="POWER")] = None
     """Power of the inverse class frequency in the loss: 1 gives all classes equal weight, 0 all images (default: 1)."""
     pseudo_labels: bool = True
-    """Train the small head also on unlabelled images, with its most confident predictions as labels. In a project these
-    are images whose features are known on this host, in `simulate` the pool."""
+    """Train the small head also on unlabelled images, with its most confident predictions as labels: in a project on
+    images whose features are cached on this host, in `simulate` on the pool."""
     units: Count | None = None
     """Units in each hidden layer of the small head (default: 256)."""
     dropout: Annotated[Share | None, Option(metavar="P")] = None
     """Dropout probability (default: 0.6 in new layers, 0.5 in loaded ones)."""
     validation: Annotated[Share, Option(metavar="SHARE")] = 0.2
-    """Share of the labelled images to measure on while the random holdout is too small; the published
-    head is trained on all of them."""
+    """Share of the labelled images to measure on while the random holdout is too small. The published head is trained
+    on all labelled images."""
     holdout_share: HoldoutShare = DEFAULT_SHARE
     """Share of a project's tasks in the random holdout, to measure on; 0 for none."""
     passes: Annotated[int, Field(ge=2), Option(metavar="T")] = DEFAULT_PASSES
-    """Stochastic passes for each image, here and by default in the server."""
+    """Stochastic passes per image, in the trainer and by default in the server."""
     precision: Annotated[Precision, Option(choices=get_args(Precision))] = "auto"
-    """Precision of a frozen backbone: auto uses 8-bit integers if they are as good and faster on this processor."""
+    """Precision of a frozen backbone: auto uses 8-bit integers if they are as good, and faster on this CPU."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of all random numbers."""
     device: Annotated[Device, Option(choices=get_args(Device))] = "auto"
@@ -114,12 +115,12 @@ class Training:
 
     @property
     def trained_part(self) -> Part:
-        """The part to train; by default it depends on the weights."""
+        """The part to train; the default depends on the weights."""
         return self.part or ("all" if self.weights == "none" else "classifier")
 
     @property
     def uses_pseudo_labels(self) -> bool:
-        """Whether to use pseudo-labels: only with the small head, since the others take long to train twice."""
+        """Whether to use pseudo-labels: only with the small head, since others take long to train twice."""
         return self.pseudo_labels and self.trained_part == "classifier" and self.head == "small"
 
 
@@ -132,43 +133,43 @@ class Environment(SharedSettings):
     ([Several projects](operations.md#several-projects))."""
     signing_key: Path | None = None
     """The path of a minisign secret key without a password, which signs versions; `python -m trainer keygen FOLDER`
-    makes a pair. The content of the file is secret."""
+    creates a pair. The content of the file is secret."""
     cache: Path = Path(".cache/images")
-    """Folder for downloaded images. An image is used as long as its source says that it is unchanged; hosts without
-    `ETag` and `Last-Modified` cannot tell, so their images are downloaded again."""
+    """Folder for downloaded images. They are revalidated before each use; hosts that send neither `ETag` nor
+    `Last-Modified` do not support this, so their images are downloaded again."""
     image_cache_mb: Annotated[int, Field(ge=0)] = 8192
-    """Size limit of these images in MiB; the least recently used leave first, and `0` keeps none."""
+    """Size limit of `LABELNEXT_CACHE` in MiB; the least recently used images are evicted first. `0` disables it."""
     cache_dir: Path = Path(".cache/features")
     """Folder for features and the backbones that computed them; servers on the same host may share it."""
     cache_mb: Count = 4096
-    """Size limit of the features in MiB; those written longest ago leave first."""
+    """Size limit of the features in MiB; those written longest ago are evicted first."""
     server: Url = "http://localhost:9090"
     """The server that scores for `rank` and `watch`, or the proxy in front of several
     ([Sizing](operations.md#sizing))."""
 
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """Read and validate the variables; raises ConfigError for invalid and for renamed ones."""
+        """Read and validate the variables; raise ConfigError for invalid and for renamed ones."""
         if environ.get("LABELNEXT_SERVERS", "").strip():
             raise ConfigError(
-                "LABELNEXT_SERVERS is now LABELNEXT_SERVER and takes one address; where there are several servers, put "
-                "a proxy before them and give its address (docs/operations.md, Sizing)"
+                "LABELNEXT_SERVERS was renamed to LABELNEXT_SERVER, which is one address; for several servers, use the "
+                "address of a proxy (docs/operations.md, Sizing)"
             )
         return super(Environment, cls).read(environ)  # noqa: UP008  # with slots, super() without arguments fails
 
     def keys(self) -> Keys:
-        """Return the keys that sign and verify versions; raises ConfigError if one cannot be used."""
+        """Return the keys that sign and verify versions; raise ConfigError if one cannot be used."""
         return Keys.read(signing=self.signing_key, verifying=self.verify_key)
 
     def repository(self) -> Repository:
-        """Open the model's repository; raises ConfigError if it cannot be opened or a key cannot be used."""
+        """Open the model's repository; raise ConfigError if it cannot be opened or a key cannot be used."""
         return open_repository(self.models, self.model, self.version_cache, keys=self.keys())
 
     def label_studio(self) -> tuple[str, str]:
-        """Return Label Studio's address and token; raises ConfigError if one is not set."""
+        """Return Label Studio's address and token; raise ConfigError if one is not set."""
         if not self.label_studio_url or not self.label_studio_token:
             raise ConfigError(
-                "a Label Studio project needs LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN; set both"
+                "set LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN, which a Label Studio project needs"
             )
         return self.label_studio_url, self.label_studio_token
 
@@ -176,4 +177,4 @@ class Environment(SharedSettings):
 def check_weights(weights: str) -> None:
     """Raise ConfigError if `--weights` is a file that does not exist."""
     if weights not in ("imagenet", "none") and not Path(weights).is_file():
-        raise ConfigError(f"--weights must be imagenet, none or a file; there is no file {weights}")
+        raise ConfigError(f"--weights {weights}: no such file; expected imagenet, none or a file")

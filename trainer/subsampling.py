@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 
-def evenly_spaced(count: int, *, most: int) -> slice:
-    """Return a slice of at most `most` of `count` items, evenly spaced from the first."""
-    return slice(None, None, -(-count // most) or 1)
+def evenly_spaced(count: int, *, max_count: int) -> slice:
+    """Return a slice of at most `max_count` of `count` items, evenly spaced from the first."""
+    return slice(None, None, -(-count // max_count) or 1)

@@ -1,7 +1,7 @@
-"""Training: a head on the features of a frozen backbone, or head and backbone together.
+"""Training of a head on the features of a frozen backbone, or of head and backbone together.
 
-A head trains in seconds, so there are two: the first is trained without the held-out images and measured on them, the
-second is trained on all images and published. If the backbone is trained too, the measured network is published.
+A head trains in seconds, so it is trained twice: first without the validation images, to be measured on them, and then
+on all images, to be published. If the backbone is trained too, the measured network is published.
 """
 
 import copy
@@ -66,22 +66,22 @@ def train(
 def _train_head(
     data: TrainingData, training: Training, repository: Repository, *, exact: FrozenBackbone, store: FeatureStore
 ) -> Version:
-    """Train a head on features of a frozen backbone, in the precision that is served."""
-    backbone, fit_head_on = exact, partial(_fit_head, data, training, exact=exact, store=store)
+    """Train a head on features of a frozen backbone, in the precision that servers use."""
+    backbone, fit_on = exact, partial(_fit_head, data, training, exact=exact, store=store)
     if training.precision == "auto":
         with stage("backbone"):
             backbone = choose_precision(exact, data.pixels.images[data.parts.train], repository=repository)
     try:
-        return publish(repository, fit_head_on(backbone))
+        return publish(repository, fit_on(backbone))
     except PrecisionRefused as err:
-        _log.warning("int8: ranks this version's probe otherwise, float32 is taken: %s", err)
-        return publish(repository, fit_head_on(exact))
+        _log.warning("int8: not used, since it ranks this version's probe differently: %s", err)
+        return publish(repository, fit_on(exact))
 
 
 def _fit_head(
     data: TrainingData, training: Training, backbone: FrozenBackbone, *, exact: FrozenBackbone, store: FeatureStore
 ) -> TrainedNetwork:
-    """Fit and measure a head on features of a backbone; `exact` is the same backbone in float32."""
+    """Train and measure a head on features of a backbone; `exact` is the same backbone in float32."""
     probe, pixels, device = choose_probe(data), data.pixels, choose_device(training.device)
     with stage("features"):
         features = backbone.compute_cached(pixels.images, pixels.digests, store)
@@ -95,14 +95,14 @@ def _fit_head(
             data.unlabelled.sources, store, backbone.key, backbone.features, excluding=pixels.digests
         )
     fit_to = stage("fit")(partial(fit_head, classes=len(data.pool.labels), device=device))
-    trained_on, held_out = data.parts.train, data.parts.validation
+    train_rows, held_out = data.parts.train, data.parts.validation
     if len(held_out):
-        without_label = held_out[draw_as_unlabelled(pixels.task_ids[held_out], data.unlabelled, len(unlabelled))]
-        others = np.concatenate([unlabelled, features[without_label]])
-        fit_to(head, features[trained_on], pixels.targets[trained_on], training, unlabelled=others)
+        as_unlabelled = held_out[draw_as_unlabelled(pixels.task_ids[held_out], data.unlabelled, len(unlabelled))]
+        without_labels = np.concatenate([unlabelled, features[as_unlabelled]])
+        fit_to(head, features[train_rows], pixels.targets[train_rows], training, unlabelled=without_labels)
     evaluation = _evaluate(head, features[held_out], data, training)
     head.load_state_dict(start)
-    _log.info("the head that is published is trained on all %d images", len(features))
+    _log.info("training the published head on all %d images", len(features))
     fitted = fit_to(head, features, pixels.targets, training, unlabelled=unlabelled)
     return TrainedNetwork(
         data, training, backbone, head, provenance, fitted, evaluation, features, probe, probe_features
@@ -113,7 +113,9 @@ def _train_all(data: TrainingData, training: Training, repository: Repository, l
     """Train backbone and head together; no other version has this backbone."""
     device = choose_device(training.device)
     if loaded.module is None:
-        raise ConfigError(f"--train all needs a backbone that torch can train, {loaded.name} is an ONNX file")
+        raise ConfigError(
+            f"--train all cannot train an ONNX file, got --backbone {loaded.name}; use --train classifier"
+        )
     head, provenance = build_head_for(training, loaded, classes=len(data.pool.labels))
     network = Network(loaded.module, head).to(device)
     images, targets = data.pixels.images[data.parts.train], data.pixels.targets[data.parts.train]
@@ -139,7 +141,7 @@ def _log_network(training: Training, provenance: Provenance) -> None:
 
 @stage("measure")
 def _evaluate(head: nn.Sequential, features: Features, data: TrainingData, training: Training) -> Evaluation:
-    """Measure a head on the features (V, F) of the held-out images."""
+    """Measure a head on the features (V, F) of the validation images."""
     device = choose_device(training.device)
     multiple, classes, targets = data.pool.multiple, len(data.pool.labels), data.validation_targets
     if not len(targets):
@@ -148,10 +150,14 @@ def _evaluate(head: nn.Sequential, features: Features, data: TrainingData, train
     else:
         sample = partial(sample_passes, head, torch.from_numpy(features), device=device, multiple=multiple)
         passes = sample(passes=training.passes)
-        mean, nats = passes.mean(axis=1), bald(passes, multiple=multiple)  # (V, C), (V,)
+        mean, uncertainty = passes.mean(axis=1), bald(passes, multiple=multiple)  # (V, C), (V,)
         interval = macro_f1_interval(predict_labels(mean, multiple=multiple), to_label_matrix(targets, classes))
-        metrics = replace(compute_metrics(mean, targets), macro_f1_interval=interval, mean_bald=float(nats.mean()))
+        metrics = replace(
+            compute_metrics(mean, targets), macro_f1_interval=interval, mean_bald=float(uncertainty.mean())
+        )
         predicted = predict_labels(sample(passes=COMPARED_PASSES, mean=True), multiple=multiple)
-        evaluation = Evaluation(metrics, mean, nats, predicted, fit_temperature(mean, targets, multiple=multiple))
+        evaluation = Evaluation(
+            metrics, mean, uncertainty, predicted, fit_temperature(mean, targets, multiple=multiple)
+        )
     _log.info("%s", format_table(evaluation.metrics, data.pool.labels, targets))
     return evaluation

@@ -14,25 +14,25 @@ import numpy as np
 from contract.errors import name_some
 from contract.versions.results import Advice
 
-LEAST_IMAGES: Final = 30
-"""Labelled holdout images below which macro-F1 is too uncertain."""
-LEAST_VERSIONS: Final = 3
-LEAST_KAPPA: Final = 0.95
-"""Cohen's kappa from which successive versions count as agreeing."""
+MIN_IMAGES: Final = 30
+"""Minimum number of labelled holdout images; with fewer, macro-F1 is too uncertain."""
+MIN_VERSIONS: Final = 3
+MIN_KAPPA: Final = 0.95
+"""Minimum of Cohen's kappa for successive versions to count as agreeing."""
 FLAT: Final = 0.01
 """Gain in macro-F1 below which the curve counts as flat."""
-_WORTHWHILE = 0.02
+_WORTHWHILE_GAIN = 0.02
 """Gain in macro-F1 for which the number of labels is estimated."""
 _LOW_BALD = 0.05
-"""Share of the greatest possible BALD below which the mean counts as low."""
-_FALLING = 0.95
-"""Mean BALD counts as falling below this ratio to that of the first recent version."""
-_AHEAD = 0.25
-"""Least extrapolation, and least span of the recent versions, as a share of the labels so far: a few labels change
+"""Mean BALD below this share of its upper bound counts as low."""
+_FALLING_RATIO = 0.95
+"""Mean BALD below this ratio to that of the first recent version counts as falling."""
+_MIN_EXTRAPOLATION = 0.25
+"""Minimum extrapolation, and minimum span of the recent versions, as a share of the labels so far: a few labels change
 little at any stage."""
-_CURVE = 0.5
-"""Versions with fewer than this share of the labels so far are left out of the fit."""
-_NAMED = 3
+_FITTED_SHARE = 0.5
+"""Versions with less than this share of the labels so far are left out of the fit."""
+_MAX_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,13 @@ class CurvePoint:
     """Metrics of one version on the random holdout."""
 
     labels: int
-    """All labelled images."""
+    """Number of labelled images."""
     images: int
-    """Labelled images of the random holdout."""
+    """Number of labelled images in the random holdout."""
     macro_f1: float
     low: float
     high: float
-    """Ends of the 95 % interval of `macro_f1`."""
+    """Bounds of the 95 % interval of `macro_f1`."""
     mean_bald: float
     """In nats."""
     kappa: float | None
@@ -57,51 +57,51 @@ class CurvePoint:
 
 
 def advise(versions: Sequence[CurvePoint], *, images: int, max_bald: float, unseen: Sequence[str] = ()) -> Advice:
-    """Advise to stop labelling, or to continue and how many labels a gain takes.
+    """Advise to stop labelling, or to label so many more images for some gain.
 
     Args:
         versions: versions with the same classes, oldest first, the new one last; empty if it was not measured on the
             random holdout.
-        images: labelled images of the random holdout.
+        images: number of labelled images in the random holdout.
         max_bald: upper bound of BALD, in nats.
         unseen: labels without an image in the random holdout.
     """
-    if images < LEAST_IMAGES:
-        return Advice(f"too early to say: {images} of {LEAST_IMAGES} random images are labelled")
+    if images < MIN_IMAGES:
+        return Advice(f"too early to say: {images} of {MIN_IMAGES} random images are labelled")
     if not versions:
         return Advice(f"too early to say: the {images} random images that are labelled do not cover two classes")
     steps = _by_labels(versions)
     now = steps[-1]
-    if len(steps) < LEAST_VERSIONS:
-        few = f"{len(steps)} version{'s' if len(steps) > 1 else ''} so far"
-        return Advice(f"too early to say: {few}, {LEAST_VERSIONS} are needed (macro-F1 {now})")
-    slope = fit_slope(_since(steps, _CURVE * now.labels))
-    ahead = max(now.labels - steps[-2].labels, math.ceil(_AHEAD * now.labels))
+    if len(steps) < MIN_VERSIONS:
+        versions_so_far = f"{len(steps)} version{'s' if len(steps) > 1 else ''} so far"
+        return Advice(f"too early to say: {versions_so_far}, {MIN_VERSIONS} are needed (macro-F1 {now})")
+    slope = fit_slope(_since(steps, _FITTED_SHARE * now.labels))
+    ahead = max(now.labels - steps[-2].labels, math.ceil(_MIN_EXTRAPOLATION * now.labels))
     gain, labels = _expected_gain(slope, now, ahead), _round_to_two_digits(ahead)
     if gain >= FLAT:
         return _advise_more(slope, now, ahead)
-    recent = _since(steps, now.labels / (1 + _AHEAD))
+    recent = _since(steps, now.labels / (1 + _MIN_EXTRAPOLATION))
     if reasons := _objections(recent, max_bald):
-        promise = f"{labels} more labels promise less than {FLAT} macro-F1 (now {now})"
-        return Advice(f"go on: {promise}, but {' and '.join(reasons)}", gain=gain, labels=labels)
+        flat = f"{labels} more labels would gain less than {FLAT} macro-F1 (now {now})"
+        return Advice(f"continue: {flat}, but {' and '.join(reasons)}", gain=gain, labels=labels)
     sentence = (
-        f"stop: macro-F1 is {now.macro_f1:.2f} ({now.low:.2f} to {now.high:.2f}) and has stood there for "
+        f"stop: macro-F1 is {now.macro_f1:.2f} ({now.low:.2f} to {now.high:.2f}) and has been stable for "
         f"{_stable_versions(steps)} versions, which agree on their predictions (kappa {_agreement(recent):.2f}); "
         f"{labels} more labels would gain less than {FLAT}"
     )
     if unseen:
-        sentence += f"; untested, for want of a random image: {name_some(unseen, limit=_NAMED)}"
+        sentence += f"; not tested, since no random image has the label: {name_some(unseen, limit=_MAX_NAMES)}"
     return Advice(sentence, stop=True, gain=gain, labels=labels)
 
 
 def fit_slope(versions: Sequence[CurvePoint]) -> float:
     """Return the slope, from 0, of the learning curve `limit - slope / sqrt(labels)` of macro-F1.
 
-    Fitted by least squares, each version weighted by its holdout images. Of the curves with two coefficients, 1/sqrt(n)
-    predicted the next quarter of labels best on simulated rounds: log n keeps rising after the plateau, 1/n flattens
+    Fitted by least squares, with the holdout images as weights. Of the curves with two coefficients, 1/sqrt(n)
+    predicted the next quarter of labels best in simulated rounds: log n keeps rising after the plateau, 1/n flattens
     too early. A negative slope is set to 0.
     """
-    weights = np.array([version.images for version in versions], np.float64)  # the variance is inverse to it
+    weights = np.array([version.images for version in versions], np.float64)  # inverse to the variance
     regressor = -1 / np.sqrt(np.array([version.labels for version in versions], np.float64))
     macro_f1 = np.array([version.macro_f1 for version in versions])
     centred = regressor - np.average(regressor, weights=weights)
@@ -115,8 +115,8 @@ def _expected_gain(slope: float, now: CurvePoint, labels: int) -> float:
 
 
 def _advise_more(slope: float, now: CurvePoint, ahead: int) -> Advice:
-    """Advise a worthwhile gain, at most doubling the labels: extrapolating further is unreliable."""
-    inverse_root = 1 / math.sqrt(now.labels) - _WORTHWHILE / slope
+    """Advise the labels for a worthwhile gain, at most doubling them: extrapolating further is unreliable."""
+    inverse_root = 1 / math.sqrt(now.labels) - _WORTHWHILE_GAIN / slope
     worthwhile = inverse_root**-2 - now.labels if inverse_root > 0 else math.inf
     labels = _round_to_two_digits(round(min(max(ahead, worthwhile), max(ahead, now.labels))))
     gain = _expected_gain(slope, now, labels)
@@ -124,9 +124,9 @@ def _advise_more(slope: float, now: CurvePoint, ahead: int) -> Advice:
 
 
 def _by_labels(versions: Sequence[CurvePoint]) -> list[CurvePoint]:
-    """Keep the newest of successive versions with the same number of labels, with the least kappa among them.
+    """Merge successive versions with the same number of labels: the newest one, with the lowest kappa among them.
 
-    A version retrained on the same images agrees with the previous one whatever the model has learnt.
+    A version retrained on the same images agrees with the previous one, whatever the model has learnt.
     """
     steps: list[CurvePoint] = []
     for version in versions:
@@ -139,8 +139,8 @@ def _by_labels(versions: Sequence[CurvePoint]) -> list[CurvePoint]:
 
 
 def _since(steps: Sequence[CurvePoint], labels: float) -> Sequence[CurvePoint]:
-    """Return the last versions with at least so many labels, and no fewer than LEAST_VERSIONS."""
-    return [step for step in steps[:-LEAST_VERSIONS] if step.labels >= labels] + list(steps[-LEAST_VERSIONS:])
+    """Return the last versions with at least so many labels, and at least the last MIN_VERSIONS."""
+    return [step for step in steps[:-MIN_VERSIONS] if step.labels >= labels] + list(steps[-MIN_VERSIONS:])
 
 
 def _objections(recent: Sequence[CurvePoint], max_bald: float) -> list[str]:
@@ -148,30 +148,30 @@ def _objections(recent: Sequence[CurvePoint], max_bald: float) -> list[str]:
     reasons = []
     if _stable_versions(recent) < len(recent):
         macro_f1 = [version.macro_f1 for version in recent]
-        reasons.append(f"it has moved between {min(macro_f1):.2f} and {max(macro_f1):.2f}")
+        reasons.append(f"it varied between {min(macro_f1):.2f} and {max(macro_f1):.2f}")
     agreement = _agreement(recent)
     if math.isnan(agreement):
         reasons.append("the last versions could not be compared")
-    elif agreement < LEAST_KAPPA:
-        reasons.append(f"the last versions disagree on their predictions (kappa {agreement:.2f}, not {LEAST_KAPPA})")
+    elif agreement < MIN_KAPPA:
+        reasons.append(f"the last versions disagree on their predictions (kappa {agreement:.2f}, below {MIN_KAPPA})")
     first, last = recent[0].mean_bald, recent[-1].mean_bald
-    if last > _LOW_BALD * max_bald and last < _FALLING * first:
+    if last > _LOW_BALD * max_bald and last < _FALLING_RATIO * first:
         reasons.append(f"uncertainty is still falling (mean BALD from {first:.3f} to {last:.3f} nats)")
     return reasons
 
 
 def _stable_versions(steps: Sequence[CurvePoint]) -> int:
-    """Count the last versions whose macro-F1 lies in the interval of the newest."""
+    """Return how many of the last versions have a macro-F1 in the interval of the newest."""
     now = steps[-1]
     inside = [now.low <= step.macro_f1 <= now.high for step in reversed(steps)]
     return [*inside, False].index(False)
 
 
 def _agreement(recent: Sequence[CurvePoint]) -> float:
-    """Return the least kappa between successive versions; NaN if one is not known."""
+    """Return the lowest kappa between successive versions; NaN if one is unknown."""
     return float(np.min([math.nan if version.kappa is None else version.kappa for version in recent[1:]]))
 
 
 def _round_to_two_digits(labels: int) -> int:
-    """Round to two significant digits, and at least 1."""
+    """Round down to two significant digits, but to at least 1."""
     return max(1, int(float(f"{labels:.1e}")))

@@ -1,9 +1,9 @@
-"""Comparison of versions on the same images, for a learning curve that does not depend on the images measured on.
+"""Comparison of versions on the same images, for the learning curve.
 
-The labelled part of the random holdout grows, so each version was measured on more images than the previous one. For
-images labelled after a version was trained, it predicts now; for earlier ones, the predictions from its measurement are
-used. They are kept beside the newest version, so that only new images need computing. Failures cost a metric or a point
-of the curve, never a version.
+The labelled part of the random holdout grows, so each version was evaluated on more images than the previous one.
+Earlier versions therefore predict the images that were labelled since. Their earlier predictions are stored with the
+newest version, so that only new images need computing. A failure costs a metric or a point of the curve, never the
+version.
 """
 
 import json
@@ -31,14 +31,13 @@ from trainer.model.graphs.validation import predict
 logger = logging.getLogger(__name__)
 
 PREDICTIONS_FILE: Final = "answers.json"
-_MOST_PREDICTED: Final = 1000
-"""Most predictions of earlier versions in one run, newest versions first; each takes two processors 0.1 s."""
-_MOST_BYTES: Final = 64 * 2**20
-_VERSIONS: Final = 20
-"""Most manifests that are read."""
+_MAX_PREDICTIONS: Final = 1000
+"""Maximum number of predictions of earlier versions in one run, newest versions first; one takes 0.1 s on two CPUs."""
+_MAX_BYTES: Final = 64 * 2**20
+_MAX_MANIFESTS: Final = 20
 COMPARED_PASSES: Final = 200
-"""Enough that the dropout masks hardly matter: between two sets of masks of one version, kappa on photos is 0.91 to
-0.96 with 20 passes, and 0.96 to 0.99 with 100."""
+"""Enough that dropout masks hardly matter: between two sets of masks, kappa on photos is 0.91 to 0.96 with 20 passes,
+and 0.96 to 0.99 with 100."""
 
 TaskPredictions = Mapping[int, Sequence[int]]
 """Predicted label indices by task ID."""
@@ -46,7 +45,7 @@ TaskPredictions = Mapping[int, Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class CommonImages:
-    """N images of the random holdout, which none of the measured networks was trained on."""
+    """N images of the random holdout, which no measured network was trained on."""
 
     tasks: Sequence[int]
     images: npt.NDArray[np.uint8]
@@ -64,24 +63,24 @@ def compare_versions(
 ) -> tuple[Comparison, dict[str, TaskPredictions]]:
     """Measure a new version and the comparable ones `before` it, oldest first; return metrics and predictions.
 
-    Left out are versions with another holdout, refitted versions whose predictions are lost, and the oldest ones if all
-    would take too long.
+    Versions with another holdout, and refitted versions without stored predictions, are left out, and so are the oldest
+    ones if all would take too long.
     """
     share = manifest.training.audit_share
     same_holdout = [each for each in before if each.training.is_on_random_sample and each.training.audit_share == share]
-    known = _read_predictions(repository, same_holdout)
-    comparable = [each for each in same_holdout if each.version in known or not each.training.refitted]
+    stored = _read_predictions(repository, same_holdout)
+    comparable = [each for each in same_holdout if each.version in stored or not each.training.refitted]
     predictions = {manifest.version: _by_task(test.tasks, test.predicted)}
-    remaining = _MOST_PREDICTED
+    remaining = _MAX_PREDICTIONS
     for each in reversed(comparable):
-        kept = known.get(each.version, {})
-        missing = [row for row, task in enumerate(test.tasks) if task not in kept]
+        known = stored.get(each.version, {})
+        missing = [row for row, task in enumerate(test.tasks) if task not in known]
         remaining -= len(missing)
         if remaining < 0:
             break
         new = _predict(repository, each, test, missing)
         if new is not None:
-            predictions[each.version] = {task: {**kept, **new}[task] for task in test.tasks}
+            predictions[each.version] = {task: {**known, **new}[task] for task in test.tasks}
     compared = [each for each in (*comparable, manifest) if each.version in predictions]
     measured = [_measure(each, predictions[each.version], test) for each in compared]
     return Comparison(len(test.tasks), tuple(filter(None, measured))), predictions
@@ -93,13 +92,13 @@ def save_predictions(predictions: Mapping[str, TaskPredictions], folder: Path) -
 
 
 def _read_predictions(repository: Repository, versions: Sequence[Manifest]) -> Mapping[str, TaskPredictions]:
-    """Read the predictions that the newest version has kept of itself and earlier ones."""
+    """Read the predictions that are stored with the newest version: its own and those of earlier versions."""
     for each in reversed([each for each in versions if PREDICTIONS_FILE in each.files]):
         try:
-            text = repository.read_published(each, PREDICTIONS_FILE, max_bytes=_MOST_BYTES)
+            text = repository.read_published(each, PREDICTIONS_FILE, max_bytes=_MAX_BYTES)
             return {name: _parse(labels, len(each.labels)) for name, labels in json.loads(text).items()}
         except (LabelnextError, OSError, ValueError, TypeError, AttributeError) as err:
-            logger.info("%s of %s is passed over: %s", PREDICTIONS_FILE, each.version, err)
+            logger.info("ignoring %s of version %s: %s", PREDICTIONS_FILE, each.version, err)
     return {}
 
 
@@ -111,7 +110,7 @@ def _parse(labels_by_task: Mapping[str, Sequence[int]], classes: int) -> TaskPre
 
 
 def _predict(repository: Repository, manifest: Manifest, test: CommonImages, rows: list[int]) -> TaskPredictions | None:
-    """Predict further images with an earlier version; None if it cannot be run."""
+    """Predict images with an earlier version; return None if it cannot be run."""
     if not rows:
         return {}
     try:
@@ -119,7 +118,7 @@ def _predict(repository: Repository, manifest: Manifest, test: CommonImages, row
             known = {backbone: features[rows] for backbone, features in test.known.items()}
             means = predict(version, test.images[rows], passes=COMPARED_PASSES, known=known)
     except Exception as err:  # onnxruntime's errors share no base class; the new version must not be lost
-        logger.warning("version %s is not on the curve, for it cannot predict: %s", manifest.version, err)
+        logger.warning("version %s is missing in the learning curve: %s", manifest.version, err)
         return None
     return _by_task([test.tasks[row] for row in rows], predict_labels(means, multiple=manifest.multiple))
 
@@ -146,13 +145,13 @@ def _measure(manifest: Manifest, predictions: TaskPredictions, test: CommonImage
 
 
 def earlier_versions(repository: Repository, manifest: Manifest) -> list[Manifest]:
-    """Return the manifests of versions of the same kind as this one, oldest first."""
+    """Return the manifests of earlier versions with the same labels and network, oldest first."""
     manifests = []
-    for name in repository.history()[-_VERSIONS:]:
+    for name in repository.history()[-_MAX_MANIFESTS:]:
         try:
             manifests.append(repository.read_manifest(name))
         except RepositoryError as err:
-            logger.info("version %s is passed over: %s", name, err)
+            logger.info("ignoring version %s: %s", name, err)
     return [each for each in manifests if _kind(each) == _kind(manifest)]
 
 
@@ -165,9 +164,9 @@ def _kind(manifest: Manifest) -> tuple[object, ...]:
 def find_agreement(
     predictions: Mapping[str, TaskPredictions], before: Sequence[Manifest], manifest: Manifest
 ) -> float | None:
-    """Return Cohen's kappa between a new version and the newest one before it that was measured on the same images.
+    """Return Cohen's kappa between a new version and the newest earlier one in `predictions`; None without one.
 
-    None if there is none. `predictions` are by version, `before` is oldest first.
+    `predictions` are by version; `before` are the earlier versions, oldest first.
     """
     compared = [predictions[each.version] for each in before if each.version in predictions]
     if not compared:
@@ -179,7 +178,7 @@ def find_agreement(
 def kappa(first: LabelMatrix, second: LabelMatrix) -> float:
     """Return Cohen's kappa between two label matrices (N, C); 1 if they are equal.
 
-    With one label per image each image is a rating, otherwise each label of each image.
+    The rated items are the images if each has one label, and otherwise all pairs of image and label.
     """
     if (first == second).all():
         return 1.0
@@ -196,11 +195,11 @@ def describe_advice(
     kappa: float | None,
     unseen: Sequence[str],
 ) -> Advice:
-    """Return the advice for a new version, whose manifest is otherwise complete.
+    """Return the advice for a new version.
 
     Args:
         before: manifests of earlier versions, oldest first.
-        manifest: the new version's.
+        manifest: manifest of the new version.
         curve: None if the new version was not measured on the random holdout.
         kappa: agreement of the new version with the previous one.
         unseen: labels without an image in the random holdout.
@@ -213,6 +212,6 @@ def describe_advice(
         bald, agreement = manifests[each.version].metrics.mean_bald, agreements.get(each.version)
         if curve and bald is not None:
             points.append(CurvePoint(each.labels, curve.images, each.macro_f1, each.low, each.high, bald, agreement))
-    greatest = max_bald(len(manifest.labels), multiple=manifest.multiple)
+    bound = max_bald(len(manifest.labels), multiple=manifest.multiple)
     images = manifest.training.audit_images or 0
-    return replace(advise(points, images=images, max_bald=greatest, unseen=unseen), kappa=kappa)
+    return replace(advise(points, images=images, max_bald=bound, unseen=unseen), kappa=kappa)

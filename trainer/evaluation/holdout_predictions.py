@@ -1,7 +1,7 @@
-"""Predictions for the labelled random holdout from the network trained without it, kept in the version's folder.
+"""Predictions for the labelled random holdout from the network trained without it, stored with the version.
 
-A ranking tests on them which predictions may be confirmed in bulk; the published network has been trained on these
-images.
+Rankings derive from them which predictions may be confirmed in bulk. The published network cannot make them, since it
+was trained on these images.
 """
 
 import json
@@ -23,12 +23,12 @@ from trainer.evaluation.holdout import predict_labels
 _log = logging.getLogger(__name__)
 
 HOLDOUT_PREDICTIONS_FILE: Final = "witnesses.json"
-_MOST_BYTES: Final = 64 * 2**20
+_MAX_BYTES: Final = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class HoldoutPrediction:
-    """Predicted labels of one task, and the margin of the mean prediction."""
+    """Predicted labels of a task, and the margin of the mean prediction."""
 
     task: int
     margin: float
@@ -42,8 +42,8 @@ def save_holdout_predictions(
     margins = margin(probabilities.astype(np.float64), multiple=multiple)
     predicted = predict_labels(probabilities, multiple=multiple)
     rows = [
-        [task, lead, [labels[label] for label in np.flatnonzero(row)]]
-        for task, lead, row in zip(tasks, margins.tolist(), predicted, strict=True)
+        [task, task_margin, [labels[label] for label in np.flatnonzero(row)]]
+        for task, task_margin, row in zip(tasks, margins.tolist(), predicted, strict=True)
     ]
     (folder / HOLDOUT_PREDICTIONS_FILE).write_text(
         json.dumps(rows, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
@@ -55,11 +55,11 @@ def read_holdout_predictions(repository: Repository, manifest: Manifest) -> list
     if HOLDOUT_PREDICTIONS_FILE not in manifest.files:
         return []
     try:
-        text = repository.read_published(manifest, HOLDOUT_PREDICTIONS_FILE, max_bytes=_MOST_BYTES)
+        text = repository.read_published(manifest, HOLDOUT_PREDICTIONS_FILE, max_bytes=_MAX_BYTES)
         return [
-            HoldoutPrediction(int(task), float(lead), frozenset(map(str, names)))
-            for task, lead, names in json.loads(text)
+            HoldoutPrediction(int(task), float(task_margin), frozenset(map(str, names)))
+            for task, task_margin, names in json.loads(text)
         ]
     except (LabelnextError, OSError, ValueError, TypeError) as err:
-        _log.warning("%s of %s is passed over: %s", HOLDOUT_PREDICTIONS_FILE, manifest.version, err)
+        _log.warning("ignoring %s of version %s: %s", HOLDOUT_PREDICTIONS_FILE, manifest.version, err)
         return []

@@ -16,9 +16,9 @@ from contract.versions.results import Metrics
 from trainer.evaluation.holdout import LabelMatrix, predict_labels, to_label_matrix
 from trainer.labels.dataset import Targets, count_images
 
-_LEAST = 1e-12
-_ROWS = 24
-"""Most classes in the table; if there are more, it shows the largest and the worst."""
+_MIN_PROBABILITY = 1e-12
+_MAX_ROWS = 24
+"""Maximum number of classes in the table; of more, it shows the largest and the worst."""
 _BINS = 15
 
 
@@ -47,16 +47,16 @@ def macro_f1(predicted: LabelMatrix, expected: LabelMatrix) -> float | None:
 
 def _f1(predicted: LabelMatrix, expected: LabelMatrix) -> tuple[float | None, ...]:
     hits = (predicted & expected).sum(axis=0).tolist()
-    marked = (predicted.sum(axis=0) + expected.sum(axis=0)).tolist()
-    return tuple(2 * hit / both if both else None for hit, both in zip(hits, marked, strict=True))
+    totals = (predicted.sum(axis=0) + expected.sum(axis=0)).tolist()
+    return tuple(2 * hit / total if total else None for hit, total in zip(hits, totals, strict=True))
 
 
 def _log_loss(probabilities: npt.NDArray[np.float32], targets: Targets) -> float:
-    bounded = np.clip(probabilities.astype(np.float64), _LEAST, None)
+    bounded = np.clip(probabilities.astype(np.float64), _MIN_PROBABILITY, None)
     if targets.ndim == 1:
-        every = list(range(probabilities.shape[1]))
-        return float(log_loss(targets, bounded / bounded.sum(axis=1, keepdims=True), labels=every))
-    absence = np.clip(1 - probabilities.astype(np.float64), _LEAST, None)
+        labels = list(range(probabilities.shape[1]))
+        return float(log_loss(targets, bounded / bounded.sum(axis=1, keepdims=True), labels=labels))
+    absence = np.clip(1 - probabilities.astype(np.float64), _MIN_PROBABILITY, None)
     return float(-np.log(np.where(targets, bounded, absence)).sum(axis=1).mean())
 
 
@@ -69,7 +69,7 @@ def _calibration_error(probabilities: npt.NDArray[np.float32], targets: Targets)
 
 
 def format_table(metrics: Metrics, labels: Sequence[str], targets: Targets) -> str:
-    """Return the metrics as a table: one line per class, of many only the largest and the worst, then the totals."""
+    """Return the metrics as a table: a line per class, if there are many for the largest and the worst, then totals."""
     counts = count_images(targets, len(labels))
     f1 = metrics.f1 or (None,) * len(labels)
     shown = _choose_rows(counts, f1)
@@ -83,12 +83,12 @@ def format_table(metrics: Metrics, labels: Sequence[str], targets: Targets) -> s
 
 def _choose_rows(counts: npt.NDArray[np.int64], f1: Sequence[float | None]) -> list[int]:
     """Return the classes to show, ascending: all, or half the rows for the largest and half for the worst."""
-    if len(counts) <= _ROWS:
+    if len(counts) <= _MAX_ROWS:
         return list(range(len(counts)))
     largest = np.argsort(-counts, kind="stable")
     worst = np.lexsort((-counts, np.array([math.inf if value is None else value for value in f1])))
-    in_turn = dict.fromkeys([*largest[: _ROWS // 2].tolist(), *worst.tolist()])
-    return sorted([*in_turn][:_ROWS])
+    chosen = dict.fromkeys([*largest[: _MAX_ROWS // 2].tolist(), *worst.tolist()])
+    return sorted([*chosen][:_MAX_ROWS])
 
 
 def _format(value: float | None) -> str:
@@ -96,5 +96,5 @@ def _format(value: float | None) -> str:
 
 
 def _printable(label: str) -> str:
-    """Escape line breaks, control characters and marks of writing direction."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in label)
+    """Escape line breaks, control characters and bidirectional formatting."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in label)

@@ -1,11 +1,11 @@
 """Aggregation of the annotations of a task into its label.
 
-Drafts, predictions, skipped and empty annotations are ignored, and choices for regions. Ground truth takes precedence
-over other annotations, and those over bulk confirmations. The newest annotation of each annotator is a vote; the
-majority decides, and a tie gives no label.
+Drafts, predictions, skipped annotations, empty annotations and choices for regions are ignored. Ground truth takes
+precedence over other annotations, and these over bulk confirmations. The newest annotation of each annotator is a vote;
+the majority decides, and a tie gives no label.
 
-If a control allows several labels, each is voted on by itself. An annotation without a choice may mean that no label
-applies, or that nobody looked, so it counts only as ground truth; an empty label set needs a majority of such votes.
+If a control allows several labels, each is voted on separately. An annotation without a choice may mean that no label
+applies or that nobody looked, so it counts only as ground truth; an empty label set needs a majority of such votes.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ Task = Mapping[str, Any]
 
 
 class LeftOut(Exception):
-    """A task or an annotation gives no label, for one of the reasons below."""
+    """A task or an annotation has no usable label, for one of the reasons below."""
 
     def __init__(self, reason: str, lost: Iterable[str] = ()) -> None:
         super().__init__(reason)
@@ -34,25 +34,25 @@ NOT_LABELLED: Final = "not labelled yet"
 SKIPPED: Final = "skipped by the annotator"
 EMPTY: Final = "empty annotation"
 NO_CHOICE: Final = "no choice made"
-FOR_A_REGION: Final = "choice made for a region or one of several images"
+FOR_A_REGION: Final = "choice made for a region, or for one of several images"
 SEVERAL_CHOICES: Final = "more than one choice made"
 OUTDATED: Final = "label no longer in the labelling config"
-TIED: Final = "annotators disagree evenly"
+TIED: Final = "tied between annotators"
 CONFIRMED: Final = "confirmed in bulk"
-"""Such labels are neither trained on nor measured on, since nobody may have looked at the task."""
+"""Not used for training or evaluation, since nobody may have looked at the task."""
 
 
 def find_choices(tasks: Iterable[Task]) -> list[Mapping[str, frozenset[str]]]:
     """Return the choices of each annotation for the whole image, by control."""
     annotations = (each for task in tasks for each in _mappings(task.get("annotations")) if _is_vote(each))
-    return [_split(annotation)[0] for annotation in annotations]
+    return [_split_choices(annotation)[0] for annotation in annotations]
 
 
 def aggregate(task: Task, control: str, known: Container[str], *, multiple: bool = False) -> frozenset[str]:
-    """Return the label of a task by the rules above or, if `multiple`, any number of labels.
+    """Return the label of a task or, if `multiple`, any number of labels.
 
     Raises:
-        LeftOut: if there is no label, or the votes for one are tied.
+        LeftOut: if there is no label, or the vote is tied.
     """
     annotations = _mappings(task.get("annotations"))
     voting = [each for each in annotations if _is_vote(each, multiple)]
@@ -60,16 +60,16 @@ def aggregate(task: Task, control: str, known: Container[str], *, multiple: bool
         skipped = all(each.get("was_cancelled") for each in annotations)
         raise LeftOut(EMPTY if not skipped else SKIPPED if annotations else NOT_LABELLED)
     ground_truth = [each for each in voting if each.get("ground_truth")]
-    by_people = [each for each in voting if not was_confirmed(each)]
+    manual = [each for each in voting if not was_confirmed(each)]
     votes, invalid = list[frozenset[str]](), list[LeftOut]()
-    for annotation in _newest_per_annotator(ground_truth or by_people or voting):
+    for annotation in _newest_per_annotator(ground_truth or manual or voting):
         try:
             votes.append(_read_vote(annotation, control, known, multiple))
         except LeftOut as reason:
             invalid.append(reason)
     if not votes:
-        most, _ = Counter(map(str, invalid)).most_common(1)[0]
-        raise LeftOut(most, {label for reason in invalid if str(reason) == most for label in reason.lost})
+        main, _ = Counter(map(str, invalid)).most_common(1)[0]
+        raise LeftOut(main, {label for reason in invalid if str(reason) == main for label in reason.lost})
     return _majority_per_label(votes) if multiple else _majority(votes)
 
 
@@ -81,10 +81,10 @@ def was_confirmed(annotation: Annotation) -> bool:
     """
     if annotation.get("lead_time") is not None or annotation.get("ground_truth") or not annotation.get("result"):
         return False
-    return annotation.get("parent_prediction") is not None or any(map(_OWN_KEYS.intersection, _metas(annotation)))
+    return annotation.get("parent_prediction") is not None or any(map(_META_KEYS.intersection, _metas(annotation)))
 
 
-_OWN_KEYS: Final = frozenset({MARK, "bald"})
+_META_KEYS: Final = frozenset({MARK, "bald"})
 """Keys of a region's `meta` that Labelnext writes."""
 
 
@@ -99,15 +99,15 @@ def is_confirmed(task: Task) -> bool:
 
 
 def confirmed_groups(task: Task) -> frozenset[tuple[str, int]]:
-    """Return the ranking and the label index of each confirmed offer of a task."""
+    """Return the ranking and the label index of each bulk confirmation of a task."""
     confirmed = filter(was_confirmed, _mappings(task.get("annotations")))
     marks = (parse_mark(meta.get(MARK)) for each in confirmed for meta in _metas(each))
     return frozenset(filter(None, marks))
 
 
 def _majority(votes: Sequence[frozenset[str]]) -> frozenset[str]:
-    (winner, most), *others = Counter(votes).most_common()
-    if others and others[0][1] == most:
+    (winner, count), *others = Counter(votes).most_common()
+    if others and others[0][1] == count:
         raise LeftOut(TIED)
     return winner
 
@@ -122,7 +122,7 @@ def _majority_per_label(votes: Sequence[frozenset[str]]) -> frozenset[str]:
 
 
 def _mappings(values: object) -> list[Mapping[str, Any]]:
-    """Return the objects in a list; imported tasks may hold anything."""
+    """Return the objects in a list; imported tasks may contain any JSON."""
     return [each for each in values if isinstance(each, Mapping)] if isinstance(values, list) else []
 
 
@@ -132,16 +132,17 @@ def _is_vote(annotation: Annotation, multiple: bool = False) -> bool:
 
 
 def _newest_per_annotator(annotations: Sequence[Annotation]) -> list[Annotation]:
-    """Keep the newest annotation of each annotator, and all those without an annotator."""
+    """Return the newest annotation of each annotator, and all annotations without an annotator."""
     newest: dict[object, Annotation] = {}
-    for position, annotation in enumerate(sorted(annotations, key=_age)):
-        by = annotation.get("completed_by")
-        number = by.get("id") if isinstance(by, Mapping) else by  # exports may hold the whole user
+    for position, annotation in enumerate(sorted(annotations, key=_updated_at)):
+        annotator = annotation.get("completed_by")
+        number = annotator.get("id") if isinstance(annotator, Mapping) else annotator  # exports may have a user object
         newest[number or f"unknown {position}"] = annotation
     return list(newest.values())
 
 
-def _age(annotation: Annotation) -> tuple[datetime, int]:
+def _updated_at(annotation: Annotation) -> tuple[datetime, int]:
+    """Return the time of an annotation and, for equal times, its ID."""
     number = annotation.get("id")
     try:
         moment = datetime.fromisoformat(str(annotation.get("updated_at") or annotation.get("created_at")))
@@ -153,13 +154,13 @@ def _age(annotation: Annotation) -> tuple[datetime, int]:
 _REGION_KEYS: Final = frozenset(
     {"x", "y", "points", "vertices", "rle", "imageDataURL", "start", "end", "startOffset", "sequence", "ranges"}
 )
-"""Keys of a result's value that mark it as a region's, of any kind."""
+"""Keys that only the values of regions have."""
 
 
-def _split(annotation: Annotation) -> tuple[Mapping[str, frozenset[str]], set[str]]:
+def _split_choices(annotation: Annotation) -> tuple[Mapping[str, frozenset[str]], set[str]]:
     """Return the choices for the whole task, by control, and the controls with choices for a part of it.
 
-    Parts are regions, whose results share an `id`, and single images of several.
+    Parts are regions, whose results share an `id`, and single images of a task with several.
     """
     items = _mappings(annotation.get("result"))
     regions = {str(item["id"]) for item in items if _is_region(item) and item.get("id") is not None}
@@ -181,8 +182,8 @@ def _is_region(item: Annotation) -> bool:
 
 
 def _read_vote(annotation: Annotation, control: str, known: Container[str], multiple: bool) -> frozenset[str]:
-    """Return the labels of one annotation; an outdated label, which may have been renamed, invalidates all."""
-    whole, parts = _split(annotation)
+    """Return the labels of one annotation; one outdated label, which may have been renamed, invalidates all."""
+    whole, parts = _split_choices(annotation)
     choices = whole.get(control, frozenset())
     if not choices and control in parts:
         raise LeftOut(FOR_A_REGION)

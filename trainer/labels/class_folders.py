@@ -1,7 +1,7 @@
 """Lists the images of class folders, and the files that are left out, with the reason.
 
-An image's class is the name of its folder. Images in deeper folders are left out and reported, since the outer folder
-may not be a class, such as train and val. Works on folders and inside zip archives. Opens no file.
+An image's class is the name of its folder. Images in nested folders are left out and reported, since the outer folder
+may not be a class, as with train and val. Works on folders and inside zip archives, and opens no file.
 """
 
 import os
@@ -16,11 +16,11 @@ IMAGE_SUFFIXES: Final = frozenset(
 )
 """File suffixes of images, in lower case; upper case is accepted too."""
 
-NOT_AN_IMAGE: Final = "file not named as an image that is decoded"
+NOT_AN_IMAGE: Final = "file without a supported image suffix"
 NOT_IN_A_CLASS: Final = "file outside a class folder"
-NESTED: Final = "image in a folder below a class folder"
+NESTED: Final = "image in a nested folder"
 BROKEN_LINK: Final = "broken link"
-UNREADABLE: Final = "folder or file that must not be read"
+UNREADABLE: Final = "unreadable folder or file"
 EMPTY_FOLDER: Final = "folder without an image"
 
 _FOLDER: Final = "folder"
@@ -29,14 +29,14 @@ _SYSTEM_NAMES: Final = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "desktop.ini", "lost+found", "system volume information"}
     | {"thumbs.db", "ehthumbs.db", "__pycache__"}
 )
-"""Folders and files created by operating systems, in lower case; names that begin with a dot are ignored anyway."""
+"""Folders and files created by operating systems, in lower case; names that begin with a dot are ignored too."""
 
 
 def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, Sequence[str]]]:
     """Return the images by class, sorted by name, and the other paths below `root` by the reason they are left out.
 
-    Hidden and system files are ignored; links are followed. Class names are normalised to NFC, since macOS decomposes
-    letters that are typed as one.
+    Hidden and system files are ignored; links are followed. Class names are normalised to NFC, since macOS stores
+    accented letters decomposed.
     """
     images, left_out = defaultdict[str, list[Path]](list), defaultdict[str, list[str]](list)
     start = f"{str(root).rstrip('/')}/"
@@ -79,7 +79,7 @@ def as_text(path: str) -> str:
 
 
 def _walk_below(content: Sequence[tuple[str, Path]], seen: set[str]) -> Iterator[tuple[str, Path]]:
-    """Yield the files in the folders of `content`, at any depth; each folder once, in case a link leads back."""
+    """Yield the files in the folders of `content`, at any depth; each folder once, in case of cyclic links."""
     for kind, entry in content:
         if kind == _FOLDER and (resolved := os.path.realpath(str(entry))) not in seen:
             seen.add(resolved)

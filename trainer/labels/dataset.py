@@ -1,4 +1,4 @@
-"""Images of a labelled pool in memory, decoded as servers decode them, and their split into training and validation."""
+"""Images of a labelled pool in memory, decoded as in servers, and their split into training and validation."""
 
 import hashlib
 from collections.abc import Sequence
@@ -48,15 +48,15 @@ class Pixels:
     digests: tuple[bytes, ...]
     """sha256 of each file."""
     groups: Indices
-    """(N,): equal for images with equal pixels, even if their files differ."""
+    """(N,): equal for images with equal pixels, even if the files differ."""
     task_ids: Indices
     """(N,): task IDs, -1 for images without a task."""
     references: tuple[str, ...]
-    """Path or reference of each image, as in the pool."""
+    """Path or image reference of each image, as in the pool."""
     unreadable: tuple[Unreadable, ...]
 
     def name(self, row: int, *, is_file: bool) -> str:
-        """Return the name of an image for messages: its task, or its file and folder; never a secret."""
+        """Return the name of an image for messages: its task, or its folder and file, without secrets."""
         task, reference = int(self.task_ids[row]), self.references[row]
         if task >= 0:
             return f"task {task}"
@@ -66,7 +66,10 @@ class Pixels:
 def load_pixels(
     pool: LabelledPool, *, spec: InputSpec, fetcher: Fetcher, cache: ImageCache, max_megapixels: int = MAX_MEGAPIXELS
 ) -> Pixels:
-    """Read or fetch all images of a pool and decode them to one size; unreadable ones are left out and listed."""
+    """Read or fetch all images of a pool and decode them to one size; unreadable ones are left out.
+
+    Raises LabelError if fewer than two classes remain.
+    """
     images = np.empty((len(pool.images), spec.height, spec.width, 3), np.uint8)
     decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
     are_files = pool.control is None
@@ -96,15 +99,15 @@ def load_pixels(
         if isinstance(outcome, ImageError):
             unreadable.append(Unreadable(name(image.reference), str(outcome), image.task_id))
         else:
-            images[len(kept)] = images[position]  # in place, once all are there: a copy might not fit
+            images[len(kept)] = images[position]  # in place, since a copy might not fit into memory
             kept.append(image)
             digests.append(outcome)
     _check_classes(kept, unreadable)
     return Pixels(
         images=images[: len(kept)],  # (N, H, W, 3)
         targets=_targets(kept, pool),
-        digests=tuple(of_file for of_file, _ in digests),
-        groups=group_equal([of_pixels for _, of_pixels in digests]),
+        digests=tuple(file_digest for file_digest, _ in digests),
+        groups=group_equal([pixel_digest for _, pixel_digest in digests]),
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
         references=tuple(image.reference for image in kept),
         unreadable=tuple(unreadable),
@@ -128,7 +131,7 @@ def count_images(targets: Targets, classes: int) -> npt.NDArray[np.int64]:
 
 
 def strata(targets: Targets) -> Indices:
-    """Return a class for each image, (N,): its label or, of several, the rarest; C for images without a label."""
+    """Return a class for each image, (N,): its label or, of several, the rarest; C if it has no label."""
     if targets.ndim == 1:
         return targets.astype(np.int64)
     rarest_first = np.argsort(targets.sum(axis=0, dtype=np.int64), kind="stable")  # (C,)
@@ -139,9 +142,9 @@ def strata(targets: Targets) -> Indices:
 def split(targets: Targets, *, fraction: float, seed: int, groups: Integers | None = None) -> tuple[Indices, Indices]:
     """Hold out a fraction of each class: return the rows (N_train,) and (N_validation,), both ascending.
 
-    The number held out of each class (`strata`) is rounded; at least one is held out, and one trained on. Images of the
-    same group, `groups` (N,), stay together; groups with several classes, and the only group of a class, are trained
-    on. The split is deterministic, and images added to one class do not affect the other classes.
+    Of each class (`strata`), round(fraction * images) images are held out, but at least one, and at least one is
+    trained on. Images with equal `groups` (N,) stay together; groups with several classes, and the only group of a
+    class, are trained on. The split is deterministic, and images added to one class do not affect the other classes.
     """
     groups = np.arange(len(targets)) if groups is None else groups
     classes = strata(targets)
@@ -157,9 +160,9 @@ def _draw_held_out(
 ) -> list[int]:
     """Draw groups of one class at random until they have enough images, but never all of them."""
     members = groups[of_class]
-    own = rng.permutation(np.setdiff1d(members, groups[~of_class]))[:-1]
-    taken = np.cumsum([0, *((members == group).sum() for group in own)])[:-1]  # images in the groups before
-    return [int(group) for group in own[taken < max(1, round(fraction * len(members)))]]
+    candidates = rng.permutation(np.setdiff1d(members, groups[~of_class]))[:-1]
+    drawn = np.cumsum([0, *((members == group).sum() for group in candidates)])[:-1]  # images in the groups before
+    return [int(group) for group in candidates[drawn < max(1, round(fraction * len(members)))]]
 
 
 def group_equal(digests: Sequence[bytes]) -> Indices:
@@ -171,10 +174,10 @@ def group_equal(digests: Sequence[bytes]) -> Indices:
 def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[Unreadable]) -> None:
     classes = len({image.labels for image in kept})
     if classes < 2:
-        first = with_subject(unreadable[0].name, unreadable[0].reason) if unreadable else "none"
+        example = f" ({with_subject(unreadable[0].name, unreadable[0].reason)})" if unreadable else ""
         raise LabelError(
-            f"expected readable images of at least 2 classes, got {len(kept)} images of {classes}; {len(unreadable)} "
-            f"are unreadable, the first being {first}"
+            f"expected readable images of at least 2 classes, got {len(kept)} images of {classes} and "
+            f"{len(unreadable)} unreadable images{example}"
         )
 
 
@@ -182,4 +185,4 @@ def _read_file(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as err:
-        raise FetchError(f"the file cannot be read: {err.strerror}; check that it is there and readable") from err
+        raise FetchError(f"cannot read the file: {err.strerror}; check that it exists and is readable") from err

@@ -1,4 +1,4 @@
-"""A cache of downloaded images on disk, revalidated by ETag or Last-Modified; the least recently used leave first.
+"""An LRU cache of downloaded images on disk, revalidated by ETag or Last-Modified.
 
 It uses the files of one folder, but not its subfolders.
 """
@@ -27,20 +27,20 @@ Decode = Callable[[bytes], npt.NDArray[np.uint8]]
 
 _PARTIAL: Final = ".partial-"
 _STALE_AFTER_S: Final = 3600.0
-"""Age from which a partial file is left over from a crash."""
+"""Age from which a partial file counts as left over from a crash."""
 _EVICTED_FILL: Final = 0.9
-"""Share of the size limit that remains after eviction."""
+"""Share of the size limit in use after an eviction."""
 
 
 def open_cache(environment: Environment) -> "ImageCache":
-    """Return the cache of the environment's folder and size limit."""
+    """Return the cache with the environment's folder and size limit."""
     return ImageCache(environment.cache, max_bytes=environment.image_cache_mb * 2**20)
 
 
 class ImageCache:
-    """Files by source; thread-safe, and other processes may use the folder too.
+    """Files by source; safe to share between threads and processes.
 
-    The folder is created with the first file. `max_bytes` is its size limit, 0 to keep nothing.
+    The folder is created with the first file. `max_bytes` is its size limit; 0 disables the cache.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
@@ -48,7 +48,7 @@ class ImageCache:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._size: int | None = None
-        """Total bytes, with files replaced since the last scan; None before the first scan."""
+        """Total bytes, including files that were replaced since the last scan; None before the first scan."""
 
     def fetch(
         self, fetcher: Fetcher, reference: str, decode: Decode, *, task_id: int | None
@@ -59,7 +59,7 @@ class ImageCache:
         fetched = fetcher.fetch_if_changed(reference, known=known, task_id=task_id)
         if fetched.unchanged and known:
             return data, decode(data)
-        pixels = decode(fetched.data)  # before caching: an error page sent with status 200 must not be kept
+        pixels = decode(fetched.data)  # before caching, since it may be an error page with status 200
         if source and fetched.validators and fetched.validators.can_ask:
             self.put(source, fetched.validators, fetched.data)
         return fetched.data, pixels
@@ -80,12 +80,12 @@ class ImageCache:
         return None
 
     def put(self, source: str, validators: Validators, data: bytes) -> None:
-        """Cache a file in place of the source's former one, unless it exceeds the size limit by itself."""
+        """Cache a file, replacing the source's previous one, unless it alone exceeds the size limit."""
         head = [hashlib.sha256(data).hexdigest(), validators.place, validators.etag, validators.last_modified]
         content = json.dumps(head).encode() + b"\n" + data
         if len(content) > self._max_bytes:
             return
-        remedy = "set LABELNEXT_CACHE to a folder with room, or LABELNEXT_IMAGE_CACHE_MB to less"
+        remedy = "set LABELNEXT_CACHE to a folder with more space, or lower LABELNEXT_IMAGE_CACHE_MB"
         with explaining("images", self._folder, remedy=remedy), self._lock:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._make_room(len(content))
@@ -108,7 +108,7 @@ class ImageCache:
             raise
 
     def _make_room(self, needed: int) -> None:
-        """Evict the least recently used files, and some more, so that the folder is not scanned for each new file."""
+        """Evict the least recently used files; more than necessary, so that not every new file needs a scan."""
         if self._size is not None and self._size + needed <= self._max_bytes:
             return
         files = self._files()
@@ -123,12 +123,12 @@ class ImageCache:
                 self._size -= size
 
     def _files(self) -> list[tuple[int, int, Path]]:
-        """Return time of use, size and path of each file, without files that are being written."""
+        """Return time of last use, size and path of each file, except files that are being written."""
         files = []
         for entry in os.scandir(self._folder):
             with suppress(OSError):  # removed by another process
                 status = entry.stat(follow_symlinks=False)
-                written = entry.name.startswith(_PARTIAL) and time.time() < status.st_mtime + _STALE_AFTER_S
-                if entry.is_file(follow_symlinks=False) and not written:
+                in_progress = entry.name.startswith(_PARTIAL) and time.time() < status.st_mtime + _STALE_AFTER_S
+                if entry.is_file(follow_symlinks=False) and not in_progress:
                     files.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
         return files

@@ -1,6 +1,6 @@
 """Labelled images from a project, an export or class folders. Opens no image.
 
-Classes are in the order of the labelling config, not of the labels seen, so that it is the same in each round.
+Classes are in the order of the labelling config, so that the order is the same in each round.
 """
 
 import json
@@ -37,7 +37,7 @@ class LabelledImage:
     reference: str
     """A path, or the image reference of the task."""
     labels: tuple[int, ...]
-    """Indices into the pool's labels, ascending: one, or any number if the pool is `multiple`."""
+    """Ascending indices into the pool's labels: one, or any number if the pool is `multiple`."""
     task_id: int | None = None
 
 
@@ -46,18 +46,18 @@ class LabelledPool:
     """All labelled images, and the tasks or files that were left out."""
 
     labels: tuple[str, ...]
-    """The label that Label Studio stores for each class, in the order of the config; a class may have no image yet."""
+    """The stored value of each class, in the order of the config; a class may have no image yet."""
     images: tuple[LabelledImage, ...]
     control: str | None
     """Name of the `<Choices>` control; None for class folders."""
     origin: str
-    """Description of the source and of the order of labels, for logs."""
+    """Description of the source and of the labels' order, for logs."""
     left_out: Mapping[str, Sequence[int | str | None]]
     """Task IDs (None for a task without one) or file paths, by reason."""
     multiple: bool = False
     """Whether an image may have several labels, or none."""
     lost_labels: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
-    """Task IDs that were left out for a label that the labelling config no longer has, by label."""
+    """Task IDs that were left out, by the label that the labelling config no longer has."""
     image_key: str = ""
     """Key of the image reference in a task's data; empty for class folders."""
     confirmed: Mapping[int, str] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class LabelledPool:
 
 
 def describe_left_out(pool: LabelledPool) -> list[str]:
-    """Describe what was left out, one phrase per reason, with tasks, files or lost labels."""
+    """Describe tasks or files that were left out, one phrase per reason."""
     by_count = sorted(pool.lost_labels.items(), key=lambda item: -len(item[1]))
     lost = _some([f"{label!r} in {len(tasks)}{_format_names(tasks)}" for label, tasks in by_count])
     examples = {reason: _format_names(names) for reason, names in pool.left_out.items()}
@@ -82,7 +82,7 @@ def _format_names(names: Sequence[int | str | None]) -> str:
 
 
 _some = partial(name_some, limit=5)
-"""List at most five names, and count the rest."""
+"""List at most five names, and count the others."""
 
 _WITHOUT_CHOICE: Final = (annotations.EMPTY, annotations.NO_CHOICE)
 NO_IMAGE: Final = "no image reference in the task, or several"
@@ -91,12 +91,12 @@ NO_IMAGE: Final = "no image reference in the task, or several"
 def from_folder(root: Path) -> LabelledPool:
     """Return the images of class folders; labels are the folder names, sorted."""
     if not root.is_dir():
-        raise LabelError(f"expected a folder of class folders, {root} is no folder; give the folder above the classes")
+        raise LabelError(f"expected a folder of class folders, {root} is not a folder")
     paths, left_out = find_images(root)
     labels = tuple(paths)
     nested = {to_nfc(path.partition("/")[0]) for path in left_out.get(NESTED, ())}
     if empty := sorted(nested - set(labels)):
-        logger.warning("no class, for all images lie in folders below: %s", _some(empty))
+        logger.warning("not used as classes, since all their images are in nested folders: %s", _some(empty))
     images = [LabelledImage(str(path), (label,)) for label, name in enumerate(labels) for path in paths[name]]
     return _check(LabelledPool(labels, tuple(images), None, f"the class folders of {root}, sorted by name", left_out))
 
@@ -104,7 +104,7 @@ def from_folder(root: Path) -> LabelledPool:
 def from_export(path: Path, label_config: str | None = None, control: str | None = None) -> LabelledPool:
     """Return the labelled images of a Label Studio export of type JSON.
 
-    Without the XML of the labelling config, the labels are those in the export, sorted, and `control` is needed if
+    Without the XML of the labelling config, the labels are those in the export, sorted, and `control` is required if
     there are several `<Choices>`.
     """
     tasks = _read_export(path)
@@ -112,8 +112,8 @@ def from_export(path: Path, label_config: str | None = None, control: str | None
         chosen = _choose_control(label_config, control, tasks)
         return _build_pool(tasks, chosen, f"{path}, labels in the order of the labelling config")
     guessed = _guess_control(tasks, control)
-    logger.warning("no labelling config was given with %s: taking the labels seen, sorted", path)
-    origin = f"{path}, labels seen in it, sorted: give the labelling config to keep the order of the project"
+    logger.warning("%s without --label-config: using the labels in the export, sorted", path)
+    origin = f"{path}, labels sorted, since there is no --label-config"
     return _build_pool(tasks, guessed, origin)
 
 
@@ -133,23 +133,23 @@ def from_project(client: ProjectClient, control: str | None = None, *, cache: Pa
 
 
 def _read_export(path: Path) -> list[Task]:
-    """Return the tasks of an export; raise LabelError that names its type if that is not JSON."""
+    """Return the tasks of an export; raise LabelError if it is of another type than JSON."""
     try:
         content = path.read_bytes()
     except OSError as err:
         raise LabelError(
-            f"the export {path} cannot be read: {err.strerror}; give the file that Label Studio wrote"
+            f"cannot read the export {path}: {err.strerror}; check that it exists and is readable"
         ) from err
     try:
         tasks = json.loads(content)
     except (ValueError, RecursionError) as err:
         raise _wrong_type(path, _guess_type_of_text(content)) from err
     if tasks == []:
-        raise LabelError(f"expected a Label Studio export with tasks, {path} has none; label some, and export again")
+        raise LabelError(f"expected a Label Studio export with tasks, {path} has none; label some and export again")
     if not isinstance(tasks, list) or not all(_is_task(task) for task in tasks):
         raise _wrong_type(path, _guess_type_of_json(tasks))
     if any("completions" in task for task in tasks):
-        raise _wrong_type(path, "of Label Studio before 1.0", "open the project in a newer one, and export it there")
+        raise _wrong_type(path, "from Label Studio before 1.0", "export it with a newer Label Studio")
     return tasks
 
 
@@ -164,23 +164,23 @@ def _wrong_type(path: Path, actual: str, remedy: str = "choose JSON in the proje
 def _guess_type_of_text(content: bytes) -> str:
     """Guess the type of an export that is not JSON."""
     if content.startswith(b"PK"):
-        return "a ZIP archive, as of the types YOLO, COCO with images and Pascal VOC"
+        return "a ZIP archive (YOLO, COCO with images or Pascal VOC)"
     if content.lstrip()[:1] in {b"[", b"{"}:
         return "broken JSON"
     first, _, more = content.partition(b"\n")
     for separator, name in ((b"\t", "TSV"), (b",", "CSV")):
         if separator in first and more:
-            return f"a table, as of the type {name}"
-    return "no JSON"
+            return f"a table ({name})"
+    return "not JSON"
 
 
 def _guess_type_of_json(document: object) -> str:
     """Guess the type of a JSON export without tasks."""
     if isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys():
-        return "of the type COCO"
+        return "COCO"
     if not isinstance(document, list):
-        return "no list of tasks"
-    return "a list of what has no 'data', as of the type JSON-MIN"
+        return "not a list of tasks"
+    return "a list of objects without 'data' (JSON-MIN)"
 
 
 # ---- controls and image keys
@@ -189,9 +189,9 @@ def _guess_type_of_json(document: object) -> str:
 def _choose_control(label_config: str, name: str | None, tasks: Sequence[Task]) -> ChoicesControl:
     controls = parse_label_config(label_config, name)
     names = [control.from_name for control in controls]
-    answered = Counter(control for answer in find_choices(tasks) for control in answer)
-    if name is None and any(answered[each] for each in names):
-        name = max(names, key=lambda each: answered[each])  # the first of ties
+    annotations_by_control = Counter(control for choices in find_choices(tasks) for control in choices)
+    if name is None and any(annotations_by_control[each] for each in names):
+        name = max(names, key=lambda each: annotations_by_control[each])  # the first of ties
     chosen = choose_control(controls, name=name, labels=())
     if len(controls) > 1:
         logger.info("training on <Choices name=%r>, one of %s", chosen.from_name, ", ".join(names))
@@ -200,28 +200,27 @@ def _choose_control(label_config: str, name: str | None, tasks: Sequence[Task]) 
 
 def _guess_control(tasks: Sequence[Task], control: str | None) -> ChoicesControl:
     """Derive a control from the annotations, for an export without labelling config."""
-    answers = find_choices(tasks)
-    names = sorted({name for answer in answers for name in answer})
+    annotated = find_choices(tasks)
+    names = sorted({name for choices in annotated for name in choices})
     if control is None and len(names) > 1:
-        raise LabelError(f"expected annotations of one <Choices>, got {', '.join(names)}; name one with --control")
+        raise LabelError(f"expected annotations of one <Choices>, got {', '.join(names)}; select one with --control")
     if not names or (control is not None and control not in names):
         raise LabelError(
-            f"expected annotations of {control or 'a <Choices>'}, got those of {', '.join(names) or 'none'}; what was "
-            "chosen for regions is not learnt from; label some tasks, or name another with --control"
+            f"expected annotations of {control or 'a <Choices>'}, got those of {', '.join(names) or 'none'} (choices "
+            "for regions do not count); label some tasks, or select another <Choices> with --control"
         )
     name = control or names[0]
-    chosen = [answer[name] for answer in answers if name in answer]
-    choices = tuple(map(Choice, sorted(frozenset().union(*chosen))))
-    multiple = any(len(each) > 1 for each in chosen)
-    return ChoicesControl(name, to_name="", value_key=_guess_key(tasks), choices=choices, multiple=multiple)
+    label_sets = [choices[name] for choices in annotated if name in choices]
+    labels = tuple(map(Choice, sorted(frozenset().union(*label_sets))))
+    multiple = any(len(each) > 1 for each in label_sets)
+    return ChoicesControl(name, to_name="", value_key=_guess_key(tasks), choices=labels, multiple=multiple)
 
 
 def _guess_key(tasks: Sequence[Task]) -> str:
     keys = sorted({key for task in tasks for key in _image_keys(_data(task))})
     if len(keys) != 1:
         raise LabelError(
-            f"expected one key with an image in the tasks' data, got {_some(keys) or 'none'}; "
-            "give the labelling config with --label-config"
+            f"expected one key with an image in the tasks' data, got {_some(keys) or 'none'}; add --label-config"
         )
     return keys[0]
 
@@ -267,7 +266,7 @@ def _build_pool(tasks: Iterable[Task], control: ChoicesControl, origin: str) -> 
             for label in sorted(reason.lost):
                 lost_labels[label].append(number)
     if control.multiple and (without := sum(len(left_out.get(reason, ())) for reason in _WITHOUT_CHOICE)):
-        logger.warning("%d tasks without a choice are left out; if no label holds, mark them as ground truth", without)
+        logger.warning("left out %d tasks without a choice; mark them as ground truth if no label applies", without)
     named, multiple, key = control.from_name, control.multiple, control.value_key
     return _check(
         LabelledPool(control.labels, tuple(images), named, origin, left_out, multiple, lost_labels, key, confirmed)
@@ -281,9 +280,9 @@ def _data(task: Task) -> Mapping[str, Any]:
 
 def _check(pool: LabelledPool) -> LabelledPool:
     """Return the pool; raise LabelError if it has fewer than two classes, or a label that is not valid UTF-8."""
-    for label in pool.labels:  # folder names may contain bytes that Python decodes to lone surrogates
+    for label in pool.labels:  # Python decodes other bytes in folder names to lone surrogates
         if label.encode(errors="replace").decode() != label:
-            raise LabelError(f"expected labels in UTF-8, got {label!a} in {pool.origin!a}; rename it")
+            raise LabelError(f"expected folder names in UTF-8, got {label!a} in {pool.origin!a}; rename it")
     if len({image.labels for image in pool.images}) >= 2:
         return pool
     used = {label for image in pool.images for label in image.labels}
@@ -297,16 +296,16 @@ def _check(pool: LabelledPool) -> LabelledPool:
 
 
 def _suggest_fix(pool: LabelledPool) -> str:
-    """Return advice for a pool of fewer than two classes."""
+    """Suggest a remedy for a pool of fewer than two classes."""
     if nested := pool.left_out.get(NESTED):
         folder = Path(str(nested[0])).parent.parent
-        return f"the images lie one folder deeper: give a folder whose folders are the classes, as {folder} may be"
+        return f"the images are one folder deeper: use the folder that contains the class folders, perhaps {folder}"
     if class_folders.BROKEN_LINK in pool.left_out:
-        return "images are broken links: copy what they lead to, or mount it where they say that it is"
+        return "copy or mount the targets of the broken links"
     if class_folders.UNREADABLE in pool.left_out:
-        return "let the user that the trainer runs as read them"
+        return "allow the user of this process to read them"
     if not pool.images and class_folders.NOT_AN_IMAGE in pool.left_out:
-        return f"save images as JPEG or PNG; of these suffixes all are read: {', '.join(sorted(IMAGE_SUFFIXES))}"
+        return f"save images as JPEG or PNG; supported suffixes are {', '.join(sorted(IMAGE_SUFFIXES))}"
     if not pool.images and class_folders.NOT_IN_A_CLASS in pool.left_out:
-        return "put each image into a folder that is called like its class"
+        return "put each image into a folder named after its class"
     return "label images of another class"

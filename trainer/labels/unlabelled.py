@@ -1,6 +1,6 @@
-"""Unlabelled images of a project, for pseudo-labels: known from the last ranking's task list and the feature store.
+"""Unlabelled images of a project, for pseudo-labels, from the last ranking's task list and the feature store.
 
-Makes no request: no image is fetched, and no features are computed.
+No image is fetched, and no features are computed.
 """
 
 import logging
@@ -22,8 +22,8 @@ from trainer.labels.dataset import Indices
 from trainer.labels.sources import LabelledPool
 from trainer.labelstudio.task_lists import cached_unlabelled
 
-MOST_IMAGES: Final = 10_000
-"""Images looked up in the feature store; if there are more, a fixed random sample."""
+MAX_IMAGES: Final = 10_000
+"""Maximum number of images to look up in the feature store; of more, a fixed random sample is used."""
 _DRAW: Final = "pseudo-labels"
 
 _log = logging.getLogger(__name__)
@@ -35,19 +35,19 @@ class Unlabelled:
 
     tasks: int = 0
     sources: tuple[str, ...] = ()
-    """Image sources (`Fetcher.source`), `MOST_IMAGES` at most."""
+    """At most `MAX_IMAGES` image sources (`Fetcher.source`)."""
 
 
 def find_unlabelled(pool: LabelledPool, project: int, cache: Path, fetcher: Fetcher) -> Unlabelled:
     """Return the tasks of the last task list that have not been annotated since, and those confirmed in bulk.
 
-    Labels confirmed in bulk are not learnt from, since nobody may have looked. `cache` is the folder of the project's
-    task lists; the fetcher needs the settings of the server that shares the feature store.
+    `cache` is the folder of the project's task lists; the fetcher needs the settings of the server that shares the
+    feature store.
     """
     annotated = {image.task_id for image in pool.images}.union(*pool.left_out.values())
     listed = {task.id: task for task in cached_unlabelled(cache) if task.id not in annotated}
     numbers = np.array([*listed, *pool.confirmed], np.int64)
-    chosen = numbers[np.argsort(keyed_uniforms(_DRAW, numbers), kind="stable")[:MOST_IMAGES]]
+    chosen = numbers[np.argsort(keyed_uniforms(_DRAW, numbers), kind="stable")[:MAX_IMAGES]]
     sources = []
     for number in np.sort(chosen).tolist():
         reference = pool.confirmed.get(number) or find_reference(listed[number].data, pool.image_key)
@@ -58,10 +58,10 @@ def find_unlabelled(pool: LabelledPool, project: int, cache: Path, fetcher: Fetc
 
 
 def draw_as_unlabelled(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArray[np.bool_]:
-    """Return which tasks (N,) would have known features if they were unlabelled: (N,).
+    """Return which of the held-out tasks (N,) to treat as unlabelled images with cached features: (N,).
 
-    Held-out images represent the unlabelled ones only if they are treated alike: the same share of them, `known` of all
-    unlabelled tasks, must be available without labels when pseudo-labels are chosen.
+    `known` is the number of unlabelled images with cached features. The held-out images represent the unlabelled ones
+    only if the same share of them is available when pseudo-labels are chosen.
     """
     return keyed_uniforms(_DRAW, tasks) < known / max(1, unlabelled.tasks)
 
@@ -78,9 +78,10 @@ def read_known_features(
         length: F; rows of another length are ignored.
         excluding: sha256 of files to leave out.
     """
-    known, left_out = dict.fromkeys(each.digest for each in store.get_downloads(sources) if each), set(excluding)
-    digests = [digest for digest in known if digest not in left_out]
+    downloaded = dict.fromkeys(each.digest for each in store.get_downloads(sources) if each)
+    left_out = set(excluding)
+    digests = [digest for digest in downloaded if digest not in left_out]
     rows = [row for row in store.get_many(backbone, digests) if row is not None and len(row) == length]
     if sources:
-        _log.info("of %d unlabelled images the features of %d are known here", len(sources), len(rows))
+        _log.info("features of %d of %d unlabelled images are cached", len(rows), len(sources))
     return np.stack(rows) if rows else np.empty((0, length), np.float32)

@@ -42,9 +42,9 @@ __all__ = ["ActiveDropout", "BaalBALD", "ModelWrapper", "TrainingArgs"]  # re-ex
 PROBE_IMAGES: Final = 16
 _REFERENCE_PASSES: Final = 500
 """Enough to detect a wrong dropout probability despite sampling noise."""
-_ROWS_A_FORWARD: Final = 640
-_SMALL: Final = 2_000_000
-"""Parameters of a module up to which it runs in one thread."""
+_BATCH_ROWS: Final = 640
+_MAX_ONE_THREAD: Final = 2_000_000
+"""Number of parameters up to which a module runs in one thread."""
 
 
 def dropout_probabilities(module: nn.Module) -> tuple[float, ...]:
@@ -62,11 +62,11 @@ def activate_dropout(module: nn.Module) -> None:
         patch_module(module)
     dropouts = {name: child for name, child in module.named_modules() if isinstance(child, _DropoutNd)}
     if not dropouts:
-        raise TrainingError("the network has no Dropout layer, so its passes would all be equal: use one that has")
-    alive = {name for name, child in dropouts.items() if isinstance(child, ActiveDropout) and 0 < child.p < 1}
-    if dead := [f"{name} ({type(child).__name__})" for name, child in dropouts.items() if name not in alive]:
+        raise TrainingError("the network has no Dropout layer, so all its passes would be equal; add one")
+    active = {name for name, child in dropouts.items() if isinstance(child, ActiveDropout) and 0 < child.p < 1}
+    if inactive := [f"{name} ({type(child).__name__})" for name, child in dropouts.items() if name not in active]:
         raise TrainingError(
-            f"baal leaves these dropout layers dead: {', '.join(dead)}; use torch.nn.Dropout, 0 < p < 1"
+            f"expected every Dropout to be torch.nn.Dropout with 0 < p < 1, got {', '.join(inactive)}; replace these"
         )
 
 
@@ -74,12 +74,12 @@ def activate_dropout(module: nn.Module) -> None:
 def one_thread_if_small(module: nn.Module) -> Iterator[None]:
     """Context manager that limits torch to one thread if the module is small.
 
-    On small matrices threads spend more time waiting for each other than computing, most of all on a busy machine: 154
-    steps of a head of 256 units on 1,280 features took 0.7 s of CPU time with one thread, and 13.6 s with two beside a
-    dozen other processes.
+    On small matrices threads spend more time waiting for each other than computing, above all on a busy machine: 154
+    steps of a head of 256 units on 1,280 features took 0.7 s of CPU time with one thread, and 13.6 s with two threads
+    among a dozen other processes.
     """
     threads = torch.get_num_threads()
-    small = sum(parameter.numel() for parameter in module.parameters()) <= _SMALL
+    small = sum(parameter.numel() for parameter in module.parameters()) <= _MAX_ONE_THREAD
     torch.set_num_threads(1 if small else threads)
     try:
         yield
@@ -99,11 +99,11 @@ def sample_passes(
     head.eval()
     batches = []
     with torch.no_grad(), one_thread_if_small(head):
-        for rows in torch.split(features, _ROWS_A_FORWARD):
+        for rows in torch.split(features, _BATCH_ROWS):
             on_device = rows.to(device)
             sampled = [probabilities_of(head(on_device), multiple=multiple) for _ in range(passes)]
-            of_passes = torch.stack(sampled, dim=1).cpu()  # (n, T, C)
-            batches.append((of_passes.mean(dim=1) if mean else of_passes).numpy())
+            batch = torch.stack(sampled, dim=1).cpu()  # (n, T, C)
+            batches.append((batch.mean(dim=1) if mean else batch).numpy())
     return np.concatenate(batches)
 
 
@@ -114,11 +114,13 @@ def masked_passes(
     logits = []
     with torch.no_grad(), one_thread_if_small(head):
         for index in range(len(masks[mask_name(0)])):
-            rows, sites = features, count()
+            values, sites = features, count()
             for layer in head:
-                drops = isinstance(layer, ActiveDropout)
-                rows = rows * torch.from_numpy(masks[mask_name(next(sites))][index]) if drops else layer(rows)
-            logits.append(rows)
+                if isinstance(layer, ActiveDropout):
+                    values = values * torch.from_numpy(masks[mask_name(next(sites))][index])
+                else:
+                    values = layer(values)
+            logits.append(values)
     return probabilities_of(torch.stack(logits, dim=2), multiple=multiple).numpy().transpose(0, 2, 1)  # (N, T, C)
 
 
@@ -127,17 +129,17 @@ def compute_probe(
 ) -> Probe:
     """Compute a version's probe, the reference outputs for its validation; moves the head to the CPU.
 
-    `images` are (N, H, W, 3), `features` (N, F) are those of the backbone in float32.
+    `images` are (N, H, W, 3); `features` (N, F) are computed by the backbone in float32.
     """
     head.cpu().eval()
     rows, cpu, multiple = torch.from_numpy(features), torch.device("cpu"), manifest.multiple
-    free = sample_passes(head, rows, passes=_REFERENCE_PASSES, device=cpu, multiple=multiple)  # (N, R, C)
+    sampled = sample_passes(head, rows, passes=_REFERENCE_PASSES, device=cpu, multiple=multiple)  # (N, R, C)
     masks = draw_masks(manifest.version, manifest.dropout_sites, manifest.passes)
     return Probe(
         images=images,
         features=features,
         passes=_REFERENCE_PASSES,
-        mean=free.mean(axis=1),
-        variance=free.var(axis=1, ddof=1),
+        mean=sampled.mean(axis=1),
+        variance=sampled.var(axis=1, ddof=1),
         masked_probabilities=masked_passes(head, rows, masks, multiple=multiple),
     )

@@ -18,7 +18,7 @@ from trainer.model.vgg import vgg_grid, vgg_head
 from trainer.model.weights import Provenance
 from trainer.settings import Device, Training
 
-_SAMPLED: Final = 32
+_SAMPLE_IMAGES: Final = 32
 
 
 class Network(nn.Module):
@@ -35,17 +35,17 @@ class Network(nn.Module):
 
 
 def choose_device(device: Device) -> torch.device:
-    """Return the device to train on; raises ConfigError for `cuda` without a GPU."""
+    """Return the device to train on; raise ConfigError for `cuda` without a GPU."""
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
-        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device auto or cpu")
+        raise ConfigError("--device cuda: torch finds no CUDA device; use --device auto or cpu")
     return torch.device("cuda" if available and device != "cpu" else "cpu")
 
 
 def open_backbone_for(training: Training, *, cache: Path) -> FrozenBackbone | LoadedBackbone:
-    """Return the backbone of the options: frozen, or in memory if it is to be trained.
+    """Open the backbone that the options select: frozen, or in memory if it is to be trained.
 
-    Fresh layers of the latter are drawn from torch's global generator.
+    In memory, fresh layers are drawn from torch's global generator.
     """
     if training.trained_part == "classifier":
         return open_frozen_for(training, cache=cache)
@@ -54,7 +54,7 @@ def open_backbone_for(training: Training, *, cache: Path) -> FrozenBackbone | Lo
 
 
 def open_frozen_for(training: Training, *, cache: Path) -> FrozenBackbone:
-    """Return the frozen backbone of the options."""
+    """Open the frozen backbone that the options select."""
     size, weights, cache = training.image_size, training.weights, cache / "backbones"
     return open_frozen(training.backbone, image_size=size, weights=weights, grid=_grid(training), cache=cache)
 
@@ -62,7 +62,7 @@ def open_frozen_for(training: Training, *, cache: Path) -> FrozenBackbone:
 def build_head_for(
     training: Training, backbone: LoadedBackbone | FrozenBackbone, *, classes: int
 ) -> tuple[nn.Sequential, Provenance]:
-    """Return the head of the options, drawn from torch's global seed, and the provenance of the weights."""
+    """Build the head that the options select, drawn from torch's global seed; return it with its provenance."""
     if training.head == "vgg":
         cells, weights = math.isqrt(backbone.features // backbone.channels), training.weights
         return vgg_head(training.backbone, classes=classes, cells=cells, weights=weights, dropout=training.dropout)
@@ -74,14 +74,14 @@ def build_head_for(
 def sample_features(backbone: nn.Module, images: npt.NDArray[np.uint8], *, device: torch.device) -> Tensor:
     """Return the features (n, F) of evenly spaced images in training mode, normalised by their own batch statistics."""
     backbone.train()
-    every = math.ceil(len(images) / _SAMPLED)
+    step = math.ceil(len(images) / _SAMPLE_IMAGES)
     with torch.no_grad():
-        features: Tensor = backbone(torch.from_numpy(images[::every]).to(device)).cpu()
+        features: Tensor = backbone(torch.from_numpy(images[::step]).to(device)).cpu()
     return features
 
 
 def _grid(training: Training) -> int | None:
-    """Return the cells a side that the last feature map is pooled to for VGG's head, else None."""
+    """Return the cells per side that the last feature map is pooled to for VGG's head, else None."""
     if training.head != "vgg" or not training.backbone.startswith("vgg"):
         return None
     return vgg_grid(training.image_size or default_image_size(training.backbone))

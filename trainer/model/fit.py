@@ -33,8 +33,8 @@ _RETRY_RATE = 0.1
 """Factor of the learning rate in the second and last attempt."""
 _DIVERGED_LOSS = 1.2
 """A final loss above this multiple of the loss of uniform probabilities, ln C, counts as divergence."""
-_GREATEST_WEIGHT = 10.0
-"""Bound of a label's relative weight and of its inverse, so that rare labels do not dominate."""
+_MAX_WEIGHT = 10.0
+"""Maximum of a label's relative weight and of its inverse, so that rare labels do not dominate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +70,22 @@ def fit(
     A fit that diverges is repeated once, at a tenth of the learning rate.
 
     Raises:
-        TrainingError: if that diverges too; the module is then useless.
+        TrainingError: if the second fit diverges too; the module's weights are then undefined.
     """
-    start, slower = (
-        copy.deepcopy(module.state_dict()),
-        replace(recipe, learning_rate=recipe.learning_rate * _RETRY_RATE),
-    )
+    start = copy.deepcopy(module.state_dict())
+    slower = replace(recipe, learning_rate=recipe.learning_rate * _RETRY_RATE)
     loss = _Loss.create(targets, recipe, classes=classes, device=device, weights=sample_weights)
     try:
         return FitResult(recipe, _descend(module, inputs, loss, recipe), attempts=1)
     except _Diverged as err:
-        logger.warning("diverged: %s; once more at learning rate %g", err, slower.learning_rate)
+        logger.warning("diverged: %s; retrying at learning rate %g", err, slower.learning_rate)
     module.load_state_dict(start)
     try:
         return FitResult(slower, _descend(module, inputs, loss, slower), attempts=2)
     except _Diverged as err:
         raise TrainingError(
             f"diverged at learning rate {recipe.learning_rate:g} and at {slower.learning_rate:g} ({err}): "
-            "check the labels, or set a lower --learning-rate"
+            "check the labels, or lower --learning-rate"
         ) from err
 
 
@@ -121,15 +119,15 @@ def _descend(module: nn.Module, inputs: Tensor, loss: "_Loss", recipe: Recipe) -
             losses.append(sum(epoch) / len(epoch))
     module.eval()
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-        raise _Diverged("weights are no longer finite")
+        raise _Diverged("the weights are not finite")
     if losses[-1] > _DIVERGED_LOSS * loss.uniform:
-        raise _Diverged(f"the loss ended at {losses[-1]:.3g}, guessing gives {loss.uniform:.3g}")
+        raise _Diverged(f"the final loss is {losses[-1]:.3g}, uniform predictions give {loss.uniform:.3g}")
     return tuple(losses)
 
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """Weighted loss, divided by the number of images: division by their weights would give all batches equal weight."""
+    """Weighted loss, averaged over images; an average over their weights would give all batches equal weight."""
 
     rows: Tensor
     """Rows of the images of an epoch. An image that weighs more than a batch is repeated with less weight, since a step
@@ -168,27 +166,27 @@ class _Loss:
         if targets.ndim == 2:
             return _binary_cross_entropy(logits, targets, self.weights), float(len(rows))
         weights = self.weights[rows]
-        each = nn.functional.cross_entropy(logits, targets, reduction="none")
-        return (each * weights).mean(), weights.sum().item()
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return (losses * weights).mean(), weights.sum().item()
 
 
 def _binary_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Return the mean over images of the sum over labels; targets are (N, C), 0 or 1 in any dtype."""
-    each = nn.functional.binary_cross_entropy_with_logits(
+    losses = nn.functional.binary_cross_entropy_with_logits(
         logits, targets.to(logits.dtype), pos_weight=weights, reduction="none"
     )
-    return each.sum(dim=1).mean()
+    return losses.sum(dim=1).mean()
 
 
 def label_weights(targets: Targets, *, power: float = 1.0) -> npt.NDArray[np.float32]:
     """Return the loss weight of each label where present, relative to where absent: targets (N, C) to (C,).
 
-    This is the number of images without the label over the number with it, to a power, where 1 balances both; clipped,
-    and 1 for labels without images.
+    This is the ratio of images without the label to images with it, raised to `power` (1 balances both) and clipped; it
+    is 1 for labels without images.
     """
     counts = targets.sum(axis=0, dtype=np.int64)
     weights = np.divide(len(targets) - counts, counts, out=np.ones(len(counts)), where=counts > 0)
-    bounded = (weights**power).clip(1 / _GREATEST_WEIGHT, _GREATEST_WEIGHT)
+    bounded = (weights**power).clip(1 / _MAX_WEIGHT, _MAX_WEIGHT)
     return cast(npt.NDArray[np.float32], bounded.astype(np.float32))
 
 

@@ -24,13 +24,13 @@ from trainer.settings import Training
 Features = npt.NDArray[np.float32]
 
 PSEUDO_LABELS_PER_LABEL: Final = 4
-"""Most pseudo-labels of a class, per label."""
-MOST_PSEUDO_LABELS: Final = 1_000
-"""Most pseudo-labels in all: with many labels they help little, and make epochs longer."""
-PSEUDO_LABEL_EPOCHS: Final = 10
-"""Least number of epochs with pseudo-labels: half of that without, since there are several times as many images."""
+"""Maximum number of pseudo-labels of a class, per label."""
+MAX_PSEUDO_LABELS: Final = 1_000
+"""Maximum number of pseudo-labels in total: with many labels they help little and make epochs longer."""
+MIN_EPOCHS_WITH_PSEUDO_LABELS: Final = 10
+"""Half of the minimum without pseudo-labels, since there are several times as many images."""
 PSEUDO_LABEL_WEIGHT: Final = 0.5
-"""Weight of an image with a pseudo-label in the loss; that of an annotated image is 1."""
+"""Weight of an image with a pseudo-label in the loss; an annotated image has weight 1."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ def fit_head(
 
     def fit_to(inputs: torch.Tensor, targets: Targets, weights: SampleWeights | None = None) -> FitResult:
         torch.manual_seed(training.seed)
-        least = None if weights is None else PSEUDO_LABEL_EPOCHS
-        recipe = choose_recipe(training, "classifier", len(targets), least_epochs=least)
+        min_epochs = None if weights is None else MIN_EPOCHS_WITH_PSEUDO_LABELS
+        recipe = choose_recipe(training, "classifier", len(targets), min_epochs=min_epochs)
         with one_thread_if_small(head):
             return fit(head, inputs, targets, classes=classes, recipe=recipe, device=device, sample_weights=weights)
 
@@ -68,15 +68,15 @@ def fit_head(
     rows, labels = choose_pseudo_labels(predict(head, unlabelled, device=device), count_images(targets, classes))
     if not len(rows):
         return fitted
-    _log.info("pseudo-labels: %d of %d unlabelled images whose features are known", len(rows), len(unlabelled))
+    _log.info("pseudo-labels for %d of %d unlabelled images whose features are cached", len(rows), len(unlabelled))
     head.load_state_dict(start)
-    both = torch.from_numpy(np.concatenate([features, unlabelled[rows]]))
+    inputs = torch.from_numpy(np.concatenate([features, unlabelled[rows]]))
     weights = np.repeat(np.array([1, PSEUDO_LABEL_WEIGHT], np.float32), (len(targets), len(rows)))
-    return fit_to(both, np.concatenate([targets, labels]), weights)
+    return fit_to(inputs, np.concatenate([targets, labels]), weights)
 
 
 def predict(head: nn.Sequential, features: Features, *, device: torch.device) -> npt.NDArray[np.float64]:
-    """Return the probabilities of one pass without dropout, (N, F) to (N, C); T passes would take T times as long."""
+    """Return the probabilities of one pass without dropout, (N, F) to (N, C), which is T times as fast as T passes."""
     layers = nn.Sequential(*(layer for layer in head if not isinstance(layer, ActiveDropout)))
     with torch.no_grad(), one_thread_if_small(head):
         logits = layers(torch.from_numpy(features).to(device))
@@ -86,12 +86,13 @@ def predict(head: nn.Sequential, features: Features, *, device: torch.device) ->
 def choose_pseudo_labels(probabilities: npt.NDArray[np.floating], labels_by_class: Indices) -> tuple[Indices, Indices]:
     """Return which of U unlabelled images get a pseudo-label, (K,), and their classes, (K,).
 
-    A class gets at most `PSEUDO_LABELS_PER_LABEL` times as many pseudo-labels as it has labels, (C,), fewer if the sum
-    would exceed `MOST_PSEUDO_LABELS`. An image can only get its likeliest class by the probabilities, (U, C).
+    An image can only get the class with the highest probability, (U, C). A class gets at most
+    `PSEUDO_LABELS_PER_LABEL` times as many pseudo-labels as it has labels, (C,), and fewer if the total would exceed
+    `MAX_PSEUDO_LABELS`.
     """
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     order = np.lexsort((-confidence, predicted))  # by class, the most confident first
     rank = np.arange(len(order)) - np.searchsorted(predicted[order], predicted[order])  # within the class
-    quota = np.floor(min(PSEUDO_LABELS_PER_LABEL, MOST_PSEUDO_LABELS / max(1, labels_by_class.sum())) * labels_by_class)
+    quota = np.floor(min(PSEUDO_LABELS_PER_LABEL, MAX_PSEUDO_LABELS / max(1, labels_by_class.sum())) * labels_by_class)
     rows = order[rank < quota[predicted[order]]]
     return rows, predicted[rows]

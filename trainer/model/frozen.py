@@ -1,6 +1,6 @@
 """Frozen backbones: exported to ONNX, cached on disk, and run by onnxruntime as in servers.
 
-The cache key covers name, weights, image size and the releases of the exporting libraries.
+The cache key covers name, weights, image size, and the versions of torch and torchvision.
 """
 
 import hashlib
@@ -43,13 +43,13 @@ Images = npt.NDArray[np.uint8]
 _GRAPH_FILE: Final = "backbone.onnx"
 _DESCRIPTION_FILE: Final = "backbone.json"
 _FORMAT: Final = 2
-"""Version of the cached files, part of the cache key."""
-_IMAGES_A_RUN: Final = 16
+"""Version of the cache's file format, part of the cache key."""
+_BATCH_IMAGES: Final = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenBackbone(BackboneInfo):
-    """A backbone exported to a folder, in float32 and perhaps also in 8-bit integers."""
+    """A backbone exported to a folder, in float32 and optionally in 8-bit integers."""
 
     folder: Path
     fingerprint: str
@@ -57,12 +57,12 @@ class FrozenBackbone(BackboneInfo):
 
     @cached_property
     def graph(self) -> ModelProto:
-        """The graph in float32, without its weights."""
+        """The graph in float32, without weights."""
         path = self.folder / BACKBONE_WEIGHTS_FILE
         return load_graph(self.folder / _GRAPH_FILE, weights_bytes={path.name: path.stat().st_size})
 
     def graph_with_weights(self) -> ModelProto:
-        """Return the graph in float32, its weights included."""
+        """Return the graph in float32, with weights."""
         graph = ModelProto()
         graph.CopyFrom(self.graph)
         onnx.load_external_data_for_model(graph, str(self.folder))
@@ -70,18 +70,18 @@ class FrozenBackbone(BackboneInfo):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that a version contains."""
+        """The files of the backbone that a version contains."""
         int8 = (self.folder / INT8_BACKBONE_FILE,) if self.precision == "int8" else ()
         return (self.folder / BACKBONE_WEIGHTS_FILE, *int8)
 
     @cached_property
     def key(self) -> str:
-        """The key of its features in a feature store."""
+        """The key of the backbone's features in a feature store."""
         digest = digest_file(self.folder / INT8_BACKBONE_FILE).sha256 if self.precision == "int8" else self.fingerprint
         return features_key(digest, self.precision)
 
     def describe(self) -> Backbone:
-        """Return its entry for a manifest."""
+        """Return the backbone's entry for a manifest."""
         return Backbone(self.name, self.fingerprint, FEATURES, self.precision, self.last_stage)
 
     def compute(self, images: Images, *, title: str = "features") -> Features:
@@ -91,14 +91,14 @@ class FrozenBackbone(BackboneInfo):
         """
         features = np.empty((len(images), self.features), np.float32)
         with Bar(total=len(images), desc=title, unit="image") as bar:
-            for start in range(0, len(images), _IMAGES_A_RUN):
-                rows = slice(start, start + _IMAGES_A_RUN)
+            for start in range(0, len(images), _BATCH_IMAGES):
+                rows = slice(start, start + _BATCH_IMAGES)
                 (features[rows],) = run(self._session, [FEATURES], {"images": images[rows]})
                 bar.update(len(features[rows]))
         if not np.isfinite(features).all():
             raise TrainingError(
-                f"the backbone {self.name} gives features that are no numbers, or larger than the 65504 that float16 "
-                "holds; take another one, or have it scale them"
+                f"the features of backbone {self.name} are not finite in float16, whose maximum is 65504; use another "
+                "backbone, or scale its output"
             )
         return features
 
@@ -133,7 +133,7 @@ _DESCRIPTION: Final = TypeAdapter(FrozenBackbone)
 def open_frozen(
     name: str, *, image_size: int | None, weights: str | Path, grid: int | None, cache: Path
 ) -> FrozenBackbone:
-    """Return a backbone from the `cache` folder, after exporting it there if necessary; see `load_backbone`."""
+    """Return a backbone from the `cache` folder, exporting it first if it is not there; see `load_backbone`."""
     libraries = (torch.__version__, torchvision.__version__)
     inputs = [_FORMAT, RECIPE, _identify(name), image_size, _identify(weights), grid, *libraries]
     folder = cache / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
@@ -155,8 +155,8 @@ def freeze(loaded: LoadedBackbone, folder: Path) -> FrozenBackbone:
         graph = export_backbone(backbone, image_size=loaded.spec.height)
     moved = move_weights(graph, folder / BACKBONE_WEIGHTS_FILE)
     (folder / _GRAPH_FILE).write_bytes(moved.SerializeToString(deterministic=True))
-    known = {field.name: getattr(loaded, field.name) for field in fields(BackboneInfo)}
-    frozen = FrozenBackbone(**known, folder=folder, fingerprint=fingerprint(moved, folder, loaded.spec))
+    info = {field.name: getattr(loaded, field.name) for field in fields(BackboneInfo)}
+    frozen = FrozenBackbone(**info, folder=folder, fingerprint=fingerprint(moved, folder, loaded.spec))
     description = _DESCRIPTION.dump_python(frozen, mode="json", exclude={"folder"})
     text = json.dumps({**description, "sizes": _sizes(folder)}, indent=2)
     (folder / _DESCRIPTION_FILE).write_text(text, encoding="utf-8")
@@ -164,7 +164,7 @@ def freeze(loaded: LoadedBackbone, folder: Path) -> FrozenBackbone:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Return whether no file is missing or truncated, as after a partial clean-up."""
+    """Return whether no file is missing or truncated, for example by a partial clean-up."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         sizes = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))["sizes"]
         return bool(sizes == _sizes(folder))

@@ -1,6 +1,6 @@
-"""The head: the small network behind the backbone, which is trained in each round and contains all Dropout.
+"""The head: the small network on top of the backbone, which is trained in each round and contains all Dropout.
 
-Standardised features pass two hidden layers, each followed by Dropout, and a linear layer to the logits.
+Two hidden layers on standardised features, each followed by Dropout, and a linear layer to the logits.
 """
 
 from typing import Final
@@ -16,17 +16,17 @@ from contract.graph.lowering import FEATURES
 from trainer.model.bayes import ActiveDropout, activate_dropout
 
 OPSET: Final = 20
-"""Opset of the exported graphs; the operators of a head mean the same in the opsets around it."""
+"""Opset of the exported graphs."""
 UNITS: Final = 256
 DROPOUT: Final = 0.6
-_LEAST_DEVIATION = 0.05
-"""Least deviation of a channel over that of all features, so that near-constant channels are not amplified."""
+_MIN_DEVIATION = 0.05
+"""Minimum deviation of a channel relative to that of all features, to not amplify near-constant channels."""
 
 
 class Standardise(nn.Module):
     """Shifts and scales features (N, D * cells) so that each of D channels has mean 0 and deviation 1.
 
-    Without it, each backbone would need another learning rate.
+    Without it, each backbone would need its own learning rate.
     """
 
     shift: Tensor
@@ -43,10 +43,10 @@ class Standardise(nn.Module):
         return (features - self.shift) * self.scale
 
     def fit(self, features: Tensor) -> None:
-        """Estimate shift and scale from features (N, D * cells); all cells of a channel share them."""
+        """Estimate shift and scale of each channel from features (N, D * cells)."""
         cells = features.shape[1] // self._channels
         values = features.view(-1, self._channels, cells)  # (N, D, cells)
-        deviation = values.std(dim=(0, 2), correction=0).clamp_min(_LEAST_DEVIATION * float(values.std(correction=0)))
+        deviation = values.std(dim=(0, 2), correction=0).clamp_min(_MIN_DEVIATION * float(values.std(correction=0)))
         self.shift.copy_(values.mean(dim=(0, 2)).repeat_interleave(cells))
         self.scale.copy_((1 / deviation).nan_to_num(posinf=1.0).repeat_interleave(cells))
 
@@ -84,7 +84,7 @@ def initialise(layers: list[nn.Linear]) -> None:
 
 
 def fit_standardisation(head: nn.Sequential, features: Tensor) -> None:
-    """Estimate the standardisation of a head, if it has one, from features (N, F)."""
+    """Estimate the head's standardisation, if it has one, from features (N, F)."""
     if isinstance(head[0], Standardise):
         head[0].fit(features)
 

@@ -19,7 +19,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     clip_norm: float = 1.0
-    """Norm that the gradient of all parameters is clipped to, in a batch of average weight."""
+    """Maximum norm of the gradient of all parameters, for a batch of average weight."""
     class_balance: float = 1.0
     """Power of the inverse class frequency in the loss: 1 gives all classes equal weight, 0 all images."""
 
@@ -29,34 +29,34 @@ _LARGE_SET: Final[Mapping[Part, Recipe]] = {
     "classifier": Recipe(0.1, epochs=20, batch_images=64, weight_decay=0.01),
 }
 """Long enough to overfit slightly, which harms active learning less than underfitting."""
-_LEAST_STEPS: Final[Mapping[Part, int]] = {"all": 60, "classifier": 150}
-"""Least optimiser steps, for small sets with few steps per epoch."""
+_MIN_STEPS: Final[Mapping[Part, int]] = {"all": 60, "classifier": 150}
+"""Minimum number of optimiser steps, for small sets with few steps per epoch."""
 _PRETRAINED_RATE: Final = 0.1
 """Factor of the learning rate for pretrained convolutions."""
 
 
 def choose_recipe(
-    training: Training, part: Part, images: int, *, pretrained: bool = False, least_epochs: int | None = None
+    training: Training, part: Part, images: int, *, pretrained: bool = False, min_epochs: int | None = None
 ) -> Recipe:
     """Return the recipe for training `part` on a number of images; explicit options override it.
 
-    `pretrained` says whether the convolutions were loaded; `least_epochs` replaces the part's epochs on a large set.
+    `pretrained` says whether the convolutions were loaded; `min_epochs` replaces the number of epochs on a large set.
     """
     large = _LARGE_SET[part]
-    batch_images = even_batches(images, most=large.batch_images)
+    batch_images = even_batches(images, max_size=large.batch_images)
     chosen = {
         "learning_rate": large.learning_rate * (_PRETRAINED_RATE if part == "all" and pretrained else 1),
-        "epochs": max(least_epochs or large.epochs, math.ceil(_LEAST_STEPS[part] / math.ceil(images / batch_images))),
+        "epochs": max(min_epochs or large.epochs, math.ceil(_MIN_STEPS[part] / math.ceil(images / batch_images))),
     }
     settings = {name: getattr(training, name) for name in ("learning_rate", "epochs", "weight_decay", "class_balance")}
     explicit = {name: value for name, value in settings.items() if value is not None}
     return replace(large, batch_images=batch_images, **(chosen | explicit))
 
 
-def even_batches(images: int, *, most: int) -> int:
-    """Return the largest batch size up to `most`, and above half of it, whose last batch is at least half full.
+def even_batches(images: int, *, max_size: int) -> int:
+    """Return the largest batch size up to `max_size`, and above half of it, whose last batch is at least half full.
 
     A last batch of one image would be a full step, and batch normalisation would fail on it.
     """
-    sizes = range(min(images, most), most // 2, -1)
-    return next((size for size in sizes if 2 * ((images - 1) % size + 1) >= size), min(images, most))
+    sizes = range(min(images, max_size), max_size // 2, -1)
+    return next((size for size in sizes if 2 * ((images - 1) % size + 1) >= size), min(images, max_size))

@@ -15,28 +15,28 @@ from trainer.model.weights import Provenance, load_weights
 
 CHANNELS = 512
 GRID = 7
-"""Cells a side of VGG's pooled feature map."""
+"""Cells per side of VGG's pooled feature map."""
 _STRIDE = 32
-"""Pixels a side per cell of the last feature map."""
+"""Pixels per cell of the last feature map, along each side."""
 _LAYERS = ("classifier.0", "classifier.3", "classifier.6")
 _LOADED_DROPOUT = 0.5
 
 
 def vgg_grid(image_size: int) -> int:
-    """Return the cells a side to pool VGG's last feature map to, at most as many as it has."""
+    """Return the cells per side to pool VGG's last feature map to; at most as many as it has."""
     return max(1, min(GRID, image_size // _STRIDE))
 
 
 def vgg_head(
     architecture: str, *, classes: int, cells: int, weights: str | Path, dropout: float | None = None
 ) -> tuple[nn.Sequential, Provenance]:
-    """Build VGG's classifier for features of `cells` a side, with the given weights and a fresh last layer.
+    """Build VGG's classifier for maps of `cells` per side, with loaded hidden layers and a fresh last layer.
 
-    A weights file may lack the classifier; fresh layers are drawn from torch's global seed. `dropout` defaults to 0.6
-    if the hidden layers are fresh, and to VGG's 0.5 otherwise.
+    If the weights lack the classifier, all its layers are fresh: drawn from torch's global seed. `dropout` defaults to
+    0.6 if the hidden layers are fresh, and to VGG's 0.5 otherwise.
     """
     if not architecture.startswith("vgg"):
-        raise ConfigError(f"--head vgg is a VGG's own classifier, and --backbone is {architecture}; use --head small")
+        raise ConfigError(f"--head vgg needs a VGG as --backbone, got {architecture}; use --head small")
     vgg = torchvision.models.get_model(architecture, weights=None, num_classes=classes, init_weights=False)
     provenance = load_weights(vgg, weights, architecture, fresh=_LAYERS[-1:], optional=("classifier",))
     classifier = cast(nn.Sequential, vgg.classifier)
@@ -47,16 +47,16 @@ def vgg_head(
         if isinstance(layer, nn.Dropout):
             layer.p = dropout or (_LOADED_DROPOUT if is_loaded else DROPOUT)
     first = fold_pooling(linear[0], cells=cells) if cells < GRID else linear[0]
-    before = [] if is_loaded else [Standardise(first.in_features, CHANNELS)]
-    head = nn.Sequential(*before, first, *classifier[1:])
+    standardise = [] if is_loaded else [Standardise(first.in_features, CHANNELS)]
+    head = nn.Sequential(*standardise, first, *classifier[1:])
     activate_dropout(head)
     return head, provenance
 
 
 def fold_pooling(linear: nn.Linear, *, cells: int) -> nn.Linear:
-    """Return a layer for maps of `cells` a side, equal to pooling to 7 a side followed by `linear`.
+    """Return a layer for maps of `cells` per side, equal to pooling to 7 per side followed by `linear`.
 
-    Pooling a smaller map to 7 repeats its cells. At 112 pixels this saves four fifths of the layer and of the features.
+    Pooling a smaller map repeats its cells. With images of 112 pixels this saves four fifths of the layer's weights.
     """
     matrix = pooling_matrix(cells, GRID)
     weight = linear.weight.detach().view(-1, CHANNELS, GRID, GRID)

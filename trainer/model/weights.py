@@ -1,4 +1,4 @@
-"""Initial weights: ImageNet's, from a file, or none."""
+"""Initial weights: from ImageNet, from a file, or random."""
 
 import pickle
 import socket
@@ -54,7 +54,7 @@ def load_weights(
         weights: `imagenet`, `none` or a file.
         name: torchvision's name of the network.
         fresh: parts that keep their initial values.
-        optional: further parts that a file may lack.
+        optional: further parts that a file need not contain.
         imagenet: reads the ImageNet weights; by default they are downloaded from torchvision.
         adapt: applied to the state dict before loading.
     """
@@ -71,8 +71,8 @@ def load_weights(
         _check_weights(state, expected, origin=origin, name=name, optional=(*fresh, *optional))
         module.load_state_dict(dict(state), strict=False)
     in_state, layers = set(map(_layer, state)), dict.fromkeys(map(_layer, expected))
-    loaded, initial = (tuple(each for each in layers if (each in in_state) is wanted) for wanted in (True, False))
-    return Provenance(origin, sha256, loaded, initial)
+    loaded = tuple(layer for layer in layers if layer in in_state)
+    return Provenance(origin, sha256, loaded, tuple(layer for layer in layers if layer not in in_state))
 
 
 def choose_weights(name: str) -> Any:
@@ -99,13 +99,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:
         raise ConfigError(
-            f"--weights {path}: expected a state dict of tensors as torch.save writes it, got {first_line(err)}; "
-            "give such a file, or imagenet, or none"
+            f"--weights {path}: expected a state dict of tensors, as written by torch.save ({first_line(err)}); use "
+            "another file, imagenet or none"
         ) from err
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ConfigError(f"--weights {path}: expected a state dict of tensors, got {type(state).__name__}")
     if not state:
-        raise ConfigError(f"--weights {path}: the state dict is empty; use --weights none to start from nothing")
+        raise ConfigError(f"--weights {path}: the state dict is empty; for random weights use --weights none")
     return cast(dict[str, Tensor], state)
 
 
@@ -116,11 +116,11 @@ def _download_weights(name: str) -> dict[str, Tensor]:
         socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
         torch.hub.tqdm = partial(Bar, desc="weights")  # type: ignore[attr-defined, assignment]  # a factory of bars instead of the class
         return cast(dict[str, Tensor], weights.get_state_dict(progress=True, check_hash=True))
-    except (OSError, RuntimeError) as err:  # no route, refused, timed out; a digest that differs
+    except (OSError, RuntimeError) as err:  # no connection, or a wrong digest
         raise ConfigError(
-            f"the ImageNet weights of {name} could not be downloaded ({first_line(err)}); fetch {weights.url} "
-            "where there is internet, copy it here and give it with --weights FILE, or start from nothing with "
-            "--weights none; --backbone efficientnet_lite0 brings its ImageNet weights along"
+            f"cannot download the ImageNet weights of {name} ({first_line(err)}); download {weights.url} on another "
+            "machine and use --weights FILE, use --backbone efficientnet_lite0, whose weights are installed, or use "
+            "--weights none for random weights"
         ) from err
     finally:
         socket.setdefaulttimeout(timeout)
@@ -140,11 +140,11 @@ def _check_weights(
         and (not _is_in(key, optional) or _layer(key) in layers)
         and not key.endswith("num_batches_tracked")
     ]
-    for fault, keys in (("has keys unknown to it", unknown), ("has other shapes", shapes), ("lacks", missing)):
+    for fault, keys in (("unexpected keys", unknown), ("other shapes", shapes), ("missing keys", missing)):
         if keys:
             raise ConfigError(
-                f"--weights {origin} does not belong to {name}: it {fault}: {name_some(keys, limit=3)}; "
-                "name the network it was made for with --backbone, or give another file"
+                f"--weights {origin} does not fit {name}: {fault}: {name_some(keys, limit=3)}; use the --backbone that "
+                "it was saved from, or another file"
             )
 
 

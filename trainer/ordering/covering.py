@@ -86,7 +86,7 @@ def neighbour_distances(directions: Singles) -> Doubles:
 
     In a large pool neighbours are searched among an evenly spaced part, which increases all distances a little.
     """
-    sample = directions[evenly_spaced(len(directions), most=_SAMPLE_IMAGES)]
+    sample = directions[evenly_spaced(len(directions), max_count=_SAMPLE_IMAGES)]
     nearest = min(_NEIGHBOURS, len(sample) - 1)
     means = np.empty(len(directions))
     for start in range(0, len(directions), _ROWS):

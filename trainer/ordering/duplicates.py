@@ -137,7 +137,7 @@ def are_fine_grained(embeddings: Vectors, labelled: LabelledImages) -> bool:
     if not has_label.any() or not len(embeddings):
         return False
     mean, labels = _mean(embeddings), labelled.labels[has_label]
-    sample = embeddings[evenly_spaced(len(embeddings), most=_QUANTILE_IMAGES)] - mean
+    sample = embeddings[evenly_spaced(len(embeddings), max_count=_QUANTILE_IMAGES)] - mean
     vectors = labelled.embeddings[has_label] - mean
     _normalise(sample)
     _normalise(vectors)
@@ -170,7 +170,7 @@ def _near_distance(directions: Vectors) -> float:
 
     A network trained on the pool's classes puts images of one class close together; near-duplicates must be closer.
     """
-    sample = directions[evenly_spaced(len(directions), most=_QUANTILE_IMAGES)]
+    sample = directions[evenly_spaced(len(directions), max_count=_QUANTILE_IMAGES)]
     pairs = (sample @ sample.T)[np.triu_indices(len(sample), 1)]
     similar = 1 - float(np.quantile(pairs, _SIMILAR_QUANTILE)) if len(pairs) else 0.0
     return max(NEAR_SHARE * similar, MIN_NEAR_DISTANCE)
@@ -194,7 +194,7 @@ def _normalise(vectors: Vectors) -> None:
 
 def _sketch(vectors: Vectors) -> Vectors:
     """Return sketches, (N, S), of vectors (N, E); their products are upper bounds of those of the vectors."""
-    sample = vectors[evenly_spaced(len(vectors), most=_SKETCH_IMAGES)]
+    sample = vectors[evenly_spaced(len(vectors), max_count=_SKETCH_IMAGES)]
     _, directions = np.linalg.eigh(sample.T @ sample)  # eigenvalues ascend
     projected = vectors @ directions[:, 1 - _SKETCH :]
     residual = np.einsum("ij,ij->i", vectors, vectors) - np.einsum("ij,ij->i", projected, projected)

@@ -234,7 +234,7 @@ def _cover(candidates: Candidates, base: Floats, selection: Selection, eligible:
     labelled = badge.directions(selection.labelled.embeddings.reshape(-1, pool.shape[1]), pool)
     if are_few(selection.labels_by_class):
         considered = np.flatnonzero(eligible)
-        considered = considered[evenly_spaced(len(considered), most=_MAX_CONSIDERED)]
+        considered = considered[evenly_spaced(len(considered), max_count=_MAX_CONSIDERED)]
         directions = badge.directions(pool[considered], pool)
         neighbours = covering.neighbour_distances(directions) ** (_FINE_GRAINED_POWER if selection.fine_grained else 1)
         chosen = covering.choose(directions, labelled, neighbours, count=selection.batch_size)

@@ -16,7 +16,7 @@ from contract.scores.holdout import is_held_out
 from contract.scores.keyed_uniforms import keyed_uniforms
 from contract.scores.sure import Shadow, Sure, percent_below
 from contract.tasks import labels_in
-from trainer.evaluation.advice import LEAST_IMAGES
+from trainer.evaluation.advice import MIN_IMAGES
 from trainer.evaluation.holdout_predictions import HoldoutPrediction
 from trainer.evaluation.sure import (
     ERROR_RATE,
@@ -118,7 +118,7 @@ def find_offers(
     wanted, labelled = 0, max(len(holdout), criteria.random_labels)
     if evidence is None and copies_evidence is None:
         # Without holdout predictions: enough labels to measure on the holdout, and to pass the test without an error.
-        required = max(LEAST_IMAGES, min_images(0, criteria.precision))
+        required = max(MIN_IMAGES, min_images(0, criteria.precision))
         wanted = images_needed(sample, criteria.precision) if fresh else max(1, required - labelled)
     tests = [each for each in (evidence, copies_evidence) if each]
     sure = Sure(

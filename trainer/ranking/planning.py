@@ -232,7 +232,7 @@ class _VersionPlanner:
         by_people, labels = self._labelled.by_people, self._context.control.labels
         annotated = self._context.annotated
         tasks = [task for task in annotated if not all(each["was_cancelled"] for each in task["annotations"])]
-        sample = tasks[evenly_spaced(len(tasks), most=_MAX_LABELLED)]
+        sample = tasks[evenly_spaced(len(tasks), max_count=_MAX_LABELLED)]
         scores, _ = self._score([PoolTask(task["id"], task["data"]) for task in sample])
         if not scores:
             return UNLABELLED

@@ -12,7 +12,7 @@ from contract.errors import LabelnextError
 from contract.scores.holdout import holdout_share, is_held_out
 from contract.scores.sure import MARK, Sure, common_mark, mark
 from contract.tasks import labels_in
-from trainer.evaluation.advice import LEAST_IMAGES
+from trainer.evaluation.advice import MIN_IMAGES
 from trainer.ranking.context import RankingContext
 from trainer.ranking.predictions import Plan, PlannedPrediction
 from trainer.ranking.reconcile import DesiredPrediction
@@ -100,7 +100,7 @@ class RankingTabs:
     def _too_few_held_out(self) -> bool:
         """Whether too little of the random holdout is labelled for measurements."""
         manifest = self._context.version.manifest if self._context.version else None
-        return bool(manifest and holdout_share(manifest) and (manifest.training.audit_images or 0) < LEAST_IMAGES)
+        return bool(manifest and holdout_share(manifest) and (manifest.training.audit_images or 0) < MIN_IMAGES)
 
 
 # ---- marks for bulk confirmation

@@ -107,7 +107,7 @@ class _Plan:
             _log.warning("and %d more", len(faults) - _MAX_LOGGED)
         self.protocol = _make_protocol(pool, self.decoded.readable, options, training)
         if isinstance(self.backbone, FrozenBackbone) and training.precision == "auto":
-            sample = self.protocol.pool[evenly_spaced(len(self.protocol.pool), most=_CALIBRATION_IMAGES)]
+            sample = self.protocol.pool[evenly_spaced(len(self.protocol.pool), max_count=_CALIBRATION_IMAGES)]
             self.backbone = choose_precision(self.backbone, self.decoded.images[sample])
         self.settings = self._describe()
 

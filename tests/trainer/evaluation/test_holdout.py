@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from contract.scores.holdout import is_held_out
-from trainer.evaluation.advice import LEAST_IMAGES
+from trainer.evaluation.advice import MIN_IMAGES
 from trainer.evaluation.holdout import hold_out, macro_f1_interval, to_label_matrix
 from trainer.labels.dataset import Pixels
 
@@ -30,7 +30,7 @@ def split_holdout(pixels, *, project=PROJECT, share=SHARE):
     return hold_out(pixels, project=project, share=share, fraction=0.2, seed=0)
 
 
-def test_a_large_enough_random_holdout_is_the_validation_part():
+def test_validates_on_a_large_enough_random_holdout():
     parts = split_holdout(pixels(np.arange(600) % 3))
     audit = is_held_out(PROJECT, np.arange(600), SHARE)
     assert (parts.sample, parts.audit_images) == ("audit", audit.sum())
@@ -42,27 +42,27 @@ def test_a_large_enough_random_holdout_is_the_validation_part():
 
 
 def half_held_out(count, targets, **fields):
-    """Return pixels of `count` tasks of the random holdout, and as many others."""
+    """Return pixels of `count` tasks of the random holdout, followed by as many others."""
     numbers = np.arange(100 * count)
     audit = is_held_out(PROJECT, numbers, SHARE)
     return pixels(targets, task_ids=np.concatenate([numbers[audit][:count], numbers[~audit][:count]]), **fields)
 
 
-@pytest.mark.parametrize(("count", "sample"), [(LEAST_IMAGES - 1, "split"), (LEAST_IMAGES, "audit")])
-def test_fewer_than_thirty_holdout_images_are_too_few(count, sample):
+@pytest.mark.parametrize(("count", "sample"), [(MIN_IMAGES - 1, "split"), (MIN_IMAGES, "audit")])
+def test_random_holdout_needs_thirty_images(count, sample):
     parts = split_holdout(half_held_out(count, np.arange(2 * count) % 2))
     assert (parts.sample, parts.audit_images) == (sample, count)
     assert len(parts.train) + len(parts.validation) == 2 * count
 
 
-@pytest.mark.parametrize("alike", ["audit", "others"])
-def test_both_parts_need_two_classes(alike):
-    classes = [np.zeros(40, int) if alike == part else np.arange(40) % 2 for part in ("audit", "others")]
+@pytest.mark.parametrize("uniform", ["audit", "others"])
+def test_both_parts_need_two_classes(uniform):
+    classes = [np.zeros(40, int) if uniform == part else np.arange(40) % 2 for part in ("audit", "others")]
     parts = split_holdout(half_held_out(40, np.concatenate(classes)))
     assert (parts.sample, parts.audit_images) == ("split", 40)
 
 
-def test_copies_of_holdout_images_are_not_trained_on():
+def test_does_not_train_on_copies_of_holdout_images():
     groups = np.arange(80)
     groups[50] = 7
     parts = split_holdout(half_held_out(40, np.arange(80) % 2, groups=groups))
@@ -71,19 +71,19 @@ def test_copies_of_holdout_images_are_not_trained_on():
 
 
 @pytest.mark.parametrize("arguments", [{"project": None}, {"share": 0.0}])
-def test_without_a_random_holdout_a_share_of_each_class_is_held_out(arguments):
+def test_holds_out_a_share_of_each_class_without_random_holdout(arguments):
     parts = split_holdout(pixels(np.arange(600) % 3), **arguments)
     assert (parts.sample, parts.audit_images, len(parts.validation)) == ("split", 0, 120)
 
 
-def true_f1(shares):
-    """Return the F1 of each class from the shares (C, C) of true and predicted classes."""
-    return 2 * shares.diagonal() / (shares.sum(axis=0) + shares.sum(axis=1))
+def f1_by_class(confusion):
+    """Return the F1 of each class from a confusion matrix (C, C)."""
+    return 2 * confusion.diagonal() / (confusion.sum(axis=0) + confusion.sum(axis=1))
 
 
 @pytest.mark.parametrize("images", [30, 100])
 @pytest.mark.parametrize(
-    ("pool", "right"),
+    ("class_shares", "accuracy"),
     [
         ([0.5, 0.5], 0.9),
         ([0.73, 0.22, 0.05], 0.9),
@@ -91,28 +91,28 @@ def true_f1(shares):
         ([0.3, 0.25, 0.15, 0.1, 0.08, 0.05, 0.03, 0.02, 0.01, 0.01], 0.7),
     ],
 )
-def test_the_interval_covers_the_true_value_in_95_of_100_samples(images, pool, right):
+def test_interval_covers_the_true_value_in_95_percent_of_samples(images, class_shares, accuracy):
     """Also with few images, and with rare errors or classes; the true macro-F1 is over the classes in the sample.
 
-    95 % of 400 samples is 380; by chance there are fewer than 369 with a probability of 1 %. A percentile bootstrap of
-    30 images covers about 295 if errors are rare.
+    Of 400 samples 380 are expected, and fewer than 369 have a probability of 1 %. A percentile bootstrap of 30 images
+    covers about 295 if errors are rare.
     """
     rng = np.random.default_rng(0)
-    classes, pool = len(pool), np.array(pool)
-    shares = np.outer(pool, pool) * (1 - right)
-    shares[np.diag_indices(classes)] = 0
-    shares[np.diag_indices(classes)] = pool - shares.sum(axis=1)
+    classes, class_shares = len(class_shares), np.array(class_shares)
+    confusion = np.outer(class_shares, class_shares) * (1 - accuracy)
+    confusion[np.diag_indices(classes)] = 0
+    confusion[np.diag_indices(classes)] = class_shares - confusion.sum(axis=1)
     covered = 0
     for _ in range(400):
-        true, predicted = np.divmod(rng.choice(classes**2, images, p=shares.ravel()), classes)
+        true, predicted = np.divmod(rng.choice(classes**2, images, p=confusion.ravel()), classes)
         low, high = macro_f1_interval(to_label_matrix(predicted, classes), to_label_matrix(true, classes))
-        covered += low <= true_f1(shares)[np.union1d(true, predicted)].mean() <= high
+        covered += low <= f1_by_class(confusion)[np.union1d(true, predicted)].mean() <= high
     assert covered >= 369
 
 
 @pytest.mark.parametrize("wrong", [0, 10, 60])
-def test_the_interval_is_wilsons_if_macro_f1_is_a_share(wrong):
-    """With two balanced classes and equal errors, macro-F1 is the accuracy, whose interval scipy computes."""
+def test_interval_equals_scipys_wilson_interval_for_balanced_classes(wrong):
+    """With two balanced classes and equal errors, macro-F1 is the accuracy."""
     true = np.arange(400) % 2
     predicted = np.where(np.arange(400) < wrong, 1 - true, true)
     expected = stats.binomtest(400 - wrong, 400).proportion_ci(method="wilson")
@@ -121,17 +121,17 @@ def test_the_interval_is_wilsons_if_macro_f1_is_a_share(wrong):
     )
 
 
-@given(images=st.integers(1, 60), classes=st.integers(2, 5), right=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
-def test_the_interval_lies_in_0_1_and_contains_macro_f1(images, classes, right, seed):
+@given(images=st.integers(1, 60), classes=st.integers(2, 5), accuracy=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
+def test_interval_is_within_0_and_1_and_contains_macro_f1(images, classes, accuracy, seed):
     rng = np.random.default_rng(seed)
     true = to_label_matrix(rng.integers(0, classes, images), classes)
-    predicted = np.where(rng.random(images)[:, None] < right, true, np.roll(true, 1, axis=1))
+    predicted = np.where(rng.random(images)[:, None] < accuracy, true, np.roll(true, 1, axis=1))
     low, high = macro_f1_interval(predicted, true)
     f1 = f1_score(true, predicted, average=None, zero_division=np.nan)
     assert 0 <= low <= np.nanmean(f1) <= high <= 1
     assert low < high
 
 
-def test_without_images_there_is_no_interval():
+def test_no_interval_without_images():
     assert macro_f1_interval(np.empty((0, 3), bool), np.empty((0, 3), bool)) is None
     assert macro_f1_interval(np.zeros((5, 3), bool), np.zeros((5, 3), bool)) is None

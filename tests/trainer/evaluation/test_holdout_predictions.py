@@ -29,20 +29,18 @@ def published(tmp_path):
     return repository, publish
 
 
-def test_saved_predictions_can_be_read(published):
+def test_reads_saved_predictions(published):
     repository, publish = published
     found = read_holdout_predictions(repository, publish().manifest)
     assert [(each.task, each.labels) for each in found] == [(7, {"cat"}), (8, {"dog"})]
     assert [each.margin for each in found] == pytest.approx([0.5, 0.8], abs=1e-6)
-    several = publish(
-        np.array([[0.9, 0.8], [0.2, 0.1]], np.float32), multiple=True
-    )  # the margin is that of the least certain label
-    found = read_holdout_predictions(repository, several.manifest)
+    multiple = publish(np.array([[0.9, 0.8], [0.2, 0.1]], np.float32), multiple=True)
+    found = read_holdout_predictions(repository, multiple.manifest)
     assert [each.labels for each in found] == [{"cat", "dog"}, frozenset()]
-    assert [each.margin for each in found] == pytest.approx([0.6, 0.6], abs=1e-6)
+    assert [each.margin for each in found] == pytest.approx([0.6, 0.6], abs=1e-6)  # of the least certain label
 
 
-def test_modified_predictions_are_ignored(published, caplog):
+def test_ignores_modified_predictions(published, caplog):
     repository, publish = published
     version = publish()
     path = version.path / HOLDOUT_PREDICTIONS_FILE

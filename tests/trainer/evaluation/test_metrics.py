@@ -24,28 +24,31 @@ TARGETS = np.array([0, 1, 1, 1])
     ids=["one label", "several labels"],
 )
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy(probabilities, targets, error):
-    """100 images at 0.8, of which half are right, have 0.3; with several labels, each label of an image counts."""
+    """100 predictions with confidence 0.8, half of them right; with several labels, every label is a prediction."""
     metrics = compute_metrics(np.tile(np.array([probabilities], np.float32), (100, 1)), targets)
     assert metrics.ece == pytest.approx(error, abs=1e-6)
 
 
 @pytest.mark.parametrize("targets", [np.array([1]), np.array([[0, 1]], np.uint8)], ids=["one label", "several labels"])
-def test_the_log_loss_of_a_certain_error_is_finite(targets):
+def test_log_loss_of_a_certain_error_is_finite(targets):
     assert 20 < compute_metrics(np.array([[1.0, 0.0]], np.float32), targets).nll < math.inf
 
 
-def test_the_table_has_a_row_per_class_and_no_values_without_held_out_images():
+def test_table_has_a_row_per_class():
     table = format_table(compute_metrics(PROBABILITIES, TARGETS), ("cat", "dog", "horse"), TARGETS)
     rows = [line.split() for line in table.splitlines()]
     assert rows[1:4] == [["1", "0.667", "cat"], ["3", "0.800", "dog"], ["0", "-", "horse"]]
     assert [row[1] for row in rows[4:]] == ["accuracy", "macro-F1", "NLL", "ECE"]
-    nothing = compute_metrics(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
-    assert nothing == Metrics(images=0)
-    table = format_table(nothing, ("a", "b"), np.zeros(0, np.int64))
+
+
+def test_table_without_validation_images_has_no_values():
+    metrics = compute_metrics(np.zeros((0, 3), np.float32), np.zeros(0, np.int64))
+    assert metrics == Metrics(images=0)
+    table = format_table(metrics, ("a", "b"), np.zeros(0, np.int64))
     assert [line.split()[-2] for line in table.splitlines()[1:]] == ["-"] * 6
 
 
-def test_a_table_of_many_classes_shows_the_largest_and_the_worst():
+def test_table_of_many_classes_shows_the_largest_and_the_worst():
     metrics, targets = Metrics(f1=tuple(np.arange(40) / 40)), np.repeat(np.arange(40), np.arange(40))
     table = format_table(metrics, [f"c{label}" for label in range(40)], targets)
     shown = [line.split()[-1] for line in table.splitlines()[1:25]]
@@ -53,28 +56,28 @@ def test_a_table_of_many_classes_shows_the_largest_and_the_worst():
 
 
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=30, unique=True))
-def test_a_table_has_one_line_for_each_class_whatever_their_names(names):
-    """Line breaks, control characters and marks of writing direction are escaped."""
+def test_table_has_one_line_per_class_for_any_names(names):
+    """Line breaks, control characters and bidirectional formatting are escaped."""
     table = format_table(Metrics(images=0), names, np.zeros(0, np.int64))
     lines = table.split("\n")
     assert len(lines) == 1 + (len(names) if len(names) <= 24 else 25) + 4
     assert all(line.isprintable() for line in lines)
 
 
-def test_metrics_of_several_labels_equal_sklearns():
+def test_multi_label_metrics_equal_sklearns():
     probabilities = np.random.default_rng(4).random((50, 6)).astype(np.float32)
-    held = (np.random.default_rng(5).random((50, 6)) < probabilities**2).astype(np.uint8)
-    metrics = compute_metrics(probabilities, held)
+    targets = (np.random.default_rng(5).random((50, 6)) < probabilities**2).astype(np.uint8)
+    metrics = compute_metrics(probabilities, targets)
     predicted = probabilities >= 0.5
-    assert metrics.accuracy == pytest.approx(accuracy_score(held, predicted))
+    assert metrics.accuracy == pytest.approx(accuracy_score(targets, predicted))
     assert 0 < metrics.accuracy < 1
-    assert metrics.f1 == pytest.approx(tuple(f1_score(held, predicted, average=None)))
-    assert metrics.macro_f1 == pytest.approx(f1_score(held, predicted, average="macro"))
-    expected = sum(log_loss(held[:, label], probabilities[:, label].astype(float)) for label in range(6))
+    assert metrics.f1 == pytest.approx(tuple(f1_score(targets, predicted, average=None)))
+    assert metrics.macro_f1 == pytest.approx(f1_score(targets, predicted, average="macro"))
+    expected = sum(log_loss(targets[:, label], probabilities[:, label].astype(float)) for label in range(6))
     assert metrics.nll == pytest.approx(expected)
 
 
-def test_metrics_of_one_label_equal_sklearns():
+def test_single_label_metrics_equal_sklearns():
     probabilities = np.random.default_rng(6).dirichlet(np.ones(5), 40).astype(np.float32)
     probabilities[:, 4] = 0
     targets = np.random.default_rng(7).integers(0, 3, 40)
@@ -89,7 +92,7 @@ def test_metrics_of_one_label_equal_sklearns():
     assert metrics.nll == pytest.approx(log_loss(targets, exact, labels=range(5)))
 
 
-def test_labels_without_true_or_predicted_images_have_no_f1():
+def test_f1_is_none_for_labels_without_true_or_predicted_images():
     metrics = compute_metrics(np.full((3, 2), 0.1, np.float32), np.zeros((3, 2), np.uint8))
     assert (metrics.accuracy, metrics.macro_f1, metrics.f1) == (1, None, (None, None))
     json.dumps(asdict(metrics), allow_nan=False)

@@ -64,7 +64,7 @@ def make_inputs(labels=("cat", "dog", "horse"), *, images=90, multiple=False, fr
             validation_images=len(validation),
             audit_images=0,
             unreadable=1,
-            left_out={"file not named as an image that is decoded": 2},
+            left_out={"file without a supported image suffix": 2},
             weights={"origin": "none", "sha256": None, "loaded": [], "fresh": ["a", "b"]},
             part="classifier" if frozen else "all",
             seed=0,

@@ -17,23 +17,24 @@ def load_backbone(
 ) -> LoadedBackbone:
     """Load a backbone for square images of one size; fresh layers are drawn from torch's global generator.
 
-    Args: name: a network of torchvision, `efficientnet_lite0`, a network of timm, with the prefix `timm:` if
-    torchvision has one of the same name, or the path of an ONNX file. image_size: pixels a side; None for the size that
-    the weights were trained on. weights: initial weights: `imagenet`, `none`, or a file with a state dict. An ONNX file
-    has its own. grid: cells a side that the last feature map is pooled to, as by AdaptiveAvgPool2d; None for the mean
-    of each channel, with VGG and Lite0 of the last stages. Ignored by networks that end in a vector, such as
-    transformers.
+    Args:
+        name: a network of torchvision, `efficientnet_lite0`, a network of timm (with the prefix `timm:` if torchvision
+            has one of the same name), or the path of an ONNX file.
+        image_size: pixels per side; by default the size that the weights were trained on.
+        weights: initial weights: `imagenet`, `none`, or a file with a state dict. ONNX files contain their weights.
+        grid: cells per side that the last feature map is pooled to, as by AdaptiveAvgPool2d. None for the mean of each
+            channel; VGG and Lite0 then use several stages. Ignored by networks that end in a vector.
     """
-    module, plain = _find(name)
+    module, plain_name = _find(name)
     if image_size is not None and image_size < 1:
         raise ConfigError(f"--image-size must be at least 1, got {image_size}")
-    return cast(LoadedBackbone, module.load_network(plain, image_size=image_size, weights=weights, grid=grid))
+    return cast(LoadedBackbone, module.load_network(plain_name, image_size=image_size, weights=weights, grid=grid))
 
 
 def default_image_size(name: str) -> int:
-    """Return the pixels a side that a backbone's weights were trained on, without loading it."""
-    module, plain = _find(name)
-    return cast(int, module.default_image_size(plain))
+    """Return the image size, in pixels per side, that a backbone's weights were trained on, without loading it."""
+    module, plain_name = _find(name)
+    return cast(int, module.default_image_size(plain_name))
 
 
 def _find(name: str) -> tuple[ModuleType, str]:
@@ -53,11 +54,11 @@ def _find(name: str) -> tuple[ModuleType, str]:
 
 def _explain_unknown(name: str) -> str:
     known = dict.fromkeys((*torchvision_networks.names(), lite0.NAME, *timm_networks.names()))
-    near = difflib.get_close_matches(name, known)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    matches = difflib.get_close_matches(name, known)
+    hint = f"did you mean {' or '.join(matches)}? " if matches else ""
     families = dict.fromkeys(each.rstrip("_") for each in torchvision_networks.FAMILIES)
     return (
-        f"--backbone {name[:80]!r} is not known{hint or '.'} It takes torchvision's networks ({', '.join(families)}: "
-        f"{name_some(torchvision_networks.names(), limit=3)}), {lite0.NAME}, names of timm's"
-        f"{'' if timm_networks.is_installed() else ' (pip install timm)'}, and paths of ONNX files, which end in .onnx"
+        f"unknown --backbone {name[:80]!r}; {hint}Supported are networks of torchvision ({', '.join(families)}: "
+        f"{name_some(torchvision_networks.names(), limit=3)}), {lite0.NAME}, networks of timm"
+        f"{'' if timm_networks.is_installed() else ' (pip install timm)'}, and ONNX files with the suffix .onnx"
     )

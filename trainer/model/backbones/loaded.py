@@ -1,4 +1,4 @@
-"""Backbones in memory: a deterministic function from pixels to features, and its description."""
+"""Backbones in memory: deterministic functions from pixels to features, and their descriptions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from contract.versions.manifest import InputSpec
 from trainer.model.backbones.layers import Normalise
 from trainer.model.weights import Provenance, first_line
 
-SMALLEST_IMAGE: Final = 32
-"""Pixels a side for networks that halve their map five times."""
+MIN_IMAGE_SIZE: Final = 32
+"""Pixels per side, for networks that halve their map five times."""
 
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """Description of a backbone: images uint8 (N, H, W, 3) RGB to features float32 (N, F), normalisation included."""
+    """Description of a backbone: images uint8 (N, H, W, 3) RGB to features float32 (N, F), including normalisation."""
 
     name: str
     """Name of the network, or of the file without folder and suffix."""
@@ -44,7 +44,7 @@ class LoadedBackbone(BackboneInfo):
     module: nn.Module | None = None
     """On the CPU in evaluation mode, without Dropout."""
     graph: ModelProto | None = None
-    """From `images` to `features` rounded to float16, of opset `OPSET`, with weights, without Dropout."""
+    """From `images` to `features` rounded to float16, in opset `OPSET`, with weights and without Dropout."""
 
 
 def from_layers(
@@ -73,18 +73,18 @@ def count_features(module: nn.Module, *, name: str, image_size: int) -> int:
     except (RuntimeError, ValueError, AssertionError) as err:  # e.g. a kernel larger than its map
         raise image_size_error(name, image_size, first_line(err)) from err
     if features.ndim != 2:
-        raise ConfigError(f"{name} was expected to give a vector for an image, got shape {list(features.shape)}")
+        raise ConfigError(f"expected {name} to return a vector for each image, got shape {list(features.shape)}")
     return int(features.shape[1])
 
 
 def check_size(name: str, image_size: int) -> None:
     """Raise ConfigError for images too small for a network that halves its map five times."""
-    if image_size < SMALLEST_IMAGE:
-        raise image_size_error(name, image_size, f"at least {SMALLEST_IMAGE} are needed")
+    if image_size < MIN_IMAGE_SIZE:
+        raise image_size_error(name, image_size, f"the minimum is {MIN_IMAGE_SIZE}")
 
 
 def image_size_error(name: str, image_size: int, reason: str) -> ConfigError:
-    """Return the error for an image size that a network does not support, usually a too small one."""
+    """Return the error for an image size that a network does not support, usually because it is too small."""
     return ConfigError(
-        f"{name} takes no images of {image_size} pixels a side ({reason}); give another --image-size, or leave it out"
+        f"{name} does not support images of {image_size} x {image_size} pixels ({reason}); change or omit --image-size"
     )

@@ -1,7 +1,7 @@
 """An ONNX file as a backbone: any graph from an image to a vector, a feature map or tokens.
 
-A JSON file beside it describes the preprocessing. The graph is untrusted, so it is inspected before it is run. Then
-normalisation is prepended, pooling appended, and Dropout removed.
+A JSON file next to it describes the preprocessing. The graph is untrusted, so it is inspected before it is run.
+Normalisation is prepended, pooling is appended, and Dropout is removed.
 """
 
 import json
@@ -31,38 +31,38 @@ from trainer.model.backbones.loaded import LoadedBackbone
 from trainer.model.head import OPSET
 from trainer.model.weights import Provenance, first_line
 
-_MOST_BYTES: Final = 2**31 - 2**20
+_MAX_BYTES: Final = 2**31 - 2**20
 """Size limit of a graph with its weights: protobuf's limit, less room for the added nodes."""
-_MOST_JSON_BYTES: Final = 2**16
+_MAX_JSON_BYTES: Final = 2**16
 _TOLERANCE: Final = 1e-3
-"""Largest difference between an image's features in two batches, relative to the largest feature."""
+"""Maximum difference between an image's features in two batches, relative to the largest feature."""
 _IMAGES: Final = "images"
 _IR_VERSION: Final = 10
-"""IR version that engines of this opset can read."""
+"""IR version that all engines with this opset can read."""
 _INNER, _OUTER = "file/", "backbone/"
-"""Name prefixes of the given graph and of the nodes builder it, so that names do not clash."""
+"""Name prefixes of the nodes in the file and of the added ones, to prevent name clashes."""
 _FLOATS: Final = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 Channel = Annotated[float, Field(allow_inf_nan=False)]
-Spread = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid"})
 class Description:
-    """The JSON file beside a graph: how pixels become its input, and which output are the features."""
+    """The JSON file next to a graph: its preprocessing, and which output contains the features."""
 
     image_size: Annotated[int, Field(ge=1)]
-    """Pixels a side."""
+    """Pixels per side."""
     mean: tuple[Channel, Channel, Channel]
-    std: tuple[Spread, Spread, Spread]
-    """Of the red, green and blue channel, on a scale from 0 to 1."""
+    std: tuple[Deviation, Deviation, Deviation]
+    """Mean and standard deviation of the red, green and blue channel, on a scale from 0 to 1."""
     layout: Literal["nchw", "nhwc"] = "nchw"
-    """Order of axes of the graph's input, and of an output feature map."""
+    """Axis order of the graph's input and of an output feature map."""
     output: str | None = None
-    """Name of the output to use, if there are several."""
+    """Name of the output to use; required if there are several."""
     token: Annotated[int, Field(ge=0)] | None = None
-    """Index of the token to use, if the output is a sequence."""
+    """Index of the token to use; required if the output is a sequence."""
 
     @property
     def is_nchw(self) -> bool:
@@ -71,7 +71,7 @@ class Description:
 
 
 def default_image_size(name: str) -> int:
-    """Return the image size from the JSON file beside a graph."""
+    """Return the image size from the JSON file next to a graph."""
     return _read_description(Path(name)).image_size
 
 
@@ -80,7 +80,7 @@ def load_network(name: str, *, image_size: int | None, weights: str | Path, grid
     path = Path(name)
     description = _read_description(path)
     if weights != "imagenet":
-        raise ConfigError(f"--backbone {path} brings its own weights: leave --weights out, got {weights}")
+        raise ConfigError(f"--backbone {path} contains its weights; omit --weights, got {weights}")
     description = replace(description, image_size=image_size or description.image_size)
     size, mean, deviation = description.image_size, description.mean, description.std
     try:
@@ -99,21 +99,21 @@ def load_network(name: str, *, image_size: int | None, weights: str | Path, grid
 
 def _read_description(path: Path) -> Description:
     if not path.is_file():
-        raise ConfigError(f"--backbone {path}: there is no such file")
-    beside = path.with_name(f"{path.name}.json")
+        raise ConfigError(f"--backbone {path}: no such file")
+    json_path = path.with_name(f"{path.name}.json")
     example = Description(image_size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    wanted = json.dumps({key: value for key, value in asdict(example).items() if value is not None})
+    example_json = json.dumps({key: value for key, value in asdict(example).items() if value is not None})
     try:
-        with beside.open("rb") as file:
-            return TypeAdapter(Description).validate_json(file.read(_MOST_JSON_BYTES))
+        with json_path.open("rb") as file:
+            return TypeAdapter(Description).validate_json(file.read(_MAX_JSON_BYTES))
     except OSError as err:
         raise ConfigError(
-            f"--backbone {path}: {beside.name} is expected beside it, to say how images are made for it, such as "
-            f"{wanted}"
+            f"--backbone {path}: cannot read {json_path.name}, which describes its preprocessing; create it, such as "
+            f"{example_json}"
         ) from err
     except ValidationError as err:
-        faults = "; ".join(f"{where}: {what}" if where else what for where, what in explain_errors(err))
-        raise ConfigError(f"{beside}: {faults}; expected is the like of {wanted}") from err
+        faults = "; ".join(f"{key}: {fault}" if key else fault for key, fault in explain_errors(err))
+        raise ConfigError(f"{json_path}: {faults}; expected an object such as {example_json}") from err
 
 
 # ---- loading
@@ -124,11 +124,11 @@ def _load(path: Path) -> ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as err:
-        raise ConfigError(f"this is no ONNX graph ({first_line(err)})") from err
+        raise ConfigError(f"not an ONNX graph ({first_line(err)})") from err
     files = _weight_files(model, path.parent)
-    if (total := path.stat().st_size + sum(files.values())) > _MOST_BYTES:
+    if (total := path.stat().st_size + sum(files.values())) > _MAX_BYTES:
         raise ConfigError(
-            f"the graph and its weights have {total / 1e9:.1f} GB, at most {_MOST_BYTES / 1e9:.1f} are taken"
+            f"graph and weights have {total / 1e9:.1f} GB, more than the {_MAX_BYTES / 1e9:.1f} GB allowed"
         )
     try:
         inspect_graph(model, weights_bytes=files)
@@ -141,12 +141,12 @@ def _load(path: Path) -> ModelProto:
     ]
     lengths = (int(each.get("length", files[each["location"]] - int(each.get("offset", "0")))) for each in external)
     if sum(lengths) > sum(files.values()):
-        raise ConfigError("its tensors together are larger than the files that hold them: they overlap")
+        raise ConfigError("its tensors overlap in the files of its weights; export it again")
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
         return inliner.inline_local_functions(model) if model.functions else model
     except (OSError, RuntimeError, ValueError, onnx.checker.ValidationError) as err:
-        raise ConfigError(f"it cannot be read whole ({first_line(err)})") from err
+        raise ConfigError(f"cannot load its weights and functions ({first_line(err)})") from err
 
 
 def _weight_files(model: ModelProto, folder: Path) -> dict[str, int]:
@@ -165,7 +165,7 @@ def _convert(model: ModelProto) -> ModelProto:
         return onnx.version_converter.convert_version(model, OPSET)
     except Exception as err:  # errors of the C++ converters share no base class
         raise ConfigError(
-            f"it is of opset {opset}, and onnx cannot convert it to {OPSET} ({first_line(err)}); export it again with "
+            f"onnx cannot convert it from opset {opset} to {OPSET} ({first_line(err)}); export it with "
             f"opset_version={OPSET}"
         ) from err
 
@@ -176,28 +176,28 @@ def _check_deterministic(model: ModelProto) -> None:
         training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
         if node.op_type in RANDOM_OPS or (node.op_type == "BatchNormalization" and training):
             raise ConfigError(
-                f"its node {node.name[:80] or node.op_type!r} ({node.op_type}) gives an image other features each "
-                "time; export the network in evaluation mode"
+                f"its node {node.name[:80] or node.op_type!r} ({node.op_type}) is not deterministic; export it in "
+                "evaluation mode"
             )
 
 
-def _choose_output(model: ModelProto, wanted: str | None) -> str:
+def _choose_output(model: ModelProto, name: str | None) -> str:
     """Return the name of the output with the features."""
     names: list[str] = [info.name for info in model.graph.output]
-    if wanted in names or (wanted is None and len(names) == 1):
-        return wanted or names[0]
+    if name in names or (name is None and len(names) == 1):
+        return name or names[0]
     outputs = name_some([f"{info.name} {list(shape_of(info))}" for info in model.graph.output], limit=8)
-    got = "several" if wanted is None else f"none that is called {wanted[:80]!r}"
-    raise ConfigError(f'the graph has {got}: name one of its outputs as "output" in the JSON beside it: {outputs}')
+    fault = f"it has {len(names)} outputs" if name is None else f"it has no output {name[:80]!r}"
+    raise ConfigError(f'{fault}; set "output" in the JSON file to one of {outputs}')
 
 
 # ---- pixels to features
 
 
 def _wrap(model: ModelProto, output: str, description: Description, *, grid: int, shape: Shape | None) -> ModelProto:
-    """Return a graph from `images` uint8 (N, H, W, 3) to `features`, `model` between normalisation and pooling.
+    """Add normalisation and pooling to a graph: `images` uint8 (N, H, W, 3) to `features` (N, F).
 
-    `shape` is that of the output for one image; if None, the output is returned as it is.
+    `shape` is the shape of the output for one image; if None, the output is returned without pooling.
     """
     source = _input(model, description)
     inner = compose.add_prefix(model, _INNER).graph
@@ -206,7 +206,7 @@ def _wrap(model: ModelProto, output: str, description: Description, *, grid: int
     builder.nodes += _without_dropout(inner.node)
     last = builder.add("Cast", [f"{_INNER}{output}"], to=TensorProto.FLOAT)
     features: list[str | int] | None = None
-    if shape:  # rounded to float16, so that they can be stored as such
+    if shape:  # rounded to float16, so that features can be stored as float16
         last = builder.add("Cast", [_pool(builder, last, description, shape, grid=grid)], to=TensorProto.FLOAT16)
         features = ["N", _channels(shape, description) * (grid**2 if len(shape) == 4 else 1)]
     builder.add("Cast", [last], FEATURES, to=TensorProto.FLOAT)
@@ -225,23 +225,21 @@ def _channels(shape: Shape, description: Description) -> int:
 
 
 def _input(model: ModelProto, description: Description) -> ValueInfoProto:
-    """Return the input for images; raise ConfigError unless it is the only one and has the expected shape."""
+    """Return the only input; raise ConfigError if there are several, or it has another shape or type."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs: list[ValueInfoProto] = [info for info in model.graph.input if info.name not in weights]
     if len(inputs) != 1:
-        found = name_some([info.name[:80] for info in inputs], limit=8)
-        raise ConfigError(
-            f"it takes {len(inputs)} inputs ({found}), one image is expected; export the image encoder alone"
-        )
+        names = name_some([info.name[:80] for info in inputs], limit=8)
+        raise ConfigError(f"expected one input, got {len(inputs)} ({names}); export only the image encoder")
     side = description.image_size
-    wanted = ("N", 3, side, side) if description.is_nchw else ("N", side, side, 3)
+    expected = ("N", 3, side, side) if description.is_nchw else ("N", side, side, 3)
     shape, kind = shape_of(inputs[0]), inputs[0].type.tensor_type.elem_type
     fits = len(shape) == 4 and isinstance(shape[0], str)
-    fits = fits and all(isinstance(axis, str) or axis == expected for axis, expected in zip(shape, wanted, strict=True))
+    fits = fits and all(isinstance(axis, str) or axis == size for axis, size in zip(shape, expected, strict=True))
     if not fits or kind not in _FLOATS:
         raise ConfigError(
-            f"it takes {TensorProto.DataType.Name(kind)} {list(shape)}, expected are floats {list(wanted)}, N a "
-            "dynamic axis; export it so, or correct image_size and layout"
+            f"expected a FLOAT or FLOAT16 input {list(expected)} with a dynamic axis N, got "
+            f"{TensorProto.DataType.Name(kind)} {list(shape)}; correct image_size and layout, or export it again"
         )
     return inputs[0]
 
@@ -265,9 +263,7 @@ def _without_dropout(nodes: Iterable[NodeProto]) -> list[NodeProto]:
     for index, node in enumerate(replaced):
         if node.op_type == "Dropout":
             if used.intersection(node.output[1:]):
-                raise ConfigError(
-                    f"it reads the mask of Dropout {node.name[:80]!r}; export the network in evaluation mode"
-                )
+                raise ConfigError(f"it uses the mask of Dropout {node.name[:80]!r}; export it in evaluation mode")
             replaced[index] = helper.make_node("Identity", node.input[:1], node.output[:1])
     return replaced
 
@@ -279,7 +275,7 @@ def _pool(builder: GraphBuilder, last: str, description: Description, shape: Sha
     if len(shape) == 3:
         return builder.add("Gather", [last, builder.constant(np.array(_token(description, shape[1])))], axis=1)
     if len(shape) != 4:
-        raise ConfigError(f"the output has shape {list(shape)} for one image; a vector, a map or tokens are expected")
+        raise ConfigError(f"expected a vector, a feature map or tokens for each image, got shape {list(shape)}")
     height, width = shape[2:] if description.is_nchw else shape[1:3]
     if not description.is_nchw:
         last = builder.add("Transpose", [last], perm=[0, 3, 1, 2])
@@ -293,11 +289,11 @@ def _pool(builder: GraphBuilder, last: str, description: Description, shape: Sha
 def _token(description: Description, tokens: int) -> int:
     if description.token is None:
         raise ConfigError(
-            f'the output is a sequence of {tokens} tokens: take one by "token" in the JSON beside it (0 for the class '
-            'token, which most transformers put first), or choose another output by "output"'
+            f'the output has {tokens} tokens: set "token" in the JSON file to the index of one (most transformers have '
+            'the class token at 0), or "output" to another output'
         )
     if description.token >= tokens:
-        raise ConfigError(f"token {description.token} is asked for, and the output has {tokens} tokens, counted from 0")
+        raise ConfigError(f"expected a token from 0 to {tokens - 1}, got {description.token}")
     return description.token
 
 
@@ -305,7 +301,7 @@ def _token(description: Description, tokens: int) -> int:
 
 
 def _noise(count: int, size: int) -> npt.NDArray[np.uint8]:
-    """Return random images uint8 (count, size, size, 3), of which the first are always the same."""
+    """Return random images uint8 (count, size, size, 3); the first ones do not depend on `count`."""
     return np.random.default_rng(0).integers(0, 256, size=(count, size, size, 3), dtype=np.uint8)
 
 
@@ -317,8 +313,8 @@ def _run(graph: ModelProto, images: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         result: npt.NDArray[Any] = session.run(None, {_IMAGES: images})[0]
     except Exception as err:  # onnxruntime's errors share no base class
         raise ConfigError(
-            f"onnxruntime cannot run it on {len(images)} images of {images.shape[1]} pixels a side "
-            f"({first_line(err)}); check image_size and layout, and that the batch axis is dynamic"
+            f"onnxruntime cannot run it on {len(images)} images of {images.shape[1]} x {images.shape[2]} pixels "
+            f"({first_line(err)}); check image_size, layout, and that the batch axis is dynamic"
         ) from err
     return result
 
@@ -329,12 +325,12 @@ def _check_batches(graph: ModelProto, *, size: int) -> int:
     together, alone = _run(graph, images), _run(graph, images[:1])
     if not np.isfinite(together).all():
         raise ConfigError(
-            "of noise it makes values that are not finite, or larger than the 65504 that float16 holds; check mean and "
-            "std, or have it scale them"
+            "its features of random images are not finite in float16, whose maximum is 65504; check mean and std, or "
+            "scale its output"
         )
     if together.shape[0] != len(images) or np.abs(together[:1] - alone).max() > _TOLERANCE * np.abs(alone).max():
         raise ConfigError(
-            "an image's features depend on the other images of its batch; export it in evaluation mode, with a dynamic "
-            "batch axis"
+            "its features depend on the other images of the batch; export it in evaluation mode, with a dynamic batch "
+            "axis"
         )
     return int(together.shape[1])

@@ -28,7 +28,7 @@ def is_installed() -> bool:
 
 
 def has(name: str) -> bool:
-    """Return whether timm has a network of a name, with or without a tag of weights after a dot."""
+    """Return whether timm has a network of this name, with or without the tag of its weights after a dot."""
     return name.partition(".")[0] in names()
 
 
@@ -43,7 +43,7 @@ def names() -> tuple[str, ...]:
 
 
 def default_image_size(name: str) -> int:
-    """Return the pixels a side that a network's weights were trained on."""
+    """Return the image size, in pixels per side, that a network's weights were trained on."""
     return int(_settings(name)["input_size"][-1])
 
 
@@ -83,13 +83,13 @@ def _settings(name: str) -> Mapping[str, Any]:
         raise ConfigError(f"--backbone {PREFIX}{name} needs timm, which is not installed: pip install timm")
     if not has(name):
         raise ConfigError(
-            f"timm has no network {name[:80]!r}; python -c 'import timm; print(timm.list_models())' lists them"
+            f"unknown timm network {name[:80]!r}; to list them: python -c 'import timm; print(timm.list_models())'"
         )
     from timm.models import get_pretrained_cfg
 
     settings = get_pretrained_cfg(name)
     if settings is None:
-        raise ConfigError(f"timm does not know how images for {name} are made; choose a network that has weights")
+        raise ConfigError(f"timm has no image preprocessing for {name}; choose a network with pretrained weights")
     return cast(dict[str, Any], settings.to_dict())
 
 
@@ -100,7 +100,7 @@ def _create(name: str, settings: Mapping[str, Any], *, image_size: int, weights:
     is_file = weights not in ("imagenet", "none")
     path = Path(weights)
     if is_file and not path.is_file():
-        raise ConfigError(f"--weights {path}: expected imagenet, none or a file, there is no such file")
+        raise ConfigError(f"--weights {path}: no such file; expected imagenet, none or a file")
     options: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(path)}} if is_file else {}
     if settings.get("fixed_input_size"):
         options["img_size"] = image_size
@@ -121,10 +121,10 @@ def _explain(name: str, settings: Mapping[str, Any], err: Exception, *, weights:
         repository = settings.get("hf_hub_id")
         source = f"https://huggingface.co/{repository}" if repository else settings.get("url") or "its weights"
         return (
-            f"the weights of timm's {name} could not be had ({reason}); fetch {source} where there is internet, copy "
-            "the file here and give it with --weights FILE, or start from nothing with --weights none"
+            f"cannot download the weights of timm's {name} ({reason}); download {source} on another machine and use "
+            "--weights FILE, or use --weights none for random weights"
         )
-    return f"--weights {weights} does not fit timm's {name} at {image_size} pixels a side: {reason}"
+    return f"--weights {weights} does not fit timm's {name} with images of {image_size} pixels: {reason}"
 
 
 def _map_size(network: Any, *, image_size: int) -> tuple[int, int] | None:

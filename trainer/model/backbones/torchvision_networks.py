@@ -22,8 +22,8 @@ _POOLED = ("efficientnet_", "mobilenet_v3_", "regnet_", "resnet", "resnext", "vg
 """Families that pool their last map with a layer `avgpool`, flatten it, and classify."""
 _VECTORS = ("convnext_", "densenet", "mobilenet_v2", "shufflenet_", "swin_", "vit_")
 """Families whose classifier takes a vector."""
-_STAGES_TAKEN = 3
-"""Last stages of VGG's five whose means are the features (docs/decisions/0013-recipe.md)."""
+_VGG_STAGES = 3
+"""Number of VGG's five stages, the last ones, whose means are the features (docs/decisions/0013-recipe.md)."""
 _VGG_CHANNELS = 512
 """Channels of VGG's last stage."""
 FAMILIES = tuple(sorted(_POOLED + _VECTORS))
@@ -39,7 +39,7 @@ def names() -> tuple[str, ...]:
 
 
 def default_image_size(name: str) -> int:
-    """Return the pixels a side that a network's ImageNet weights were trained on."""
+    """Return the image size, in pixels per side, that a network's ImageNet weights were trained on."""
     return int(choose_weights(name).transforms().crop_size[0])
 
 
@@ -54,7 +54,7 @@ def load_network(name: str, *, image_size: int | None, weights: str | Path, grid
     network.eval()
     cells, last_stage = 1, None
     if grid is None and name.startswith("vgg"):
-        network, last_stage = StageMeans(_split_stages(network.features), taken=_STAGES_TAKEN), _VGG_CHANNELS
+        network, last_stage = StageMeans(_split_stages(network.features), last=_VGG_STAGES), _VGG_CHANNELS
     elif name.startswith(_POOLED):
         grid = grid or 1
         module = nn.Sequential(Normalise(mean, deviation), network)
@@ -71,9 +71,9 @@ def _split_stages(layers: nn.Sequential) -> list[nn.Module]:
 
 
 def _load(name: str, *, image_size: int, weights: str | Path) -> tuple[Any, Provenance]:
-    """Return a network for images of a size, without its classifier, and the provenance of its weights."""
+    """Return a network without its classifier, and the provenance of its weights."""
     network = _make(name, image_size)
-    # The first layers of ConvNeXt's classifier normalise the pooled vector, and are kept.
+    # The first layers of ConvNeXt's classifier normalise the pooled vector and are kept.
     is_convnext = name.startswith("convnext_")
     classifier = "classifier.2" if is_convnext else next(each for each in _CLASSIFIERS if hasattr(network, each))
     adapt = partial(_resize_positions, name, image_size) if name.startswith("vit_") else None
@@ -89,8 +89,8 @@ def _make(name: str, image_size: int) -> Any:
     patch = _patch_size(name)
     if image_size % patch:
         raise ConfigError(
-            f"--image-size for {name} must be a multiple of its patches' {patch} pixels, got {image_size}; "
-            f"{max(1, round(image_size / patch)) * patch} would do"
+            f"--image-size must be a multiple of {name}'s patch size of {patch} pixels, got {image_size}; "
+            f"use {max(1, round(image_size / patch)) * patch}"
         )
     return torchvision.models.get_model(name, weights=None, image_size=image_size)
 
@@ -107,7 +107,7 @@ def _patch_size(name: str) -> int:
 
 
 def _map_size(module: nn.Module, pool: nn.Module, *, name: str, image_size: int) -> tuple[int, int]:
-    """Return height and width of the map that `pool` gets."""
+    """Return height and width of the input of the layer `pool`."""
     shapes: list[torch.Size] = []
     hook = pool.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
     count_features(module, name=name, image_size=image_size)

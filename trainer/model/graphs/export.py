@@ -4,8 +4,8 @@ Both have input `images` uint8 (N, H, W, 3), the tensor `features` float32 (N, F
 `logits` float32 (N, C) and a dynamic batch axis. They share weight files, one for the backbone and one for the head,
 and contain no paths or other traces of the machine.
 
-The literal graph has Dropout in training mode, which plain onnxruntime removes. In the portable graph each Dropout is
-spelt out with random numbers, so that any engine computes a stochastic pass.
+The literal graph has Dropout in training mode, which onnxruntime's optimiser removes. In the portable graph each
+Dropout is replaced by random numbers and elementwise operators, so that any engine computes a stochastic pass.
 """
 
 from pathlib import Path
@@ -27,9 +27,9 @@ from trainer.model.head import OPSET, to_onnx
 _SAMPLE_IMAGES = 2
 """With a batch of 1, the exporter would make the batch size constant."""
 _SMALL_BYTES = 1024
-"""Smaller tensors stay in the graph."""
+"""Tensors up to this size stay in the graph."""
 _ALIGNMENT = 64
-_MOST_SEED = 1 << 20
+_MAX_SEED = 1 << 20
 
 
 def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
@@ -45,16 +45,16 @@ def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
         verbose=False,
     )
     if program is None:
-        raise TrainingError("torch.onnx.export returned no program; its dynamo exporter is needed")
+        raise TrainingError("torch.onnx.export returned no program")
     graph: ModelProto = program.model_proto
     _strip(graph)
     return inliner.inline_local_functions(graph) if graph.functions else graph
 
 
 def export(backbone: ModelProto, head: nn.Sequential, folder: Path, *, multiple: bool = False) -> Lowered:
-    """Write model.onnx, head.onnx.data and portable.onnx beside a backbone's weights; return the lowered graph.
+    """Write model.onnx, head.onnx.data and portable.onnx next to a backbone's weights; return the lowered graph.
 
-    Raises TrainingError unless the graph has every Dropout of the head, active and with its probability.
+    Raises TrainingError if a Dropout of the head is missing in the graph, inactive, or has another probability.
     """
     literal = attach(backbone, move_weights(to_onnx(head), folder / HEAD_WEIGHTS_FILE))
     (folder / MODEL_FILE).write_bytes(literal.SerializeToString(deterministic=True))
@@ -80,8 +80,8 @@ def make_portable(literal: ModelProto) -> ModelProto:
 
 def _add_dropout(builder: GraphBuilder, node: NodeProto, *, probability: float, site: int) -> None:
     """Add the nodes of a Dropout: uniform random numbers in [0, 1), comparison, product and scaling."""
-    # Without a seed, OpenVINO derives numbers of three digits from the time, and the variance is wrong by a tenth.
-    seed = float(np.random.default_rng(site).integers(1, _MOST_SEED))
+    # Without a seed, OpenVINO generates numbers with three digits, and the variance is off by 10 %.
+    seed = float(np.random.default_rng(site).integers(1, _MAX_SEED))
     numbers = builder.add("RandomUniformLike", [node.input[0]], dtype=TensorProto.FLOAT, seed=seed)
     kept = builder.add("GreaterOrEqual", [numbers, builder.constant(np.array(probability, np.float32))])
     ones = builder.add("Cast", [kept], to=TensorProto.FLOAT)
@@ -127,9 +127,6 @@ def _strip(message: Message) -> None:
 
 
 def _check_dropout(lowered: Lowered, head: nn.Module) -> None:
-    found = [site.probability for site in lowered.sites]
-    expected = dropout_probabilities(head)
-    if len(found) != len(expected) or not np.allclose(found, expected, rtol=1e-6):  # float32 in the graph
-        raise TrainingError(
-            f"the head drops with probabilities {list(expected)}, the graph with {found}: a Dropout was lost or changed"
-        )
+    actual, expected = [site.probability for site in lowered.sites], list(dropout_probabilities(head))
+    if len(actual) != len(expected) or not np.allclose(actual, expected, rtol=1e-6):  # float32 in the graph
+        raise TrainingError(f"expected Dropout with probabilities {expected} in the exported graph, got {actual}")

@@ -1,12 +1,12 @@
-"""Quantisation of the backbone to 8-bit integers, for CPUs, and the choice between both precisions.
+"""Quantisation of the backbone to 8-bit integers, for CPUs, and the choice between int8 and float32.
 
 Convolutions and linear layers are quantised statically by onnxruntime: weights per output channel, signed; activations
 per tensor, unsigned, over their range on the calibration images. Normalisation is folded into the first convolution,
 which then reads the pixels directly, as they are 8-bit integers already.
 
 The quantised backbone is used if it is faster and its features are similar to those of float32. This is decided once
-per backbone, and its file is kept: calibrated on other images it would have other features, which would invalidate the
-features that servers have stored.
+per backbone, and the quantised file is kept: calibration on other images would change the features, which would
+invalidate those that servers have stored.
 """
 
 import json
@@ -30,18 +30,18 @@ from contract.versions.version import INT8_BACKBONE_FILE, digest_file
 from trainer.model.frozen import Features, FrozenBackbone, Images
 from trainer.progress_bar import Bar
 
-LEAST_IMAGES: Final = 32
-"""Least number of images to calibrate on, since the ranges of activations are fixed from then on."""
-LEAST_SIMILARITY: Final = 0.98
-LEAST_SPEEDUP: Final = 1.2
+MIN_IMAGES: Final = 32
+"""Minimum number of images for calibration, which fixes the ranges of activations for good."""
+MIN_SIMILARITY: Final = 0.98
+MIN_SPEEDUP: Final = 1.2
 _COMPARED_IMAGES: Final = 16
 _VERDICT_FILE: Final = "int8.json"
 CALIBRATION_IMAGES: Final = 64
-_IMAGES_A_RUN = 4
+_BATCH_IMAGES = 4
 _OPERATORS = ["Add", "Clip", "Conv", "Gemm", "MaxPool", "Relu", "Reshape"]
-"""Operators that are quantised or pass 8-bit integers on."""
+"""Operators that are quantised or that pass on 8-bit integers."""
 _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
-"""Metadata by which the tool recognises a preprocessed graph: inlined, with known shapes."""
+"""Metadata by which `quantize_static` recognises a preprocessed graph: inlined, with known shapes."""
 
 Vector = npt.NDArray[np.float64]
 
@@ -51,10 +51,10 @@ _log = logging.getLogger(__name__)
 def choose_precision(
     backbone: FrozenBackbone, images: Images, *, repository: Repository | None = None
 ) -> FrozenBackbone:
-    """Return a backbone, given in float32, in 8-bit integers if these are as good and faster.
+    """Return the int8 variant of a float32 backbone if it is similar and faster, else the backbone itself.
 
-    The quantised backbone of a published version is used as it is; otherwise it is made and compared on images uint8
-    (N, H, W, 3), and the verdict is kept beside it.
+    If a published version has a quantised backbone, it is used. Otherwise the backbone is quantised, compared on images
+    uint8 (N, H, W, 3), and the verdict is saved next to it.
     """
     target, verdict = backbone.folder / INT8_BACKBONE_FILE, backbone.folder / _VERDICT_FILE
     int8 = replace(backbone, precision="int8")
@@ -62,8 +62,8 @@ def choose_precision(
         return int8
     better = _read_verdict(verdict, target)
     if better is None:
-        if len(images) < LEAST_IMAGES:
-            _log.info("int8: not made yet, %d images to calibrate on are needed, got %d", LEAST_IMAGES, len(images))
+        if len(images) < MIN_IMAGES:
+            _log.info("int8: not quantised yet: calibration needs %d images, got %d", MIN_IMAGES, len(images))
             return backbone
         comparison = _compare(backbone, int8, images)
         verdict.write_text(json.dumps(comparison), encoding="utf-8")
@@ -94,23 +94,23 @@ def _copy_published(repository: Repository, fingerprint: str, target: Path) -> b
 
 
 def _compare(backbone: FrozenBackbone, int8: FrozenBackbone, images: Images) -> dict[str, object]:
-    """Quantise a backbone, and compare similarity and speed with float32."""
+    """Quantise a backbone, and compare its features and speed with float32."""
     try:
         quantise(backbone, images, backbone.folder / INT8_BACKBONE_FILE)
         compared = images[np.linspace(0, len(images) - 1, num=min(_COMPARED_IMAGES, len(images)), dtype=np.int64)]
         (exact, exact_s), (approximate, int8_s) = (_time(each, compared) for each in (backbone, int8))
     except Exception as err:  # errors of the quantiser share no base class
-        _log.warning("int8: not to be had of %s: %s", backbone.name, err)
+        _log.warning("int8: cannot quantise %s: %s", backbone.name, err)
         return {"better": False, "reason": str(err)}
-    like, speedup = similarity(exact, approximate), exact_s / int8_s
-    better = like >= LEAST_SIMILARITY and speedup >= LEAST_SPEEDUP
-    used = "used" if better else "not used"
-    _log.info("int8: features are like float32's to %.4f, %.1f times as fast: %s", like, speedup, used)
-    return {"better": better, "likeness": like, "speedup": speedup}
+    likeness, speedup = similarity(exact, approximate), exact_s / int8_s
+    better = likeness >= MIN_SIMILARITY and speedup >= MIN_SPEEDUP
+    verdict = "used" if better else "not used"
+    _log.info("int8: %s; similarity to float32 %.4f, %.1f times as fast", verdict, likeness, speedup)
+    return {"better": better, "likeness": likeness, "speedup": speedup}
 
 
 def similarity(exact: Features, approximate: Features) -> float:
-    """Return the mean cosine similarity of features (N, F), both centred by the mean of the exact ones."""
+    """Return the mean cosine similarity of features (N, F), centred by the mean of the exact ones."""
     centre = exact.mean(axis=0)
     a, b = exact - centre, approximate - centre
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -153,10 +153,9 @@ def quantise(backbone: FrozenBackbone, images: Images, target: Path) -> None:
 
 
 def _fold_normalisation(model: ModelProto, mean: Vector, deviation: Vector, centre: int) -> None:
-    """Fold the normalisation into the first convolution, which then takes pixels less `centre`.
+    """Fold the normalisation into the first convolution, whose input is then pixels minus `centre`.
 
-    The results differ slightly at the border: zero padding now stands for `centre` in all channels, and not for the
-    mean of each channel.
+    The results differ slightly at the border, where zero padding then means `centre` instead of each channel's mean.
     """
     graph = model.graph
     first = next(node for node in graph.node if node.op_type == "Conv")
@@ -173,8 +172,8 @@ def _fold_normalisation(model: ModelProto, mean: Vector, deviation: Vector, cent
         helper.make_node("Sub", ["values", "centre"], ["centred"]),
     ]
     graph.initializer.append(numpy_helper.from_array(np.array(centre, np.float32), "centre"))
-    before = {node.output[0] for node in prune(graph.node, first.input[:1])}
-    kept = [node for node in graph.node if node.output[0] not in before]
+    normalisation = {node.output[0] for node in prune(graph.node, first.input[:1])}
+    kept = [node for node in graph.node if node.output[0] not in normalisation]
     first.input[0] = "centred"
     _set_nodes(model, [*centring, *kept])
 
@@ -202,9 +201,9 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ship
     """Calibration images in batches."""
 
     def __init__(self, name: str, images: Images) -> None:
-        starts = range(0, len(images), _IMAGES_A_RUN)
-        feeds = [{name: images[start : start + _IMAGES_A_RUN]} for start in starts]
-        self._feeds = iter(Bar(feeds, "int8: calibrating", unit="run"))
+        starts = range(0, len(images), _BATCH_IMAGES)
+        feeds = [{name: images[start : start + _BATCH_IMAGES]} for start in starts]
+        self._feeds = iter(Bar(feeds, "int8: calibrating", unit="batch"))
 
     def get_next(self) -> dict[str, Images] | None:
         return next(self._feeds, None)

@@ -1,4 +1,4 @@
-"""Runs versions in onnxruntime as servers do: validation against the probe, and predictions."""
+"""Runs versions in onnxruntime, as servers do: validation against the probe, and predictions."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -18,8 +18,8 @@ from contract.graph.probe import ComputeFeatures, Probe, RunPasses, Validation, 
 from contract.versions.version import INT8_BACKBONE_FILE, Version
 
 _BATCH_IMAGES = 16
-_RUN = 2
-"""Images to run a backbone on if the features of all are known."""
+_WIRING_IMAGES = 2
+"""Number of images that the backbone is run on if all features are known."""
 
 
 def validate_version(
@@ -27,17 +27,21 @@ def validate_version(
 ) -> Validation:
     """Lower and run a version's graph as a server does, and compare the outputs with its probe.
 
-    If the features of the probe's images, (N, F), are `known` from the same backbone, it is run on only two images, to
-    check the wiring.
+    If the features of the probe's images, (N, F), are already `known`, the backbone is run on only two images, which
+    checks how it is connected.
 
     Raises:
         InvalidVersion: if the graph cannot be lowered or run, its Dropout sites are not those of the manifest, its
-            passes do not differ, or they differ from torch's; PrecisionRefused if only those in 8-bit integers do.
+            passes do not differ, or they differ from torch's; PrecisionRefused if they do so only in int8.
     """
     compute, head = _open_version(version, int8=int8)
 
     def backbone(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        return compute(images) if known is None else np.concatenate([compute(images[:_RUN]), known[_RUN:]])
+        return (
+            compute(images)
+            if known is None
+            else np.concatenate([compute(images[:_WIRING_IMAGES]), known[_WIRING_IMAGES:]])
+        )
 
     return validate(Probe.load(version.probe_path), version.manifest, backbone=backbone, head=head, reduced=int8)
 
@@ -83,9 +87,9 @@ def _open_version(version: Version, *, int8: bool) -> tuple[ComputeFeatures, Run
 def open_session(
     graph: ModelProto, folder: Path, *, threads: int | None = None, spinning: bool = True
 ) -> onnxruntime.InferenceSession:
-    """Open a session for a graph with weights in `folder`; by default it uses all processors.
+    """Open a session for a graph with weights in `folder`; by default it uses all CPUs.
 
-    With `spinning`, threads busy-wait for work, which pays off for large graphs.
+    With `spinning`, idle threads busy-wait for work, which pays off for large graphs.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
@@ -95,7 +99,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # onnxruntime's errors share no base class
-        raise InvalidVersion(f"onnxruntime refuses the graph in {folder.name}: {err}") from err
+        raise InvalidVersion(f"onnxruntime cannot load the graph in {folder.name}: {err}") from err
 
 
 def run(
@@ -105,7 +109,7 @@ def run(
     try:
         return list(session.run(outputs, feeds))
     except Exception as err:  # onnxruntime's errors share no base class
-        raise InvalidVersion(f"onnxruntime fails on the graph: {err}") from err
+        raise InvalidVersion(f"onnxruntime cannot run the graph: {err}") from err
 
 
 def open_head(head: ModelProto, folder: Path, *, threads: int | None = None) -> RunPasses:
