@@ -13,8 +13,8 @@ PASSES = 2000
 
 @pytest.mark.slow
 @pytest.mark.parametrize("multiple", [False, True])
-def test_passes_equal_a_loop_over_the_head(multiple, monkeypatch):
-    monkeypatch.setattr(bayes, "_ROWS_A_FORWARD", 2)
+def test_sampled_passes_are_distributed_like_a_loop_over_the_head(multiple, monkeypatch):
+    monkeypatch.setattr(bayes, "_BATCH_ROWS", 2)
     torch.manual_seed(0)
     network = small_network().eval()
     features = torch.randn(5, 64) * 3
@@ -32,9 +32,8 @@ def test_passes_equal_a_loop_over_the_head(multiple, monkeypatch):
 
 
 @pytest.mark.parametrize("dropout", [nn.Dropout1d(), nn.Dropout2d(), nn.AlphaDropout(), nn.Dropout(0.0)])
-def test_unsupported_or_missing_dropout_is_refused(dropout):
-    """Layers that baal or the export does not support, or that drop nothing, are named."""
-    with pytest.raises(TrainingError, match=r"leaves these dropout layers dead: 1 \("):
+def test_rejects_missing_inactive_and_unsupported_dropout(dropout):
+    with pytest.raises(TrainingError, match=r"with 0 < p < 1, got 1 \("):
         activate_dropout(nn.Sequential(nn.Dropout(0.5), dropout))
     with pytest.raises(TrainingError, match="has no Dropout"):
         activate_dropout(nn.Sequential(nn.Linear(2, 2)))

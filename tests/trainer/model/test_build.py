@@ -7,7 +7,7 @@ from trainer.model.build import build_head_for, choose_device, open_backbone_for
 from trainer.settings import Training
 
 
-def test_cuda_without_a_gpu_is_an_error(monkeypatch):
+def test_rejects_cuda_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
     with pytest.raises(ConfigError, match="--device cuda"):
@@ -15,7 +15,7 @@ def test_cuda_without_a_gpu_is_an_error(monkeypatch):
 
 
 @pytest.mark.slow
-def test_vggs_head_is_built_for_its_own_convolutions(tmp_path):
+def test_vgg_head_fits_the_features_of_its_convolutions(tmp_path):
     training = Training(weights="none", image_size=32, backbone="vgg11", head="vgg")
     backbone = open_backbone_for(training, cache=tmp_path)
     head, _ = build_head_for(training, backbone, classes=3)

@@ -37,20 +37,20 @@ def test_learns_separable_classes():
 
 
 @pytest.mark.parametrize(
-    ("targets", "guessing"), [(np.array([0, 1]), r"0\.693"), (np.array([[1, 0], [0, 1]], np.uint8), r"1\.39")]
+    ("targets", "uniform_loss"), [(np.array([0, 1]), r"0\.693"), (np.array([[1, 0], [0, 1]], np.uint8), r"1\.39")]
 )
-def test_a_loss_far_above_that_of_uniform_probabilities_is_divergence(targets, guessing):
-    """The loss of uniform probabilities is ln 2 for two classes, and for each label that half of the images have."""
+def test_loss_far_above_that_of_uniform_predictions_is_divergence(targets, uniform_loss):
+    """The loss of uniform predictions is ln 2 for two classes, and for each label that half of the images have."""
     module = nn.Linear(1, 2)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[9.0], [-9.0]]))
     inputs = torch.tensor([[-1.0], [1.0]])
-    with pytest.raises(TrainingError, match=rf"at 1e-10 .*guessing gives {guessing}.*--learning-rate"):
+    with pytest.raises(TrainingError, match=rf"at 1e-10 .*uniform predictions give {uniform_loss}.*--learning-rate"):
         fit(module, inputs, targets, classes=2, recipe=Recipe(1e-9, epochs=1, batch_images=2), device=CPU)
 
 
-def test_the_loss_of_several_labels_is_the_sum_of_binary_cross_entropies():
-    """Positives are weighted by label, and the loss is averaged over images; the reference is a loop over both."""
+def test_multi_label_loss_is_the_sum_of_binary_cross_entropies():
+    """Positives are weighted by label, and the loss is averaged over images."""
     points = np.random.default_rng(3).normal(size=(8, 3))
     inputs, targets = torch.from_numpy(points).float(), (points > 0).astype(np.uint8)
     torch.manual_seed(0)
@@ -61,9 +61,9 @@ def test_the_loss_of_several_labels_is_the_sum_of_binary_cross_entropies():
         p = module(inputs).sigmoid().double()
     expected = 0.0
     for image, label in np.ndindex(targets.shape):
-        held = bool(targets[image, label])
-        chance = p[image, label] if held else 1 - p[image, label]
-        expected -= float(chance.log()) * (float(weights[label]) if held else 1) / len(targets)
+        present = bool(targets[image, label])
+        likelihood = p[image, label] if present else 1 - p[image, label]
+        expected -= float(likelihood.log()) * (float(weights[label]) if present else 1) / len(targets)
     fitted = fit(module, inputs, targets, classes=3, recipe=Recipe(0.0, epochs=1, batch_images=8), device=CPU)
     assert fitted.losses[0] == pytest.approx(expected, rel=1e-5)
 
@@ -73,21 +73,19 @@ def test_the_loss_of_several_labels_is_the_sum_of_binary_cross_entropies():
     st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_label_weights_balance_positives_and_negatives_within_bounds(targets, power):
-    """Weights are to the recipe's power and between 0.1 and 10; labels without images have weight 1."""
     weights = label_weights(targets, power=power)
-    held = targets.sum(axis=0)
-    for weight, count in zip(weights, held, strict=True):
+    for weight, count in zip(weights, targets.sum(axis=0), strict=True):
         balanced = (len(targets) - count) / count if count else 1
         assert weight == pytest.approx(min(10, max(0.1, balanced**power)))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_non_finite_loss_restarts_at_a_tenth_of_the_learning_rate(value, caplog):
-    seen = []
+def test_retries_a_non_finite_loss_at_a_tenth_of_the_learning_rate(value, caplog):
+    weights = []
 
     def fail_once(module, inputs, logits):
-        seen.append(module.weight.detach().clone())
-        return logits * (value if len(seen) == 3 else 1)
+        weights.append(module.weight.detach().clone())
+        return logits * (value if len(weights) == 3 else 1)
 
     torch.manual_seed(0)
     module = nn.Linear(4, 2)
@@ -97,31 +95,31 @@ def test_a_non_finite_loss_restarts_at_a_tenth_of_the_learning_rate(value, caplo
     assert fitted.attempts == 2
     assert fitted.recipe.learning_rate == pytest.approx(0.005)
     assert all(math.isfinite(loss) for loss in fitted.losses)
-    assert not torch.equal(seen[0], seen[2])
-    assert torch.equal(seen[0], seen[3])
-    assert "the loss became nan; once more at learning rate 0.005" in caplog.text
+    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(weights[0], weights[3])
+    assert "the loss became nan; retrying at learning rate 0.005" in caplog.text
 
 
 @pytest.mark.parametrize(("power", "sample_weights"), [(0.0, 1), (0.5, 1), (1.0, 1), (1.0, 0.25)])
-def test_classes_are_weighted_by_the_recipes_power_with_any_sample_weights(power, sample_weights):
-    """The reference is a weighted cross-entropy; some batches lack a class, and one class has no images."""
+def test_classes_are_balanced_to_the_recipes_power(power, sample_weights):
+    """The reference is a weighted cross-entropy. Some batches lack a class, and one class has no images."""
     points, _ = clouds(12)
     targets = np.array([0] * 9 + [1] * 3)
-    each = np.where(np.arange(12) % 2, 1, sample_weights).astype(np.float32)
+    weights_by_image = np.where(np.arange(12) % 2, 1, sample_weights).astype(np.float32)
     torch.manual_seed(0)
     module = nn.Linear(4, 3)
     with torch.no_grad():
         module.weight.mul_(0.1)
         log_p = module(points).log_softmax(dim=1).double().numpy()
-    weights = each * np.bincount(targets, weights=each)[targets] ** -power
+    weights = weights_by_image * np.bincount(targets, weights=weights_by_image)[targets] ** -power
     expected = -(weights * log_p[np.arange(12), targets]).sum() / weights.sum()
     recipe = Recipe(0.0, epochs=1, batch_images=4, class_balance=power)
-    fitted = fit(module, points, targets, classes=3, recipe=recipe, device=CPU, sample_weights=each)
+    fitted = fit(module, points, targets, classes=3, recipe=recipe, device=CPU, sample_weights=weights_by_image)
     assert fitted.losses[0] == pytest.approx(expected, rel=1e-5)
 
 
 class Columns(nn.Module):
-    """A linear layer on one-hot classes that records its images."""
+    """A linear layer on one-hot classes that records the numbers of its images."""
 
     def __init__(self, classes):
         super().__init__()
@@ -135,7 +133,7 @@ class Columns(nn.Module):
 
 
 def fit_columns(targets, *, clip_norm):
-    """Fit with many small steps; return each class's share of the change of weights, and the images in the batches."""
+    """Fit with many small steps; return each class's share of the change in weights, and the images in the batches."""
     classes = int(targets.max()) + 1
     torch.manual_seed(0)
     module = Columns(classes)
@@ -143,8 +141,8 @@ def fit_columns(targets, *, clip_norm):
     inputs = torch.cat([numbers, torch.eye(classes)[targets]], dim=1)
     recipe = Recipe(1e-6, 20, 64, weight_decay=0.0, clip_norm=clip_norm)
     fit(module, inputs, targets, classes=classes, recipe=recipe, device=CPU)
-    moved = module.linear.weight.detach().norm(dim=0).numpy()
-    return moved / moved.sum(), np.array(module.images)
+    change = module.linear.weight.detach().norm(dim=0).numpy()
+    return change / change.sum(), np.array(module.images)
 
 
 @pytest.mark.slow
@@ -152,28 +150,27 @@ def fit_columns(targets, *, clip_norm):
     ("counts", "clip_norm", "tolerance"),
     [((990, 10), 1e3, 0.03), ((3000, 1), 1e-3, 0.1), ((500, 300, 150, 45, 5), 1e-3, 0.1)],
 )
-def test_over_an_epoch_all_classes_change_the_network_equally(counts, clip_norm, tolerance):
-    """However rare they are; with clipping only approximately.
+def test_all_classes_change_the_network_equally_over_an_epoch(counts, clip_norm, tolerance):
+    """Also rare ones; with clipping only approximately.
 
-    With weights normalised per batch, or a fixed clipping norm, ten images of a thousand in batches of 64 would make a
-    third of the change, not half. Each epoch has all images; those that weigh more than a batch are repeated with less
-    weight.
+    With weights normalised per batch, or a fixed clipping norm, a class of ten images among a thousand would cause a
+    third of the change instead of half. Images that weigh more than a batch are repeated with less weight.
     """
     targets = np.repeat(np.arange(len(counts)), counts)
     shares, images = fit_columns(targets, clip_norm=clip_norm)
     np.testing.assert_allclose(shares, 1 / len(counts), rtol=tolerance)
-    times = [math.ceil(len(targets) / len(counts) / counts[target] / 64) for target in targets]
-    assert np.bincount(images).tolist() == [20 * each for each in times]
+    repeats = [math.ceil(len(targets) / len(counts) / counts[target] / 64) for target in targets]
+    assert np.bincount(images).tolist() == [20 * each for each in repeats]
 
 
-def test_the_learning_rate_warms_up_and_decays_to_0():
+def test_learning_rate_warms_up_and_decays_to_0():
     """Measured by a weight with a constant gradient, since steps are clipped to one length."""
-    module, seen = nn.Linear(1, 2, bias=False), []
+    module, weights = nn.Linear(1, 2, bias=False), []
     nn.init.zeros_(module.weight)
-    module.register_forward_pre_hook(lambda module, _: seen.append(module.weight[0].item()))
+    module.register_forward_pre_hook(lambda module, _: weights.append(module.weight[0].item()))
     recipe = Recipe(1e-6, epochs=50, batch_images=4, momentum=0.0, weight_decay=0.0)
     fit(module, torch.full((8, 1), 1e3), np.zeros(8, np.int64), classes=2, recipe=recipe, device=CPU)
-    steps = np.diff([*seen, module.weight[0].item()])
+    steps = np.diff([*weights, module.weight[0].item()])
     assert np.argmax(steps) == 5
     assert steps.max() == pytest.approx(1e-6 / math.sqrt(2), rel=0.01)
     assert (np.diff(steps[:5]) > 0).all()
@@ -181,7 +178,7 @@ def test_the_learning_rate_warms_up_and_decays_to_0():
     assert steps[-1] < 0.01 * steps.max()
 
 
-def test_the_mean_weight_of_images_is_1_however_rare_a_class_is():
+def test_mean_weight_of_images_is_1_with_a_rare_class():
     module = nn.Linear(1, 2)
     nn.init.zeros_(module.weight)
     nn.init.zeros_(module.bias)
@@ -191,7 +188,7 @@ def test_the_mean_weight_of_images_is_1_however_rare_a_class_is():
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_weight_decay_is_that_of_the_recipe(decay):
+def test_applies_the_recipes_weight_decay(decay):
     """Without a gradient, only the decay changes the weights."""
     module = nn.Linear(4, 2, bias=False)
     before = module.weight.detach().clone()

@@ -16,7 +16,7 @@ def linear_layers(head):
 
 
 def lively_head(**options):
-    """Return a standardised head for 12 features in 4 channels, with a nonzero last layer."""
+    """Return a standardised head for 12 features in 4 channels, with a random last layer."""
     torch.manual_seed(2)
     head = build_head(12, 4, classes=3, units=16, **options)
     nn.init.normal_(head[-1].weight)
@@ -25,8 +25,8 @@ def lively_head(**options):
     return head.eval()
 
 
-def test_each_channel_gets_mean_0_and_deviation_1():
-    """Constant channels get 0. The cells of a channel share mean and deviation."""
+def test_standardises_each_channel_to_mean_0_and_deviation_1():
+    """Constant channels become 0."""
     maps = torch.randn(50, 8, 4) * torch.linspace(10, 40, 8)[:, None] + torch.arange(4)
     maps[:, 7] = 2
     standardise = Standardise(8 * 4, 8)
@@ -40,7 +40,7 @@ def test_each_channel_gets_mean_0_and_deviation_1():
 
 
 class TestBuildHead:
-    def test_two_hidden_layers_each_followed_by_dropout(self):
+    def test_has_two_hidden_layers_each_followed_by_dropout(self):
         head = build_head(12, 4, classes=3)
         kinds = [Standardise, nn.Linear, nn.ReLU, ActiveDropout, nn.Linear, nn.ReLU, ActiveDropout, nn.Linear]
         assert [type(layer) for layer in head] == kinds
@@ -49,7 +49,7 @@ class TestBuildHead:
         assert not head(torch.randn(5, 12)).any()
 
     def test_hidden_layers_preserve_the_scale_of_their_input(self):
-        """After He et al.: the variance of weights is 2 over the number of inputs, biases are 0."""
+        """After He et al.: weights have a variance of 2 / inputs, biases are 0."""
         first, second, _ = linear_layers(build_head(1000, 1000, classes=3, units=500))
         for layer in (first, second):
             assert not layer.bias.any()
@@ -66,18 +66,18 @@ class TestBuildHead:
 
 
 class TestToOnnx:
-    def test_the_lowered_graph_computes_the_masked_passes_of_torch(self):
+    def test_lowered_graph_computes_torchs_masked_passes(self):
         head, features = lively_head(dropout=0.4), (5 * torch.randn(6, 12) + 3)
         lowered = lower(to_onnx(head), cut="features")
         assert [site.probability for site in lowered.sites] == pytest.approx([0.4, 0.4])
         assert [site.features for site in lowered.sites] == [(16,), (16,)]
         masks = draw_masks("v", lowered.sites, 9)
         expected = masked_passes(head, features, masks)
-        found = Engine(lowered).head(features.numpy(), masks)
-        np.testing.assert_allclose(found.pass_probabilities, expected, atol=1e-5)
+        outputs = Engine(lowered).head(features.numpy(), masks)
+        np.testing.assert_allclose(outputs.pass_probabilities, expected, atol=1e-5)
         assert np.ptp(expected, axis=1).max() > 0.1
 
-    def test_a_layer_of_another_kind_is_an_error(self):
+    def test_rejects_layers_of_other_types(self):
         head = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.5), nn.Linear(4, 2))
         activate_dropout(head)
         with pytest.raises(TrainingError, match="Standardise, Linear, ReLU and Dropout, got GELU"):

@@ -11,10 +11,10 @@ PARTS = ("all", "classifier")
 
 
 @given(st.integers(1, 5000), st.integers(16, 64))
-def test_batches_are_even(images, most):
-    size = even_batches(images, most=most)
-    assert size <= most
-    assert size == images or size > most // 2
+def test_batches_are_even(images, max_size):
+    size = even_batches(images, max_size=max_size)
+    assert size <= max_size
+    assert size == images or size > max_size // 2
     assert ((images - 1) % size + 1) * 2 >= size
 
 
@@ -31,12 +31,12 @@ def test_small_sets_get_enough_steps(part):
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_explicit_options_override_the_recipe(part, decay):
     training = Training(epochs=3, learning_rate=0.5, weight_decay=decay, class_balance=decay)
-    found = choose_recipe(training, part, 100)
-    assert found == Recipe(0.5, 3, found.batch_images, weight_decay=decay, class_balance=decay)
+    recipe = choose_recipe(training, part, 100)
+    assert recipe == Recipe(0.5, 3, recipe.batch_images, weight_decay=decay, class_balance=decay)
 
 
 def test_pretrained_convolutions_have_a_lower_learning_rate():
-    """The rate for a head alone does not depend on the weights."""
+    """The learning rate of a head does not depend on the weights."""
     loaded, fresh = ({part: choose_recipe(Training(), part, 100, pretrained=each) for part in PARTS} for each in (1, 0))
     assert loaded["all"].learning_rate < fresh["all"].learning_rate
     assert loaded["classifier"] == fresh["classifier"]

@@ -18,19 +18,19 @@ IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, size=(2, 64,
 
 @pytest.fixture(scope="module")
 def vgg():
-    """Torchvision's vgg11, whose weights are saved below."""
+    """Torchvision's vgg11 with random weights."""
     torch.manual_seed(5)
     return torchvision.models.vgg11(weights=None, num_classes=4).eval()
 
 
 @pytest.mark.parametrize(("size", "cells"), [(448, 7), (224, 7), (112, 3), (64, 2), (16, 1)])
-def test_the_grid_is_vggs_and_no_finer_than_the_map(size, cells):
-    """A cell of the last map has 32 pixels a side."""
+def test_grid_is_at_most_7_and_at_most_the_size_of_the_map(size, cells):
+    """A cell of the last map has 32 pixels per side."""
     assert vgg_grid(size) == cells
 
 
 @pytest.mark.parametrize("cells", [1, 2, 5])
-def test_a_folded_layer_equals_pooling_and_layer(cells):
+def test_folded_layer_equals_pooling_followed_by_the_layer(cells):
     linear, maps = nn.Linear(512 * 49, 6), torch.randn(3, 512, cells, cells)
     folded = fold_pooling(linear, cells=cells)
     expected = linear(nn.AdaptiveAvgPool2d(7)(maps).flatten(1))
@@ -38,7 +38,7 @@ def test_a_folded_layer_equals_pooling_and_layer(cells):
     assert folded.weight.shape == (6, 512 * cells * cells)
 
 
-def test_a_loaded_head_computes_the_same_as_torchvision(vgg, tmp_path):
+def test_loaded_head_equals_torchvisions_classifier(vgg, tmp_path):
     file = tmp_path / "whole.pth"
     torch.save(vgg.state_dict(), file)
     backbone = load_backbone("vgg11", image_size=64, weights=file, grid=2)
@@ -54,7 +54,7 @@ def test_a_loaded_head_computes_the_same_as_torchvision(vgg, tmp_path):
     assert dropout_probabilities(head) == (0.5, 0.5)
 
 
-def test_layers_missing_from_the_file_are_fresh(vgg, tmp_path):
+def test_layers_missing_in_the_file_are_fresh(vgg, tmp_path):
     features = {name: each for name, each in vgg.state_dict().items() if name.startswith("features.")}
     torch.save(features, tmp_path / "features.pth")
     head, provenance = vgg_head("vgg11", classes=3, cells=1, weights=tmp_path / "features.pth")
@@ -69,6 +69,6 @@ def test_layers_missing_from_the_file_are_fresh(vgg, tmp_path):
     assert not head(torch.randn(2, 512)).any()
 
 
-def test_other_networks_cannot_have_vggs_head():
-    with pytest.raises(ConfigError, match="--backbone is resnet18; use --head small"):
+def test_rejects_backbones_that_are_not_a_vgg():
+    with pytest.raises(ConfigError, match="got resnet18; use --head small"):
         vgg_head("resnet18", classes=3, cells=1, weights="none")

@@ -1,4 +1,4 @@
-"""Weights files, with a network structured like torchvision's."""
+"""Weights files, for a network structured like torchvision's."""
 
 import hashlib
 import urllib.error
@@ -33,7 +33,7 @@ def load(path):
     return network, load_weights(network, path, "vgg11", fresh=("classifier.2",))
 
 
-def test_the_provenance_lists_loaded_and_fresh_layers(state, tmp_path):
+def test_provenance_lists_loaded_and_fresh_layers(state, tmp_path):
     path = save(state, tmp_path)
     network, provenance = load(path)
     for name in ("features.0.weight", "features.1.running_var", "classifier.0.bias"):
@@ -52,40 +52,40 @@ def _without(state, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: {**state, "features.7.weight": torch.zeros(1)}, "unknown to it: features.7.weight"),
+        (lambda state: {**state, "features.7.weight": torch.zeros(1)}, "unexpected keys: features.7.weight"),
         (lambda state: {**state, "features.0.weight": torch.zeros(64, 1, 3, 3)}, "other shapes: features.0.weight"),
-        (lambda state: _without(state, "features.0.bias"), "lacks: features.0.bias"),
-        (lambda state: _without(state, "features.1.running_mean"), "lacks: features.1.running_mean"),
-        (lambda state: _without(state, "classifier.0.bias"), "lacks: classifier.0.bias"),
+        (lambda state: _without(state, "features.0.bias"), "missing keys: features.0.bias"),
+        (lambda state: _without(state, "features.1.running_mean"), "missing keys: features.1.running_mean"),
+        (lambda state: _without(state, "classifier.0.bias"), "missing keys: classifier.0.bias"),
         (lambda state: {}, "empty"),
         (lambda state: [1, 2], "state dict of tensors, got list"),
         (lambda state: {"state": 1}, "state dict of tensors"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(state, tmp_path, change, message):
+def test_rejects_weights_that_do_not_fit(state, tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         load(save(change(state), tmp_path))
 
 
-def test_a_file_that_is_no_state_dict_is_refused(tmp_path):
+def test_rejects_a_file_that_is_not_a_state_dict(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8 not weights")
-    with pytest.raises(ConfigError, match=r"expected a state dict of tensors as torch\.save writes it"):
+    with pytest.raises(ConfigError, match=r"expected a state dict of tensors, as written by torch\.save"):
         load(tmp_path / "photo.jpg")
 
 
-def test_a_failed_download_names_the_alternatives(monkeypatch):
+def test_failed_download_names_the_alternatives(monkeypatch):
     def unreachable(*args, **kwargs):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
     with pytest.raises(
         ConfigError,
-        match=r"no route to host.*fetch https://\S+/vgg11-\S+\.pth .*--weights FILE.*--weights none; "
-        "--backbone efficientnet_lite0 brings",
+        match=r"no route to host.*download https://\S+/vgg11-\S+\.pth .*--weights FILE.*--backbone efficientnet_lite0"
+        ".*--weights none",
     ):
         load("imagenet")
 
 
-def test_the_first_published_weights_are_used():
+def test_uses_the_first_published_weights():
     """Later weights give worse features for a frozen backbone."""
     assert [choose_weights(name).name for name in ("resnet50", "vgg16")] == ["IMAGENET1K_V1", "IMAGENET1K_V1"]

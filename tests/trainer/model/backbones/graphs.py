@@ -1,4 +1,4 @@
-"""Small ONNX files from images to a vector, a feature map or tokens, with the JSON beside them."""
+"""Small ONNX files from images to a vector, a feature map or tokens, with their JSON files."""
 
 import json
 
@@ -26,8 +26,8 @@ def tensor(name, values, dtype=np.float32):
 def write(folder, nodes, weights=(), *, outputs=("y",), opset=20, batch="batch", description=None, **options):
     """Write `net.onnx` and `net.onnx.json` into a folder, and return the path of the graph.
 
-    Options are `inputs` (names), `shape` (of an image, without batch axis), `kind` (element type), `external` (the
-    weights file) and `domains` (further operator domains).
+    Options are `inputs` (names), `shape` (of an image, without batch axis), `kind` (element type), `external` (name of
+    the weights file) and `domains` (further operator domains).
     """
     kind = options.get("kind", TensorProto.FLOAT)
     shape = [batch, *options.get("shape", (3, SIZE, SIZE))]

