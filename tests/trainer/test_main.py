@@ -90,15 +90,15 @@ def test_an_unknown_backbone_is_refused_before_any_image_is_read(tmp_path, monke
     write_folders(tmp_path / "pool", each=4)
     assert main([command, "--images", "pool", "--weights", "none", "--backbone", "vgg61"]) == 1
     err = capsys.readouterr().err
-    assert "--backbone 'vgg61' is not known; did you mean vgg19 or vgg16" in err
+    assert "unknown --backbone 'vgg61'; did you mean vgg19 or vgg16" in err
     assert "images:" not in err
 
 
 @pytest.mark.parametrize(
     ("options", "environ", "message"),
     [
-        ("--weights nowhere.pth", {}, "--weights must be imagenet, none or a file; there is no file nowhere.pth"),
-        ("--label-config config.xml", {}, "--label-config belongs to --export"),
+        ("--weights nowhere.pth", {}, "--weights nowhere.pth: no such file; expected imagenet, none or a file"),
+        ("--label-config config.xml", {}, "--label-config is only for --export"),
         ("", {"LABELNEXT_BASIC_AUTH": "secret"}, "LABELNEXT_BASIC_AUTH must be user:password"),
         ("", {"WORLD_SIZE": "2"}, "the trainer runs in one process: start it without torchrun"),
     ],
@@ -197,7 +197,7 @@ def test_an_interrupted_command_says_how_to_continue(monkeypatch, capsys, module
 
     monkeypatch.setattr(module, arguments[0], interrupt)
     assert main(arguments) == 130
-    assert "run it again, and it goes on where it was" in capsys.readouterr().err
+    assert "run it again to continue" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ LINE = re.compile(r"images: (\d+)/200 \((\d+)%\), +[\d.]+image/s, \d\d:\d\d left
 @pytest.fixture
 def _often(monkeypatch):
     for module in (progress_bar, stages):
-        monkeypatch.setattr(module, "SECONDS_A_LINE", 0.02)
+        monkeypatch.setattr(module, "LINE_INTERVAL_S", 0.02)
 
 
 def count():
@@ -51,7 +51,7 @@ def test_without_a_terminal_progress_is_written_as_lines(capsys):
 @pytest.mark.slow
 def test_workers_of_a_study_show_no_progress():
     program = "from trainer.progress_bar import Bar; list(Bar(range(3)))"
-    with workers._silent_workers():
+    with workers._without_bars_in_workers():
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
     assert done.stderr == b""
 

@@ -57,7 +57,7 @@ def test_versions_in_use_are_kept_even_if_old_or_damaged(repository, names, monk
 def test_nothing_is_removed_without_a_current_version_or_by_a_second_process(repository, names):
     with (
         FileLock(repository.root / ".default.prune.lock"),
-        pytest.raises(ConfigError, match="being pruned by another process"),
+        pytest.raises(ConfigError, match="another process is pruning"),
     ):
         prune(repository, newest=1)
     (repository.folder / "CURRENT").unlink()

@@ -144,12 +144,12 @@ def test_unreadable_images_and_contradictions_are_named_and_the_validation_part_
     version = train(folders, QUICK, environment)
     training, report = version.manifest.training, (version.path / "report/index.html").read_text(encoding="utf-8")
     assert (training.images, training.unreadable, version.manifest.labels) == (20, 3, ("red", "scarlet"))
-    assert "3 images cannot be read" in caplog.text
-    assert "no image can be read, and it is no class of this version: 'empty' (2)" in caplog.text
+    assert "3 unreadable images: " in caplog.text
+    assert "labels without a readable image: 'empty' (2); not classes of this version" in caplog.text
     assert "br\ufffd.png" in caplog.text
     assert "br\ufffd.png" in report
-    assert "10 images have two labels, for equal images are labelled differently: " in caplog.text
-    assert "nothing can be held out, and so nothing is measured" in caplog.text
+    assert "10 groups of identical images with different labels: " in caplog.text
+    assert "no validation part, so the version is not measured" in caplog.text
     assert "Error" not in caplog.text
     assert version.manifest.metrics.accuracy is None
     assert "This version was not evaluated" in report
@@ -197,8 +197,8 @@ def computed(monkeypatch):
 @pytest.fixture
 def _accepted(monkeypatch):
     """Accepts any quantised backbone: the speed of a small network depends on the machine."""
-    monkeypatch.setattr(int8, "LEAST_SPEEDUP", 0.0)
-    monkeypatch.setattr(int8, "LEAST_SIMILARITY", -1.0)
+    monkeypatch.setattr(int8, "MIN_SPEEDUP", 0.0)
+    monkeypatch.setattr(int8, "MIN_SIMILARITY", -1.0)
     monkeypatch.setattr(probe, "MIN_RANK_CORRELATION", 0.5)  # few images, most of them certain
 
 
@@ -275,7 +275,7 @@ def test_if_int8_changes_the_ranking_the_head_is_trained_on_float32(many, enviro
     assert version.int8_backbone_path is None
     assert not (version.path / INT8_BACKBONE_FILE).exists()
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "float32 is taken: in reduced precision BALD ranks" in warning
+    assert "ranks this version's probe differently: in reduced precision BALD ranks" in warning
     assert {path.name for path in Repository(environment.models).folder.iterdir()} == {version.name, "CURRENT"}
     exact = train(many, CLASSIFIER, environment)
     assert exact.manifest.metrics.macro_f1 == pytest.approx(version.manifest.metrics.macro_f1, abs=0.05)
@@ -285,12 +285,12 @@ def test_untrainable_backbones_and_concurrent_trainers_are_refused(folders, envi
     environment.models.mkdir()
     with (
         FileLock(environment.models / ".default.lock"),
-        pytest.raises(ConfigError, match="another trainer is at work on model 'default'"),
+        pytest.raises(ConfigError, match="another process is training model 'default'"),
     ):
         train(folders, TRAINING, environment)
     opened = replace(small_backbone(), name="own.onnx", module=None)
     monkeypatch.setattr(build, "load_backbone", lambda *_, **__: opened)
-    with pytest.raises(ConfigError, match=r"--train all needs a backbone that torch can train, own\.onnx"):
+    with pytest.raises(ConfigError, match=r"--train all cannot train an ONNX file, got --backbone own\.onnx"):
         train(folders, replace(TRAINING, part="all"), environment)
 
 
@@ -407,7 +407,7 @@ def test_unlabelled_images_with_known_features_are_learnt_from(project, environm
     assert len(measured & others) > len(seen)
     assert published <= others
     assert len(published) > len(labelled)
-    assert f"of {len(others)} unlabelled images the features of {len(others)} are known here" in caplog.text
+    assert f"features of {len(others)} of {len(others)} unlabelled images are cached" in caplog.text
     shown.clear()
     train_on_project(project, environment, part="classifier", epochs=20, pseudo_labels=False)
     assert [len(inputs) for inputs, _ in shown] == [39, 72]

@@ -20,7 +20,7 @@ def test_a_bucket_is_opened_through_its_local_cache_and_a_folder_directly(monkey
 def test_the_server_has_one_address_and_label_studio_needs_one():
     assert Environment.read({"LABELNEXT_SERVER": "http://a:9090/"}).server == "http://a:9090"
     assert Environment.read({}).server == "http://localhost:9090"
-    with pytest.raises(ConfigError, match=r"LABELNEXT_SERVERS is now LABELNEXT_SERVER .* put a proxy before them"):
+    with pytest.raises(ConfigError, match=r"LABELNEXT_SERVERS was renamed to LABELNEXT_SERVER.* address of a proxy"):
         Environment.read({"LABELNEXT_SERVERS": "http://a:9090, http://b:9090"})
     with pytest.raises(ConfigError, match="LABELNEXT_LABEL_STUDIO_URL and LABELNEXT_LABEL_STUDIO_TOKEN"):
         Environment.read({"LABELNEXT_LABEL_STUDIO_URL": "http://localhost:8080"}).label_studio()
@@ -28,5 +28,5 @@ def test_the_server_has_one_address_and_label_studio_needs_one():
 
 @pytest.mark.parametrize("places", [{}, {"project": 1, "images": Path("images")}], ids=["none", "two"])
 def test_labels_come_from_one_place(places):
-    with pytest.raises(ValueError, match="one of --project, --export and --images"):
+    with pytest.raises(ValueError, match="exactly one of --project, --export and --images"):
         Source(**places)

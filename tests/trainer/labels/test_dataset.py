@@ -33,7 +33,7 @@ def data_uri(shade):
 
 
 def make_pool(*references):
-    """Return a pool of a project with alternating classes."""
+    """Return a project's pool of images with alternating classes."""
     images = [LabelledImage(each, (number % 2,), number) for number, each in enumerate(references)]
     return LabelledPool(("a", "b"), tuple(images), "label", "a test", {})
 
@@ -42,15 +42,15 @@ def conditional(body):
     """Return a handler that serves a body with an ETag, and 304 to conditional requests."""
     etag = f'"{hashlib.sha256(body).hexdigest()}"'
 
-    def answer(handler, request):
-        known = request.headers.get("If-None-Match") == etag
-        reply(b"" if known else body, status=304 if known else 200, etag=etag)(handler, request)
+    def respond(handler, request):
+        unchanged = request.headers.get("If-None-Match") == etag
+        reply(b"" if unchanged else body, status=304 if unchanged else 200, etag=etag)(handler, request)
 
-    return answer
+    return respond
 
 
 def shades(pixels):
-    """Return the shade of grey of each image."""
+    """Return the grey value of each image."""
     return [int(image[0, 0, 0]) for image in pixels.images]
 
 
@@ -69,7 +69,7 @@ def fetcher(studio):
 
 
 def write(root, files):
-    """Write class folders; `files` are bytes or shades of grey by path."""
+    """Write class folders; `files` are bytes, or grey values for PNG files, by path."""
     for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(png(data) if isinstance(data, int) else data)
@@ -82,7 +82,7 @@ def load(root, pool=None, **options):
 
 
 class TestFolders:
-    def test_pixels_have_the_order_of_the_pool(self, tmp_path):
+    def test_keeps_the_order_of_the_pool(self, tmp_path):
         pool = from_folder(write(tmp_path, {f"{'ab'[number % 2]}/{number:02}.png": number for number in range(20)}))
         pixels = load(tmp_path, pool)
         assert pixels.images.shape == (20, 8, 12, 3)
@@ -93,7 +93,7 @@ class TestFolders:
             assert target == number % 2
         assert not (tmp_path / "cache").exists()
 
-    def test_unreadable_images_are_left_out_and_named(self, tmp_path):
+    def test_leaves_out_and_names_unreadable_images(self, tmp_path):
         files = {"a/1.png": b"not an image", "a/2.png": 2, "a/3.png": png(3)[:40], "a/4.png": 1, "b/5.png": 5}
         write(tmp_path, files)
         Image.new("L", (1100, 1000)).save(tmp_path / "b" / "6.png")
@@ -104,14 +104,14 @@ class TestFolders:
         assert pixels.targets.tolist() == [0, 1]
         assert [Path(each.name).name for each in pixels.unreadable] == ["1.png", "3.png", "4.png", "6.png"]
         assert all(each.reason for each in pixels.unreadable)
-        gone = "the file cannot be read: No such file or directory; check that it is there and readable"
-        assert pixels.unreadable[2].reason == gone
+        missing = "cannot read the file: No such file or directory; check that it exists and is readable"
+        assert pixels.unreadable[2].reason == missing
         assert "raise LABELNEXT_MAX_MEGAPIXELS" in pixels.unreadable[3].reason
         (tmp_path / "b" / "5.png").write_bytes(b"broken")
-        with pytest.raises(LabelError, match=r"got 1 images of 1; 5 are unreadable, the first being .*1\.png: "):
+        with pytest.raises(LabelError, match=r"got 1 images of 1 and 5 unreadable images \(.*1\.png: "):
             load(tmp_path, pool, max_megapixels=1)
 
-    def test_copies_are_one_group(self, tmp_path):
+    def test_copies_form_a_group(self, tmp_path):
         write(tmp_path, {"a/1.png": 1, "a/2.png": 2, "a/3.png": 1, "b/4.png": 1, "b/5.png": 5})
         with Image.open(tmp_path / "a" / "2.png") as image:
             image.save(tmp_path / "b" / "6.bmp")
@@ -122,9 +122,9 @@ class TestFolders:
 
 class TestSeveralLabels:
     def test_targets_mark_the_labels_of_each_image(self, tmp_path):
-        held = [(0, 2), (), (1,), (2,)]
+        label_sets = [(0, 2), (), (1,), (2,)]
         uris = [*map(data_uri, range(3)), "data:,no"]
-        images = [LabelledImage(uri, of, row) for row, (uri, of) in enumerate(zip(uris, held, strict=True), 10)]
+        images = [LabelledImage(*each, task) for task, each in enumerate(zip(uris, label_sets, strict=True), 10)]
         pool = LabelledPool(("a", "b", "c"), tuple(images), "label", "a test", {}, multiple=True)
         with Fetcher(FetchSettings()) as fetcher:
             pixels = load_pixels(pool, spec=SPEC, fetcher=fetcher, cache=ImageCache(tmp_path / "none", max_bytes=2**20))
@@ -134,15 +134,15 @@ class TestSeveralLabels:
         assert len(pixels.unreadable) == 1
         assert not (tmp_path / "none").exists()
 
-    def test_the_class_of_an_image_is_its_rarest_label(self):
-        """So rare labels are in both parts; images without a label are a class of their own."""
+    def test_stratum_is_the_rarest_label(self):
+        """So that rare labels are in both parts; images without a label form a stratum."""
         targets = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]], np.uint8)
         assert strata(targets).tolist() == [1, 0, 2, 3]
         assert strata(np.array([[1, 1], [0, 0]], np.uint8)).tolist() == [0, 2]
         assert strata(np.array([2, 0])).tolist() == [2, 0]
-        twice = np.repeat(targets, 2, axis=0)
-        _, validation = split(twice, fraction=0.2, seed=0)
-        assert sorted(strata(twice)[validation].tolist()) == [0, 1, 2, 3]
+        repeated = np.repeat(targets, 2, axis=0)
+        _, validation = split(repeated, fraction=0.2, seed=0)
+        assert sorted(strata(repeated)[validation].tolist()) == [0, 1, 2, 3]
 
 
 class TestDownloads:
@@ -151,7 +151,7 @@ class TestDownloads:
     def load(self, fetcher, cache, references=REFERENCES):
         return load_pixels(make_pool(*references), spec=SPEC, fetcher=fetcher, cache=ImageCache(cache, max_bytes=2**20))
 
-    def test_only_changed_images_are_downloaded_again(self, studio, fetcher, tmp_path):
+    def test_downloads_only_changed_images_again(self, studio, fetcher, tmp_path):
         first, second = (self.load(fetcher, tmp_path / "new" / "cache") for _ in range(2))
         downloaded = [request for request in studio.requests if "If-None-Match" not in request.headers]
         assert (len(studio.requests), len(downloaded)) == (8, 4)
@@ -161,44 +161,50 @@ class TestDownloads:
         for _ in range(2):
             assert shades(self.load(fetcher, tmp_path / "new" / "cache")) == [0, 1, 200, 3]
         assert len(studio.requests_to(self.REFERENCES[2])) == 4
-        with host() as other, Fetcher(FetchSettings(label_studio_url=other.url)) as others:
-            for number, reference in enumerate(self.REFERENCES):  # files of the same names in another Label Studio
-                other.answers[reference] = conditional(png(100 + number))
-            assert shades(self.load(others, tmp_path / "new" / "cache")) == [100, 101, 102, 103]
 
-    def test_images_without_validators_are_downloaded_again(self, studio, fetcher, tmp_path):
-        """The host sends neither ETag nor Last-Modified."""
+    def test_cached_images_belong_to_one_label_studio(self, studio, fetcher, tmp_path):
+        self.load(fetcher, tmp_path)
+        with host() as other, Fetcher(FetchSettings(label_studio_url=other.url)) as other_fetcher:
+            for number, reference in enumerate(self.REFERENCES):
+                other.answers[reference] = conditional(png(100 + number))
+            assert shades(self.load(other_fetcher, tmp_path)) == [100, 101, 102, 103]
+
+    def test_downloads_images_without_etag_and_last_modified_again(self, studio, fetcher, tmp_path):
         for shade in (50, 60):
             studio.serve(self.REFERENCES[0], png(shade))
             assert shades(self.load(fetcher, tmp_path))[0] == shade
         assert len(list(tmp_path.iterdir())) == 3
 
-    def test_undecodable_files_are_not_cached_and_are_named_without_query(self, studio, fetcher, tmp_path):
-        """An error page sent with status 200 is not cached."""
-        studio.serve(self.REFERENCES[3], b"<html>Sign in</html>")
+    def test_names_unreadable_images_without_query(self, fetcher, tmp_path):
         pixels = self.load(fetcher, tmp_path, (*self.REFERENCES, "/data/upload/1/gone.png?signature=hidden"))
-        page, (name, reason, _) = pixels.unreadable
-        assert (page.name, name) == (self.REFERENCES[3], "/data/upload/1/gone.png")
+        [(name, reason, _)] = pixels.unreadable
+        assert name == "/data/upload/1/gone.png"
         assert "404" in reason
         assert "hidden" not in reason
+
+    def test_does_not_cache_undecodable_files(self, studio, fetcher, tmp_path):
+        """Such as an error page with status 200."""
+        studio.serve(self.REFERENCES[3], b"<html>Sign in</html>")
+        [page] = self.load(fetcher, tmp_path).unreadable
+        assert page.name == self.REFERENCES[3]
         studio.serve(self.REFERENCES[3], png(3))
         assert len(self.load(fetcher, tmp_path).images) == 4
 
-    def test_an_unwritable_cache_is_an_error(self, fetcher, tmp_path):
+    def test_error_names_the_setting_of_an_unwritable_cache(self, fetcher, tmp_path):
         (tmp_path / "file").write_bytes(b"")
         with pytest.raises(ConfigError, match="LABELNEXT_CACHE"):
             self.load(fetcher, tmp_path / "file" / "cache")
 
 
 class TestSplit:
-    def test_the_fraction_applies_to_each_class_and_the_seed_decides(self):
+    def test_holds_out_a_fraction_of_each_class(self):
         """Images added to one class do not change the split of the others."""
         targets = np.repeat([0, 1, 2], [100, 10, 5])
         first, again, other = (split(targets, fraction=0.2, seed=seed)[1] for seed in (1, 1, 2))
         assert np.bincount(targets[first]).tolist() == [20, 2, 1]
         assert first.tolist() == again.tolist() != other.tolist()
-        later = split(np.append(targets, [2] * 10), fraction=0.2, seed=1)[1]
-        assert first[first < 110].tolist() == later[later < 110].tolist()
+        extended = split(np.append(targets, [2] * 10), fraction=0.2, seed=1)[1]
+        assert first[first < 110].tolist() == extended[extended < 110].tolist()
 
     @given(
         hnp.arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 4)),
@@ -206,8 +212,8 @@ class TestSplit:
         st.integers(0, 2**31),
         st.data(),
     )
-    def test_no_split_loses_or_leaks(self, targets, fraction, seed, data):
-        """No group is in both parts, a class with two own groups is; groups with several classes are trained on."""
+    def test_parts_are_complete_and_disjoint(self, targets, fraction, seed, data):
+        """No group is in both parts. Every class with two groups is; groups with several classes are trained on."""
         groups = data.draw(hnp.arrays(np.int64, len(targets), elements=st.integers(0, 20)))
         train, validation = split(targets, fraction=fraction, seed=seed, groups=groups)
         assert sorted([*train, *validation]) == list(range(len(targets)))
