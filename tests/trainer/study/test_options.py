@@ -63,7 +63,7 @@ def test_backbones_have_separate_sizes_and_weights(tmp_path):
         (" , ", "imagenet", "--backbone must name a backbone, got ' , '"),
         ("a,b", "v.pth", "is for one network, but --backbone names 2; .* such as --weights v.pth,imagenet$"),
         ("a,b,c", "none,imagenet", "one for each of the 3 backbones in the same order, got 2: none, imagenet"),
-        ("a,b", "none,v.pth", "there is no file v.pth"),
+        ("a,b", "none,v.pth", "v.pth: no such file"),
     ],
 )
 def test_rejects_invalid_backbones_and_weights(backbone, weights, message):
