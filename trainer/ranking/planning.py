@@ -50,22 +50,22 @@ COLD_START: Final = "cold-start"
 """The strategy before there is a version."""
 
 _MAX_LABELLED: Final = 4000
-"""Maximum number of labelled images that chosen images should be far from."""
+"""Maximum number of labelled images given to the strategy."""
 
 
-def plan_all(context: RankingContext, name: str, shown: str | None, *, former: Ranking | None = None) -> Plan:
+def plan_all(context: RankingContext, name: str, replaced: str | None, *, former: Ranking | None = None) -> Plan:
     """Score and order the whole pool.
 
-    Tasks that cannot be scored now keep their places in the `shown` ranking.
+    Tasks that cannot be scored now keep their places in the replaced ranking.
 
     Args:
         context: the project and version.
         name: the name of the new ranking.
-        shown: the name of the ranking to be replaced, if any.
+        replaced: the name of the ranking that is replaced, if any.
         former: the record of the last ranking, for the results of its offers for bulk confirmation.
 
     Raises:
-        ConfigError: if too few tasks can be scored to replace the shown ranking.
+        ConfigError: if too few tasks can be scored to replace a ranking.
         LabelnextError: if scores or images cannot be fetched.
     """
     if not context.tasks:
@@ -75,9 +75,9 @@ def plan_all(context: RankingContext, name: str, shown: str | None, *, former: R
     else:
         planner = _VersionPlanner(context, context.version.manifest)
         plan, failures = planner.plan_all(name, former.sure if former else None)
-    if failures and shown:
-        unscored = former.unscored if former and former.name == shown else ()
-        plan = _keep_places(context, plan, shown, failures, unscored=unscored)
+    if failures and replaced:
+        unscored = former.unscored if former and former.name == replaced else ()
+        plan = _keep_places(context, plan, replaced, failures, unscored=unscored)
     if not plan.items:
         raise ConfigError(
             f"none of {len(context.tasks)} images can be scored ({group_failures(failures)}); make the images "
@@ -111,18 +111,18 @@ def plan_later(context: RankingContext, former: Ranking) -> Plan:
 
 
 def _keep_places(
-    context: RankingContext, plan: Plan, shown: str, failures: Sequence[Failure], *, unscored: Sequence[int]
+    context: RankingContext, plan: Plan, replaced: str, failures: Sequence[Failure], *, unscored: Sequence[int]
 ) -> Plan:
     """Add the tasks that keep their places; raise ConfigError if too many formerly scored tasks failed."""
     options, unlabelled = context.options, context.data.keys()
-    predictions = labelstudio.list_predictions(context.client, shown, results_of=plan.unscored)
+    predictions = labelstudio.list_predictions(context.client, replaced, results_of=plan.unscored)
     stored = [each for each in predictions if each.task not in context.tab_record.listed]
     scored_before = {each.task for each in stored} & unlabelled - set(unscored)
     lost = [failure for failure in failures if failure.task in scored_before]
     if not is_small_part(len(lost), len(scored_before)) and not options.incomplete:
         raise ConfigError(
-            f"only {len(scored_before) - len(lost)} of {len(scored_before)} tasks that {shown} ranks can be scored now "
-            f"({group_failures(lost)}); nothing was changed; rank again when the images are available, or with "
+            f"only {len(scored_before) - len(lost)} of {len(scored_before)} tasks that {replaced} ranks can be scored "
+            f"now ({group_failures(lost)}); nothing was changed; rank again when the images are available, or with "
             f"--incomplete if more than {SMALL_PART:.0%} of them are lost"
         )
     return keep_places(plan, stored, unlabelled, project=options.project, holdout_share=options.holdout_share)

@@ -172,8 +172,8 @@ class _Ranking:
         name, last = self._choose_name(), self._last_ranking
         # The ranking that the project is sorted by, or was before a user chose another backend's predictions.
         former = [*self._own_names([self._context.project.model_version]), *([last.name] if last else [])]
-        shown = next((each for each in former if each != name and self._counts.get(each)), None)
-        return plan_all(self._context, name, shown, former=last)
+        replaced = next((each for each in former if each != name and self._counts.get(each)), None)
+        return plan_all(self._context, name, replaced, former=last)
 
     def _own_names(self, names: Iterable[str]) -> list[str]:
         """Return the names that belong to this model, including a deleted version that made the last ranking."""
