@@ -174,7 +174,7 @@ def _read_body() -> object:
     try:
         return json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as err:
-        raise RequestError(f"the body must be JSON, got {len(body)} bytes that are not") from err
+        raise RequestError(f"expected a body of JSON, got {len(body)} bytes that are not; correct the body") from err
 
 
 def _refuse_constant(name: str) -> NoReturn:

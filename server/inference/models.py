@@ -177,7 +177,7 @@ class Models:
             for name in known.keys() - set(names):
                 known[name].close()
                 self._metrics.remove_model(name)
-            _log.info("models", extra={"models": names})
+            _log.info("models changed", extra={"models": names})
         if len(self.all) > 1:
             for model in self.all:
                 with suppress(LabelnextError, OSError):  # then the last known projects are kept

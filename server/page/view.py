@@ -107,7 +107,7 @@ class Page:
         try:
             return read(self._repository)
         except (OSError, ArithmeticError, RecursionError) as err:
-            _log.warning("something is left out of the page: %s", err)
+            _log.warning("a part of the page is left out: %s", err)
             return []
 
     def _read_manifests(self, names: list[str]) -> list[Manifest]:
