@@ -9,7 +9,7 @@ from bench import actions
 from bench.actions import Plan, Simulation
 from contract.scores.holdout import is_held_out
 from tests.trainer.small import use_small_backbone
-from tests.trainer.study.small import make_dataset
+from tests.trainer.study.datasets import make_dataset
 from trainer.settings import Training
 
 pytestmark = pytest.mark.slow  # trains networks

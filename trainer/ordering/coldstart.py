@@ -46,7 +46,7 @@ def arrange(
     own = np.arange(len(task_ids))
     reasons = np.where(np.isin(own, queue[:batch_size]), COVERS, BY_CHANCE).tolist()
     order = interleave(in_draw_order(project, task_ids, sampled), queue, holdout_share, start=before_holdout)
-    return Arrangement.along(order, (own + 0.5) / max(len(own), 1), reasons, held_out=sampled, representative=own)
+    return Arrangement.from_scores(order, (own + 0.5) / max(len(own), 1), reasons, held_out=sampled, representative=own)
 
 
 def cover(embeddings: Vectors, *, batch_size: int, seed: int) -> Ints:

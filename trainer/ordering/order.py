@@ -29,9 +29,9 @@ from trainer.ordering.strategies import (
     descending,
 )
 
-_GAP: Final = 1e-9
+_MIN_GAP: Final = 1e-9
 """Minimum difference of scores, so that Label Studio cannot swap equal ones."""
-_FARTHEST: Final = 1e-6
+_MAX_SHIFT: Final = 1e-6
 """Maximum change of a score by the sum of all gaps."""
 _LABELS_BEFORE_HOLDOUT: Final = 500
 """Number of labels from which on the random holdout always has its places."""
@@ -55,7 +55,7 @@ class Arrangement:
     """(N,): the index of the image that each one nearly duplicates, or of itself."""
 
     @classmethod
-    def along(
+    def from_scores(
         cls, order: Ints, scores: Floats, reasons: Sequence[str], *, held_out: Bools, representative: Ints
     ) -> Self:
         """Return an arrangement with sorted scores, float64 (N,) in [0, 1]: the first place gets the lowest one."""
@@ -115,7 +115,7 @@ def arrange(
         reasons[index] = UNTICKED
     queue = queue[np.argsort(~was_unticked[queue], kind="stable")]
     nats, classes = candidates.bald.astype(np.float64), candidates.probabilities.shape[1]
-    return Arrangement.along(
+    return Arrangement.from_scores(
         by_task[interleave(drawn, queue, holdout_share, start=start)],
         cast(Floats, label_studio_score(nats, classes, multiple=candidates.multiple)),
         [reasons[place] for place in places],
@@ -199,6 +199,6 @@ def interleave(held_out: Ints, others: Ints, share: float, *, start: int = 0) ->
 
 def _spread(ascending: Floats) -> Floats:
     """Make ascending values (N,) in [0, 1] strictly ascending, within [0, 1]."""
-    gaps = min(_GAP, _FARTHEST / max(len(ascending), 1)) * np.arange(len(ascending))
+    gaps = min(_MIN_GAP, _MAX_SHIFT / max(len(ascending), 1)) * np.arange(len(ascending))
     spread = np.maximum.accumulate(ascending - gaps) + gaps
     return cast(Floats, np.clip(np.minimum(spread, 1 - gaps[::-1]), 0, 1))

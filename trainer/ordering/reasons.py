@@ -9,7 +9,7 @@ import numpy.typing as npt
 from contract.scores.acquisition import margin
 from trainer.ordering.strategies import BALANCED, BATCH_BALD, COVER, DRAWN, Candidates, Ints, are_few
 
-HELD_OUT: Final = "random sample, for measuring"
+HELD_OUT: Final = "random holdout"
 UNTICKED: Final = "unticked: the model predicts a wrong label"
 COVERS: Final = "covers an unlabelled part of the pool"
 BY_CHANCE: Final = "chosen at random"
@@ -26,7 +26,7 @@ _ROWS = 4096
 def explain(
     candidates: Candidates, chosen: Ints, *, strategy: str, labels_by_class: Sequence[int], labels: Sequence[str]
 ) -> list[str]:
-    """Return the reason for the place of each of N candidates; `chosen` (K,) have the first places, by index.
+    """Return the reason for the place of each of N candidates; `chosen`, indices (K,), have the first places.
 
     Classes are named if there are `labels`.
     """
@@ -39,12 +39,11 @@ def explain(
         for index in chosen:
             reasons[index] = COVERS
         return reasons
-    adds = {
-        BATCH_BALD: ", and it adds information to the images before it",
-        **dict.fromkeys(DRAWN, ", and it differs from others"),
-    }
+    suffix = ", and it differs from others" if strategy in DRAWN else ""
+    if strategy == BATCH_BALD:
+        suffix = ", and it adds information to the images before it"
     for index in chosen:
-        reasons[index] += adds.get(strategy, "")
+        reasons[index] += suffix
     return reasons
 
 

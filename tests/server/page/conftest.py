@@ -129,7 +129,7 @@ def make_ranking(version, **fields):
         "near_duplicates": 412,
         "failed": 5,
         "mean_bald": 0.21,
-        "first": (make_image(6, label=None, probability=None, reason="random sample, for measuring"), make_image(5)),
+        "first": (make_image(6, label=None, probability=None, reason="random holdout"), make_image(5)),
         "most_uncertain": (make_image(7), make_image(8)),
         "most_confident": (make_image(9, probability=0.99),),
     }

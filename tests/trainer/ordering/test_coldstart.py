@@ -61,7 +61,7 @@ def test_arrangement_covers_the_pool_and_has_a_random_holdout():
     assert set(members[arrangement.order[:4]]) == {0, 1, 2, 3}
     assert {arrangement.reasons[i] for i in arrangement.order[:4]} == {"covers an unlabelled part of the pool"}
     assert {arrangement.reasons[i] for i in arrangement.order[4:25]} == {"chosen at random"}
-    assert {arrangement.reasons[i] for i in np.flatnonzero(arrangement.held_out)} == {"random sample, for measuring"}
+    assert {arrangement.reasons[i] for i in np.flatnonzero(arrangement.held_out)} == {"random holdout"}
     np.testing.assert_allclose(arrangement.scores[arrangement.order], (np.arange(200) + 0.5) / 200)
     np.testing.assert_array_equal(arrangement.representative, np.arange(200))
     shuffle = np.random.default_rng(2).permutation(200)

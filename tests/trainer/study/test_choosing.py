@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from contract.scores.embedding import embed
 from contract.scores.holdout import is_held_out
 from tests.trainer.small import use_small_backbone
-from tests.trainer.study.small import make_dataset, make_trainer
+from tests.trainer.study.datasets import make_dataset, make_trainer
 from trainer.ordering.order import arrange
 from trainer.ordering.strategies import DEFAULT_STRATEGY, STRATEGIES, LabelledImages
 from trainer.settings import Training

@@ -9,7 +9,7 @@ from baal.modelwrapper import ModelWrapper, TrainingArgs
 
 from contract.scores.acquisition import bald
 from tests.trainer.small import coloured_images, freeze_network, small_backbone, use_small_backbone
-from tests.trainer.study.small import make_trainer
+from tests.trainer.study.datasets import make_trainer
 from trainer.model.bayes import masked_passes
 from trainer.model.build import Network
 from trainer.model.fit import fit
@@ -28,7 +28,7 @@ ALL = np.arange(140)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small():
+def _small_backbone():
     """Replace VGG by a small backbone with fixed weights."""
     torch.manual_seed(0)
     backbone = small_backbone()
@@ -38,10 +38,10 @@ def _small():
 
 
 @pytest.fixture(scope="module")
-def fresh(_small):
+def fresh(_small_backbone):
     """The initial network of `TRAINING`."""
     torch.manual_seed(TRAINING.seed)
-    return Network(copy.deepcopy(_small.module), build_head(64, 16, classes=3, units=16)).eval()
+    return Network(copy.deepcopy(_small_backbone.module), build_head(64, 16, classes=3, units=16)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from contract.errors import TrainingError
 from contract.scores.embedding import embed
 from contract.scores.holdout import is_held_out
 from tests.trainer.small import use_small_backbone
-from tests.trainer.study.small import CPU, make_dataset, make_trainer
+from tests.trainer.study.datasets import CPU, make_dataset, make_trainer
 from trainer.ordering import coldstart
 from trainer.settings import Training
 from trainer.study import run as run_module
@@ -38,7 +38,7 @@ class Interrupted(Exception):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small():
+def _small_backbone():
     """Replace VGG by a small network."""
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
