@@ -237,7 +237,7 @@ def test_activate_sets_the_model_version_of_the_project(models, monkeypatch, cap
     switched = []
     monkeypatch.setattr(labelstudio, "connect", lambda url, token, project: project)
     monkeypatch.setattr(labelstudio, "switch_model_version", lambda *to, sampling: switched.append((*to, sampling)))
-    before = labelstudio.Project(3, "Pets", "<View/>", "yolo", "Uniform sampling")
+    before = labelstudio.Project(3, "Pets", "<View/>", "yolo", "Uniform sampling", skip_queue="", created_at="")
     monkeypatch.setattr(labelstudio, "read_project", lambda *_: before)
     name = publish(Repository(models), b"one").name
     assert main(["activate", "--project", "3"]) == 0

@@ -36,10 +36,10 @@ class Project:
     label_config: str
     model_version: str
     """The model version whose predictions are shown and sorted by; empty if none is chosen."""
-    sampling: str = ""
-    skip_queue: str = ""
+    sampling: str
+    skip_queue: str
     """What happens to skipped tasks."""
-    created_at: str = ""
+    created_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,15 @@ def read_project(client: ProjectClient) -> Project:
     """Return the project and its settings."""
 
     def parse(project: Mapping[str, Any]) -> Project:
-        required = [project[name] for name in ("title", "label_config", "model_version", "sampling")]
-        optional = [project.get(name) for name in ("skip_queue", "created_at")]
-        return Project(client.project, *(value or "" for value in (*required, *optional)))
+        return Project(
+            client.project,
+            title=project["title"] or "",
+            label_config=project["label_config"] or "",
+            model_version=project["model_version"] or "",
+            sampling=project["sampling"] or "",
+            skip_queue=project.get("skip_queue") or "",
+            created_at=project.get("created_at") or "",
+        )
 
     return _read(client, parse)
 

@@ -21,30 +21,30 @@ class TestTasks:
         for task in (9, 2, 5, 7):
             pets.annotate(task, "cat")
         pets.annotate(3, "cat", cancelled=True)
-        found = list(annotated_tasks(pets.client))
-        assert [task["id"] for task in found] == [2, 5, 7, 9, 3]
-        assert found[0] == {name: pets.tasks[2][name] for name in ("id", "data", "annotations")}
+        annotated = list(annotated_tasks(pets.client))
+        assert [task["id"] for task in annotated] == [2, 5, 7, 9, 3]
+        assert annotated[0] == {name: pets.tasks[2][name] for name in ("id", "data", "annotations")}
         assert "fields=all" in pets.requests[-1].path
 
     def test_unlabelled_tasks_have_their_data(self, pets):
         pets.annotate(4, "cat")
         pets.annotate(6, "cat", cancelled=True)
-        found = list(unlabelled_tasks(pets.client))
-        assert [task.id for task in found] == [number for number in pets.tasks if number != 4]
-        assert found[0].data == pets.tasks[1]["data"]
-        assert count_unlabelled(pets.client) == len(found)
+        unlabelled = list(unlabelled_tasks(pets.client))
+        assert [task.id for task in unlabelled] == [number for number in pets.tasks if number != 4]
+        assert unlabelled[0].data == pets.tasks[1]["data"]
+        assert count_unlabelled(pets.client) == len(unlabelled)
         assert "resolve_uri=false" in pets.requests[-2].path
 
     def test_all_tasks_are_listed_while_others_are_labelled(self, pets):
         """With pages of two tasks."""
         page = pets.page
         pets.page = lambda query: page({**query, "page_size": "2"})
-        found = []
+        numbers = []
         for task in unlabelled_tasks(pets.client):
-            found.append(task.id)
+            numbers.append(task.id)
             if task.id < 11:
                 pets.annotate(task.id, "cat")
-        assert found == list(pets.tasks)
+        assert numbers == list(pets.tasks)
 
 
 class TestStatus:
@@ -85,8 +85,8 @@ class TestPredictions:
         pets.predict(2, "v2")
         pets.predict(1, "v1", None)
         pets.predictions[14]["result"] = [{"meta": {"task": 1, "model_version": "v1", "id": 3, "score": 1}}]
-        found = labelstudio.list_predictions(pets.client, "v1")
-        assert [(each.task, each.score) for each in found] == [(1, 0.25), (1, None)]
+        predictions = labelstudio.list_predictions(pets.client, "v1")
+        assert [(each.task, each.score) for each in predictions] == [(1, 0.25), (1, None)]
         assert labelstudio.count_predictions(pets.client) == {"v1": 2, "v2": 1}
 
     def test_failed_imports_are_not_repeated(self, pets):
