@@ -1,1 +1,1 @@
-"""Chaos test of servers behind a proxy: `python -m bench.chaos --help`."""
+"""Chaos test: faults are injected into servers behind a proxy, under load."""

@@ -1,17 +1,17 @@
 """Chaos test: `python -m bench.chaos [--requests 10000] [--seed 0]`.
 
-Servers behind haproxy score images for a few clients while versions are published and rolled back, damaged versions
-appear in the repository, the repository itself disappears for a while, and workers, servers and publishers are killed.
-Some requests are malformed, some clients slow or gone, some image hosts hang, disconnect or send garbage. The seed
-determines requests and faults. The last line is JSON:
+Servers behind haproxy score images for a few clients. Meanwhile versions are published and rolled back, damaged
+versions appear in the repository, the repository disappears for a while, and workers, servers and publishers are
+killed. Some requests are malformed, some clients are slow or disconnect, some image hosts hang, disconnect or send
+garbage. The seed determines requests and faults. The last line is JSON:
 
-    lost           valid requests whose client waited, and that got no answer, an error or too few results
-    wrong          answers with a score that differs from the version's by more than 1e-6, without a score for an image
-                   that is available, or of a version that was never published; bad requests not answered with a 4xx
+    lost           valid requests whose client waited, but got no answer, an error or too few results
+    wrong          answers with a wrong score (by more than 1e-6), without a score for an available image, or of a
+                   version that was never published; malformed requests not answered with a 4xx; faults without recovery
     swaps          version swaps of the server that is never killed
     kills          workers, servers and publishers killed with SIGKILL
-    rss_growth_mb  growth of the worker that is never killed, after its warm-up
-    health_p99_s   latency of /health, requested from every running server every 50 ms
+    rss_growth_mb  memory growth of the worker that is never killed, after its warm-up
+    health_p99_s   99th percentile of the latency of /health, requested from every running server every 50 ms
 
 The exit status is 1 if a request was lost or wrong, if there were fewer than 50 swaps in 10,000 requests, if the
 latency of /health reached 1 s, or if the worker grew by 50 MB.
@@ -39,16 +39,16 @@ from bench.subjects.tiny_model import publish
 from contract.versions.repository import Repository
 
 _CLIENTS = 12
-_AHEAD = 3
-"""The number of faults that requests may run ahead of, so that faults are spread over all requests."""
+_MAX_FAULTS_AHEAD = 3
+"""Requests of at most this number of faults are sent in advance, so that faults are spread over all requests."""
 _WARM_SHARE, _WARM_SWAPS = 0.1, 5
 """A worker is warm after this share of the requests and this number of swaps."""
 _ANSWERS_TIMEOUT_S = 600.0
 """Timeout of the answers between two faults."""
-_LONGEST_HEALTH_S = 1.0
-_MOST_GROWTH_MB = 50.0
-_SWAPS_A_REQUEST = 50 / 10_000
-_EXAMPLES = 20
+_MAX_HEALTH_S = 1.0
+_MAX_GROWTH_MB = 50.0
+_MIN_SWAPS_PER_REQUEST = 50 / 10_000
+_MAX_EXAMPLES = 20
 _QUANTILES = {"p50 s": 0.5, "p99 s": 0.99, "max s": 1.0}
 
 Answers = Sequence[tuple[Request, Reply]]
@@ -56,7 +56,7 @@ Answers = Sequence[tuple[Request, Reply]]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The figures of the last line, as the module's docstring defines them."""
+    """The figures of the last line, see the docstring of the module."""
 
     requests: int
     lost: int
@@ -72,9 +72,9 @@ class Result:
         """Whether all figures meet their limits."""
         return (
             self.lost == self.wrong == 0
-            and self.swaps >= int(self.requests * _SWAPS_A_REQUEST)
-            and self.rss_growth_mb < _MOST_GROWTH_MB
-            and self.health_p99_s < _LONGEST_HEALTH_S
+            and self.swaps >= int(self.requests * _MIN_SWAPS_PER_REQUEST)
+            and self.rss_growth_mb < _MAX_GROWTH_MB
+            and self.health_p99_s < _MAX_HEALTH_S
         )
 
 
@@ -93,14 +93,14 @@ class Run:
         self._spared = self.servers.replicas[0]
         self._plan = self.faults.plan(self.requests)
         self._warm: tuple[tuple[int, ...], float] | None = None
-        """PIDs of the spared server's workers and their resident MB, when it was warm."""
+        """PIDs of the spared server's workers and their resident MB at the end of the warm-up."""
 
     def execute(self) -> None:
-        """Send all requests and inject all faults; return when all are answered and recovered from."""
+        """Send all requests and inject all faults; wait for all answers and recoveries."""
         per_fault, futures = self.requests / len(self._plan), list[Future[None]]()
         with ThreadPoolExecutor(_CLIENTS) as clients:
             for position, fault in enumerate(self._plan):
-                limit = min(self.requests, math.ceil((position + _AHEAD) * per_fault))
+                limit = min(self.requests, math.ceil((position + _MAX_FAULTS_AHEAD) * per_fault))
                 futures += [clients.submit(self._send, number) for number in range(len(futures), limit)]
                 self._await_answers(position * per_fault)
                 self.faults.inject(fault)
@@ -110,13 +110,13 @@ class Run:
         self.faults.finish()
 
     def swaps(self) -> int:
-        """Return how often the spared server has swapped its version."""
+        """Return the number of version swaps of the spared server."""
         metrics = self._spared.metrics()
         reloads = 'labelnext_model_reloads_total{{model="default",result="{}"}}'
         return int(sum(metrics.get(reloads.format(result), 0) for result in ("ok", "rolled_back"))) - 1
 
     def growth_mb(self) -> float:
-        """Return the spared server's growth since it was warm; infinite if it never was, or its worker was replaced."""
+        """Return the spared server's growth since its warm-up; infinite without warm-up or with a new worker."""
         if self._warm is None or self._warm[0] != self._spared.workers:
             return math.inf
         return self._spared.rss_mb() - self._warm[1]
@@ -136,7 +136,7 @@ class Run:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run and report; return the exit status."""
+    """Run the test, print the result, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.chaos", description="Inject faults under load, and count lost and wrong answers."
     )
@@ -146,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--logs", type=Path, help="folder for the logs of servers and proxy")
     options = parser.parse_args(arguments)
     if options.replicas < 2:
-        parser.error("one server is never killed, so there must be another one")
+        parser.error("expected at least 2 replicas, because the first is never killed")
     if not has_haproxy():
-        parser.error("haproxy is not installed; on Debian and Ubuntu, apt-get install haproxy brings it")
+        parser.error("haproxy is not installed; run apt-get install haproxy")
     with TemporaryDirectory() as folder:
         result = _run(options, Path(folder))
     print(json.dumps(asdict(result)))
@@ -176,18 +176,12 @@ def _run(options: argparse.Namespace, folder: Path) -> Result:
             with probing(servers.replicas) as health:
                 run.execute()
             swaps, growth = run.swaps(), run.growth_mb()
-    judge = Judge(repository, pictures, bad_versions=faults.bad_versions)
-    lost = [answer for answer in run.answers if judge.is_lost(*answer)]
-    wrong = [(answer, fault) for answer in run.answers if (fault := judge.find_fault(*answer))]
+    lost, wrong = _judge(run, Judge(repository, pictures, bad_versions=faults.bad_versions))
     _report(run.answers, faults)
-    _log_examples("lost", [(answer, f"{answer[1].status} {answer[1].fault}") for answer in lost])
-    _log_examples("wrong", wrong)
-    for fault in faults.unrecovered[:_EXAMPLES]:
-        log(f"wrong: {fault}")
     return Result(
         requests=len(run.answers),
-        lost=len(lost),
-        wrong=len(wrong) + len(faults.unrecovered),
+        lost=lost,
+        wrong=wrong,
         swaps=swaps,
         kills=sum(faults.injected[name] for name in KILLS),
         rss_growth_mb=round(growth, 1),
@@ -196,19 +190,30 @@ def _run(options: argparse.Namespace, folder: Path) -> Result:
     )
 
 
+def _judge(run: Run, judge: Judge) -> tuple[int, int]:
+    """Log examples of lost and wrong answers, and return the number of both."""
+    lost = [answer for answer in run.answers if judge.is_lost(*answer)]
+    wrong = [(answer, fault) for answer in run.answers if (fault := judge.find_fault(*answer))]
+    _log_examples("lost", [(answer, f"{answer[1].status} {answer[1].fault}") for answer in lost])
+    _log_examples("wrong", wrong)
+    for fault in run.faults.unrecovered[:_MAX_EXAMPLES]:
+        log(f"wrong: {fault}")
+    return len(lost), len(wrong) + len(run.faults.unrecovered)
+
+
 def _report(answers: Answers, faults: Faults) -> None:
-    """Print the latency by kind of request, and the number of faults by kind."""
+    """Print the latency of each kind of request, and the number of faults of each kind."""
     rows = []
     for kind in KINDS:
         if seconds := [reply.seconds for request, reply in answers if request.kind == kind]:
             quantiles = {name: percentile(seconds, share) for name, share in _QUANTILES.items()}
             rows.append({"requests": kind, "sent": len(seconds), **quantiles})
     print_table(rows)
-    print_table([{"meanwhile": name, "times": times} for name, times in faults.injected.items()])
+    print_table([{"fault": name, "times": times} for name, times in faults.injected.items()])
 
 
 def _log_examples(verdict: str, answers: Sequence[tuple[tuple[Request, Reply], str]]) -> None:
-    for (request, reply), fault in answers[:_EXAMPLES]:
+    for (request, reply), fault in answers[:_MAX_EXAMPLES]:
         log(f"{verdict}: {request}, after {reply.seconds:.2f} s: {fault}")
 
 

@@ -1,4 +1,4 @@
-"""Faults of servers and repository, injected one after the other in an order determined by a seed."""
+"""Faults of servers and repository, injected one after another in an order determined by a seed."""
 
 import json
 import random
@@ -25,7 +25,7 @@ _DETECTED_S = 60.0
 
 @dataclass
 class Faults:
-    """Injects faults, and recovers from them. The first replica is spared, so that leaks over time show."""
+    """Injects faults, and recovers from them. The first replica is never killed, so that leaks become visible."""
 
     fleet: Fleet
     repository: Repository
@@ -34,7 +34,7 @@ class Faults:
     injected: Counter[str] = field(default_factory=Counter)
     """The number of faults by kind."""
     bad_versions: set[str] = field(default_factory=set)
-    """Versions that were published, or copied into the repository, and must never be used."""
+    """Versions that were published, or copied into the repository, but must never be used."""
     unrecovered: list[str] = field(default_factory=list)
     """Messages of faults that were not recovered from."""
 
@@ -60,7 +60,7 @@ class Faults:
             self.unrecovered.append(f"{name}: {err}")
 
     def finish(self) -> None:
-        """Wait until killed servers are back, and all servers use a version published last."""
+        """Wait for the recovery of killed servers, and until all servers use a new version."""
         self._recovery.join()
         self.swap()
         self.fleet.wait_until_ready(self.repository.current())
@@ -71,7 +71,7 @@ class Faults:
         self.await_swap()
 
     def await_swap(self) -> None:
-        """Wait until every server that is up uses the current version."""
+        """Wait until every running server uses the current version."""
         version = self.repository.current()
 
         def swapped() -> bool:
@@ -84,7 +84,7 @@ class Faults:
         return sorted(set(self.repository.versions()) - self.bad_versions)
 
     def damage(self, file: str, damaged: Callable[[bytes], bytes]) -> None:
-        """Offer a copy of the current version in which one file is damaged."""
+        """Offer a copy of the current version with one damaged file."""
         name = new_version(datetime.now(UTC), after=max(self.repository.versions()))
         self.bad_versions.add(name)
         folder = self.repository.folder / name
@@ -116,7 +116,7 @@ class Faults:
             self.await_swap()
 
     def break_one(self, stop: Callable[[Server], object], *, restart_s: float | None = None) -> None:
-        """Stop a replica that is not spared, and wait in a thread until it is back.
+        """Stop a replica, but never the first, and wait in a thread for its recovery.
 
         Args:
             stop: stops a server, or its worker.
@@ -161,31 +161,31 @@ def _kill_publisher(faults: Faults) -> None:
 
 
 def _publish_invalid(faults: Faults) -> None:
-    """Publish an intact version whose probe is of another model, so that its validation fails."""
+    """Publish an intact version with the probe of another model, so that validation fails."""
     model = TinyModel.draw(next(faults.seeds))
     faults.offer(publish(faults.repository, seed=next(faults.seeds), probe_of=model))
 
 
-def _point_nowhere(faults: Faults) -> None:
+def _corrupt_pointer(faults: Faults) -> None:
     contents = [b"20200101T000000000Z-abcdef\n", b"", b"\xff\x00\xfe", b"../../etc\n", b"x" * 10**6]
     (faults.repository.folder / "CURRENT").write_bytes(faults.rng.choice(contents))
     faults.restore_once_detected("refuse CURRENT")
 
 
-def _lose_pointer(faults: Faults) -> None:
+def _remove_pointer(faults: Faults) -> None:
     (faults.repository.folder / "CURRENT").unlink()
     faults.restore_once_detected("report that CURRENT is missing")
 
 
 def _remove_repository(faults: Faults) -> None:
     root = faults.repository.root
-    away = root.with_name("away")
-    root.rename(away)
+    hidden = root.with_name("hidden")
+    root.rename(hidden)
     time.sleep(faults.rng.uniform(0.5, 3))
-    away.rename(root)
+    hidden.rename(root)
 
 
-def _garble(faults: Faults) -> None:
+def _corrupt_manifest(faults: Faults) -> None:
     faults.damage(MANIFEST_FILE, lambda _: faults.rng.choice([b"", b"{", b"[]", b"\xff\xfe", b"null"]))
 
 
@@ -200,18 +200,18 @@ def _flip_a_bit(data: bytes) -> bytes:
 KINDS: Mapping[str, tuple[float, Callable[[Faults], object]]] = {
     "a version is published": (36, Faults.swap),
     "an earlier version is made current": (12, _roll_back),
-    "a publisher is killed -9": (8, _kill_publisher),
-    "a version is torn": (3, lambda faults: faults.damage(BACKBONE_WEIGHTS_FILE, _truncate)),
+    "a publisher is killed": (8, _kill_publisher),
+    "a version is truncated": (3, lambda faults: faults.damage(BACKBONE_WEIGHTS_FILE, _truncate)),
     "a version is corrupted": (3, lambda faults: faults.damage(BACKBONE_WEIGHTS_FILE, _flip_a_bit)),
-    "a manifest is garbled": (3, _garble),
-    "a version is not valid": (3, _publish_invalid),
-    "CURRENT points nowhere": (5, _point_nowhere),
-    "CURRENT is gone": (3, _lose_pointer),
-    "the repository is away": (5, _remove_repository),
-    "a worker is killed -9": (8, lambda faults: faults.break_one(Server.kill_worker)),
-    "a server is killed -9": (8, lambda faults: faults.break_one(Server.kill, restart_s=faults.rng.uniform(0, 2))),
+    "a manifest is corrupted": (3, _corrupt_manifest),
+    "a version is invalid": (3, _publish_invalid),
+    "CURRENT is corrupted": (5, _corrupt_pointer),
+    "CURRENT is missing": (3, _remove_pointer),
+    "the repository is missing": (5, _remove_repository),
+    "a worker is killed": (8, lambda faults: faults.break_one(Server.kill_worker)),
+    "a server is killed": (8, lambda faults: faults.break_one(Server.kill, restart_s=faults.rng.uniform(0, 2))),
     "a server is drained": (5, lambda faults: faults.break_one(Server.drain, restart_s=0)),
 }
-"""Frequency in 10,000 requests, and function, of each kind of fault."""
+"""Each kind of fault: its number per 10,000 requests, and its function."""
 
-KILLS = ("a publisher is killed -9", "a worker is killed -9", "a server is killed -9")
+KILLS = ("a publisher is killed", "a worker is killed", "a server is killed")

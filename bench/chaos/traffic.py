@@ -1,4 +1,4 @@
-"""Requests of the chaos test, drawn reproducibly from a seed, and the images that they name."""
+"""Random requests of the chaos test, reproducible by a seed, and their images."""
 
 import json
 import random
@@ -22,13 +22,13 @@ from demo.project import label_config
 
 _PICTURES, _SIDES, _LARGE_SIDE = 48, (8, 64), 512
 """The large picture is a PNG of 0.75 MB."""
-_MOST_TASKS, _MOST_SMALL = 20, 4
+_MAX_REPEATS, _MAX_REPEATS_SMALL = 20, 4
 _CONFIG = label_config(LABELS)
 _TIMEOUT_S = 120.0
-"""Label Studio's is 100."""
+"""Label Studio's timeout is 100 s."""
 
 _ADDRESS = "127.0.0.2"
-"""A host other than that of the good images, because the server limits connections by host."""
+"""The bad host has another address than the good one, because the server limits connections by host."""
 _OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: image/png\r\n"
 
 BAD_ANSWERS: Mapping[str, hosts.Answer] = {
@@ -40,12 +40,12 @@ BAD_ANSWERS: Mapping[str, hosts.Answer] = {
     "empty": hosts.reply(content_type="image/png"),
     "silence": hosts.raw(b""),
 }
-"""Answers by path that hold no image."""
+"""Answers without an image, by path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A valid image, in a file and in memory."""
+    """A valid image, as a file and in memory."""
 
     path: Path
     data: bytes
@@ -70,7 +70,7 @@ def draw_pictures(folder: Path, *, seed: int) -> tuple[Picture, ...]:
 
 @contextmanager
 def bad_host(pictures: Sequence[Picture]) -> Iterator[str]:
-    """Context manager for a host with bad answers, and slow answers below /slow; yields its URL."""
+    """Context manager for a host with bad answers, and slow answers below /slow; returns its URL."""
     with hosts.host(address=_ADDRESS) as host:
         host.answers |= {f"/{name}": answer for name, answer in BAD_ANSWERS.items()}
         host.serve("/hanging", hosts.silence())
@@ -101,7 +101,7 @@ class Behaviour(StrEnum):
 
     NORMAL = "normal"
     SLOW = "slow"
-    """Sends the body in pieces, within a second or two."""
+    """Sends the body in pieces within two seconds."""
     LEAVES = "leaves"
     """Sends the whole body, then disconnects."""
     ABORTS = "aborts"
@@ -110,15 +110,15 @@ class Behaviour(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request, and its expected answer."""
+    """A request and its expected answer."""
 
     kind: str
     body: bytes
     images: tuple[int | None, ...] = ()
-    """The index of each task's picture; None if its image is not available."""
+    """The index of each task's picture; None for images that are not available."""
     client: Behaviour = Behaviour.NORMAL
     valid: bool = True
-    """Whether predictions are the expected answer, else a 4xx."""
+    """Whether the expected answer is predictions rather than a 4xx."""
     direct: bool = False
     """Whether it bypasses the proxy."""
     method: str = "POST"
@@ -143,7 +143,7 @@ class Request:
             yield from _in_pieces(self.body, count=8, pause_s=0.2)
         else:
             yield self.body[: len(self.body) // 2] if self.client is Behaviour.ABORTS else self.body
-            raise ConnectionAbortedError("the client leaves")
+            raise ConnectionAbortedError("the client disconnects")
 
 
 _UNAVAILABLE = (
@@ -158,33 +158,33 @@ class Kind:
     """A kind of request."""
 
     share: float
-    """Per cent of all requests."""
+    """Percentage of all requests."""
     sources: tuple[str, ...] = ()
     """The sources of its images, see `Sampler.reference`; none for malformed requests."""
-    several: bool = False
-    """Whether the sources are repeated: seven in eight requests are small, as Label Studio's are."""
+    repeated: bool = False
+    """Whether the sources are repeated, at most four times in seven of eight requests, like Label Studio's."""
     unavailable: bool = False
     """Whether some images are not available."""
     client: Behaviour = Behaviour.NORMAL
 
 
 KINDS: Mapping[str, Kind] = {
-    "by URL": Kind(45, ("good",), several=True),
-    "inline": Kind(20, ("inline",), several=True),
+    "by URL": Kind(45, ("good",), repeated=True),
+    "inline": Kind(20, ("inline",), repeated=True),
     "1 MB": Kind(1, ("large", "good")),
-    "some images lost": Kind(10, ("good",), several=True, unavailable=True),
+    "some unavailable": Kind(10, ("good",), repeated=True, unavailable=True),
     "slow host": Kind(2, ("slow",)),
     "hanging host": Kind(1, ("hanging", "good")),
     "slow client": Kind(2, ("inline",), client=Behaviour.SLOW),
-    "client gone after asking": Kind(5, ("good",), several=True, client=Behaviour.LEAVES),
-    "client gone while asking": Kind(4, ("inline",), client=Behaviour.ABORTS),
-    "bad body": Kind(10),
+    "client leaves": Kind(5, ("good",), repeated=True, client=Behaviour.LEAVES),
+    "client aborts": Kind(4, ("inline",), client=Behaviour.ABORTS),
+    "malformed": Kind(10),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """Draws requests; seed and number determine a request."""
+    """Draws requests. A seed and a number determine a request."""
 
     pictures: Sequence[Picture]
     good: str
@@ -199,11 +199,11 @@ class Sampler:
         (name,) = rng.choices(list(KINDS), [kind.share for kind in KINDS.values()])
         kind = KINDS[name]
         if not kind.sources:
-            method, path, body = rng.choice(_BAD)
+            method, path, body = rng.choice(_MALFORMED)
             direct = rng.random() < 0.3 and len(body) < 10**6
             return Request(name, body, valid=False, method=method, path=path, direct=direct)
-        most = (_MOST_TASKS if rng.random() < 0.125 else _MOST_SMALL) if kind.several else 1
-        sources = [*kind.sources] * rng.randint(1, most)
+        max_repeats = (_MAX_REPEATS if rng.random() < 0.125 else _MAX_REPEATS_SMALL) if kind.repeated else 1
+        sources = [*kind.sources] * rng.randint(1, max_repeats)
         for _ in range(rng.randint(1, 3) if kind.unavailable else 0):
             sources.insert(rng.randint(0, len(sources)), "unavailable")
         images = [self.reference(source, rng) for source in sources]
@@ -215,8 +215,8 @@ class Sampler:
     def reference(self, source: str, rng: random.Random) -> tuple[str, int | None]:
         """Draw an image from a source; return its reference, and its picture's index or None if it is not available.
 
-        Sources: a host that sends images at once (good), in small pieces (slow) or never (hanging), the request itself
-        (inline, or a megabyte of it: large), or an image that is not available for another reason (unavailable).
+        Sources are "good" (a host that sends images at once), "slow" (in pieces), "hanging" (never), "inline" (a data:
+        URI in the request), "large" (a data: URI of a megabyte) and "unavailable" (for another reason).
         """
         index = len(self.pictures) - 1 if source == "large" else rng.randrange(len(self.pictures) - 1)
         file = self.pictures[index].path.name
@@ -230,7 +230,7 @@ class Sampler:
         return references.get(source) or (self.pictures[index].inline, index)
 
 
-_BAD: Sequence[tuple[str, str, bytes]] = (
+_MALFORMED: Sequence[tuple[str, str, bytes]] = (
     *(("POST", "/predict", body) for body in BODIES.values()),
     ("POST", "/predict", b'{"tasks": [{"id": 1, "data": {"image": "x"}}], "label_config": "<View/>"}'),
     ("POST", "/predict", b" " * (3 * 2**20)),
@@ -240,4 +240,4 @@ _BAD: Sequence[tuple[str, str, bytes]] = (
     ("GET", "/predict", b""),
     ("GET", "/report/%2e%2e/%2e%2e/etc/passwd", b""),
 )
-"""Method, path and body of malformed requests, each to be answered with a 4xx."""
+"""Method, path and body of malformed requests, which must be answered with a 4xx."""

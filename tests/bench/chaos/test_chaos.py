@@ -41,7 +41,7 @@ def judge(repository, pictures):
 @pytest.fixture
 def valid_reply(judge, repository, drawn):
     """A request with some unavailable images, and a correct reply."""
-    request = next(each for each in drawn if each.kind == "some images lost" and len(each.images) > 3)
+    request = next(each for each in drawn if each.kind == "some unavailable" and len(each.images) > 3)
     known = judge.scores_of(repository.current())
     scores = tuple(None if index is None else known[index] for index in request.images)
     return request, Reply(0, 0.1, scores, frozenset({repository.current()}), 200)
@@ -136,7 +136,7 @@ def test_damaged_versions_fail_verification(faults, monkeypatch):
     repository = faults.repository
     publish(repository, seed=1)
     monkeypatch.setattr(faults, "restore_once_detected", lambda _: None)
-    for fault in ("a version is torn", "a version is corrupted", "a manifest is garbled"):
+    for fault in ("a version is truncated", "a version is corrupted", "a manifest is corrupted"):
         faults.inject(fault)
     assert faults.unrecovered == []
     assert len(faults.bad_versions) == 3
