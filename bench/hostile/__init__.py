@@ -1,1 +1,1 @@
-"""Hostile images, addresses and requests, each with what must come of it, against a real server."""
+"""Attacks a real server with hostile images, addresses and requests, and checks that they have no effect."""

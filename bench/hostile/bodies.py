@@ -1,4 +1,4 @@
-"""Request bodies that are malformed, of wrong types or too large; and odd but valid ones, which are scored."""
+"""Request bodies that are malformed, too large, or of wrong types; and odd but valid ones, which are scored."""
 
 import gzip
 import json
@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from bench.hostile import pictures
 from bench.hostile.case import MEBIBYTE, Case, Kind, printable
-from bench.hostile.exchange import BAD, BODY_BYTES, OK_OR_BAD, Answered, chunked_head, posted, request
+from bench.hostile.exchange import BAD, BODY_BYTES, OK_OR_BAD, ExpectedReply, chunked_head, post_case, request_case
 from bench.hostile.site import Escaped, Site, data_uri, predict_body
 from demo.project import label_config
 
-_BAD_CONFIG = Answered({400, 413}, "bad_config|bad_request|request_entity_too_large")
-_CONFLICT = Answered({409})
-_TOO_LARGE = Answered({413}, "request_entity_too_large|content_too_large")
-_SCORED = Answered({200}, scored=[True])
-_NOT_SCORED = Answered({200}, scored=[False])
+_BAD_CONFIG = ExpectedReply({400, 413}, "bad_config|bad_request|request_entity_too_large")
+_CONFLICT = ExpectedReply({409})
+_TOO_LARGE = ExpectedReply({413}, "request_entity_too_large|content_too_large")
+_SCORED = ExpectedReply({200}, scored=[True])
+_NOT_SCORED = ExpectedReply({200}, scored=[False])
 
 BODIES = {
     "empty": b"",
@@ -44,12 +44,12 @@ _PROJECT_IDS: tuple[object, ...] = (
     *("1e400", "../../../etc/cron.d/a", "\0", "9" * 400, "\ud800", "1.\r\n"),
     *(-1, 1.5, {}, [], None),
 )
-_ODD: dict[str, tuple[object, ...]] = {
+_ODD_VALUES: dict[str, tuple[object, ...]] = {
     "task-id": (None, True, -1, 2**63, 10**4_000, 1.5, 1e308, "text", [], {}, "\ud800"),
     "project": (None, 1, [], {}, "x", "\ud800", "1.a", "9" * 5_000),
     "params": (None, 1, [], "x"),
 }
-"""Odd values by field, with which images are nevertheless scored."""
+"""Odd values by field; images are scored nevertheless."""
 
 
 def cases() -> list[Case]:
@@ -60,9 +60,9 @@ def cases() -> list[Case]:
 def _bodies() -> list[Case]:
     elsewhere = [(name, path) for name in ("empty", "100000-lists") for path in ("/score", "/webhook", "/setup")]
     return [
-        *(posted(f"body-{name}", BAD, content) for name, content in BODIES.items()),
-        *(posted(f"body-{name}-to-{path[1:]}", BAD, BODIES[name], path=path) for name, path in elsewhere),
-        posted(
+        *(post_case(f"body-{name}", BAD, content) for name, content in BODIES.items()),
+        *(post_case(f"body-{name}-to-{path[1:]}", BAD, BODIES[name], path=path) for name, path in elsewhere),
+        post_case(
             "body-with-content-encoding", BAD, lambda: gzip.compress(bytes(200 * MEBIBYTE)), content_encoding="gzip"
         ),
     ]
@@ -83,24 +83,24 @@ def _fields() -> list[Case]:
     )
     return [
         *(
-            posted(_with(name, value), BAD, body(value), path=path)
+            post_case(_field_name(name, value), BAD, body(value), path=path)
             for name, path, body, values in wrong
             for value in values
         ),
-        posted("score-version-of-1-mb", _CONFLICT, {**good, "version": "v" * MEBIBYTE}, path="/score"),
-        posted("score-version-traversal", _CONFLICT, {**good, "version": "../../etc"}, path="/score"),
+        post_case("score-version-of-1-mb", _CONFLICT, {**good, "version": "v" * MEBIBYTE}, path="/score"),
+        post_case("score-version-traversal", _CONFLICT, {**good, "version": "../../etc"}, path="/score"),
         *(
-            posted(
-                _with("setup-schema", value),
-                Answered({200 if value is None else 400}),
+            post_case(
+                _field_name("setup-schema", value),
+                ExpectedReply({200 if value is None else 400}),
                 {"schema": value},
                 path="/setup",
             )
             for value in _NOT_STRINGS
         ),
         *(
-            posted(
-                _with("webhook-project", value),
+            post_case(
+                _field_name("webhook-project", value),
                 OK_OR_BAD,
                 {"action": "ANNOTATION_CREATED", "project": {"id": value}},
                 path="/webhook",
@@ -110,7 +110,7 @@ def _fields() -> list[Case]:
     ]
 
 
-def _with(field: str, value: object) -> str:
+def _field_name(field: str, value: object) -> str:
     return f"{field}={printable(json.dumps(value))}"
 
 
@@ -119,27 +119,33 @@ def _odd_but_scored() -> list[Case]:
     good = predict_body([data_uri(pictures.plain())])
     (task,) = good["tasks"]
     odd: list[tuple[str, dict[str, object]]]
-    odd = [(_with("task-id", value), {"tasks": [{**task, "id": value}]}) for value in _ODD["task-id"]]
-    odd += [(_with(name, value), {name: value}) for name in ("project", "params") for value in _ODD[name]]
+    odd = [(_field_name("task-id", value), {"tasks": [{**task, "id": value}]}) for value in _ODD_VALUES["task-id"]]
+    odd += [(_field_name(name, value), {name: value}) for name in ("project", "params") for value in _ODD_VALUES[name]]
     duplicate_keys = b'{"tasks": [1, 2, 3],' + json.dumps(good).encode()[1:]
     forged_keys = {'\n{"forged": true}\n': 1, "\ud800": 2, "\x1b[2J": 3}
     without_images = [{"id": number, "data": {}} for number in range(100_000)]
     return [
-        *(posted(name, _SCORED, {**good, **fields}) for name, fields in odd),
-        posted("duplicate-keys", _SCORED, duplicate_keys),
-        posted("task-keys-with-forged-log-line", _NOT_SCORED, {**good, "tasks": [{"id": 1, "data": forged_keys}]}),
+        *(post_case(name, _SCORED, {**good, **fields}) for name, fields in odd),
+        post_case("duplicate-keys", _SCORED, duplicate_keys),
+        post_case("task-keys-with-forged-log-line", _NOT_SCORED, {**good, "tasks": [{"id": 1, "data": forged_keys}]}),
         Case("task-keys-of-10-mb", Kind.REQUEST, _send_long_keys),
-        posted(
-            "100000-tasks", Answered({200}, scored=[False] * 100_000), {**good, "tasks": without_images}, seconds=30
+        post_case(
+            "100000-tasks",
+            ExpectedReply({200}, scored=[False] * 100_000),
+            {**good, "tasks": without_images},
+            seconds=30,
         ),
-        posted(
-            "2000-broken-images", Answered({200}, scored=[False] * 2_000), predict_body(["data:,x"] * 2_000), seconds=30
+        post_case(
+            "2000-broken-images",
+            ExpectedReply({200}, scored=[False] * 2_000),
+            predict_body(["data:,x"] * 2_000),
+            seconds=30,
         ),
     ]
 
 
 def _send_long_keys(site: Site, _payload: None) -> None:
-    """Send 10 MB of keys, which must not all be logged."""
+    """Send 10 MB of keys, which must not be logged in full."""
     log = site.server.process.log
     before = log.stat().st_size
     data = {f"{number}{'a' * MEBIBYTE}": 1 for number in range(10)}
@@ -156,8 +162,8 @@ def _configs() -> list[Case]:
     for name, text in _config_texts().items():
         parsable = name in {"100000-levels", "other-encoding"}
         body = predict_body(["data:,a"], label_config=text)
-        configs.append(posted(f"config-{name}", OK_OR_BAD if parsable else _BAD_CONFIG, body))
-        configs.append(posted(f"setup-config-{name}", OK_OR_BAD, {"schema": text}, path="/setup"))
+        configs.append(post_case(f"config-{name}", OK_OR_BAD if parsable else _BAD_CONFIG, body))
+        configs.append(post_case(f"setup-config-{name}", OK_OR_BAD, {"schema": text}, path="/setup"))
     return configs
 
 
@@ -189,13 +195,13 @@ def _config_texts() -> dict[str, str]:
 
 def _sizes() -> list[Case]:
     endless = (b"100000\r\n" + b" " * MEBIBYTE + b"\r\n") * 40
-    no_length = Answered({400, 411, 413})
-    not_in_time = Answered({0, 400, 408, 411, 413}, ours=False)
+    no_length = ExpectedReply({400, 411, 413})
+    not_in_time = ExpectedReply({0, 400, 408, 411, 413}, ours=False)
     return [
-        posted("body-above-limit", _TOO_LARGE, lambda: b" " * (BODY_BYTES + 1), seconds=20),
-        posted("content-length-of-10-tb", _TOO_LARGE, b"{}", content_length=str(10**13)),
-        request("body-in-endless-chunks", no_length, lambda site: chunked_head(site) + endless, seconds=20),
-        request(
+        post_case("body-above-limit", _TOO_LARGE, lambda: b" " * (BODY_BYTES + 1), seconds=20),
+        post_case("content-length-of-10-tb", _TOO_LARGE, b"{}", content_length=str(10**13)),
+        request_case("body-in-endless-chunks", no_length, lambda site: chunked_head(site) + endless, seconds=20),
+        request_case(
             "body-in-4-million-chunks",
             not_in_time,
             lambda site: chunked_head(site) + b"1\r\n \r\n" * 4_000_000,

@@ -1,4 +1,4 @@
-"""Hostile test cases with their expected outcomes, and the loop that runs them against one server."""
+"""Hostile cases with their expected outcomes, and the loop that runs them against a server."""
 
 import re
 import time
@@ -23,7 +23,7 @@ Result = Mapping[str, Any]
 
 
 class Kind(StrEnum):
-    """The hostile part of a case."""
+    """The hostile part of a request."""
 
     IMAGE = "image"
     ADDRESS = "address"
@@ -43,19 +43,19 @@ class Case:
     seconds: float = 10.0
     """Time limit of the attack."""
     patient: bool = False
-    """Whether it mostly waits, so that it can run at the same time as others that do."""
+    """Whether it mostly waits, so that it can run in parallel with other patient cases."""
     outcome: "Outcome | None" = None
     """The expected outcome of a file; None for other attacks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The image gets no prediction but this error."""
+    """The image gets this error instead of a prediction."""
 
     code: str
     """A regular expression that matches the whole code."""
     reason: str
-    """A regular expression to find in the detail."""
+    """A regular expression that occurs in the detail."""
 
     def check(self, _: Site, result: Result) -> None:
         """Raise Escaped for another result."""
@@ -93,13 +93,13 @@ LOSSY = 0.05
 PLAIN_LOSSY = Scored(pictures.plain, tolerance=LOSSY)
 
 refused_fetch = partial(Refused, "fetch")
-"""The outcome of a reference that must not or cannot be fetched, by its reason."""
+"""The outcome of a reference that is not fetched, for a reason."""
 refused_decode = partial(Refused, "decode")
-"""The outcome of bytes that must not or cannot be decoded, by its reason."""
+"""The outcome of a file that is not decoded, for a reason."""
 
 
 def printable(text: str, length: int = 40) -> str:
-    """Return a text as part of a case's name: escaped, shortened to `length` characters, and never empty."""
+    """Return a text for the name of a case: escaped, shortened to `length` characters, and never empty."""
     escaped = re.sub(r"[^ -~]", lambda match: match[0].encode("unicode_escape").decode(), text) or "empty"
     return escaped if len(escaped) <= length else f"{escaped[: length - 3]}..."
 
@@ -109,7 +109,7 @@ def scored_as(colour: str) -> Scored:
     return Scored(partial(pictures.flat, colour))
 
 
-def hosted(
+def file_case(
     name: str, outcome: Outcome, make: Callable[[], bytes], *, content_type: str = "image/png", seconds: float = 10
 ) -> Case:
     """Return a case of a file on an allowed host."""
@@ -132,12 +132,13 @@ class Verdict:
 
 
 def run(site: Site, cases: Sequence[Case], *, batch: int = 20) -> Iterator[Verdict]:
-    """Run cases one after the other, and check after each batch that the server is unharmed.
+    """Run cases one after another, and check after each batch that the server is unharmed.
 
-    Harm is attributed to every case of its batch; batches of 1 tell which case it was. Patient cases run last, at the
+    Harm is attributed to every case of its batch; use batches of 1 to find the case. Patient cases run last, at the
     same time.
     """
-    quick, patient = ([case for case in cases if case.patient is waits] for waits in (False, True))
+    quick = [case for case in cases if not case.patient]
+    patient = [case for case in cases if case.patient]
     for start in range(0, len(quick), batch):
         yield from _run_batch(site, quick[start : start + batch], threads=1)
     if patient:
@@ -165,5 +166,5 @@ def _attack(case: Case, site: Site) -> Verdict:
         escape = f"{type(err).__name__}: {err}"
     seconds = time.perf_counter() - started
     if escape is None and seconds > case.seconds:
-        escape = f"it took {seconds:.1f} s, at most {case.seconds:.0f} s are allowed"
+        escape = f"it took {seconds:.1f} s, at most {case.seconds:.0f} s is allowed"
     return Verdict(case, seconds, escape)

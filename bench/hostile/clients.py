@@ -1,6 +1,6 @@
-"""Slow clients, alone or by the thousand, whose connections cost an attacker next to nothing.
+"""Slow clients, alone or by the thousand, whose connections cost an attacker almost nothing.
 
-They must not affect others: meanwhile /health/live answers within a second, and predictions within ten.
+They must not affect others: meanwhile /health/live must answer within a second, and predictions within ten.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.hostile import pictures
 from bench.hostile.case import PLAIN, Case, Kind
-from bench.hostile.exchange import Answered, chunked_head, head, post, read_reply
+from bench.hostile.exchange import ExpectedReply, chunked_head, head, post, read_reply
 from bench.hostile.site import LIVE_S, Escaped, Site, data_uri, predict_body
 
 _SLOW_CLIENTS = 2000
@@ -36,7 +36,7 @@ _PROBE = head("GET /health/live HTTP/1.1", {})
 
 @dataclass(frozen=True, slots=True)
 class SlowClient:
-    """A client that sends a first part at once, and then one byte at a time."""
+    """A client that sends the first part of a request at once, and then one byte at a time."""
 
     make: Callable[[Site], bytes] = lambda _: b""
     """Makes the first part."""
@@ -86,7 +86,7 @@ def cases() -> list[Case]:
     attacks: dict[str, Callable[[Site, Any], None]] = {
         **{f"{_SLOW_CLIENTS}-{name}": partial(_slow, [kind] * _SLOW_CLIENTS) for name, kind in _SLOW.items()},
         f"{_SLOW_CLIENTS}-of-all-kinds": partial(_slow, [*islice(cycle(_SLOW.values()), _SLOW_CLIENTS)]),
-        "connections-above-limit": _too_many,
+        "connections-above-limit": _exceed_connections,
         "80-unfinished-bodies-of-16-mb": partial(_slow, [_LACKS_LAST_BYTE] * 80),
         "200-clients-that-disconnect": _disconnect,
     }
@@ -104,8 +104,8 @@ def _raise_file_limit() -> int:
     return 1 << 20 if hard == resource.RLIM_INFINITY else hard
 
 
-def _too_many(site: Site, _payload: None) -> None:
-    """Open 11,000 connections, more than the server's limit, or as many as this process may."""
+def _exceed_connections(site: Site, _payload: None) -> None:
+    """Open 11,000 connections, more than the server's limit, or as many as this process may open."""
     _slow([SlowClient()] * min(11_000, _raise_file_limit() - 256), site)
 
 
@@ -149,23 +149,23 @@ def _trickle(clients: Collection[socket.socket]) -> None:
 
 
 def _slow_body(site: Site, _payload: None) -> None:
-    """Send a body past its time limit, which must be answered with 408."""
+    """Exceed the time limit of a body; the server must answer 408."""
     with socket.create_connection(site.address(), timeout=_LIMIT_S) as client:
         client.sendall(post(site, "/predict", b'{"tasks"', content_length="1000"))
-        Answered({408}, "request_timeout").check(read_reply(client))
+        ExpectedReply({408}, "request_timeout").check(read_reply(client))
 
 
 def _slow_head(site: Site, _payload: None) -> None:
-    """Send a head past its time limit, which must be disconnected without an answer."""
+    """Exceed the time limit of a head; the server must disconnect without an answer."""
     with socket.create_connection(site.address(), timeout=_LIMIT_S) as client:
         client.sendall(_UNFINISHED_HEAD)
         if (answer := client.recv(100)) != b"":
-            raise Escaped(f"it is answered: {answer!r}")
+            raise Escaped(f"expected no answer, got {answer!r}")
 
 
 def _slow_reader(site: Site, _payload: None) -> None:
-    """Request more than socket buffers hold, and read nothing until the time limit; the rest must be dropped."""
-    requests = 1000  # 11 MB, of which sockets hold 4 at most
+    """Request more than fits into socket buffers, and do not read; after the time limit the rest must be dropped."""
+    requests = 1000  # 11 MB; socket buffers have 4 MB at most
     metrics = _keep_alive(head("GET /metrics HTTP/1.1", {})) * requests
     with SlowClient(lambda _: metrics, reads=False).connect(site) as client:
         time.sleep(_READ_S + 15)  # the time limit begins with the first answer
@@ -175,11 +175,11 @@ def _slow_reader(site: Site, _payload: None) -> None:
             while piece := client.recv(1 << 20):
                 received += piece
         if (count := received.count(b"HTTP/1.1 200")) >= requests:
-            raise Escaped(f"all {count} answers waited for the client")
+            raise Escaped(f"the server kept all {count} answers for the client")
 
 
 def _disconnect(site: Site, _payload: None) -> None:
-    """Send 200 requests without waiting for replies; afterwards others must be answered again."""
+    """Send 200 requests without waiting for replies; other requests must be answered soon afterwards."""
     one = [data_uri(pictures.plain())]
     data = post(site, "/predict", json.dumps(predict_body(one * 20)).encode())
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""Raw HTTP requests and their expected replies."""
+"""Raw HTTP requests, and their expected replies."""
 
 import json
 import re
@@ -27,16 +27,16 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class ExpectedReply:
     """The expected reply."""
 
     statuses: Collection[int]
     error: str = r"\w+"
     """A regular expression for the error code in the body."""
     ours: bool = True
-    """Whether errors come from the application; False if gunicorn may answer a request that it cannot parse."""
+    """Whether errors must come from the application; False if gunicorn may answer because it cannot parse."""
     scored: Sequence[bool] | None = None
-    """Whether each task has a prediction that is not empty; None if that does not matter."""
+    """Whether each task has a prediction that is not empty; None to accept either."""
 
     def check(self, reply: Reply) -> None:
         """Raise Escaped for another reply."""
@@ -46,29 +46,31 @@ class Answered:
             try:
                 body = json.loads(reply.content)
             except ValueError as err:
-                raise Escaped(f"{reply.status} with a body that is not JSON: {reply.content[:100]!r}") from err
+                raise Escaped(f"expected JSON with {reply.status}, got {reply.content[:100]!r}") from err
             if not {"error", "detail", "request_id"} <= set(body) or not re.fullmatch(self.error, body["error"]):
                 raise Escaped(f"expected an error {self.error!r}, got {body}")
         if self.scored is not None and [*map(bool, json.loads(reply.content)["results"])] != self.scored:
             raise Escaped(f"expected {sum(self.scored)} of {len(self.scored)} predictions, got {reply.content[:200]!r}")
         if b"Traceback" in reply.content:
-            raise Escaped("the answer shows a traceback")
+            raise Escaped("the answer contains a traceback")
 
 
-OK = Answered({200})
-OK_OR_BAD = Answered({200, 400})
-BAD = Answered({400}, "bad_request")
+OK = ExpectedReply({200})
+OK_OR_BAD = ExpectedReply({200, 400})
+BAD = ExpectedReply({400}, "bad_request")
 
 
-def request(name: str, outcome: Answered, data: bytes | Callable[[Site], bytes], *, seconds: float = 10) -> Case:
-    """Return a case that sends bytes, given as such or made for the site, over a new connection."""
+def request_case(
+    name: str, outcome: ExpectedReply, data: bytes | Callable[[Site], bytes], *, seconds: float = 10
+) -> Case:
+    """Return a case that sends bytes over a new connection; a function makes them for the site."""
     make = data if callable(data) else lambda _: data
     return Case(name, Kind.REQUEST, lambda site, sent: outcome.check(exchange(site, sent)), make, seconds)
 
 
-def posted(
+def post_case(
     name: str,
-    outcome: Answered,
+    outcome: ExpectedReply,
     content: object,
     *,
     path: str = "/predict",
@@ -86,11 +88,11 @@ def posted(
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         return post(site, path, data, host=host, **headers)
 
-    return request(name, outcome, make, seconds=seconds)
+    return request_case(name, outcome, make, seconds=seconds)
 
 
-def bodyless(
-    name: str, outcome: Answered, line: str, headers: Headers | None = None, *, host: str = "labelnext"
+def bodyless_case(
+    name: str, outcome: ExpectedReply, line: str, headers: Headers | None = None, *, host: str = "labelnext"
 ) -> Case:
     """Return a case that sends a head with credentials; VERSION and CANARY in its request line are filled in."""
 
@@ -98,7 +100,7 @@ def bodyless(
         filled = line.replace("VERSION", site.version).replace("CANARY", f"127.0.0.1:{site.canary.port}")
         return head(filled, {**site.authorization(), **(headers or {})}, host=host)
 
-    return request(name, outcome, make)
+    return request_case(name, outcome, make)
 
 
 def post(site: Site, path: str, content: bytes, *, host: str = "labelnext", **headers: str) -> bytes:

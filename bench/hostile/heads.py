@@ -7,18 +7,28 @@ from functools import partial
 from itertools import product
 
 from bench.hostile.case import MEBIBYTE, Case, Kind, printable
-from bench.hostile.exchange import BODY_BYTES, OK, Answered, bodyless, exchange, head, post, posted, request
+from bench.hostile.exchange import (
+    BODY_BYTES,
+    OK,
+    ExpectedReply,
+    bodyless_case,
+    exchange,
+    head,
+    post,
+    post_case,
+    request_case,
+)
 from bench.hostile.site import Escaped, Site
 
-_UNAUTHORIZED = Answered({401}, "unauthorized")
-_FORBIDDEN = Answered({403}, "forbidden")
-_NOT_FOUND = Answered({404}, "not_found")
-_NO_METHOD = Answered({405}, "method_not_allowed")
-_NO_TYPE = Answered({415}, "unsupported_media_type")
-_MISDIRECTED = Answered({421}, "misdirected_request")
-_REFUSED_HEAD = Answered({0, 400, 405, 414, 431, 501, 505}, ours=False)
+_UNAUTHORIZED = ExpectedReply({401}, "unauthorized")
+_FORBIDDEN = ExpectedReply({403}, "forbidden")
+_NOT_FOUND = ExpectedReply({404}, "not_found")
+_METHOD_NOT_ALLOWED = ExpectedReply({405}, "method_not_allowed")
+_UNSUPPORTED_TYPE = ExpectedReply({415}, "unsupported_media_type")
+_MISDIRECTED = ExpectedReply({421}, "misdirected_request")
+_BAD_HEAD = ExpectedReply({0, 400, 405, 414, 431, 501, 505}, ours=False)
 
-_HEADERS = (
+_MALFORMED_HEADERS = (
     # Two lengths, or a length and chunks.
     *("Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"),
     *("Content-Length: 4\r\nContent-Length: 5", "Content-Length: 4, 5"),
@@ -32,20 +42,20 @@ _HEADERS = (
     *("Content-Length 4", ": 4", "X: a\0b", "X: a\rContent-Length: 4", "X: " + "a" * MEBIBYTE),
     "\r\n".join(f"X-{number}: a" for number in range(10_000)),
 )
-_LINES = (
+_MALFORMED_LINES = (
     *(b"GET /", b"GET / HTTP/9.9", b"GET / HTTP/0.9", b"GET  / HTTP/1.1", b"get / HTTP/1.1", b"PRI * HTTP/2.0"),
     *(b"", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc", b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2"),
     b"GET /" + b"a" * MEBIBYTE + b" HTTP/1.1",
 )
-_PATHS_NOT_FOUND = (
+_UNKNOWN_PATHS = (
     *("/../../../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/%00", "/%0a%7b%22forged%22:true%7d", "/console"),
     *("/report/../../manifest.json", "/report/%2e%2e/manifest.json", "/report/VERSION/%2e%2e%2fmanifest.json"),
     *("/report/VERSION/model.onnx", "/report/VERSION/index.html%00", "/report/http:evil.test"),
 )
 _PATHS = {
-    **dict.fromkeys(_PATHS_NOT_FOUND, _NOT_FOUND),
+    **dict.fromkeys(_UNKNOWN_PATHS, _NOT_FOUND),
     "/?__debugger__=yes&cmd=resource&f=debugger.js": OK,
-    "/report//evil.test": Answered({308, 404}),
+    "/report//evil.test": ExpectedReply({308, 404}),
 }
 _REQUEST_IDS = ("a%0d%0aX-Injected: 1", "a" * 6_000, '"><script>')
 
@@ -99,41 +109,46 @@ def _heads() -> list[Case]:
     smuggled = b"0\r\n\r\nGET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"
     close = b"Host: a\r\nConnection: close\r\n"
     begin = b"POST /predict HTTP/1.1\r\n" + close
-    to_canary = Answered({0, 400, 404, 405}, ours=False)
-    too_long = Answered({431}, "request_header_fields_too_large")
+    to_canary = ExpectedReply({0, 400, 404, 405}, ours=False)
+    too_long = ExpectedReply({431}, "request_header_fields_too_large")
     return [
         *(
-            request(
+            request_case(
                 f"smuggling-{printable(each, 60)}",
-                _REFUSED_HEAD,
+                _BAD_HEAD,
                 begin + each.encode("latin-1") + b"\r\n\r\n" + smuggled,
             )
-            for each in _HEADERS
+            for each in _MALFORMED_HEADERS
         ),
         *(
-            request(
-                f"request-line-{printable(line.decode('latin-1'))}", _REFUSED_HEAD, line + b"\r\n" + close + b"\r\n"
+            request_case(
+                f"request-line-{printable(line.decode('latin-1'))}", _BAD_HEAD, line + b"\r\n" + close + b"\r\n"
             )
-            for line in _LINES
+            for line in _MALFORMED_LINES
         ),
-        *(bodyless(f"path-{path}", outcome, f"GET {path} HTTP/1.1") for path, outcome in _PATHS.items()),
-        *(Case(f"request-id-{printable(each)}", Kind.REQUEST, partial(_send_id, each)) for each in _REQUEST_IDS),
+        *(bodyless_case(f"path-{path}", outcome, f"GET {path} HTTP/1.1") for path, outcome in _PATHS.items()),
         *(
-            bodyless(f"method-{method.lower()}", _NO_METHOD, f"{method} /predict HTTP/1.1", {"Content-Length": "0"})
+            Case(f"request-id-{printable(each)}", Kind.REQUEST, partial(_send_request_id, each))
+            for each in _REQUEST_IDS
+        ),
+        *(
+            bodyless_case(
+                f"method-{method.lower()}", _METHOD_NOT_ALLOWED, f"{method} /predict HTTP/1.1", {"Content-Length": "0"}
+            )
             for method in ("GET", "PUT", "DELETE", "PATCH", "TRACE", "FOO", "PROPFIND")
         ),
-        bodyless("method-connect", to_canary, "CONNECT CANARY HTTP/1.1"),
-        bodyless("method-get-absolute-url", to_canary, "GET http://CANARY/a.png HTTP/1.1"),
-        request("head-of-70-kb-unfinished", too_long, b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: abc\r\n" * 9_000),
+        bodyless_case("method-connect", to_canary, "CONNECT CANARY HTTP/1.1"),
+        bodyless_case("method-get-absolute-url", to_canary, "GET http://CANARY/a.png HTTP/1.1"),
+        request_case("head-of-70-kb-unfinished", too_long, b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: abc\r\n" * 9_000),
     ]
 
 
-def _send_id(request_id: str, site: Site, _payload: None) -> None:
-    """Send an unsafe request id; the reply must have another one."""
+def _send_request_id(request_id: str, site: Site, _payload: None) -> None:
+    """Send an unsafe request id; the reply must have another id."""
     reply = exchange(site, head("GET /health HTTP/1.1", {"X-Request-Id": request_id}))
     assigned = reply.headers.get("X-Request-Id", "")
     if reply.status != 200 or assigned == request_id or not re.fullmatch(r"[\w-]{1,64}", assigned):
-        raise Escaped(f"the answer {reply.status} has the request id {assigned[:100]!r}")
+        raise Escaped(f"expected a new request id, got {assigned[:100]!r} with status {reply.status}")
 
 
 def _pages() -> list[Case]:
@@ -142,11 +157,11 @@ def _pages() -> list[Case]:
     versions = "GET /versions HTTP/1.1"
     return [
         *(
-            bodyless(f"dns-rebinding-{name}", _MISDIRECTED, f"GET {path} HTTP/1.1", host="evil.test")
+            bodyless_case(f"dns-rebinding-{name}", _MISDIRECTED, f"GET {path} HTTP/1.1", host="evil.test")
             for name, path in _PAGES.items()
         ),
         *(
-            posted(
+            post_case(
                 f"dns-rebinding-{name}",
                 _MISDIRECTED,
                 body,
@@ -156,14 +171,20 @@ def _pages() -> list[Case]:
             )
             for name in _ROUTES
         ),
-        *(bodyless(f"host-header-{host}", _MISDIRECTED, versions, host=host) for host in _FOREIGN_HOSTS),
-        *(bodyless(f"host-header-own-{host}", OK, versions, host=host) for host in _OWN_HOSTS),
+        *(bodyless_case(f"host-header-{host}", _MISDIRECTED, versions, host=host) for host in _FOREIGN_HOSTS),
+        *(bodyless_case(f"host-header-own-{host}", OK, versions, host=host) for host in _OWN_HOSTS),
         *(
-            posted(f"csrf-webhook-from-{origin}", _FORBIDDEN, body, path="/webhook", origin=origin)
+            post_case(f"csrf-webhook-from-{origin}", _FORBIDDEN, body, path="/webhook", origin=origin)
             for origin in _ORIGINS
         ),
         *(
-            posted(f"csrf-{path}-as-{kind or 'no-content-type'}", _NO_TYPE, body, path=f"/{path}", content_type=kind)
+            post_case(
+                f"csrf-{path}-as-{kind or 'no-content-type'}",
+                _UNSUPPORTED_TYPE,
+                body,
+                path=f"/{path}",
+                content_type=kind,
+            )
             for kind, path in product(_CONTENT_TYPES, ("webhook", "predict"))
         ),
     ]
@@ -176,23 +197,25 @@ def _unauthenticated() -> list[Case]:
     pages = {"page": "", "versions": "versions", "report": "report/a/", "unknown-path": "nothing"}
     lines = {name: f"GET /{path}" for name, path in pages.items()} | {name: f"POST /{name}" for name in _ROUTES}
     return [
-        request("authorization-missing", _UNAUTHORIZED, head(line, length) + b"{}"),
+        request_case("authorization-missing", _UNAUTHORIZED, head(line, length) + b"{}"),
         *(
-            request(f"authorization-{name}", _UNAUTHORIZED, head(line, {"Authorization": value, **length}) + b"{}")
+            request_case(f"authorization-{name}", _UNAUTHORIZED, head(line, {"Authorization": value, **length}) + b"{}")
             for name, value in _CREDENTIALS.items()
         ),
         *(
-            request(f"unauthenticated-{name}", _UNAUTHORIZED, head(f"{start} HTTP/1.1", {"Content-Length": "0"}))
+            request_case(f"unauthenticated-{name}", _UNAUTHORIZED, head(f"{start} HTTP/1.1", {"Content-Length": "0"}))
             for name, start in lines.items()
         ),
-        request(
-            "unauthenticated-body-of-32-mb", Answered({0, 401}, "unauthorized"), lambda _: large + b" " * BODY_BYTES
+        request_case(
+            "unauthenticated-body-of-32-mb",
+            ExpectedReply({0, 401}, "unauthorized"),
+            lambda _: large + b" " * BODY_BYTES,
         ),
-        request("webhook-secret-wrong", _UNAUTHORIZED, lambda site: _bearer(site, "/webhook", "guess")),
-        request(
+        request_case("webhook-secret-wrong", _UNAUTHORIZED, lambda site: _bearer(site, "/webhook", "guess")),
+        request_case(
             "webhook-secret-on-predict", _UNAUTHORIZED, lambda site: _bearer(site, "/predict", site.secrets.webhook)
         ),
-        request("webhook-secret-right", OK, lambda site: _bearer(site, "/webhook", site.secrets.webhook)),
+        request_case("webhook-secret-right", OK, lambda site: _bearer(site, "/webhook", site.secrets.webhook)),
     ]
 
 

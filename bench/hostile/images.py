@@ -1,4 +1,4 @@
-"""Hostile image files: broken files, other formats, polyglots; and odd but valid ones, which are scored."""
+"""Hostile image files: broken files, other formats and polyglots; and odd but valid files, which are scored."""
 
 import gzip
 import random
@@ -12,18 +12,18 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from bench.hostile import pictures
-from bench.hostile.case import LOSSY, MEBIBYTE, PLAIN, PLAIN_LOSSY, Case, Scored, hosted, refused_decode, scored_as
+from bench.hostile.case import LOSSY, MEBIBYTE, PLAIN, PLAIN_LOSSY, Case, Scored, file_case, refused_decode, scored_as
 from bench.hostile.pictures import chunk, insert_chunks, insert_segments, jpeg, picture, pixels, plain, segment
 from bench.subjects.photos import save
 
 _NO_IMAGE = refused_decode("expected one of JPEG, PNG")
-_BROKEN = refused_decode("cannot be decoded|expected one of JPEG")
-_JPEG = Scored(jpeg)
+_UNDECODABLE = refused_decode("cannot be decoded|expected one of JPEG")
+_LIKE_JPEG = Scored(jpeg)
 _RED = (230, 40, 30)
 
 
 def cases() -> list[Case]:
-    """Return the cases of this module, which are all quick."""
+    """Return the cases of this module, all of which are quick."""
     return [*_broken(), *_other_formats(), *_polyglots(), *_odd_but_valid(), *_metadata()]
 
 
@@ -32,22 +32,24 @@ def _broken() -> list[Case]:
     formats = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
     return [
         *(
-            hosted(f"{name.lower()}-cut-at-{share}-percent", _BROKEN, partial(_cut, name, share))
+            file_case(f"{name.lower()}-cut-at-{share}-percent", _UNDECODABLE, partial(_cut, name, share))
             for name, share in product(formats, (10, 60))
         ),
-        hosted("file-empty", refused_decode("got 0 bytes; check what"), lambda: b""),
-        hosted("file-of-one-byte", _NO_IMAGE, lambda: b"\xff"),
-        hosted("png-bad-checksum", _BROKEN, lambda: pictures.replace(plain(), 29, bytes(4))),
-        hosted("png-bad-data-checksum", PLAIN, lambda: pictures.replace(plain(), plain().index(b"IEND") - 8, bytes(4))),
-        hosted("png-zlib-garbage", _BROKEN, lambda: pictures.png(64, 64, b"garbage")),
-        hosted("png-chunk-of-2-gb", _BROKEN, lambda: plain()[:33] + struct.pack(">I4s", 2**31 - 1, b"prVt")),
-        hosted("gif-bad-lzw", _BROKEN, lambda: pictures.gif((8, 8), (8, 8), data=b"\xff" * 8)),
-        hosted("file-of-noise", _NO_IMAGE, lambda: random.Random(0).randbytes(MEBIBYTE)),  # noqa: S311
+        file_case("file-empty", refused_decode("got 0 bytes; check what"), lambda: b""),
+        file_case("file-of-one-byte", _NO_IMAGE, lambda: b"\xff"),
+        file_case("png-bad-checksum", _UNDECODABLE, lambda: pictures.replace(plain(), 29, bytes(4))),
+        file_case(
+            "png-bad-data-checksum", PLAIN, lambda: pictures.replace(plain(), plain().index(b"IEND") - 8, bytes(4))
+        ),
+        file_case("png-zlib-garbage", _UNDECODABLE, lambda: pictures.png(64, 64, b"garbage")),
+        file_case("png-chunk-of-2-gb", _UNDECODABLE, lambda: plain()[:33] + struct.pack(">I4s", 2**31 - 1, b"prVt")),
+        file_case("gif-bad-lzw", _UNDECODABLE, lambda: pictures.gif((8, 8), (8, 8), data=b"\xff" * 8)),
+        file_case("file-of-noise", _NO_IMAGE, lambda: random.Random(0).randbytes(MEBIBYTE)),  # noqa: S311
     ]
 
 
 def _other_formats() -> list[Case]:
-    """Files of other formats, whose error names the format."""
+    """Files of other formats; the error names the format."""
     fits = (b"SIMPLE  =                    T".ljust(80) + b"END".ljust(80)).ljust(2880)
     heic = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100)
     files = {
@@ -83,87 +85,91 @@ def _other_formats() -> list[Case]:
         **{name.lower(): ("something else", save(picture(), name)) for name in ("TGA", "PCX", "SGI")},
     }
     return [
-        hosted(name, refused_decode(rf"JPEG, PNG.*AVIF, got \d+ bytes of {kind}.*; save it as"), partial(bytes, data))
+        file_case(
+            name, refused_decode(rf"JPEG, PNG.*AVIF, got \d+ bytes of {kind}.*; save it as"), partial(bytes, data)
+        )
         for name, (kind, data) in files.items()
     ]
 
 
 def _polyglots() -> list[Case]:
-    """Files that are valid in two formats, or have another type than they claim."""
+    """Files that are valid in two formats, or declared as another type."""
     page, script = chunk(b"tEXt", b"a\0<script>alert(1)</script>"), b"*/=1;alert(1)//"
     return [
-        hosted(
+        file_case(
             "gif-and-javascript", PLAIN_LOSSY, lambda: save(picture(), "GIF") + script, content_type="text/javascript"
         ),
-        hosted("jpeg-and-zip", _JPEG, lambda: jpeg() + b"PK\5\6" + bytes(18)),
-        hosted("png-and-html", PLAIN, lambda: insert_chunks(page), content_type="text/html"),
-        hosted("pdf-and-jpeg", _NO_IMAGE, lambda: b"%PDF-1.7\n" + jpeg()),
-        hosted("jpeg-sent-as-png", _JPEG, jpeg),
-        hosted("png-sent-as-text", PLAIN, plain, content_type="text/plain"),
-        hosted("png-with-trailing-junk", PLAIN, lambda: plain().ljust(MEBIBYTE, b"\0")),
+        file_case("jpeg-and-zip", _LIKE_JPEG, lambda: jpeg() + b"PK\5\6" + bytes(18)),
+        file_case("png-and-html", PLAIN, lambda: insert_chunks(page), content_type="text/html"),
+        file_case("pdf-and-jpeg", _NO_IMAGE, lambda: b"%PDF-1.7\n" + jpeg()),
+        file_case("jpeg-sent-as-png", _LIKE_JPEG, jpeg),
+        file_case("png-sent-as-text", PLAIN, plain, content_type="text/plain"),
+        file_case("png-with-trailing-junk", PLAIN, lambda: plain().ljust(MEBIBYTE, b"\0")),
     ]
 
 
 def _odd_but_valid() -> list[Case]:
-    """Unusual but valid files, which must be scored by their pixels; only the first page or frame counts."""
+    """Unusual but valid files, which must be scored by the pixels of their first page or frame."""
     grey = np.asarray(picture().convert("L"))
     bright = Image.fromarray(grey > 120)
     not_finite = np.where(grey > 120, np.inf, np.nan).astype(np.float32)  # white and black
     as_grey, black_and_white = (Scored(partial(_rgb, image)) for image in (Image.fromarray(grey), bright))
     return [
-        hosted("webp-lossless", PLAIN, lambda: save(picture(), "WEBP", lossless=True)),
-        hosted("webp-animated", PLAIN, lambda: _animated("WEBP", lossless=True)),
-        hosted("apng", PLAIN, lambda: _animated("PNG")),
-        hosted("gif-animated", PLAIN_LOSSY, lambda: _animated("GIF")),
-        hosted("tiff-pages", PLAIN, lambda: _animated("TIFF")),
-        hosted("jpeg-cmyk", PLAIN_LOSSY, lambda: save(picture().convert("CMYK"), "JPEG", quality=95)),
-        hosted("jpeg-ycck", PLAIN_LOSSY, _ycck),
-        hosted(
+        file_case("webp-lossless", PLAIN, lambda: save(picture(), "WEBP", lossless=True)),
+        file_case("webp-animated", PLAIN, lambda: _animated("WEBP", lossless=True)),
+        file_case("apng", PLAIN, lambda: _animated("PNG")),
+        file_case("gif-animated", PLAIN_LOSSY, lambda: _animated("GIF")),
+        file_case("tiff-pages", PLAIN, lambda: _animated("TIFF")),
+        file_case("jpeg-cmyk", PLAIN_LOSSY, lambda: save(picture().convert("CMYK"), "JPEG", quality=95)),
+        file_case("jpeg-ycck", PLAIN_LOSSY, _ycck),
+        file_case(
             "jpeg-grey", replace(as_grey, tolerance=LOSSY), lambda: save(picture().convert("L"), "JPEG", quality=95)
         ),
-        hosted("jpeg-progressive", Scored(jpeg, LOSSY), lambda: save(picture(), "JPEG", quality=95, progressive=True)),
-        hosted("png-16-bit-grey", as_grey, lambda: save(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")),
-        hosted("png-16-bit-rgb", PLAIN, _png_16_bit),
-        hosted("png-interlaced", PLAIN, _png_interlaced),
-        hosted("png-palette-transparent", Scored(_quarter_white), _palette),
-        hosted("png-rgb-transparent", Scored(_quarter_white), lambda: save(picture(), "PNG", transparency=_RED)),
-        hosted("png-transparent", scored_as("white"), lambda: save(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")),
-        hosted("png-1-bit", black_and_white, lambda: save(bright, "PNG")),
-        hosted("avif", PLAIN_LOSSY, lambda: save(picture(), "AVIF", quality=95, subsampling="4:4:4")),
-        hosted(
+        file_case(
+            "jpeg-progressive", Scored(jpeg, LOSSY), lambda: save(picture(), "JPEG", quality=95, progressive=True)
+        ),
+        file_case("png-16-bit-grey", as_grey, lambda: save(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")),
+        file_case("png-16-bit-rgb", PLAIN, _png_16_bit),
+        file_case("png-interlaced", PLAIN, _png_interlaced),
+        file_case("png-palette-transparent", Scored(_quarter_white), _palette),
+        file_case("png-rgb-transparent", Scored(_quarter_white), lambda: save(picture(), "PNG", transparency=_RED)),
+        file_case("png-transparent", scored_as("white"), lambda: save(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), "PNG")),
+        file_case("png-1-bit", black_and_white, lambda: save(bright, "PNG")),
+        file_case("avif", PLAIN_LOSSY, lambda: save(picture(), "AVIF", quality=95, subsampling="4:4:4")),
+        file_case(
             "tiff-16-bit-rgb", PLAIN, lambda: pictures.tiff_of((pixels().astype("<u2") * 257).tobytes(), bits=[16] * 3)
         ),
-        hosted("tiff-float-0-to-1", as_grey, lambda: save(Image.fromarray(grey.astype(np.float32) / 255), "TIFF")),
-        hosted("tiff-float", as_grey, lambda: save(Image.fromarray(grey.astype(np.float32)), "TIFF")),
-        hosted("tiff-float-not-finite", black_and_white, lambda: save(Image.fromarray(not_finite), "TIFF")),
-        hosted("tiff-32-bit", as_grey, lambda: save(Image.fromarray(grey.astype(np.int32)), "TIFF")),
-        hosted("jpeg-51-megapixels", scored_as("black"), lambda: save(Image.new("RGB", (8_160, 6_250)), "JPEG")),
-        hosted("bmp-top-down", PLAIN, lambda: pictures.bmp(64, -64, pixels()[..., ::-1].tobytes())),
-        hosted("bmp-bottom-up", PLAIN, lambda: save(picture(), "BMP")),
+        file_case("tiff-float-0-to-1", as_grey, lambda: save(Image.fromarray(grey.astype(np.float32) / 255), "TIFF")),
+        file_case("tiff-float", as_grey, lambda: save(Image.fromarray(grey.astype(np.float32)), "TIFF")),
+        file_case("tiff-float-not-finite", black_and_white, lambda: save(Image.fromarray(not_finite), "TIFF")),
+        file_case("tiff-32-bit", as_grey, lambda: save(Image.fromarray(grey.astype(np.int32)), "TIFF")),
+        file_case("jpeg-51-megapixels", scored_as("black"), lambda: save(Image.new("RGB", (8_160, 6_250)), "JPEG")),
+        file_case("bmp-top-down", PLAIN, lambda: pictures.bmp(64, -64, pixels()[..., ::-1].tobytes())),
+        file_case("bmp-bottom-up", PLAIN, lambda: save(picture(), "BMP")),
         *(
-            hosted(f"pixels-{width}x{height}", scored_as("red"), partial(pictures.flat, "red", width, height))
+            file_case(f"pixels-{width}x{height}", scored_as("red"), partial(pictures.flat, "red", width, height))
             for width, height in ((1, 1), (65_535, 1), (1, 65_535))
         ),
     ]
 
 
 def _metadata() -> list[Case]:
-    """EXIF orientations, which are applied, colour profiles, which are not, and broken metadata."""
+    """EXIF orientations, which must be applied; colour profiles, which must be ignored; and broken metadata."""
     noise = b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xff" * 500
     icc_noise = segment(0xE2, b"ICC_PROFILE\0\1\1" + b"\xff" * 2_000)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return [
-        *(hosted(f"exif-orientation-{number}", PLAIN, partial(_turned, "PNG", number)) for number in range(1, 9)),
-        hosted("exif-orientation-jpeg", PLAIN_LOSSY, lambda: _turned("JPEG", 6, quality=95)),
-        hosted("exif-orientation-0", PLAIN, lambda: save(picture(), "PNG", exif=_exif(0))),
-        hosted("exif-orientation-99", PLAIN, lambda: save(picture(), "PNG", exif=_exif(99))),
-        hosted("exif-broken", _JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0MM\0*\0\0"))),
-        hosted("exif-garbage", _JPEG, lambda: insert_segments(segment(0xE1, noise))),
-        hosted("exif-png-garbage", PLAIN, lambda: insert_chunks(chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff" * 302))),
-        hosted("exif-10-mb", _JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 160)),
-        hosted("icc-broken", _JPEG, lambda: insert_segments(icc_noise)),
-        hosted("icc-huge", _JPEG, _huge_profile),
-        hosted("icc-real", PLAIN, lambda: save(picture(), "PNG", icc_profile=srgb)),
+        *(file_case(f"exif-orientation-{number}", PLAIN, partial(_rotated, "PNG", number)) for number in range(1, 9)),
+        file_case("exif-orientation-jpeg", PLAIN_LOSSY, lambda: _rotated("JPEG", 6, quality=95)),
+        file_case("exif-orientation-0", PLAIN, lambda: save(picture(), "PNG", exif=_exif(0))),
+        file_case("exif-orientation-99", PLAIN, lambda: save(picture(), "PNG", exif=_exif(99))),
+        file_case("exif-broken", _LIKE_JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0MM\0*\0\0"))),
+        file_case("exif-garbage", _LIKE_JPEG, lambda: insert_segments(segment(0xE1, noise))),
+        file_case("exif-png-garbage", PLAIN, lambda: insert_chunks(chunk(b"eXIf", b"MM\0*\0\0\0\x08" + b"\xff" * 302))),
+        file_case("exif-10-mb", _LIKE_JPEG, lambda: insert_segments(segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 160)),
+        file_case("icc-broken", _LIKE_JPEG, lambda: insert_segments(icc_noise)),
+        file_case("icc-huge", _LIKE_JPEG, _huge_profile),
+        file_case("icc-real", PLAIN, lambda: save(picture(), "PNG", icc_profile=srgb)),
     ]
 
 
@@ -174,10 +180,10 @@ def _cut(file_format: str, share: int) -> bytes:
 
 
 def _ycck() -> bytes:
-    """Return a JPEG whose Adobe segment says that its components are YCC and an inverted K."""
+    """Return a JPEG whose Adobe segment declares the components YCC and an inverted K."""
     cmyk = np.asarray(picture().convert("CMYK"))
     luminance = np.asarray(Image.fromarray(np.ascontiguousarray(cmyk[..., :3])).convert("YCbCr"))
-    planes = np.dstack([255 - luminance, cmyk[..., 3]])  # Pillow inverts what it writes
+    planes = np.dstack([255 - luminance, cmyk[..., 3]])  # Pillow inverts CMYK when it writes
     file = save(Image.frombytes("CMYK", (64, 64), planes.tobytes()), "JPEG", quality=95, subsampling=0)
     return pictures.replace(file, file.index(b"Adobe") + 11, b"\2")
 
@@ -224,7 +230,7 @@ def _exif(orientation: int) -> Image.Exif:
     return exif
 
 
-def _turned(file_format: str, orientation: int, **options: object) -> bytes:
+def _rotated(file_format: str, orientation: int, **options: object) -> bytes:
     """Return the picture as stored by a camera with this EXIF orientation."""
     upright = pixels()
     stored = {

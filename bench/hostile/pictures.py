@@ -1,6 +1,6 @@
 """Test pictures, and writers of files that no library would write.
 
-All files show the same picture: a square with a different colour in each quarter, which has no symmetry.
+All files show the same picture, a square with a different colour in each quarter, which has no symmetry.
 """
 
 import struct

@@ -58,7 +58,7 @@ _AMBIGUOUS = (
     *("http://127.0.0.1:\u0661\u0662/a.png", "http://[fe80::1%25lo]:{port}/a.png", "http://[::1:{port}/a.png"),
     "http://{canary}/a.png HTTP/1.1\r\nX-Injected: 1\r\n",
 )
-"""URLs whose host depends on the parser: an allowed origin, or something else."""
+"""URLs that have an allowed origin for some parsers, and another host for others."""
 
 _TOKEN_FOREIGN_HOST = {
     "host-with-same-prefix": "http://127.0.0.1.evil.test:{studio}/data/upload/1/a.png",
@@ -79,13 +79,13 @@ _TOKEN_LABEL_STUDIO = {
     "api-traversal-backslash": "http://127.0.0.1:{studio}/data/upload/..%5c..%5capi/projects/",
     "api-traversal-twice-escaped": "http://127.0.0.1:{studio}/data/upload/%252e%252e/api/projects/",
 }
-"""URLs of Label Studio, by its address or by a loopback name: requested from Label Studio, and from no other host."""
+"""URLs of Label Studio, by its address or a loopback name, which may be requested only from Label Studio."""
 
 _S3_KEYS = ("../../api/projects/", "a\r\nX: 1", "%2e%2e/%00", "a.png?x=1#y", "", "'\"><script>")
 LOCAL_FILES = (
     *("../secret.png", "%2e%2e/secret.png", "%252e%252e/secret.png", "sub/../../secret.png", "..%5csecret.png"),
     *("/etc/passwd", "//etc/passwd", "~/.ssh/id_rsa", "/proc/self/environ", "sub/good.png%00.txt"),
-    # Links to outside, to themselves and to a device; a device, a pipe and a socket; folders; odd names.
+    # Links to other folders, to themselves and to a device; a device, a pipe and a socket; folders; odd names.
     *("link.png", "out/secret.png", "loop", "zero", "/dev/zero", "pipe", "socket", "sub", "."),
     *("", "a" * 5_000, "%ed%a0%80"),
 )
@@ -103,8 +103,10 @@ _NOT_URLS: tuple[object, ...] = (
 )
 
 
-def reference(name: str, outcome: Outcome, content: object | Callable[[Site], object], *, seconds: float = 10) -> Case:
-    """Return a case of an image reference, sent between two good ones.
+def reference_case(
+    name: str, outcome: Outcome, content: object | Callable[[Site], object], *, seconds: float = 10
+) -> Case:
+    """Return a case of an image reference between two good ones.
 
     `content` is a JSON value, a template for `Site.fill`, or a function that makes one of these.
     """
@@ -125,18 +127,20 @@ def _urls() -> list[Case]:
     """URLs; `Site.unharmed` checks where Label Studio's token was sent."""
     return [
         *(
-            reference(f"loopback-{host}", PRIVATE if host[-1] != "." else _NOT_ALLOWED, f"http://{host}:{{port}}/a.png")
+            reference_case(
+                f"loopback-{host}", PRIVATE if host[-1] != "." else _NOT_ALLOWED, f"http://{host}:{{port}}/a.png"
+            )
             for host in LOOPBACK
         ),
-        *(reference(f"non-public-{host}", PRIVATE, f"http://{host}/a.png") for host in NON_PUBLIC),
-        *(reference(f"ambiguous-{printable(url, 60)}", _NOT_ALLOWED, url) for url in _AMBIGUOUS),
-        reference("ambiguous-backslash-before-at", _GONE, "http://{allowed}\\@{canary}/a.png"),
-        *(reference(f"token-{name}", _NOT_ALLOWED, url) for name, url in _TOKEN_FOREIGN_HOST.items()),
-        *(reference(f"token-{name}", _FORBIDDEN, url) for name, url in _TOKEN_LABEL_STUDIO.items()),
-        reference("url-of-64-kb", _TOO_LONG, "http://{allowed}/" + "a" * 65_536),
-        reference("url-of-20-mb", _TOO_LONG, lambda _: "http://" + "a" * 20_000_000),
-        reference("url-of-20-million-at-signs", _TOO_LONG, lambda _: "http://" + "@" * 20_000_000),
-        reference("url-with-secret-query", _GONE, "http://{allowed}/a?signature={signature}"),
+        *(reference_case(f"non-public-{host}", PRIVATE, f"http://{host}/a.png") for host in NON_PUBLIC),
+        *(reference_case(f"ambiguous-{printable(url, 60)}", _NOT_ALLOWED, url) for url in _AMBIGUOUS),
+        reference_case("ambiguous-backslash-before-at", _GONE, "http://{allowed}\\@{canary}/a.png"),
+        *(reference_case(f"token-{name}", _NOT_ALLOWED, url) for name, url in _TOKEN_FOREIGN_HOST.items()),
+        *(reference_case(f"token-{name}", _FORBIDDEN, url) for name, url in _TOKEN_LABEL_STUDIO.items()),
+        reference_case("url-of-64-kb", _TOO_LONG, "http://{allowed}/" + "a" * 65_536),
+        reference_case("url-of-20-mb", _TOO_LONG, lambda _: "http://" + "a" * 20_000_000),
+        reference_case("url-of-20-million-at-signs", _TOO_LONG, lambda _: "http://" + "@" * 20_000_000),
+        reference_case("url-with-secret-query", _GONE, "http://{allowed}/a?signature={signature}"),
     ]
 
 
@@ -144,28 +148,30 @@ def _paths() -> list[Case]:
     """Label Studio's own paths, keys of its storages, and local files."""
     local = "/data/local-files/?d="
     return [
-        reference("path-api", _NO_IMAGE_PATH, "/api/projects/"),
-        reference("path-logout", _NO_IMAGE_PATH, "/user/logout"),
-        reference("path-traversal", _NO_IMAGE_PATH, "/data/../api/projects/"),
-        reference("upload-traversal", refused_fetch("answered 403|path on which"), "/data/upload/../../api/projects/"),
-        *(reference(f"s3-key-{printable(key)}", PLAIN, f"s3://bucket/{key}") for key in _S3_KEYS),
-        reference("s3-key-of-9-kb", _TOO_LONG, "s3://bucket/" + "a" * 9_000),
-        reference("local-file-valid", PLAIN, f"{local}sub/good.png"),
-        *(reference(f"local-file-{printable(path)}", _NOT_BELOW, local + path) for path in LOCAL_FILES),
-        reference("local-file-of-100-gb", TOO_LARGE, f"{local}sparse.png"),
-        reference("local-file-given-twice", PLAIN, f"{local}sub/good.png&d=../secret.png"),  # the first counts
+        reference_case("path-api", _NO_IMAGE_PATH, "/api/projects/"),
+        reference_case("path-logout", _NO_IMAGE_PATH, "/user/logout"),
+        reference_case("path-traversal", _NO_IMAGE_PATH, "/data/../api/projects/"),
+        reference_case(
+            "upload-traversal", refused_fetch("answered 403|path on which"), "/data/upload/../../api/projects/"
+        ),
+        *(reference_case(f"s3-key-{printable(key)}", PLAIN, f"s3://bucket/{key}") for key in _S3_KEYS),
+        reference_case("s3-key-of-9-kb", _TOO_LONG, "s3://bucket/" + "a" * 9_000),
+        reference_case("local-file-valid", PLAIN, f"{local}sub/good.png"),
+        *(reference_case(f"local-file-{printable(path)}", _NOT_BELOW, local + path) for path in LOCAL_FILES),
+        reference_case("local-file-of-100-gb", TOO_LARGE, f"{local}sparse.png"),
+        reference_case("local-file-given-twice", PLAIN, f"{local}sub/good.png&d=../secret.png"),  # the first counts
     ]
 
 
 def _malformed() -> list[Case]:
     no_image = Refused("no_image", "expected an image's address")
     return [
-        *(reference(f"reference-{text}", _NO_REFERENCE, text) for text in _UNSUPPORTED),
-        *(reference(f"reference={json.dumps(value)}", no_image, value) for value in _NOT_URLS),
-        reference("reference-nul", _NO_REFERENCE, "\0\0\0"),
-        reference("reference-surrogate", _NOT_ALLOWED, "http://\ud800.test/a.png"),
-        reference("reference-surrogate-in-path", refused_fetch(""), "http://{allowed}/\ud800.png"),
-        reference("reference-with-forged-log-line", _NO_REFERENCE, 'x\n{"forged": true}\n'),
+        *(reference_case(f"reference-{text}", _NO_REFERENCE, text) for text in _UNSUPPORTED),
+        *(reference_case(f"reference={json.dumps(value)}", no_image, value) for value in _NOT_URLS),
+        reference_case("reference-nul", _NO_REFERENCE, "\0\0\0"),
+        reference_case("reference-surrogate", _NOT_ALLOWED, "http://\ud800.test/a.png"),
+        reference_case("reference-surrogate-in-path", refused_fetch(""), "http://{allowed}/\ud800.png"),
+        reference_case("reference-with-forged-log-line", _NO_REFERENCE, 'x\n{"forged": true}\n'),
     ]
 
 
@@ -181,15 +187,17 @@ def _data_uris() -> list[Case]:
         "percent-encoded": f"data:image/png,{urllib.parse.quote(pictures.plain())}",
     }
     return [
-        *(reference(f"data-uri-{name}", PLAIN, uri) for name, uri in good.items()),
-        reference("data-uri-empty", refused_fetch("contains no data"), "data:"),
-        reference("data-uri-without-comma", refused_fetch("contains no data"), "data:image/png;base64"),
-        reference("data-uri-bad-base64", _NOT_BASE64, "data:image/png;base64,!!!!"),
-        reference("data-uri-svg", refused_decode("expected one of"), data_uri(b"<svg/>", "image/svg+xml")),
-        reference("data-uri-url-safe-base64", _NOT_BASE64, "data:image/png;base64,-_-_"),
-        reference("data-uri-non-ascii", refused_fetch("not valid base64|cannot"), "data:image/png;base64,\u00e4\u00f6"),
-        reference("data-uri-of-21-mb", TOO_LARGE, lambda _: data_uri(pictures.plain().ljust(21 << 20, b"\0"))),
-        reference(
+        *(reference_case(f"data-uri-{name}", PLAIN, uri) for name, uri in good.items()),
+        reference_case("data-uri-empty", refused_fetch("contains no data"), "data:"),
+        reference_case("data-uri-without-comma", refused_fetch("contains no data"), "data:image/png;base64"),
+        reference_case("data-uri-bad-base64", _NOT_BASE64, "data:image/png;base64,!!!!"),
+        reference_case("data-uri-svg", refused_decode("expected one of"), data_uri(b"<svg/>", "image/svg+xml")),
+        reference_case("data-uri-url-safe-base64", _NOT_BASE64, "data:image/png;base64,-_-_"),
+        reference_case(
+            "data-uri-non-ascii", refused_fetch("not valid base64|cannot"), "data:image/png;base64,\u00e4\u00f6"
+        ),
+        reference_case("data-uri-of-21-mb", TOO_LARGE, lambda _: data_uri(pictures.plain().ljust(21 << 20, b"\0"))),
+        reference_case(
             "data-uri-of-10-million-escapes", refused_fetch("use base64"), lambda _: "data:image/png," + "%41" * 10**7
         ),
     ]

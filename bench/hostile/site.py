@@ -1,6 +1,6 @@
-"""The server under attack, the hosts around it, and the check that it is unharmed.
+"""The server under attack, its hosts, and the check that it is unharmed.
 
-Linux only: memory and processes are read from /proc.
+Linux only: reads memory and processes from /proc.
 """
 
 import json
@@ -33,21 +33,21 @@ from contract.versions.repository import Repository
 from demo.project import label_config
 
 LIVE_S = 1.0
-"""Time limit of /health/live; Label Studio and liveness probes wait as long."""
+"""Time limit of /health/live, like that of Label Studio and liveness probes."""
 
 GROWTH_MB = 1024.0
-"""Limit of the memory that cases may use: two images of 50 megapixels at once."""
+"""Limit of memory growth, enough for two images of 50 megapixels at once."""
 
 SAME = 1e-6
-"""Absolute tolerance of probabilities of the same pixels, which may be scored in different batches."""
+"""Absolute tolerance of the probabilities of equal pixels, which may be scored in different batches."""
 
 USER = "annotator"
 
-CROWD = tuple(f"127.0.1.{number}" for number in range(1, 65))
-"""Addresses of the image host that stand for many hosts."""
+MANY_ADDRESSES = tuple(f"127.0.1.{number}" for number in range(1, 65))
+"""Addresses of the image host, as of many hosts."""
 
-_SLOW = tuple(f"127.0.2.{number}" for number in range(1, 17))
-"""Addresses of the image host, each for one slow case, because the server remembers which hosts are slow."""
+_SLOW_ADDRESSES = tuple(f"127.0.2.{number}" for number in range(1, 17))
+"""Addresses of the image host, one for each slow case, because the server remembers slow hosts."""
 _LIVE_ATTEMPTS = 3
 
 
@@ -81,26 +81,26 @@ class Site:
     version: str
     secrets: Secrets
     images: Host
-    """A hostile but allowed image host, at 127.0.0.1 and the addresses of `CROWD` and `_SLOW`."""
+    """A hostile but allowed image host, at 127.0.0.1 and the addresses of `MANY_ADDRESSES` and `_SLOW_ADDRESSES`."""
     studio: Host
     """Label Studio, the only host that may receive the token."""
     tls: Host
     """An allowed host with a trusted certificate for localhost, but not for its other name, 127.0.0.1."""
     canary: Host
-    """A host on all addresses of this machine, which must not receive any request."""
+    """A host on all addresses of this machine, which must not receive requests."""
     files: Path
     """The folder of local files."""
-    known: dict[bytes, Sequence[float]] = field(default_factory=dict)
+    cache: dict[bytes, Sequence[float]] = field(default_factory=dict)
     """Probabilities of harmless files."""
-    unused: list[str] = field(default_factory=lambda: [*_SLOW])
+    unused_addresses: list[str] = field(default_factory=lambda: [*_SLOW_ADDRESSES])
 
     def serve_slowly(self, path: str, answer: Answer) -> str:
         """Serve a slow answer from the image host, and return its URL at an address that no other case uses."""
         self.images.serve(path, answer)
-        return f"http://{self.unused.pop()}:{self.images.port}{path}"
+        return f"http://{self.unused_addresses.pop()}:{self.images.port}{path}"
 
     def fill(self, template: str) -> str:
-        """Replace names in braces by hosts, ports and a secret of the site."""
+        """Replace names in braces by hosts, ports and a secret."""
         for name, value in {
             "{allowed}": f"127.0.0.1:{self.images.port}",
             "{canary}": f"127.0.0.1:{self.canary.port}",
@@ -147,10 +147,10 @@ class Site:
 
     def probabilities(self, file: bytes) -> Sequence[float]:
         """Return the probabilities of a harmless file, cached."""
-        if file not in self.known:
+        if file not in self.cache:
             (result,) = self.score([data_uri(file)])
-            self.known[file] = result["probabilities"]
-        return self.known[file]
+            self.cache[file] = result["probabilities"]
+        return self.cache[file]
 
     def live_s(self) -> float:
         """Return the latency of /health/live in seconds; raise Escaped unless it answers 200."""
@@ -169,20 +169,20 @@ class Site:
         """Context manager that raises Escaped unless the server is unharmed at the end, and has leaked no secret."""
         self.server.reset_peak_rss()
         workers, resident_mb, connections = self.server.workers, self.server.peak_rss_mb(), self.canary.connections
-        received = [(each, len(each.requests)) for each in (self.images, self.canary, self.tls, self.studio)]
+        request_counts = [(each, len(each.requests)) for each in (self.images, self.canary, self.tls, self.studio)]
         log_bytes = self.server.process.log.stat().st_size
         yield
         if self.server.workers != workers:
-            raise Escaped(f"the worker {workers} ended; {self.server.workers} took its place")
+            raise Escaped(f"the workers {workers} were replaced by {self.server.workers}")
         if (seconds := min(self.live_s() for _ in range(_LIVE_ATTEMPTS))) > LIVE_S:
             raise Escaped(f"/health/live took {seconds:.1f} s")
         if (growth_mb := self.server.peak_rss_mb() - resident_mb) > GROWTH_MB:
-            raise Escaped(f"the worker took {growth_mb:.0f} MB more, at most {GROWTH_MB:.0f} MB are allowed")
+            raise Escaped(f"the worker grew by {growth_mb:.0f} MB, at most {GROWTH_MB:.0f} MB is allowed")
         if self.canary.connections != connections:
             raise Escaped(f"the server connected to an address of this machine: {self.canary.requests[-1:]}")
-        for neighbour, count in received:
-            for request in neighbour.requests[count:]:
-                allowed = neighbour is self.studio and serves_images(request.path)
+        for each, count in request_counts:
+            for request in each.requests[count:]:
+                allowed = each is self.studio and serves_images(request.path)
                 if not allowed and self.secrets.token in f"{request.path} {request.headers}":
                     raise Escaped(f"Label Studio's token was sent with {request.path}")
         with self.server.process.log.open("rb") as log:
@@ -224,13 +224,13 @@ def redirect(location: str, status: str = "302 Found") -> Answer:
 
 
 def send_picture(**headers: Any) -> Answer:
-    """Return an answer with the picture and these headers."""
+    """Return an answer with the picture."""
     return send(pictures.plain(), **headers)
 
 
 @contextmanager
 def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
-    """Context manager for a running server, with extra environment variables, and the hosts around it."""
+    """Context manager for a running server, with extra environment variables, and its hosts."""
     with ExitStack() as stack:
         folder, site_secrets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hostile-"))), Secrets()
         version = tiny_model.publish(Repository(folder / "models"))
@@ -242,7 +242,7 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
         tls.default = canary.default = send_picture(content_type="image/png")
         allowed = [
             *(f"https://{name}:{tls.port}" for name in ("localhost", "127.0.0.1")),
-            *(f"http://{address}:{images.port}" for address in ("127.0.0.1", *CROWD, *_SLOW)),
+            *(f"http://{address}:{images.port}" for address in ("127.0.0.1", *MANY_ADDRESSES, *_SLOW_ADDRESSES)),
         ]
         settings = {
             "LABELNEXT_LABEL_STUDIO_URL": studio.url,
@@ -260,7 +260,7 @@ def site(environment: Mapping[str, str] | None = None) -> Iterator[Site]:
 
 
 def _prepare(images: Host, studio: Host) -> None:
-    """Serve a picture on Label Studio's image paths, also by a redirect to the image host."""
+    """Serve a picture on Label Studio's image paths, one of them by a redirect to the image host."""
     images.serve("/data/upload/1/a.png", send_picture())
     studio.serve("/data/upload/1/away.png", redirect(images.serve("/away.png", send_picture())))
     studio.serve("/tasks/2/resolve/", send_picture())
@@ -284,7 +284,7 @@ def _make_certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
 
 
 def write_files(folder: Path, secret: str) -> Path:
-    """Write the folder of local files, with links to outside and special files, and a secret file beside it."""
+    """Write the folder of local files, with outward links and special files, and a secret file next to it."""
     (folder / "secret.png").write_bytes(pictures.plain() + secret.encode())
     files = folder / "files"
     (files / "sub").mkdir(parents=True)

@@ -8,7 +8,7 @@ import pytest
 from bench.hostile import pictures
 from bench.hostile.__main__ import CASES
 from bench.hostile.case import Case, Kind, Refused, Scored, run
-from bench.hostile.exchange import Answered, Reply
+from bench.hostile.exchange import ExpectedReply, Reply
 from bench.hostile.site import Escaped
 
 SCORED = {"task": 1, "probabilities": [0.2, 0.3, 0.5]}
@@ -34,10 +34,10 @@ def test_unexpected_result_is_an_escape():
 
 
 def test_unexpected_reply_is_an_escape():
-    bad_request, details = Answered({400}, "bad_request"), {"detail": "", "request_id": ""}
-    Answered({200}, scored=[True, False]).check(Reply(200, {}, b'{"results": [{"score": 0.5}, {}]}'))
+    bad_request, details = ExpectedReply({400}, "bad_request"), {"detail": "", "request_id": ""}
+    ExpectedReply({200}, scored=[True, False]).check(Reply(200, {}, b'{"results": [{"score": 0.5}, {}]}'))
     with pytest.raises(Escaped):
-        Answered({200}, scored=[True, True]).check(Reply(200, {}, b'{"results": [{"score": 0.5}, {}]}'))
+        ExpectedReply({200}, scored=[True, True]).check(Reply(200, {}, b'{"results": [{"score": 0.5}, {}]}'))
     bad_request.check(Reply(400, {}, json.dumps({"error": "bad_request", **details}).encode()))
     for status, content in (
         (500, {"error": "internal", **details}),
