@@ -47,17 +47,17 @@ class Guard:
             www_authenticate=WWWAuthenticate(scheme, {"realm": "Labelnext server"}),
         )
 
-    def _accepts(self, route: str | None, given: Authorization | None) -> bool:
-        if given is None:
+    def _accepts(self, route: str | None, authorization: Authorization | None) -> bool:
+        if authorization is None:
             return False
-        if given.type == "basic" and self._basic_auth is not None:
+        if authorization.type == "basic" and self._basic_auth is not None:
             user, _, password = self._basic_auth.partition(":")
             # Both parts are always compared, so that the time taken reveals nothing.
-            return _same(given.username or "", user) & _same(given.password or "", password)
-        if given.type == "bearer" and route == WEBHOOK and self._secret is not None:
-            return _same(given.token or "", self._secret)
+            return _same(authorization.username or "", user) & _same(authorization.password or "", password)
+        if authorization.type == "bearer" and route == WEBHOOK and self._secret is not None:
+            return _same(authorization.token or "", self._secret)
         return False
 
 
-def _same(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode(errors="surrogateescape"), expected.encode(errors="surrogateescape"))
+def _same(actual: str, expected: str) -> bool:
+    return hmac.compare_digest(actual.encode(errors="surrogateescape"), expected.encode(errors="surrogateescape"))

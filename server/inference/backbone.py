@@ -81,9 +81,9 @@ Backbones = WeakValueDictionary[tuple[str, SessionOptions], Backbone]
 
 
 def open_backbone(
-    version: Version, graph: ModelProto, wanted: Precision, options: SessionOptions, *, backbones: Backbones
+    version: Version, graph: ModelProto, requested: Precision, options: SessionOptions, *, backbones: Backbones
 ) -> Backbone:
-    """Return a version's backbone in the wanted precision, or in float32 if that fails.
+    """Return a version's backbone in the requested precision, or in float32 if that fails.
 
     `graph` is the backbone in float32, with its weights in the version's folder. An equal backbone among `backbones` is
     shared; otherwise the new one is added to them.
@@ -91,7 +91,7 @@ def open_backbone(
     Raises:
         ConfigError: if CUDA is required and not available.
     """
-    precision = _choose_precision(wanted, version, options.device)
+    precision = _choose_precision(requested, version, options.device)
     key = features_key(_fingerprint(version, precision), precision)
     if (shared := backbones.get((key, options))) is not None:
         return shared
@@ -129,13 +129,13 @@ def _convert(graph: ModelProto, version: Version, precision: Precision) -> Model
     return converted
 
 
-def _choose_precision(wanted: Precision, version: Version, device: Device) -> Precision:
-    """Return the wanted precision if it is available here, else float32."""
+def _choose_precision(requested: Precision, version: Version, device: Device) -> Precision:
+    """Return the requested precision if it is available here, else float32."""
     has_int8 = version.int8_backbone_path is not None
     fastest = Precision.FP16 if device is Device.CUDA else Precision.INT8 if has_int8 else Precision.FP32
-    if wanted is Precision.AUTO or wanted in (fastest, Precision.FP32):
-        return fastest if wanted is Precision.AUTO else wanted
-    if wanted is Precision.FP16:
+    if requested is Precision.AUTO or requested in (fastest, Precision.FP32):
+        return fastest if requested is Precision.AUTO else requested
+    if requested is Precision.FP16:
         reason = "fp16 is for a GPU, and this runs on the cpu; set LABELNEXT_PRECISION=int8"
     elif device is Device.CUDA:
         reason = "int8 is for the CPU, and this runs on cuda; set LABELNEXT_PRECISION=fp16"

@@ -238,8 +238,8 @@ class Batcher:
         engine = items[0].work.engine
         with self._metrics.stage("passes"):
             outputs = engine.run_passes(features)
-        wanted = any(item.work.extras.embedding for item in items)
-        embeddings = embed(features, last=engine.last_stage) if wanted else None
+        needs_embeddings = any(item.work.extras.embedding for item in items)
+        embeddings = embed(features, last=engine.last_stage) if needs_embeddings else None
         start = 0
         for item in items:
             end = start + item.images

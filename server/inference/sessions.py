@@ -124,24 +124,24 @@ def open_session(model: ModelProto, folder: Path, options: SessionOptions) -> Se
     return session
 
 
-def check_device(wanted: Device) -> None:
+def check_device(requested: Device) -> None:
     """Raise ConfigError if CUDA is required and not available."""
-    if wanted is Device.CUDA and (fault := _cuda_fault()) is not None:
+    if requested is Device.CUDA and (fault := _cuda_fault()) is not None:
         raise ConfigError(
             f"LABELNEXT_PROVIDER=cuda, but {fault}; install requirements/server-gpu.txt, give the process a GPU, "
             "or set LABELNEXT_PROVIDER=auto"
         )
 
 
-def choose_device(wanted: Device) -> Device:
+def choose_device(requested: Device) -> Device:
     """Return CPU or CUDA.
 
     Raises:
         ConfigError: if CUDA is required and not available.
     """
-    check_device(wanted)
-    if wanted is not Device.AUTO or CUDA not in onnxruntime.get_available_providers():
-        return Device.CUDA if wanted is Device.CUDA else Device.CPU
+    check_device(requested)
+    if requested is not Device.AUTO or CUDA not in onnxruntime.get_available_providers():
+        return Device.CUDA if requested is Device.CUDA else Device.CPU
     if (fault := _cuda_fault()) is None:
         return Device.CUDA
     _log.warning("onnxruntime-gpu is installed, but the CPU is used", extra={"reason": fault})

@@ -73,7 +73,7 @@ class Page:
     ) -> bytes:
         """Return the page as HTML in UTF-8; `now` is in UTC.
 
-        `up` tells whether the server can score, `detail` why not, or another notice. If the model is one of several,
+        `up` is whether the server can score, `detail` why not, or another notice. If the model is one of several,
         the page links to the page of all models, two levels above.
         """
         manifest = serving.manifest if serving else None

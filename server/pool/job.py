@@ -51,8 +51,7 @@ def describe(done: Sequence[ShardResult], *, of: int, seconds: float) -> str:
     """Describe the progress towards `of` images after some seconds, with the time left at the mean rate so far."""
     images = sum(each.images for each in done)
     rate = max(images, 1) / seconds
-    left = timedelta(seconds=round((of - images) / rate))
+    remaining = timedelta(seconds=round((of - images) / rate))
     failed = sum(each.failed for each in done)
-    return (
-        f"{images:,} of {of:,} images ({images / max(of, 1):.1%}), {rate:.1f} images/s, {left} left, {failed:,} failed"
-    )
+    share = images / max(of, 1)
+    return f"{images:,} of {of:,} images ({share:.1%}), {rate:.1f} images/s, {remaining} left, {failed:,} failed"

@@ -85,7 +85,7 @@ class TestVersion:
         assert all(f"{images} random images" in table for images in (20, 30, 41))
 
     def test_a_line_joins_versions_measured_on_the_same_images(self, page, repository):
-        apart, *joined = (publish(repository, metrics={**METRICS, "macro_f1": 0.7}) for _ in range(4))
+        unjoined, *joined = (publish(repository, metrics={**METRICS, "macro_f1": 0.7}) for _ in range(4))
         compared = [
             {"version": each.version, "labels": 150, "macro_f1": macro_f1, "low": 0.1, "high": 0.9}
             for each, macro_f1 in zip(joined, (0.41, 0.52, 0.63), strict=True)
@@ -97,7 +97,7 @@ class TestVersion:
         table = table_of(document, "Published").text
         for text in ("0.41", "0.52", "0.63", "0.10 to 0.90", "the same 41 random images", "64 random images"):
             assert text in table
-        (row,) = (row.text for row in document.find("tr") if apart.version in row.text)
+        (row,) = (row.text for row in document.find("tr") if unjoined.version in row.text)
         assert "0.70" in row
         assert "same" not in row
 
