@@ -150,7 +150,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_beginnings_of_good_files_are_parsed_or_refused(name):
+def test_truncated_files_are_parsed_or_rejected(name):
     """Interrupted writers leave truncated files."""
     run, seeds = TARGETS[name]
     for seed in seeds():
@@ -160,12 +160,12 @@ def test_beginnings_of_good_files_are_parsed_or_refused(name):
 
 @pytest.mark.parametrize("name", TARGETS)
 @given(content=st.binary(max_size=300))
-def test_any_bytes_are_parsed_or_refused(name, content):
+def test_any_bytes_are_parsed_or_rejected(name, content):
     TARGETS[name][0](content)
 
 
 @given(number=st.integers(0, 2**32))
-def test_any_edit_of_a_manifest_is_parsed_or_refused(number):
+def test_any_edit_of_a_manifest_is_parsed_or_rejected(number):
     run, seeds = TARGETS["manifest"]
     for seed in seeds():
         run(mutate_json(seed, number))

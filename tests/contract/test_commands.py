@@ -52,7 +52,7 @@ def read(*arguments):
     return parse("program", COMMANDS, arguments, about="Does.", renamed={"--nome": "--name"})
 
 
-def test_what_is_given_goes_to_all_classes_that_have_it_and_the_rest_is_as_declared():
+def test_options_set_the_fields_of_all_classes():
     assert read("both", "here") == (COMMANDS["both"], [Options(), Other("here")])
     given = ("--many", "5", "--name=-x,y", "--folder", "f", "--kind", "b", "--dry", "--no-loud")
     options = Options(5, Path("f"), ("-x", "y"), "b", dry=True, loud=False)
@@ -60,7 +60,7 @@ def test_what_is_given_goes_to_all_classes_that_have_it_and_the_rest_is_as_decla
     assert read("do", "--loud")[1] == [Options()]
 
 
-def test_values_come_from_their_fields_again():
+def test_values_from_a_dictionary():
     options = Options(5, names=("x",), dry=True)
     assert COMMANDS["do"].values(asdict(options)) == [options]
 
@@ -80,7 +80,7 @@ def test_values_come_from_their_fields_again():
         (["undo"], "No such command 'undo'"),
     ],
 )
-def test_an_error_is_told_with_the_usage(capsys, arguments, message):
+def test_errors_are_shown_with_the_usage(capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
         read(*arguments)
     error = capsys.readouterr().err
@@ -89,7 +89,7 @@ def test_an_error_is_told_with_the_usage(capsys, arguments, message):
     assert error.startswith("Usage: program ")
 
 
-def test_help_is_what_is_declared(capsys):
+def test_help(capsys):
     """Below the heading of each class, with defaults and inherited docstrings."""
     with pytest.raises(SystemExit, match="0"):
         read("both", "--help")

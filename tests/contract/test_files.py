@@ -18,7 +18,7 @@ from tests.versions import publish
 pytestmark = pytest.mark.timeout(60)  # a pipe or a device that is opened would be read for ever
 
 
-def test_a_link_among_the_folders_is_followed_and_no_more_read_than_may_be(tmp_path):
+def test_follows_links_to_folders_and_limits_the_size(tmp_path):
     """The operator chooses where the repository is mounted."""
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "file").write_bytes(b"content")
@@ -32,7 +32,7 @@ def test_a_link_among_the_folders_is_followed_and_no_more_read_than_may_be(tmp_p
     [lambda path: path.symlink_to(__file__), os.mkfifo, os.mkdir],
     ids=["link", "pipe", "folder"],
 )
-def test_what_is_no_regular_file_is_refused_and_not_left_open(tmp_path, make):
+def test_rejects_and_closes_irregular_files(tmp_path, make):
     """A poller meets it again and again."""
     make(tmp_path / "file")
     before = len(os.listdir("/proc/self/fd"))
@@ -51,7 +51,7 @@ def contents(repository):
     return {path.name for path in repository.folder.iterdir()}
 
 
-def test_a_disk_without_room_is_named_with_what_is_free_and_what_to_do(repository):
+def test_full_disk_error_names_the_folder_and_its_free_space(repository):
     """One sentence for users, and an OSError for retries; no files are left, and publishing works later.
 
     Neither does a rollback leave a temporary CURRENT, which would take the rest of the space.
@@ -75,7 +75,7 @@ def test_a_disk_without_room_is_named_with_what_is_free_and_what_to_do(repositor
         assert repository.current() == second < publish(repository, b"third").name == repository.current()
 
 
-def test_whichever_file_finds_no_room_nothing_is_published_by_halves(repository):
+def test_full_disk_at_any_file_publishes_nothing(repository):
     """Including CURRENT: a version that exists but is not in use would look like one that was rolled back."""
     with small_disk(repository.root, "2m"):
         first = publish(repository, b"first").name
@@ -94,7 +94,7 @@ def test_whichever_file_finds_no_room_nothing_is_published_by_halves(repository)
         assert repository.versions()[-1] == repository.current()
 
 
-def test_a_library_that_only_counts_what_it_wrote_is_understood(repository):
+def test_full_disk_is_recognised_without_errno(repository):
     """Errors of numpy have no errno."""
     with (
         small_disk(repository.root, "2m"),
@@ -104,12 +104,12 @@ def test_a_library_that_only_counts_what_it_wrote_is_understood(repository):
         np.zeros(2**20).tofile(staged.path / "head.onnx.data")
 
 
-def test_a_limit_on_a_files_length_is_no_room_either(tmp_path):
+def test_limit_of_file_size_counts_as_full(tmp_path):
     with pytest.raises(DiskFull, match="File too large"), explaining_disk_full(tmp_path, remedy="make room"):
         raise OSError(errno.EFBIG, "File too large")
 
 
-def test_of_several_folders_the_full_one_is_named(tmp_path):
+def test_names_the_full_one_of_several_folders(tmp_path):
     with small_disk(tmp_path / "small", "1m"):
         fill(tmp_path / "small")
         with (
@@ -119,7 +119,7 @@ def test_of_several_folders_the_full_one_is_named(tmp_path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_quota_is_said_to_be_one(tmp_path):
+def test_quota_is_named(tmp_path):
     assert "are free, but not for this user)" in explain(OSError(errno.EDQUOT, "Disk quota exceeded"), tmp_path / "new")
 
 
@@ -134,7 +134,7 @@ def test_a_quota_is_said_to_be_one(tmp_path):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_other_errors_and_those_that_were_explained_stay_what_they_are(tmp_path, error):
+def test_other_errors_are_unchanged(tmp_path, error):
     with pytest.raises(type(error)) as raised, explaining_disk_full(tmp_path, remedy="make room"):
         raise error
     assert raised.value is error

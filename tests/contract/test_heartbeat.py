@@ -3,7 +3,7 @@ import threading
 from contract.heartbeat import heartbeat
 
 
-def test_what_takes_long_tells_so_meanwhile():
+def test_reports_until_the_end():
     reported, twice = [], threading.Event()
 
     def report(seconds):

@@ -46,7 +46,7 @@ def client(url, token=LEGACY, retries=NO_RETRIES):
 
 
 @pytest.mark.parametrize("prefix", ["", "/studio"])
-def test_a_personal_access_token_is_exchanged_once_and_again_when_it_is_no_longer_honoured(studio, prefix):
+def test_access_token_is_renewed_after_401(studio, prefix):
     """Below a path the exchange has the same prefix; Label Studio may have restarted with another secret."""
     honoured = []
 
@@ -70,7 +70,7 @@ def test_a_personal_access_token_is_exchanged_once_and_again_when_it_is_no_longe
 @pytest.mark.parametrize(
     ("token", "path"), [(LEGACY, WHOAMI), (PERSONAL, "/api/token/refresh/")], ids=["legacy", "personal"]
 )
-def test_a_refused_token_is_one_clear_line(studio, token, path, status):
+def test_refused_token_names_its_setting(studio, token, path, status):
     serve_json(studio, path, {"detail": "Invalid token."}, status)
     with pytest.raises(TokenRefused, match=rf"refuses the token \({status}\).*LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
         client(studio.url, token).get(WHOAMI)
@@ -87,7 +87,7 @@ def test_a_refused_token_is_one_clear_line(studio, token, path, status):
         (500, Unreachable, "answered 500 for project 5"),
     ],
 )
-def test_an_answer_without_success_is_one_clear_line(studio, status, error, message):
+def test_statuses_without_success(studio, status, error, message):
     serve_json(studio, "/api/projects/5", {"detail": "as told"}, status)
     with pytest.raises(ConfigError) as caught:
         client(studio.url).send("GET", "/api/projects/5", what="project 5")
@@ -96,14 +96,14 @@ def test_an_answer_without_success_is_one_clear_line(studio, status, error, mess
 
 
 @pytest.mark.parametrize("content", [b"<html>Welcome</html>", b"[]", b'{"tasks": 3}', b'"text"', b""])
-def test_an_answer_of_another_make_is_one_clear_line(studio, content):
+def test_rejects_responses_of_other_programs(studio, content):
     studio.serve("/api/tasks", content)
     with pytest.raises(ConfigError, match="a response that is not Label Studio's"):
         client(studio.url).read("/api/tasks", lambda page: [task["id"] for task in page["tasks"]], what="tasks")
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_label_studio_that_is_restarted_is_waited_for(studio, pauses, status):
+def test_retries_while_label_studio_restarts(studio, pauses, status):
 
     def restart(handler, request):
         reply(b"{}", status=200 if sum(pauses) >= 10 else status)(handler, request)
@@ -118,21 +118,21 @@ def test_a_label_studio_that_is_restarted_is_waited_for(studio, pauses, status):
     assert pauses == [1, 2]
 
 
-def test_one_that_refuses_connections_is_waited_for(pauses):
+def test_retries_refused_connections(pauses):
     with pytest.raises(Unreachable, match=r"cannot be reached.*LABELNEXT_LABEL_STUDIO_URL"):
         client(closed_address(), retries=RetryPolicy(total_s=180.0, pause_s=1.0)).get(WHOAMI)
     assert 160 < sum(pauses) <= 180
     assert max(pauses) == 15
 
 
-def test_a_refusal_is_not_waited_for(studio, pauses):
+def test_does_not_retry_other_statuses(studio, pauses):
     with pytest.raises(ConfigError, match="has no GET /api/projects/6"):
         client(studio.url, retries=RetryPolicy()).get("/api/projects/6")
     assert pauses == []
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-def test_what_is_to_be_sent_once_is(studio, pauses, status):
+def test_post_is_sent_once(studio, pauses, status):
     """Label Studio may have stored it already."""
     studio.serve("/api/tasks", status=status)
     with pytest.raises(Unreachable):
@@ -140,7 +140,7 @@ def test_what_is_to_be_sent_once_is(studio, pauses, status):
     assert (len(studio.requests), pauses) == (1, [])
 
 
-def test_files_are_sent_as_one_form(studio):
+def test_uploads_files_as_one_form(studio):
     serve_json(studio, "/api/import", {"task_count": 2})
     assert client(studio.url).upload("/api/import", [("a.png", b"one"), ("b.png", b"two")]) == {"task_count": 2}
     [request] = studio.requests
@@ -148,7 +148,7 @@ def test_files_are_sent_as_one_form(studio):
     assert all(part in request.body for part in (b'filename="a.png"', b"one", b'filename="b.png"', b"two"))
 
 
-def test_what_time_it_is_at_label_studio_is_what_it_last_said(studio):
+def test_date_is_that_of_the_last_response(studio):
     """To the second, in UTC; None before the first response, or without a date."""
     ours = client(studio.url)
     assert ours.date is None

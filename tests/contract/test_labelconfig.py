@@ -37,7 +37,7 @@ TEXT = '<Text name="t" value="$t"/>'
 
 
 class TestParsing:
-    def test_the_simplest_config_has_one_control(self):
+    def test_simplest_config_has_one_control(self):
         assert parse_label_config(SIMPLE) == (
             ChoicesControl("label", "image", "image", (Choice("cat"), Choice("dog")), False),
         )
@@ -67,11 +67,11 @@ class TestParsing:
             pytest.param('<Choice value="a"/><Choice value="b"/><Choice value="a"/>', ("a", "b"), id="twice the same"),
         ],
     )
-    def test_a_label_is_what_label_studio_stores(self, inner, labels):
+    def test_label_is_the_text_that_label_studio_stores(self, inner, labels):
         """In document order; a $ without a key is literal, and white space is no text."""
         assert only_control(choices(inner=inner)).labels == labels
 
-    def test_each_control_is_bound_to_its_own_image(self):
+    def test_each_control_has_its_own_image(self):
         """To the first of several targets."""
         tags = [choices("a", name="x", to_name="t, right"), choices("b", name="y", to_name="left, right")]
         controls = parse_label_config(config(TEXT, image("left", "$l"), image("right", "$r"), *tags))
@@ -79,10 +79,10 @@ class TestParsing:
         assert found == [("x", "right", "r"), ("y", "left", "l")]
 
     @pytest.mark.parametrize(("mode", "multiple"), [("single", False), ("single-radio", False), ("multiple", True)])
-    def test_whether_several_may_be_chosen_is_known(self, mode, multiple):
+    def test_choice_attribute(self, mode, multiple):
         assert only_control(choices("a", more=f'choice="{mode}"')).multiple is multiple
 
-    def test_case_of_tags_and_attributes_does_not_matter(self):
+    def test_ignores_case_of_tags_and_attributes(self):
         """Label Studio's frontend ignores it."""
         xml = '<View><image name="i" value="$u"/><choices name="c" toname="i"><choice value="A"/></choices></View>'
         assert parse_label_config(xml)[0].labels == ("A",)
@@ -109,10 +109,10 @@ class TestParsing:
         ],
         ids=["declaration", "comment", "cdata", "attribute"],
     )
-    def test_speaking_of_a_document_type_is_not_having_one(self, xml):
+    def test_accepts_document_types_in_comments_and_text(self, xml):
         assert parse_label_config(xml)[0].labels == ("cat", "dog")
 
-    def test_spaces_around_the_images_key_do_not_matter(self):
+    def test_strips_the_key_of_an_image(self):
         """Browsers strip URLs."""
         assert parse_label_config(config(image(value=" $image "), choices("a")))[0].value_key == "image"
 
@@ -145,14 +145,14 @@ class TestParsing:
         ],
         ids=["deep", "long", "ambiguous"],
     )
-    def test_paths_that_grow_a_small_config_into_a_large_one_are_refused(self, inner, reason):
+    def test_rejects_too_deep_long_or_ambiguous_paths(self, inner, reason):
         """As are two identical ones."""
         with pytest.raises(ConfigError, match=reason):
             only_control(choices(inner=inner, more='allowNested="true"'))
 
 
 class TestRefusal:
-    def test_a_config_of_many_megabytes_is_refused(self):
+    def test_rejects_a_config_of_many_megabytes(self):
         with pytest.raises(ConfigError, match="at most 2000000 characters, got"):
             parse_label_config(config(image(), choices("a")) + " " * 2_000_000)
 
@@ -160,7 +160,7 @@ class TestRefusal:
         "xml",
         ["", "cats and dogs", "<View>", "<View></Vie>", "<View>&undefined;</View>", "<View/><View/>", "<\ud800/>"],
     )
-    def test_what_is_not_xml_is_refused(self, xml):
+    def test_rejects_invalid_xml(self, xml):
         with pytest.raises(ConfigError, match="Code view"):
             parse_label_config(xml)
 
@@ -172,7 +172,7 @@ class TestRefusal:
             '<?xml version="1.0"?>\n<!DOCTYPE View>' + SIMPLE,
         ],
     )
-    def test_document_types_are_refused(self, xml):
+    def test_rejects_document_types(self, xml):
         """Entities expand to large texts or read files; labelling configs have none."""
         with pytest.raises(ConfigError, match="DOCTYPE"):
             parse_label_config(xml)
@@ -186,7 +186,7 @@ class TestRefusal:
             (config(image(), choices(name="c")), '<Choices name="c">'),
         ],
     )
-    def test_a_config_that_classifies_no_image_is_refused(self, xml, found):
+    def test_rejects_a_config_that_classifies_no_image(self, xml, found):
         with pytest.raises(ConfigError, match="expected a labelling config with an <Image") as caught:
             parse_label_config(xml)
         assert found in str(caught.value)
@@ -231,13 +231,13 @@ class TestRefusal:
             ),
         ],
     )
-    def test_each_control_that_is_refused_has_its_reason(self, tag, around, reason):
+    def test_unusable_controls_are_skipped_with_a_reason(self, tag, around, reason):
         """It does no harm beside one that classifies an image."""
         with pytest.raises(ConfigError, match=reason):
             only_control(around, tag)
         assert only_control(around, tag, choices("a", name="good")).from_name == "good"
 
-    def test_asking_for_a_control_that_was_refused_gives_the_reason(self):
+    def test_naming_an_unusable_control_gives_the_reason(self):
         xml = config(image(), choices("a"), choices("b", name="boxes", more='perRegion="true"'))
         assert len(parse_label_config(xml, "label")) == 1
         with pytest.raises(ConfigError, match=r'named boxes, the labelling config has label; .*perRegion="true"'):

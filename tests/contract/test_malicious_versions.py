@@ -49,7 +49,7 @@ def open_completely(repository, name):
 @pytest.mark.parametrize(
     "case", [each for each in MALICIOUS if each.detected_by == "contract"], ids=lambda case: case.name
 )
-def test_it_is_refused(version, case):
+def test_malicious_versions_are_rejected(version, case):
     """Quickly, with the error of the step that refused it."""
     repository, name = version
     case.apply(repository.folder / name)
@@ -59,7 +59,7 @@ def test_it_is_refused(version, case):
 
 
 @pytest.mark.parametrize("case", EDITED, ids=lambda case: case.name)
-def test_where_signatures_are_demanded_its_manifest_is_not_parsed(tmp_path, case):
+def test_edited_manifest_of_a_signed_version_is_not_parsed(tmp_path, case):
     """After any edit either the manifest is not the signed one, or a digest does not match."""
     secret, _ = generate_keys(tmp_path / "keys")
     repository = Repository(tmp_path / "models", keys=Keys.read(signing=secret))
@@ -83,7 +83,7 @@ def as_pipe(path):
     [as_pipe, lambda path: path.write_bytes(b"\xff" * 10_000), lambda path: path.write_bytes(b"../../etc\0")],
     ids=["a-pipe", "long", "a-path"],
 )
-def test_a_pointer_that_is_none_is_refused(version, spoil):
+def test_rejects_an_invalid_current_file(version, spoil):
     """CURRENT is read on every poll, and must not stop the polling thread."""
     repository, _ = version
     spoil(repository.folder / "CURRENT")

@@ -28,7 +28,7 @@ def match(labels, *controls, name=None):
     ],
     ids=["equal", "added", "lost", "half", "lost and added", "stored", "displayed"],
 )
-def test_labels_that_came_or_went_since_the_training_are_no_mismatch(labels, choices):
+def test_added_and_removed_labels_match(labels, choices):
     """A labelling config may change; half of the shorter list is enough."""
     assert match(labels, control(*choices)) == "kind"
 
@@ -43,7 +43,7 @@ def test_labels_that_came_or_went_since_the_training_are_no_mismatch(labels, cho
     ],
     ids=["other", "other spelling", "only what is left over in common", "one"],
 )
-def test_labels_of_another_subject_are_a_mismatch(labels, choices):
+def test_labels_of_another_subject_do_not_match(labels, choices):
     with pytest.raises(LabelMismatch) as caught:
         match(labels, control(*choices))
     message = str(caught.value)
@@ -52,7 +52,7 @@ def test_labels_of_another_subject_are_a_mismatch(labels, choices):
     assert "train a version on this project" in message
 
 
-def test_of_the_controls_that_are_known_the_named_one_is_taken_and_else_the_one_sharing_most():
+def test_named_control_is_preferred_to_the_best_match():
     """A control of the same name with other labels does not count."""
     blurred, few, many = control("yes", "no", name="blurred"), control("cat", "no", name="few"), control("cat", "dog")
     assert match(("cat", "dog"), blurred, few, many, name="few") == "few"
@@ -60,7 +60,7 @@ def test_of_the_controls_that_are_known_the_named_one_is_taken_and_else_the_one_
     assert match(("cat", "dog"), blurred, few, many) == "kind"
 
 
-def test_long_lists_and_labels_are_named_in_part():
+def test_long_lists_and_labels_are_shortened():
     labels = [f"label {number}" for number in range(1000)]
     controls = [control(*(f"{name} {number} {'x' * 500}" for number in range(500)), name=name) for name in "abcdef"]
     with pytest.raises(LabelMismatch) as caught:
@@ -79,7 +79,7 @@ def test_long_lists_and_labels_are_named_in_part():
     ],
     ids=["named", "stored", "displayed", "nothing shared"],
 )
-def test_a_control_is_chosen_by_its_name_or_else_by_its_labels(name, labels, chosen):
+def test_choose_control_by_name_or_labels(name, labels, chosen):
     """The name takes precedence; the first of equals is taken; without any, the error is not an IndexError."""
     controls = [control("yes", "no", name="blurred"), control("Cat=c", "Dog"), control("c", "Dog", name="again")]
     assert choose_control(controls, name=name, labels=labels).from_name == chosen

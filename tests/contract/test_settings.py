@@ -16,7 +16,7 @@ def test_unset_and_empty_variables_give_the_defaults():
     assert SharedSettings.read({"LABELNEXT_COLOUR": "red"}) == SharedSettings.read(empty) == SharedSettings()
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_reported_together():
     wrong = {
         "LABELNEXT_MODELS": "s3://x//y",
         "LABELNEXT_VERIFY_KEY": "key",
@@ -54,7 +54,7 @@ def test_secrets_are_not_shown():
         ("WEBHOOK_SECRET", "s3crét"),
     ],
 )
-def test_a_secret_that_cannot_be_one_is_refused_unseen(name, text):
+def test_rejects_invalid_secrets_without_showing_them(name, text):
     """Neither the message nor its cause contains the value."""
     with pytest.raises(ConfigError, match=f"LABELNEXT_{name} must be ") as caught:
         SharedSettings.read({f"LABELNEXT_{name}": text})

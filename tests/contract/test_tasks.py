@@ -25,7 +25,7 @@ class TestResults:
         assert labels_in({"choices": choices}) == found
 
     @pytest.mark.parametrize("value", [None, "red", [], {}])
-    def test_a_value_without_choices_chooses_nothing(self, value):
+    def test_value_without_choices_has_no_labels(self, value):
         assert labels_in(value) == ()
 
 
@@ -52,6 +52,6 @@ class TestReferences:
             ({}, "image.url", None),
         ],
     )
-    def test_a_path_leads_where_it_does_in_label_studio(self, data, key, found):
+    def test_paths_are_resolved_as_in_label_studio(self, data, key, found):
         """An exact key takes precedence; if it leads to several images, the task has none."""
         assert find_reference(data, key) == found

@@ -39,8 +39,8 @@ def test_addresses_are_read_as_this_browser_reads_them(browser: Browser):
     """The tables that the unit tests go by are what a real browser says, of addresses and of images within tasks."""
     page = browser.new_page()
     href = "address => { try { return new URL(address).href } catch { return null } }"
-    assert {address: page.evaluate(href, address) for address in test_urls.ADDRESSES} == test_urls.ADDRESSES
-    assert [page.evaluate(href, address) for address in test_urls.NO_ADDRESSES] == [None] * len(test_urls.NO_ADDRESSES)
+    assert {url: page.evaluate(href, url) for url in test_urls.URLS} == test_urls.URLS
+    assert [page.evaluate(href, url) for url in test_urls.INVALID_URLS] == [None] * len(test_urls.INVALID_URLS)
     shown = "uri => { const image = new Image(); image.src = uri; return image.decode().then(() => true, () => false) }"
     assert {uri: page.evaluate(shown, uri) for uri in test_urls.DATA_URIS} == test_urls.DATA_URIS
     page.close()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from contract.features.table import Table
 
 MAX_BYTES = 2**18
-BUNCH_BYTES = MAX_BYTES // 8
+BATCH_BYTES = MAX_BYTES // 8
 
 
 def key_of(number):
@@ -20,9 +20,9 @@ def fill(table, count, size=16_000):
         table.write({key_of(number): bytes([number % 256]) * size})
 
 
-def numbers_in(table, candidates):
-    found = table.get([key_of(number) for number in candidates])
-    return {number for number in candidates if key_of(number) in found}
+def stored_numbers(table, candidates):
+    stored = table.get([key_of(number) for number in candidates])
+    return {number for number in candidates if key_of(number) in stored}
 
 
 @pytest.fixture
@@ -32,36 +32,36 @@ def path(tmp_path):
 
 @pytest.fixture
 def table(path):
-    with closing(Table(path, max_bytes=MAX_BYTES)) as opened:
-        yield opened
+    with closing(Table(path, max_bytes=MAX_BYTES)) as table:
+        yield table
 
 
 numbers = st.integers(0, 60)
-bunches = st.dictionaries(numbers, st.sampled_from([10, 3_000, 10_000]), min_size=1, max_size=BUNCH_BYTES // 10_000)
+batches = st.dictionaries(numbers, st.sampled_from([10, 3_000, 10_000]), min_size=1, max_size=BATCH_BYTES // 10_000)
 
 
 @pytest.mark.slow
 @settings(max_examples=20)
-@given(st.lists(bunches, min_size=20, max_size=50))
-def test_the_bound_holds_and_who_was_written_longest_ago_leaves_first(transactions):
+@given(st.lists(batches, min_size=20, max_size=50))
+def test_size_stays_within_its_limit_and_the_oldest_rows_leave_first(transactions):
     table = Table(None, max_bytes=MAX_BYTES)
     values, written = {}, {}
-    for now, bunch in enumerate(transactions):
-        there = numbers_in(table, values)
-        table.write({key_of(number): bytes([now]) * size for number, size in bunch.items()})
+    for now, batch in enumerate(transactions):
+        before = stored_numbers(table, values)
+        table.write({key_of(number): bytes([now]) * size for number, size in batch.items()})
         assert table.size_bytes <= MAX_BYTES
-        written |= dict.fromkeys(bunch, now)
-        values |= {number: bytes([now]) * size for number, size in bunch.items()}
-        stayed = numbers_in(table, values)
-        assert bunch.keys() <= stayed
-        assert table.get([key_of(number) for number in stayed]) == {key_of(number): values[number] for number in stayed}
-        left = there - stayed
-        assert max((written[n] for n in left), default=-1) <= min((written[n] for n in stayed), default=now)
-        assert not left or sum(len(values[n]) for n in there | bunch.keys()) > MAX_BYTES / 3
+        written |= dict.fromkeys(batch, now)
+        values |= {number: bytes([now]) * size for number, size in batch.items()}
+        after = stored_numbers(table, values)
+        assert batch.keys() <= after
+        assert table.get([key_of(number) for number in after]) == {key_of(number): values[number] for number in after}
+        evicted = before - after
+        assert max((written[n] for n in evicted), default=-1) <= min((written[n] for n in after), default=now)
+        assert not evicted or sum(len(values[n]) for n in before | batch.keys()) > MAX_BYTES / 3
     table.close()
 
 
-def test_a_bound_that_was_lowered_shrinks_the_file(path):
+def test_lower_limit_shrinks_the_file(path):
     with closing(Table(path, max_bytes=4 * MAX_BYTES)) as table:
         fill(table, 100)
     assert path.stat().st_size > MAX_BYTES
@@ -71,7 +71,7 @@ def test_a_bound_that_was_lowered_shrinks_the_file(path):
     assert path.stat().st_size <= MAX_BYTES
 
 
-def test_a_value_that_was_damaged_is_none(table, path):
+def test_damaged_value_is_missing(table, path):
     """SQLite does not check values; our checksum of key and value does."""
     table.write({b"a": b"one", b"b": b"two"})
     with closing(sqlite3.connect(path)) as other:
@@ -82,7 +82,7 @@ def test_a_value_that_was_damaged_is_none(table, path):
     assert table.get([b"a", b"b"]) == {b"a": b"one"}
 
 
-def test_a_transaction_that_fails_leaves_the_file_as_it_was(table):
+def test_full_disk_rolls_back_the_transaction(table):
     table.write({b"a": b"one"})
     table._writer.execute(f"PRAGMA max_page_count = {table.size_bytes // table._page_bytes}")
     with pytest.raises(sqlite3.OperationalError, match="full"):
@@ -93,7 +93,7 @@ def test_a_transaction_that_fails_leaves_the_file_as_it_was(table):
     assert table.get([b"b"]) == {b"b": b"two"}
 
 
-def test_a_transaction_that_a_bug_ends_is_undone(table):
+def test_exception_rolls_back_the_transaction(table):
     table.write({b"a": b"one"})
     with pytest.raises(TypeError):
         table.write({b"b": None})

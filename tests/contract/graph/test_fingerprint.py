@@ -19,15 +19,15 @@ def constant(*values):
 
 
 def make_backbone():
-    """A backbone with the kinds of nodes that exporters write."""
+    """Return a backbone with the kinds of nodes that exporters write."""
     rng = np.random.default_rng(0)
     nodes = [
         constant(255, 128),
         helper.make_node("Div", ["images", "full"], ["unit"]),
         helper.make_node("MatMul", ["unit", "first"], ["a"]),
         helper.make_node("MatMul", ["unit", "second"], ["b"]),
-        helper.make_node("Sub", ["a", "b"], ["apart"]),
-        helper.make_node("LeakyRelu", ["apart"], ["features"], alpha=0.25),
+        helper.make_node("Sub", ["a", "b"], ["difference"]),
+        helper.make_node("LeakyRelu", ["difference"], ["features"], alpha=0.25),
     ]
     weights = [
         numpy_helper.from_array(rng.normal(size=(2, 90)).astype(np.float32), name) for name in ("first", "second")
@@ -41,7 +41,7 @@ def make_backbone():
 EXPECTED = fingerprint(make_backbone(), NOWHERE, SPEC)
 
 
-def test_every_process_computes_the_same():
+def test_fingerprint_is_pinned():
     """A pinned value: changing it would invalidate all stored features."""
     assert EXPECTED == "cfbade286169ab3240116ecee4cef615b0bfec2734a565bffbd296f3823bcae3"
 
@@ -77,15 +77,14 @@ def store_as_numbers(backbone):
 
 
 @pytest.mark.parametrize("change", [rename, reorder_weights, annotate, store_as_numbers])
-def test_what_computes_the_same_has_the_same_fingerprint(change):
-    """Names, doc strings and the encoding of weights do not matter."""
+def test_names_and_encodings_do_not_matter(change):
     backbone = make_backbone()
     change(backbone)
     assert fingerprint(backbone, NOWHERE, SPEC) == EXPECTED
 
 
-def test_it_does_not_matter_where_weights_are_stored(tmp_path):
-    """In the graph, in a file, or at other offsets: only the values count."""
+def test_location_of_weights_does_not_matter(tmp_path):
+    """They may be in the graph or in a file, at any offset."""
     for number, reverse in enumerate((False, True)):
         backbone = make_backbone()
         if reverse:
@@ -104,14 +103,14 @@ def test_it_does_not_matter_where_weights_are_stored(tmp_path):
     ("place", "node"),
     [
         (0, constant(255, 127)),
-        (4, helper.make_node("Add", ["a", "b"], ["apart"])),
-        (4, helper.make_node("Sub", ["b", "a"], ["apart"])),
-        (5, helper.make_node("LeakyRelu", ["apart"], ["features"], alpha=0.5)),
-        (5, helper.make_node("LeakyRelu", ["apart"], ["features"], alpha=0.25, domain="com.microsoft")),
+        (4, helper.make_node("Add", ["a", "b"], ["difference"])),
+        (4, helper.make_node("Sub", ["b", "a"], ["difference"])),
+        (5, helper.make_node("LeakyRelu", ["difference"], ["features"], alpha=0.5)),
+        (5, helper.make_node("LeakyRelu", ["difference"], ["features"], alpha=0.25, domain="com.microsoft")),
     ],
     ids=["constant", "operator", "order", "attribute", "domain"],
 )
-def test_another_node_is_another_fingerprint(place, node):
+def test_nodes_and_attributes_matter(place, node):
     backbone = make_backbone()
     backbone.graph.node[place].CopyFrom(node)
     assert fingerprint(backbone, NOWHERE, SPEC) != EXPECTED
@@ -126,14 +125,14 @@ def change_last_bit(values):
 @pytest.mark.parametrize(
     "change", [change_last_bit, lambda v: v.reshape(90, 2), lambda v: v.view(np.int32)], ids=["bit", "shape", "type"]
 )
-def test_other_weights_are_another_fingerprint(change):
+def test_weights_matter(change):
     backbone = make_backbone()
     for tensor in backbone.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name))
     assert fingerprint(backbone, NOWHERE, SPEC) != EXPECTED
 
 
-def test_weights_in_each_others_place_and_another_opset_are_another_fingerprint():
+def test_order_of_weights_and_opset_matter():
     swapped, newer = make_backbone(), make_backbone()
     first, second = swapped.graph.initializer
     first.name, second.name = second.name, first.name
@@ -142,7 +141,7 @@ def test_weights_in_each_others_place_and_another_opset_are_another_fingerprint(
         assert fingerprint(backbone, NOWHERE, SPEC) != EXPECTED
 
 
-def test_pixels_of_another_making_are_another_fingerprint(monkeypatch):
+def test_image_size_and_preprocessing_matter(monkeypatch):
     """With another size or preprocessing the features differ."""
     for spec in (InputSpec(8, 9), InputSpec(9, 8)):
         assert fingerprint(make_backbone(), NOWHERE, spec) != EXPECTED

@@ -33,7 +33,7 @@ VERSION = "20260102T030405678Z-0a1b2c"
 
 
 class EarlySkip(torch.nn.Module):
-    """Dropout on the first feature map, with a skip connection around it."""
+    """Dropout on the first feature map, and a skip connection around it."""
 
     def __init__(self):
         super().__init__()
@@ -49,7 +49,7 @@ class EarlySkip(torch.nn.Module):
 
 
 class TwoPaths(torch.nn.Module):
-    """Dropout on one feature map, and a path around it from another one with another shape."""
+    """Dropout on one feature map, and a path around it from a feature map of another shape."""
 
     def __init__(self):
         super().__init__()
@@ -64,8 +64,8 @@ class TwoPaths(torch.nn.Module):
         return self.last(torch.cat([dropped.flatten(1), side.flatten(1)], dim=1)) * 5
 
 
-def last_only():
-    """Dropout before the last layer only."""
+def build_last_only():
+    """Return a network with Dropout before the last layer only."""
     return torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(192, 16), torch.nn.Tanh(), torch.nn.Dropout(0.5), torch.nn.Linear(16, 6)
     )
@@ -89,13 +89,13 @@ def exported(build):
     [
         pytest.param(EarlySkip, flatten_first, 1, id="dropout-early-with-skip-connection"),
         pytest.param(TwoPaths, flatten_first, 1, id="connection-past-the-dropout"),
-        pytest.param(last_only, flatten_first, 1, id="dropout-in-last-layer-only"),
+        pytest.param(build_last_only, flatten_first, 1, id="dropout-in-last-layer-only"),
         pytest.param(build_small, flatten_first, 2, id="small-without-a-backbone"),
         pytest.param(build_small, cut_before("Dropout"), 2, id="small"),
     ],
 )
-def test_lowered_graph_equals_plain_loop_of_masked_torch_passes(build, cut, sites, multiple):
-    """T passes at once give the probabilities of T single passes to 1e-4, and their BALD and entropy."""
+def test_equals_a_loop_of_masked_torch_passes(build, cut, sites, multiple):
+    """Probabilities, BALD and entropy of T passes at once, to 1e-4."""
     network, graph = exported(build)
     images = np.random.default_rng(0).random((3, 3, 8, 8), dtype=np.float32)
     lowered = lower(cut(graph), cut=FEATURES, multiple=multiple)
@@ -105,7 +105,7 @@ def test_lowered_graph_equals_plain_loop_of_masked_torch_passes(build, cut, site
     outputs = Engine(lowered)(images, masks)
 
     expected = masked_passes(network, images, masks, multiple=multiple)
-    assert np.ptp(expected, axis=1).max() > 0.01  # the passes do differ, or equality would say little
+    assert np.ptp(expected, axis=1).max() > 0.01  # otherwise equality would show little
     np.testing.assert_allclose(outputs.pass_probabilities, expected, atol=1e-4)
     np.testing.assert_allclose(outputs.mean_probabilities, expected.mean(axis=1), atol=1e-4)
     passes = torch.from_numpy(expected).double()
@@ -122,9 +122,13 @@ def entropy(probabilities, multiple):
 
 @pytest.mark.parametrize(
     ("build", "expected"),
-    [(last_only, {"Gemm": [3, 15]}), (EarlySkip, {"Conv": [3, 15], "Gemm": [15]}), (build_small, {"Gemm": [15, 15]})],
+    [
+        (build_last_only, {"Gemm": [3, 15]}),
+        (EarlySkip, {"Conv": [3, 15], "Gemm": [15]}),
+        (build_small, {"Gemm": [15, 15]}),
+    ],
 )
-def test_deterministic_layers_of_the_head_run_once_an_image(build, expected):
+def test_deterministic_layers_of_the_head_run_once_per_image(build, expected):
     """Layers before the Dropout get N rows for 3 images, those after it N x T for 5 passes."""
     _, graph = exported(build)
     lowered = lower(flatten_first(graph), cut=FEATURES)
@@ -133,7 +137,7 @@ def test_deterministic_layers_of_the_head_run_once_an_image(build, expected):
 
 
 def rows_by_operator(lowered, features, *, passes):
-    """Run a head, and return the first axis of the output of each node, in the order of the graph."""
+    """Run a head, and return the number of rows in the output of each node, in the order of the graph."""
     head = copy.deepcopy(lowered.head)
     feeds = {FEATURES: features, **draw_masks(VERSION, lowered.sites, passes)}
     names = {kind: [node.output[0] for node in head.graph.node if node.op_type == kind] for kind in ("Conv", "Gemm")}
@@ -150,8 +154,8 @@ def test_features_are_the_tensor_at_the_cut(small, small_graph):
 
 
 @pytest.mark.slow
-def test_each_part_takes_and_gives_what_is_documented(small_graph):
-    """Images to features, float32 (N, F); features and masks to the outputs; the literal graph is unchanged."""
+def test_inputs_and_outputs_of_backbone_and_head(small_graph):
+    """Images to features (N, F); features and masks to the outputs. The literal graph is unchanged."""
     before = small_graph.SerializeToString(deterministic=True)
     lowered = lower(small_graph, cut=FEATURES)
     assert small_graph.SerializeToString(deterministic=True) == before
@@ -183,32 +187,32 @@ def shape_of(info):
         | st.sampled_from([0.0, 2.0**-99, 88.75]),
     )
 )
-def test_any_finite_logits_of_several_labels_reduce_to_what_float64_gives(logits):
-    """BALD and entropy are right to 1e-5 per label for any logits, BALD is not negative, and nothing overflows."""
-    found = dict(zip(OUTPUTS, _REDUCE_MULTIPLE.run(list(OUTPUTS), {"logits": logits}), strict=True))
+def test_reduction_for_multiple_labels_equals_float64(logits):
+    """BALD and entropy are precise to 1e-5 per label for any logits, and BALD is not negative."""
+    outputs = dict(zip(OUTPUTS, _REDUCE_MULTIPLE.run(list(OUTPUTS), {"logits": logits}), strict=True))
     exact = logits.astype(np.float64)
     passes, absence = expit(exact), expit(-exact)  # (N, T, C)
     known = (entr(passes) + entr(absence)).mean(axis=1)  # (N, C)
     total = entr(passes.mean(axis=1)) + entr(absence.mean(axis=1))
     labels = logits.shape[2]
-    np.testing.assert_allclose(found["pass_probabilities"], passes, atol=1e-6)
-    np.testing.assert_allclose(found["mean_probabilities"], passes.mean(axis=1), atol=1e-6)
-    np.testing.assert_allclose(found["entropy"], total.sum(axis=1), atol=1e-5 * labels)
-    np.testing.assert_allclose(found["bald"], (total - known).sum(axis=1), atol=1e-5 * labels)
-    assert (found["bald"] >= 0).all()
+    np.testing.assert_allclose(outputs["pass_probabilities"], passes, atol=1e-6)
+    np.testing.assert_allclose(outputs["mean_probabilities"], passes.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(outputs["entropy"], total.sum(axis=1), atol=1e-5 * labels)
+    np.testing.assert_allclose(outputs["bald"], (total - known).sum(axis=1), atol=1e-5 * labels)
+    assert (outputs["bald"] >= 0).all()
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_unlikelier_of_a_label_and_its_absence_keeps_its_digits(sign):
-    """If a label is nearly certain, present or absent, entropy is small and not rounded to 0."""
+def test_entropy_of_nearly_certain_labels_is_not_rounded_to_0(sign):
+    """Whether they are nearly certain to be present or absent."""
     logits = np.full((1, 4, 1), sign * 17, np.float32)
     (entropy,) = _REDUCE_MULTIPLE.run(["entropy"], {"logits": logits})
     exact = entr(expit(17.0)) + entr(expit(-17.0))
     assert entropy[0] == pytest.approx(exact, rel=0.1)
 
 
-def reduction():
-    """Run only the final reduction, on logits (N, T, C)."""
+def open_reduction():
+    """Return a session of only the final reduction, on logits (N, T, C)."""
     builder = GraphBuilder()
     builder.reduce("logits", multiple=True)
     info = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", "T", "C"])
@@ -216,10 +220,10 @@ def reduction():
     return open_session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
 
 
-_REDUCE_MULTIPLE = reduction()
+_REDUCE_MULTIPLE = open_reduction()
 
 
-MEASURES = {
+BATCH_SIZES = {
     "shape": [helper.make_node("Shape", ["images"], ["batch"], start=0, end=1)],
     "shape-from-the-end": [helper.make_node("Shape", ["images"], ["batch"], start=-2, end=-1)],
     "shape-of-a-shape": [
@@ -232,21 +236,21 @@ MEASURES = {
         helper.make_node("Div", ["count", "width"], ["batch"]),
     ],
     "rows-of-ones": [
-        helper.make_node("Shape", ["images"], ["measured"], start=0, end=1),
-        helper.make_node("ConstantOfShape", ["measured"], ["zeros"]),
+        helper.make_node("Shape", ["images"], ["batch_size"], start=0, end=1),
+        helper.make_node("ConstantOfShape", ["batch_size"], ["zeros"]),
         helper.make_node("Shape", ["zeros"], ["batch"]),
     ],
 }
 
 
-@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+@pytest.mark.parametrize("batch_nodes", BATCH_SIZES.values(), ids=BATCH_SIZES)
 @pytest.mark.parametrize("cut", ["images", "hidden"])
-def test_shapes_of_the_batch_are_measured_again_from_the_features(measure, cut):
-    """Shape operators return N before the Dropout and N x T after it, wherever the graph is cut."""
+def test_batch_size_is_recomputed_from_the_features(batch_nodes, cut):
+    """It is N before the Dropout and N x T after it, wherever the graph is cut."""
     rng = np.random.default_rng(0)
     first, last = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 2), (2, 3)))
     nodes = [
-        *measure,
+        *batch_nodes,
         helper.make_node("Concat", ["batch", "rest"], ["shape"], axis=0),
         helper.make_node("MatMul", ["images", "first"], ["hidden"]),
         helper.make_node("Concat", ["batch", "one"], ["column"], axis=0),
@@ -272,8 +276,8 @@ def test_shapes_of_the_batch_are_measured_again_from_the_features(measure, cut):
     ]
 
 
-def test_want_of_memory_is_no_fault_of_the_graph(small_graph, monkeypatch):
-    """A retry may succeed, so the version must not be refused for good."""
+def test_memory_error_is_passed_on(small_graph, monkeypatch):
+    """A retry may succeed, so the version must not be rejected permanently."""
 
     def fail(_):
         raise MemoryError
@@ -283,7 +287,7 @@ def test_want_of_memory_is_no_fault_of_the_graph(small_graph, monkeypatch):
         lower(small_graph, cut=FEATURES)
 
 
-def test_file_that_is_no_graph_is_named(tmp_path):
+def test_file_that_is_not_a_graph_is_named(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"\xff" * 100)
     with pytest.raises(DigestError, match=r"model\.onnx .* cannot be read"):
         load_graph(tmp_path / "model.onnx", weights_bytes={})
@@ -315,7 +319,7 @@ HALVES = [
     helper.make_node("Dropout", ["half", "ratio", "training"], ["dropped"]),
     helper.make_node("Cast", ["dropped"], ["logits"], to=TensorProto.FLOAT),
 ]
-WHOLE_PAST_THE_DROPOUT = [
+INTEGERS_PAST_THE_DROPOUT = [
     helper.make_node("Cast", ["images"], ["whole"], to=TensorProto.INT32),
     helper.make_node("Dropout", ["images", "ratio", "training"], ["dropped"]),
     helper.make_node("Cast", ["dropped"], ["truncated"], to=TensorProto.INT32),
@@ -333,18 +337,18 @@ WHOLE_PAST_THE_DROPOUT = [
         ([DROPOUT], {"batch": 2}, LoweringError, "dynamic batch axis"),
         ([DROPOUT], {"opset": 17}, LoweringError, "opset 17, 18 or newer"),
         (HALVES, {}, LoweringError, "'half' is FLOAT16; inputs of Dropout must be float32"),
-        (WHOLE_PAST_THE_DROPOUT, {}, LoweringError, "'whole' is INT32; inputs of Dropout must be float32"),
+        (INTEGERS_PAST_THE_DROPOUT, {}, LoweringError, "'whole' is INT32; inputs of Dropout must be float32"),
     ],
     ids=["inactive", "lost", "other-randomness", "fixed-batch", "old", "halves", "integers"],
 )
-def test_a_graph_whose_passes_would_not_be_what_they_should_is_refused(nodes, form, error, message):
-    """Passes that are equal, irreproducible or silently rounded; exports lose AlphaDropout and others."""
+def test_rejects_graphs_with_unusable_dropout(nodes, form, error, message):
+    """Passes would be equal, irreproducible or silently rounded. Exports lose AlphaDropout and others."""
     with pytest.raises(error, match=message):
         lower(graph_of(nodes, DROPPING, **form), cut="images")
 
 
 def make_cuttable(past):
-    """A graph whose last layer may use another tensor that bypasses the Dropout and `hidden`."""
+    """Return a graph in which the tensor `past` bypasses the Dropout."""
     return graph_of(
         [
             helper.make_node("Relu", ["images"], ["first"]),
@@ -365,8 +369,8 @@ def make_cuttable(past):
     ("past", "cut", "message"),
     [
         *(
-            ("flat", cut, rf"must end in a tensor float32 \(N, F\), .* tensor '{cut}' is {found}")
-            for cut, found in (
+            ("flat", cut, rf"must end in a tensor float32 \(N, F\), .* tensor '{cut}' is {actual}")
+            for cut, actual in (
                 ("elsewhere", "missing"),
                 ("half", r"FLOAT16 of shape \('N', 4\)"),
                 ("cube", r"FLOAT of shape \('N', 4, 1\)"),
@@ -380,7 +384,7 @@ def make_cuttable(past):
         ),
     ],
 )
-def test_a_cut_that_does_not_part_backbone_and_head_is_refused(past, cut, message):
-    """Not at features, after a Dropout, or bypassed by a tensor."""
+def test_rejects_cuts_that_do_not_separate_backbone_and_head(past, cut, message):
+    """A cut at something else than features, after a Dropout, or with a tensor that bypasses it."""
     with pytest.raises(LoweringError, match=message):
         lower(make_cuttable(past), cut=cut)

@@ -22,7 +22,7 @@ def draw(features, probability, passes):
     return draw_masks(VERSION, (DropoutSite(features, probability),), passes)["mask_0"]
 
 
-def test_masks_are_of_the_version_the_site_and_the_pass():
+def test_masks_differ_by_version_site_and_pass():
     sites = (DropoutSite((400,), 0.5), DropoutSite((400,), 0.5))
     masks = draw_masks(VERSION, sites, 20)
     assert len(np.unique(np.concatenate([masks["mask_0"], masks["mask_1"]]), axis=0)) == 40
@@ -30,7 +30,7 @@ def test_masks_are_of_the_version_the_site_and_the_pass():
     np.testing.assert_array_equal(masks["mask_1"], draw_masks(VERSION, sites, 20)["mask_1"])
 
 
-def test_masks_are_the_same_on_every_machine():
+def test_masks_are_pinned():
     """A pinned value: changing it would change all scores of published versions."""
     masks = draw((12,), 0.5, 3)
     assert ["".join("1" if kept else "0" for kept in mask) for mask in masks] == [
@@ -41,8 +41,8 @@ def test_masks_are_the_same_on_every_machine():
 
 
 @given(probability=probabilities, passes=st.integers(1, 40), features=shapes)
-def test_each_unit_is_on_in_its_share_of_the_passes(probability, passes, features):
-    """(1 - p) T passes keep it, rounded up or down; masks contain only 0 and 1 / (1 - p)."""
+def test_each_unit_is_kept_in_its_share_of_the_passes(probability, passes, features):
+    """In (1 - p) T passes, rounded up or down; masks contain only 0 and 1 / (1 - p)."""
     masks = draw(features, probability, passes)
     assert (masks.shape, masks.dtype) == ((passes, *features), np.float32)
     on = (masks > 0).sum(axis=0)
@@ -52,8 +52,8 @@ def test_each_unit_is_on_in_its_share_of_the_passes(probability, passes, feature
 
 
 @pytest.mark.parametrize("probability", [0.5, 0.1, 0.37, 0.9])
-def test_a_pass_by_itself_drops_units_as_dropout_does(probability):
-    """Independently with probability p in every pass."""
+def test_a_single_pass_drops_units_independently(probability):
+    """With probability p, as dropout does."""
     on = draw((200_000,), probability, 5) > 0  # (T, units)
     keep = 1 - probability
     error = math.sqrt(keep * probability / on.shape[1])
@@ -63,8 +63,8 @@ def test_a_pass_by_itself_drops_units_as_dropout_does(probability):
     assert (np.abs(pairs - keep**2) < 5 * error).all()
 
 
-def test_two_passes_are_drawn_as_without_replacement():
-    """If 3 of 6 passes keep a unit, two given ones both do with probability 3/6 times 2/5."""
+def test_pairs_of_passes_are_drawn_without_replacement():
+    """If 3 of 6 passes keep a unit, two given passes both keep it with probability 3/6 times 2/5."""
     on = draw((200_000,), 0.5, 6) > 0
     both = np.array([(on[i] & on[j]).mean() for i in range(6) for j in range(i)])
     assert (np.abs(both - 0.2) < 5 * math.sqrt(0.2 * 0.8 / on.shape[1])).all()
@@ -72,14 +72,14 @@ def test_two_passes_are_drawn_as_without_replacement():
 
 @pytest.mark.parametrize(("probability", "passes"), [(0.3, 3), (0.5, 1), (0.5, 7), (0.95, 3), (0.05, 3)])
 def test_rounding_is_unbiased(probability, passes):
-    """The share of units rounded up is the fractional part, also for a single pass and shares below 1."""
+    """The share of units rounded up is the fractional part, even for a single pass and for shares below 1."""
     on = (draw((200_000,), probability, passes) > 0).sum(axis=0)
     share = (1 - probability) * passes
     rest = share - math.floor(share)
     assert abs((on == math.floor(share) + 1).mean() - rest) < 5 * math.sqrt(rest * (1 - rest) / on.size)
 
 
-def test_masks_that_would_fill_the_memory_are_refused():
-    """Passes and features are untrusted; many passes of a VGG-16 are far below the limit."""
+def test_rejects_masks_that_would_fill_the_memory():
+    """Their number is untrusted; many passes of a VGG-16 are far below the limit."""
     with pytest.raises(LoweringError, match="need 1073741840 bytes of masks, at most 1073741824"):
         draw_masks("version", [DropoutSite((2**14, 2**14), 0.5), DropoutSite((4,), 0.5)], 1)

@@ -1,4 +1,4 @@
-"""Validation accepts sound versions, and detects each way in which dropout can be wrong."""
+"""Validation accepts sound versions, and detects all kinds of wrong dropout."""
 
 import copy
 import dataclasses
@@ -93,7 +93,7 @@ def test_sound_version_is_valid(sound):
 
 
 @pytest.mark.parametrize("site", [0, 1])
-def test_one_dead_dropout_of_two_is_refused(sound, site):
+def test_rejects_one_dead_dropout_of_two(sound, site):
     """The passes still differ and BALD looks plausible, as if an optimiser had deleted one of two nodes."""
     manifest, probe, engine = sound
 
@@ -104,8 +104,8 @@ def test_one_dead_dropout_of_two_is_refused(sound, site):
         validate_with(engine, probe, manifest, head=half_dead)
 
 
-def test_reference_with_other_dropout_is_refused(sound, small):
-    """An error that masks and graph share, such as a wrong probability, differs from baal's free-running passes."""
+def test_rejects_a_reference_with_another_dropout_probability(sound, small):
+    """Masks and graph agree, but baal's free-running passes differ from both."""
     manifest, probe, engine = sound
     sites = tuple(DropoutSite(site.features, 0.05) for site in manifest.dropout_sites)
     masked = masked_passes(small, probe.images, draw_masks(VERSION, sites, 20), multiple=manifest.multiple)
@@ -115,29 +115,29 @@ def test_reference_with_other_dropout_is_refused(sound, small):
 
 
 def dead(head, features, masks):
-    """Without dropout all passes are equal."""
+    """Return equal passes, as without dropout."""
     return head(features, {name: np.ones_like(mask) for name, mask in masks.items()})
 
 
 def rolled(head, features, masks):
-    """Masks on other rows keep mean and variance, but fail the exact comparison."""
+    """Apply the masks to other rows, which preserves mean and variance."""
     return head(features, {name: np.roll(mask, 1, axis=0) for name, mask in masks.items()})
 
 
 def diverged(head, features, masks):
-    """A diverged model returns NaN, which comparisons alone would accept."""
+    """Return NaN, as of a diverged model, which comparisons alone would accept."""
     outputs = head(features, masks)
     return dataclasses.replace(outputs, bald=np.full_like(outputs.bald, np.nan))
 
 
 def narrower(head, features, masks):
-    """Another number of classes."""
+    """Return another number of classes."""
     outputs = head(features, masks)
     return PassOutputs(*(getattr(outputs, name)[..., :3] for name in PassOutputs.__slots__))
 
 
 def imprecise(head, features, masks):
-    """Only the backbone may have reduced precision: the same error in the head is refused."""
+    """Add an error that would be accepted in a reduced backbone."""
     return head(features + (np.random.default_rng(0).normal(size=features.shape) * 0.02).astype(np.float32), masks)
 
 
@@ -152,36 +152,35 @@ def imprecise(head, features, masks):
         (imprecise, ProbeMismatch, "differs from torch's under the same masks"),
     ],
 )
-def test_a_wrong_head_is_refused(probe, small_manifest, engine, fault, error, message, reduced):
-    """Also after a backbone in reduced precision."""
+def test_rejects_a_wrong_head(probe, small_manifest, engine, fault, error, message, reduced):
     with pytest.raises(error, match=message):
         validate_with(engine, probe, small_manifest, head=partial(fault, engine.head), reduced=reduced)
 
 
 @pytest.mark.parametrize(
-    ("change", "made_up", "message"),
+    ("change", "head_scale", "message"),
     [
         (lambda features: features * 1.1, 1, "differs from torch's under the same masks"),
         (lambda features: features / 2, 2, "differs from torch's under the same masks"),
         (lambda features: features[:, 1:], 1, r"features of shape \(6, 215\) on the probe, torch's have \(6, 216\)"),
     ],
-    ids=["backbone", "head-makes-up", "shape"],
+    ids=["backbone", "head-compensates", "shape"],
 )
-def test_other_features_than_torchs_are_refused(probe, small_manifest, engine, change, made_up, message):
-    """Even if a scaled head compensates a scaled backbone."""
+def test_rejects_features_that_differ_from_torchs(probe, small_manifest, engine, change, head_scale, message):
+    """Even if the head compensates the scale of the backbone."""
 
     def backbone(images):
         return change(engine.backbone(images))
 
     def head(features, masks):
-        return engine.head(features * np.float32(made_up), masks)
+        return engine.head(features * np.float32(head_scale), masks)
 
     with pytest.raises(ProbeMismatch, match=message):
         validate_with(engine, probe, small_manifest, backbone=backbone, head=head)
 
 
 def noisy(engine, scale):
-    """Return a backbone with relative noise, like one in few-bit integers."""
+    """Return the backbone with relative noise, as in few-bit integers."""
     rng = np.random.default_rng(0)
 
     def run(images):
@@ -191,7 +190,7 @@ def noisy(engine, scale):
     return run
 
 
-def test_reduced_backbone_that_ranks_as_torch_does_is_valid(probe, small_manifest, engine):
+def test_reduced_precision_that_ranks_like_torch_is_valid(probe, small_manifest, engine):
     validation = validate_with(engine, probe, small_manifest, backbone=noisy(engine, 0.02), reduced=True)
     assert validation.largest_difference > TOLERANCE
     assert MIN_RANK_CORRELATION <= validation.rank_correlation <= 1
@@ -199,8 +198,8 @@ def test_reduced_backbone_that_ranks_as_torch_does_is_valid(probe, small_manifes
         validate_with(engine, probe, small_manifest, backbone=noisy(engine, 0.02))
 
 
-def test_reduced_backbone_that_shuffles_the_ranks_is_refused_as_such(probe, small_manifest, engine, monkeypatch):
-    """The version may be sound in fp32; if BALD is nearly the same, ranks do not matter."""
+def test_rejects_reduced_precision_that_ranks_differently(probe, small_manifest, engine, monkeypatch):
+    """Unless BALD is nearly the same. The version may still be sound in fp32."""
 
     def shuffle(images):
         return engine.backbone(images[::-1])
@@ -212,8 +211,8 @@ def test_reduced_backbone_that_shuffles_the_ranks_is_refused_as_such(probe, smal
     assert validation.rank_correlation < MIN_RANK_CORRELATION
 
 
-def test_reduced_backbone_that_overflows_is_refused_as_such(probe, small_manifest, engine):
-    """float16 overflows beyond 65504; the version may be sound in fp32."""
+def test_rejects_reduced_precision_that_overflows(probe, small_manifest, engine):
+    """As float16 does beyond 65504. The version may still be sound in fp32."""
 
     def overflow(images):
         features = engine.backbone(images)
@@ -227,7 +226,7 @@ def test_reduced_backbone_that_overflows_is_refused_as_such(probe, small_manifes
 
 
 def nearly_certain(probe, *, share, multiple=False):
-    """Return the probe of a network whose labels flip in a given share of passes, and a head that may."""
+    """Return the probe of a network whose labels flip in a share of passes, and a head with given flips."""
     certain, flipped = np.zeros((2, len(probe.images), 12), np.float32)
     if multiple:
         flipped[:] = 1
@@ -251,16 +250,16 @@ def nearly_certain(probe, *, share, multiple=False):
 
 
 @pytest.mark.parametrize("flips_in_torch", [True, False])
-def test_nearly_certain_model_is_not_refused(sound, flips_in_torch):
-    """Flips in one of hundreds of passes, in torch or the engine, are chance."""
+def test_accepts_a_nearly_certain_model(sound, flips_in_torch):
+    """A flip in one of hundreds of passes, in torch or the engine, is chance."""
     manifest, probe, _ = sound
     rare, run = nearly_certain(probe, share=flips_in_torch / PASSES, multiple=manifest.multiple)
     head = partial(run, flips=lambda _: [] if flips_in_torch else [1])
     assert validate_with(None, rare, manifest, backbone=lambda _: probe.features, head=head).mean_bald == 0
 
 
-def test_rare_flips_that_all_images_share_are_no_dead_dropout(small_manifest, probe):
-    """One mask of 200 flips all of them: the first comparison may miss it, the longer one does not."""
+def test_accepts_rare_flips_of_all_images(small_manifest, probe):
+    """One mask of 200 flips them: the first comparison may miss it, the longer one does not."""
     share = 1 / 200
     rare, run = nearly_certain(probe, share=share)
 

@@ -10,30 +10,30 @@ from contract.images.addresses import resolve_addresses
 from contract.images.fetch import Fetcher, FetchSettings
 
 IMAGE = b"the bytes of an image"
-LEGACY = "0123456789abcdef0123456789abcdef01234567"
-PUBLIC = "93.184.216.34"
+LEGACY_TOKEN = "0123456789abcdef0123456789abcdef01234567"
+PUBLIC_ADDRESS = "93.184.216.34"
 UPLOAD = "/data/upload/1/a.png"
-LONG_AGO = "Mon, 01 Jan 2024 00:00:00 GMT"
+OLD_DATE = "Mon, 01 Jan 2024 00:00:00 GMT"
 
 
 def jwt(kind, serial=0):
-    """A JSON web token of this type."""
+    """Return a JSON web token of this type."""
     parts = ({"alg": "HS256"}, {"token_type": kind, "jti": serial})
     head, claims = (base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
     return f"{head}.{claims}.c2lnbmF0dXJl"
 
 
-def tokens(host):
-    """The Authorization header of each request."""
+def authorizations(host):
+    """Return the Authorization header of each request."""
     return [request.headers.get("Authorization") for request in host.requests]
 
 
-def unknown(name, port):
+def resolve_nothing(name, port):
     raise socket.gaierror(-2, "Name or service not known")
 
 
 class Clock:
-    """A clock that is moved by hand."""
+    """A clock that tests set."""
 
     def __init__(self):
         self.now = 1000.0
@@ -43,26 +43,27 @@ class Clock:
 
 
 @pytest.fixture
-def home():
-    with host() as each:
-        yield each
+def label_studio():
+    with host() as started:
+        yield started
 
 
 @pytest.fixture
-def elsewhere():
-    with host() as each:
-        yield each
+def other_host():
+    with host() as started:
+        yield started
 
 
 @pytest.fixture
-def make():
-    """Factory of fetchers, which are closed after the test."""
-    made = []
+def make_fetcher(label_studio):
+    """Factory of fetchers, by default for `label_studio`, which are closed after the test."""
+    fetchers = []
 
-    def fetcher(*, resolve=resolve_addresses, clock=time.monotonic, **settings):
-        made.append(Fetcher(FetchSettings(**settings), resolve=resolve, clock=clock))
-        return made[-1]
+    def make(*, label_studio_url=label_studio.url, resolve=resolve_addresses, clock=time.monotonic, **settings):
+        fetch_settings = FetchSettings(label_studio_url=label_studio_url, **settings)
+        fetchers.append(Fetcher(fetch_settings, resolve=resolve, clock=clock))
+        return fetchers[-1]
 
-    yield fetcher
-    for each in made:
-        each.close()
+    yield make
+    for fetcher in fetchers:
+        fetcher.close()

@@ -13,21 +13,21 @@ from bench.hostile.references import LOOPBACK, NON_PUBLIC
 from contract.errors import FetchError, TemporaryFetchError
 from contract.images.addresses import is_public
 from server.settings import Settings
-from tests.contract.images.conftest import IMAGE, PUBLIC, UPLOAD, jwt, unknown
+from tests.contract.images.conftest import IMAGE, PUBLIC_ADDRESS, UPLOAD, jwt, resolve_nothing
 
 
 class TestLimits:
-    def test_a_connection_that_the_host_closed_is_opened_again(self, home, make):
-        home.serve(UPLOAD, IMAGE)
-        fetcher = make(label_studio_url=home.url)
+    def test_reconnects_after_the_host_closed_the_connection(self, label_studio, make_fetcher):
+        label_studio.serve(UPLOAD, IMAGE)
+        fetcher = make_fetcher()
 
         def drop_once(handler, request):
-            home.serve(UPLOAD, IMAGE)
+            label_studio.serve(UPLOAD, IMAGE)
             handler.close_connection = True
 
-        home.answers[UPLOAD] = drop_once
+        label_studio.answers[UPLOAD] = drop_once
         assert fetcher.fetch(UPLOAD) == IMAGE
-        assert len(home.requests) == 2
+        assert len(label_studio.requests) == 2
 
     @pytest.mark.parametrize(
         "answer",
@@ -37,11 +37,11 @@ class TestLimits:
         ],
         ids=["announced", "endless"],
     )
-    def test_what_is_over_the_limit_is_not_read(self, home, make, answer):
+    def test_stops_reading_at_the_size_limit(self, label_studio, make_fetcher, answer):
         """Content-Length is checked before reading the body; the limit itself is allowed."""
-        home.serve("/data/upload/1/b.png", bytes(1000))
-        home.answers[UPLOAD] = answer
-        fetcher = make(label_studio_url=home.url, max_bytes=1000)
+        label_studio.serve("/data/upload/1/b.png", bytes(1000))
+        label_studio.answers[UPLOAD] = answer
+        fetcher = make_fetcher(max_bytes=1000)
         assert len(fetcher.fetch("/data/upload/1/b.png")) == 1000
         with pytest.raises(FetchError, match="more than 1000 bytes"):
             fetcher.fetch(UPLOAD)
@@ -54,16 +54,16 @@ class TestLimits:
             b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
         ],
     )
-    def test_a_body_cut_short_is_asked_for_again_later(self, home, make, sent):
-        """Fewer bytes than announced, or none before the connection closes, as from a host that is shutting down.
+    def test_truncated_body_is_a_temporary_error(self, label_studio, make_fetcher, sent):
+        """Fewer bytes than announced, or none before the connection closes, as when a host shuts down.
 
-        An announced length of 0 is an empty image.
+        An announced length of 0 is an empty file.
         """
-        home.answers[UPLOAD] = raw(sent)
-        fetcher = make(label_studio_url=home.url)
+        label_studio.answers[UPLOAD] = raw(sent)
+        fetcher = make_fetcher()
         with pytest.raises(TemporaryFetchError, match="broke off"):
             fetcher.fetch(UPLOAD)
-        home.answers[UPLOAD] = reply(b"")
+        label_studio.answers[UPLOAD] = reply(b"")
         assert fetcher.fetch(UPLOAD) == b""
 
     @pytest.mark.slow
@@ -84,166 +84,164 @@ class TestLimits:
         ],
         ids=["silent", "silent-in-body", "head", "body", "body-of-unknown-length", "chunk-size"],
     )
-    def test_a_silent_or_trickling_host_is_given_up(self, home, make, answer):
+    def test_gives_up_on_silent_and_trickling_hosts(self, label_studio, make_fetcher, answer):
         """A byte now and then resets a socket's timeout, but not that of the headers or the image."""
-        home.answers[UPLOAD] = answer
+        label_studio.answers[UPLOAD] = answer
         with pytest.raises(TemporaryFetchError, match="took too long to answer"):
-            make(label_studio_url=home.url, read_timeout_s=0.2, total_timeout_s=0.4).fetch(UPLOAD)
-        assert len(home.requests) == 1
-        assert not home.stopping.is_set()
+            make_fetcher(read_timeout_s=0.2, total_timeout_s=0.4).fetch(UPLOAD)
+        assert len(label_studio.requests) == 1
+        assert not label_studio.stopping.is_set()
 
-    @pytest.mark.parametrize(("left_s", "asked"), [(-1, 0), (0.2, 1)])
-    def test_the_deadline_shortens_the_time_outs(self, home, make, left_s, asked):
-        """A host may not be silent longer than the caller can wait, and no request is sent after the deadline."""
-        home.answers[UPLOAD] = lambda *_: home.stopping.wait(20)
+    @pytest.mark.parametrize(("left_s", "requests"), [(-1, 0), (0.2, 1)])
+    def test_deadline_shortens_the_timeouts(self, label_studio, make_fetcher, left_s, requests):
+        """No request is sent after the deadline."""
+        label_studio.answers[UPLOAD] = lambda *_: label_studio.stopping.wait(20)
         with pytest.raises(TemporaryFetchError, match=r"took too long|in time"):
-            make(label_studio_url=home.url).fetch_if_changed(UPLOAD, deadline=time.monotonic() + left_s)
-        assert len(home.requests) == asked
-        assert not home.stopping.is_set()
+            make_fetcher().fetch_if_changed(UPLOAD, deadline=time.monotonic() + left_s)
+        assert len(label_studio.requests) == requests
+        assert not label_studio.stopping.is_set()
 
-    def test_a_thread_waits_for_anothers_token_only_until_its_deadline(self, home, make):
+    def test_waits_for_another_threads_token_until_the_deadline(self, label_studio, make_fetcher):
         exchanging = threading.Event()
 
         def slow(handler, request):
             exchanging.set()
-            home.stopping.wait(20)
+            label_studio.stopping.wait(20)
             handler.close_connection = True
 
-        home.answers["/api/token/refresh/"] = slow
-        fetcher = make(label_studio_url=home.url, api_token=jwt("refresh"), read_timeout_s=1.0)
+        label_studio.answers["/api/token/refresh/"] = slow
+        fetcher = make_fetcher(api_token=jwt("refresh"), read_timeout_s=1.0)
         with ThreadPoolExecutor(1) as other:
             first = other.submit(fetcher.fetch, UPLOAD)
             assert exchanging.wait(10)
             with pytest.raises(FetchError, match="takes too long to issue an access token"):
                 fetcher.fetch_if_changed(UPLOAD, deadline=time.monotonic() + 0.1)
-            home.stopping.set()
+            label_studio.stopping.set()
             assert isinstance(first.exception(10), FetchError)
 
-    def test_compressed_bodies_are_not_unpacked(self, home, make):
-        home.serve(UPLOAD, IMAGE, content_encoding="gzip")
-        assert make(label_studio_url=home.url).fetch(UPLOAD) == IMAGE
-        assert home.requests[0].headers["Accept-Encoding"] == "identity"
+    def test_compressed_bodies_are_not_decompressed(self, label_studio, make_fetcher):
+        label_studio.serve(UPLOAD, IMAGE, content_encoding="gzip")
+        assert make_fetcher().fetch(UPLOAD) == IMAGE
+        assert label_studio.requests[0].headers["Accept-Encoding"] == "identity"
 
-    def test_proxies_of_the_environment_are_not_used(self, home, elsewhere, make, monkeypatch):
+    def test_ignores_proxies_of_the_environment(self, label_studio, other_host, make_fetcher, monkeypatch):
         """A proxy would resolve names itself, and bypass the check of the address."""
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-            monkeypatch.setenv(name, elsewhere.url)
-        home.serve(UPLOAD, IMAGE)
-        assert make(label_studio_url=home.url).fetch(UPLOAD) == IMAGE
-        assert not elsewhere.requests
+            monkeypatch.setenv(name, other_host.url)
+        label_studio.serve(UPLOAD, IMAGE)
+        assert make_fetcher().fetch(UPLOAD) == IMAGE
+        assert not other_host.requests
 
 
 class TestAddresses:
     @pytest.mark.parametrize("name", [each for each in (*LOOPBACK, *NON_PUBLIC) if each != "localhost."])
-    def test_addresses_off_the_public_internet_are_not_asked(self, make, monkeypatch, name):
-        """In any notation, connections to private, local or multicast addresses are never opened."""
+    def test_never_connects_to_non_public_addresses(self, make_fetcher, monkeypatch, name):
+        """Private, local or multicast ones, in any notation."""
         monkeypatch.setattr(contract.images.connections, "create_connection", lambda *_, **__: pytest.fail("connected"))
         with pytest.raises(FetchError, match="LABELNEXT_ALLOWED_ORIGINS") as caught:
-            make(label_studio_url="http://10.0.0.9:8080").fetch(f"http://{name}/a.png")
+            make_fetcher(label_studio_url="http://10.0.0.9:8080").fetch(f"http://{name}/a.png")
         assert not caught.value.later
 
     @pytest.mark.parametrize(
-        "address", [PUBLIC, "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34", "64:ff9b::93.184.216.34"]
+        "address",
+        [PUBLIC_ADDRESS, "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34", "64:ff9b::93.184.216.34"],
     )
     def test_public_addresses_are_public(self, address):
         assert is_public(address)
 
     @pytest.mark.parametrize("family", ["::1", "0:0:0:0:0:0:0:1"])
-    def test_the_origin_that_is_advised_is_one_that_can_be_allowed(self, make, family):
+    def test_advised_origin_can_be_allowed(self, make_fetcher, family):
         if not socket.has_dualstack_ipv6():
             pytest.skip("this machine has no IPv6")
         with host(address="") as everywhere:
             everywhere.serve("/a.png", IMAGE)
             url = f"http://[{family}]:{everywhere.port}/a.png"
             with pytest.raises(FetchError) as caught:
-                make().fetch(url)
+                make_fetcher().fetch(url)
             [advised] = re.findall(r"add (\S+) to LABELNEXT_ALLOWED_ORIGINS", str(caught.value))
             assert Settings.read({"LABELNEXT_ALLOWED_ORIGINS": f"{advised}/"}).allowed_origins == (advised,)
-            assert make(allowed_origins=(advised,)).fetch(url) == IMAGE
+            assert make_fetcher(allowed_origins=(advised,)).fetch(url) == IMAGE
 
     @pytest.fixture
-    def internet(self, elsewhere, monkeypatch):
-        """Public addresses that lead to one loopback server; yields the addresses connected to."""
+    def connected(self, other_host, monkeypatch):
+        """The addresses connected to, all of which lead to `other_host`."""
         connected = []
 
         def connect(address, timeout, **_):
             connected.append(address)
-            return socket.create_connection(("127.0.0.1", elsewhere.port), timeout)
+            return socket.create_connection(("127.0.0.1", other_host.port), timeout)
 
         monkeypatch.setattr(contract.images.connections, "create_connection", connect)
         return connected
 
-    def test_the_connection_goes_to_the_address_that_was_checked(self, elsewhere, internet, make):
+    def test_connects_to_the_address_that_was_checked(self, other_host, connected, make_fetcher):
         """The name is resolved once, so that another result of a second look-up has no effect."""
-        elsewhere.serve("/a.png", IMAGE)
-        answers = iter([[PUBLIC], ["127.0.0.1"]])
-        assert make(resolve=lambda host, port: next(answers)).fetch("http://rebinding.test:81/a.png") == IMAGE
-        assert internet == [(PUBLIC, 81)]
-        assert elsewhere.requests[0].headers["Host"] == "rebinding.test:81"
+        other_host.serve("/a.png", IMAGE)
+        answers = iter([[PUBLIC_ADDRESS], ["127.0.0.1"]])
+        assert make_fetcher(resolve=lambda host, port: next(answers)).fetch("http://rebinding.test:81/a.png") == IMAGE
+        assert connected == [(PUBLIC_ADDRESS, 81)]
+        assert other_host.requests[0].headers["Host"] == "rebinding.test:81"
 
-    def test_a_redirect_into_the_private_network_is_refused(self, home, elsewhere, internet, make):
+    def test_rejects_redirects_into_the_private_network(self, label_studio, other_host, connected, make_fetcher):
         """Also by a name with one private address."""
-        elsewhere.serve("/a.png", status=302, location="http://169.254.169.254/latest/meta-data/")
-        names = {"images.test": [PUBLIC], "both.test": [PUBLIC, "10.0.0.1"]}
-        fetcher = make(resolve=lambda host, port: names.get(host, [host]), label_studio_url=home.url)
+        other_host.serve("/a.png", status=302, location="http://169.254.169.254/latest/meta-data/")
+        names = {"images.test": [PUBLIC_ADDRESS], "both.test": [PUBLIC_ADDRESS, "10.0.0.1"]}
+        fetcher = make_fetcher(resolve=lambda host, port: names.get(host, [host]))
         with pytest.raises(FetchError, match=re.escape("169.254.169.254 has an address that is not public")):
             fetcher.fetch("http://images.test/a.png")
-        assert len(elsewhere.requests) == 1
+        assert len(other_host.requests) == 1
         with pytest.raises(FetchError, match=re.escape("both.test has an address that is not public")):
             fetcher.fetch("http://both.test/a.png")
-        assert len(elsewhere.requests) == 1
+        assert len(other_host.requests) == 1
 
     @pytest.mark.parametrize(
         ("location", "message"),
         [
-            *((other, "not a URL") for other in ("file:///etc/passwd", "data:,x", "http://[bad", "gopher://a/")),
+            *((url, "not a URL") for url in ("file:///etc/passwd", "data:,x", "http://[bad", "gopher://a/")),
             ("/data/upload/" + "a" * 9000, "longer than 8192 characters"),
         ],
         ids=["file", "data", "bad", "gopher", "long"],
     )
-    def test_a_redirect_to_anything_but_http_is_refused(self, home, make, location, message):
+    def test_rejects_redirects_to_anything_but_http(self, label_studio, make_fetcher, location, message):
         """A host cannot redirect to our disk; limits of references apply to the new address."""
-        home.serve(UPLOAD, status=302, location=location)
+        label_studio.serve(UPLOAD, status=302, location=location)
         with pytest.raises(FetchError, match=f"redirects to an address that is {message}"):
-            make(label_studio_url=home.url).fetch(UPLOAD)
+            make_fetcher().fetch(UPLOAD)
 
-    def test_three_redirects_are_followed_and_no_more(self, home, make):
+    def test_follows_at_most_three_redirects(self, label_studio, make_fetcher):
         for hop in range(5):
-            home.serve(f"/data/upload/{hop}", status=302, location=f"/data/upload/{hop + 1}")
-        home.serve("/data/upload/4", IMAGE)
-        fetcher = make(label_studio_url=home.url)
+            label_studio.serve(f"/data/upload/{hop}", status=302, location=f"/data/upload/{hop + 1}")
+        label_studio.serve("/data/upload/4", IMAGE)
+        fetcher = make_fetcher()
         assert fetcher.fetch("/data/upload/1") == IMAGE
         with pytest.raises(FetchError, match="more than 3 times"):
             fetcher.fetch("/data/upload/0")
 
 
-class TestLater:
-    """Failures that may be temporary."""
-
+class TestTemporaryErrors:
     @pytest.mark.parametrize(
-        ("status", "later"),
+        ("status", "is_temporary"),
         [(429, 1), (408, 1), (500, 1), (502, 1), (503, 1), (504, 1), (404, 0), (410, 0), (403, 0), (401, 0), (400, 0)],
     )
-    def test_a_host_that_is_busy_or_broken_may_answer_later(self, home, make, status, later):
-        home.serve(UPLOAD, status=status)
+    def test_which_statuses_are_temporary(self, label_studio, make_fetcher, status, is_temporary):
+        label_studio.serve(UPLOAD, status=status)
         with pytest.raises(FetchError, match=f"answered {status}") as caught:
-            make(label_studio_url=home.url).fetch(UPLOAD)
-        assert (caught.value.later, caught.value.code) == (bool(later), "fetch")
+            make_fetcher().fetch(UPLOAD)
+        assert (caught.value.later, caught.value.code) == (bool(is_temporary), "fetch")
 
-    def test_a_host_that_is_down_may_answer_later(self, make):
+    def test_unreachable_host_is_a_temporary_error(self, make_fetcher):
         """A closed port, or an unknown name while a container restarts; the message names the host."""
         with socket.create_server(("127.0.0.1", 0)) as server:
             closed = f"http://127.0.0.1:{server.getsockname()[1]}"
-        fetcher = make(allowed_origins=(closed,), resolve=unknown)
+        fetcher = make_fetcher(allowed_origins=(closed,), resolve=resolve_nothing)
         for url in (f"{closed}/a.png", "http://gone.test/a.png"):
             with pytest.raises(TemporaryFetchError, match=f"{re.escape(url)} cannot be reached"):
                 fetcher.fetch(url)
 
 
-class TestMessages:
-    def test_messages_are_one_line_of_bounded_length(self, make):
-        """References are untrusted, and must not forge log lines."""
-        with pytest.raises(FetchError) as caught:
-            make().fetch("nonsense\n2026-11-22 ERROR forged" + "x" * 10_000)
-        assert "\n" not in str(caught.value)
-        assert len(str(caught.value)) < 500
+def test_messages_are_one_line_of_limited_length(make_fetcher):
+    """References are untrusted, and must not forge log lines."""
+    with pytest.raises(FetchError) as caught:
+        make_fetcher().fetch("nonsense\n2026-11-22 ERROR forged" + "x" * 10_000)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500

@@ -10,7 +10,15 @@ import contract.images.connections
 from contract.errors import FetchError
 from contract.images.fetch import Fetcher
 from server.settings import Settings
-from tests.contract.images.conftest import IMAGE, LEGACY, PUBLIC, UPLOAD, Clock, tokens, unknown
+from tests.contract.images.conftest import (
+    IMAGE,
+    LEGACY_TOKEN,
+    PUBLIC_ADDRESS,
+    UPLOAD,
+    Clock,
+    authorizations,
+    resolve_nothing,
+)
 from trainer.settings import Environment
 
 DESCRIPTION = "/docs/api/schema/json/"
@@ -19,30 +27,27 @@ LOCAL = "/data/local-files/?d=sub/b%20c.png"
 
 
 @pytest.fixture
-def report(home):
+def report_host(label_studio):
     """Make Label Studio report this LABEL_STUDIO_HOST, as version 1.23 does."""
 
     def serve(url):
-        home.serve(DESCRIPTION, json.dumps({"openapi": "3.0.3", "servers": [{"url": url}], "paths": {}}).encode())
+        label_studio.serve(
+            DESCRIPTION, json.dumps({"openapi": "3.0.3", "servers": [{"url": url}], "paths": {}}).encode()
+        )
 
     for path in (UPLOAD, "/data/local-files/"):
-        home.serve(path, IMAGE)
+        label_studio.serve(path, IMAGE)
     return serve
 
 
-@pytest.fixture
-def fetcher(home, make):
-    return make(label_studio_url=home.url, api_token=LEGACY, resolve=unknown)
-
-
-def images(home):
-    """The image requests to Label Studio, with their tokens."""
-    asked = [request for request in home.requests if request.path != DESCRIPTION]
-    return [(request.path, request.headers.get("Authorization")) for request in asked]
+def image_requests(label_studio):
+    """Return the path and token of each image request to Label Studio."""
+    requests = [request for request in label_studio.requests if request.path != DESCRIPTION]
+    return [(request.path, request.headers.get("Authorization")) for request in requests]
 
 
 @pytest.mark.parametrize(
-    ("reported", "reference", "own"),
+    ("reported", "reference", "own_path"),
     [
         (STUDIO, f"{STUDIO}{UPLOAD}", UPLOAD),
         (STUDIO, f"{STUDIO}{LOCAL}", LOCAL),
@@ -78,50 +83,60 @@ def images(home):
     ],
 )
 @pytest.mark.parametrize("source", ["setting", "label studio"])
-def test_label_studio_is_asked_at_its_address_for_what_is_its_own(home, report, make, source, reported, reference, own):
+def test_own_references_are_fetched_from_label_studio(
+    label_studio, report_host, make_fetcher, source, reported, reference, own_path
+):
     """With the token and without the prefix, whether the public address is set or reported by Label Studio.
 
     Another host, port, scheme or prefix is not Label Studio, and may show another image. All loopback names with one
-    port are the same program; if Label Studio reports no address, loopback references are its own, as in compose.yaml.
+    port are the same program; if Label Studio reports no address, loopback references are its own, as in
+    compose.yaml.
     """
-    report("" if source == "setting" else reported)
+    report_host("" if source == "setting" else reported)
     public = {"label_studio_public_url": f"{reported}/"} if source == "setting" and reported else {}
-    fetcher = make(label_studio_url=home.url, api_token=LEGACY, resolve=unknown, **public)
-    if own:
+    fetcher = make_fetcher(api_token=LEGACY_TOKEN, resolve=resolve_nothing, **public)
+    if own_path:
         assert fetcher.fetch(reference) == IMAGE
-        assert fetcher.source(reference) == home.url + own
+        assert fetcher.source(reference) == label_studio.url + own_path
     else:
         with pytest.raises(FetchError, match=r"cannot be reached|not public"):
             fetcher.fetch(reference)
-    assert images(home) == ([(own, f"Token {LEGACY}")] if own else [])
+    assert image_requests(label_studio) == ([(own_path, f"Token {LEGACY_TOKEN}")] if own_path else [])
 
 
 @pytest.mark.parametrize("path", [UPLOAD, "/data/local-files/?d=sub/b.png"])
-def test_a_foreign_host_is_asked_for_its_own_image(home, elsewhere, report, make, monkeypatch, tmp_path, path):
-    """Even if a local file of that name exists, annotators see the host's image."""
+def test_images_of_other_hosts_are_fetched_there(
+    label_studio, other_host, report_host, make_fetcher, monkeypatch, tmp_path, path
+):
+    """Even if a local file has the same name: annotators see the host's image."""
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "b.png").write_bytes(b"the file that nobody sees")
-    report("")
-    elsewhere.serve(path.partition("?")[0], b"what people see")
+    (tmp_path / "sub" / "b.png").write_bytes(b"a local file")
+    report_host("")
+    other_host.serve(path.partition("?")[0], b"image of the host")
     connect = socket.create_connection
     monkeypatch.setattr(
         contract.images.connections,
         "create_connection",
-        lambda _, timeout, **__: connect(("127.0.0.1", elsewhere.port), timeout),
+        lambda _, timeout, **__: connect(("127.0.0.1", other_host.port), timeout),
     )
-    fetcher = make(label_studio_url=home.url, api_token=LEGACY, local_files_root=tmp_path, resolve=lambda *_: [PUBLIC])
-    assert fetcher.fetch(f"http://images.example.org{path}") == b"what people see"
-    assert (tokens(elsewhere), images(home)) == ([None], [])
+    fetcher = make_fetcher(
+        label_studio_url=label_studio.url,
+        api_token=LEGACY_TOKEN,
+        local_files_root=tmp_path,
+        resolve=lambda *_: [PUBLIC_ADDRESS],
+    )
+    assert fetcher.fetch(f"http://images.example.org{path}") == b"image of the host"
+    assert (authorizations(other_host), image_requests(label_studio)) == ([None], [])
 
 
 @pytest.mark.parametrize("reported", ["", "http://localhost:{}"])
-def test_an_allowed_origin_is_itself(home, elsewhere, report, make, reported):
-    """An allowed loopback origin has images of its own."""
-    report(reported.format(elsewhere.port))
-    elsewhere.serve(UPLOAD, b"what people see")
-    fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,))
-    assert fetcher.fetch(elsewhere.url + UPLOAD) == b"what people see"
-    assert tokens(elsewhere) == [None]
+def test_allowed_loopback_origin_is_not_label_studio(label_studio, other_host, report_host, make_fetcher, reported):
+    """Its images are fetched there."""
+    report_host(reported.format(other_host.port))
+    other_host.serve(UPLOAD, b"image of the host")
+    fetcher = make_fetcher(api_token=LEGACY_TOKEN, allowed_origins=(other_host.url,))
+    assert fetcher.fetch(other_host.url + UPLOAD) == b"image of the host"
+    assert authorizations(other_host) == [None]
 
 
 @pytest.mark.parametrize("program", [Settings, Environment])
@@ -144,38 +159,43 @@ def test_local_files_at_the_public_address_are_read_from_disk(tmp_path, program,
             fetcher.fetch(f"{url}/data/local-files/?d=../b%20c.png")
 
 
-def test_label_studio_may_lead_to_itself_by_its_public_name_and_a_stranger_may_not(home, elsewhere, report, make):
-    """Redirects are checked like references, and one from another host has ended the token."""
-    report(STUDIO)
-    home.serve("/tasks/7/resolve/", status=302, location=STUDIO + UPLOAD)
-    elsewhere.serve("/a.png", status=302, location=home.url + UPLOAD)
-    fetcher = make(label_studio_url=home.url, api_token=LEGACY, allowed_origins=(elsewhere.url,), resolve=unknown)
+def test_redirects_to_label_studio_get_the_token_only_from_itself(label_studio, other_host, report_host, make_fetcher):
+    """By its public address, too; after a redirect by another host no token is sent."""
+    report_host(STUDIO)
+    label_studio.serve("/tasks/7/resolve/", status=302, location=STUDIO + UPLOAD)
+    other_host.serve("/a.png", status=302, location=label_studio.url + UPLOAD)
+    fetcher = make_fetcher(
+        label_studio_url=label_studio.url,
+        api_token=LEGACY_TOKEN,
+        allowed_origins=(other_host.url,),
+        resolve=resolve_nothing,
+    )
     assert fetcher.fetch("s3://bucket/a.png", task_id=7) == IMAGE
-    assert [token for _, token in images(home)] == [f"Token {LEGACY}"] * 2
-    fetcher.fetch(f"{elsewhere.url}/a.png")
-    assert images(home)[2:] == [(UPLOAD, None)]
+    assert [token for _, token in image_requests(label_studio)] == [f"Token {LEGACY_TOKEN}"] * 2
+    fetcher.fetch(f"{other_host.url}/a.png")
+    assert image_requests(label_studio)[2:] == [(UPLOAD, None)]
 
 
-def test_label_studio_is_asked_for_its_public_address_now_and_then(home, report, make):
-    """Every ten minutes if it reports one, else every minute, never with the token; the last report is kept.
+def test_public_address_is_requested_from_time_to_time(label_studio, report_host, make_fetcher):
+    """Every ten minutes if Label Studio reports one, else every minute, without the token; the last one is kept.
 
-    Usual references do not need it.
+    Most references do not need it.
     """
     clock, outcomes, new = Clock(), [], "https://new.example.org"
-    fetcher = make(label_studio_url=home.url, api_token=LEGACY, clock=clock, resolve=unknown)
-    for usual in (UPLOAD, home.url + UPLOAD, "http://images.example.org/a.png"):
+    fetcher = make_fetcher(api_token=LEGACY_TOKEN, clock=clock, resolve=resolve_nothing)
+    for usual in (UPLOAD, label_studio.url + UPLOAD, "http://images.example.org/a.png"):
         with suppress(FetchError):
             fetcher.fetch(usual)
-    assert not home.requests_to(DESCRIPTION)
+    assert not label_studio.requests_to(DESCRIPTION)
     for seconds, reported in ((0, ""), (59, STUDIO), (2, STUDIO), (598, new), (3, new)):
         clock.now += seconds
-        report(reported)
+        report_host(reported)
         with suppress(FetchError):
             outcomes.append(fetcher.fetch(STUDIO + UPLOAD) and seconds)
     assert outcomes == [2, 598]
-    asked = home.requests_to(DESCRIPTION)
-    assert [request.headers.get("Authorization") for request in asked] == [None] * 3
-    home.serve(DESCRIPTION, b"", status=503)
+    requests = label_studio.requests_to(DESCRIPTION)
+    assert [request.headers.get("Authorization") for request in requests] == [None] * 3
+    label_studio.serve(DESCRIPTION, b"", status=503)
     clock.now += 700
     assert fetcher.fetch(new + UPLOAD) == IMAGE
 
@@ -183,16 +203,17 @@ def test_label_studio_is_asked_for_its_public_address_now_and_then(home, report,
 @pytest.mark.parametrize(
     "answer", [b"", b"[]", b"{", b'{"servers": [{"url": 7}]}', b'{"servers": [{"url": "/studio"}]}']
 )
-def test_a_description_that_names_no_address_is_none(home, report, fetcher, answer):
-    """Label Studio may be older, or configured differently."""
-    home.serve(DESCRIPTION, answer)
+def test_description_without_an_address(label_studio, report_host, make_fetcher, answer):
+    """Label Studio may be older, or have no LABEL_STUDIO_HOST."""
+    fetcher = make_fetcher(api_token=LEGACY_TOKEN, resolve=resolve_nothing)
+    label_studio.serve(DESCRIPTION, answer)
     assert fetcher.fetch(f"/studio{UPLOAD}") == IMAGE
     with pytest.raises(FetchError, match="cannot be reached"):
         fetcher.fetch(STUDIO + UPLOAD)
 
 
 @pytest.mark.parametrize(("public", "scheme"), [("https://labels.example.org", "https"), (None, "http")])
-def test_what_has_no_scheme_has_that_of_label_studios_page(home, report, make, public, scheme):
-    report("")
-    fetcher = make(label_studio_url=home.url, label_studio_public_url=public)
+def test_scheme_relative_references_have_label_studios_scheme(label_studio, report_host, make_fetcher, public, scheme):
+    report_host("")
+    fetcher = make_fetcher(label_studio_public_url=public)
     assert fetcher.source("//images.example.org/a.png") == f"{scheme}://images.example.org/a.png"

@@ -1,4 +1,4 @@
-"""Addresses as browsers read them; tests/system/test_browser.py compares the tables with a real browser."""
+"""URLs as browsers read them; tests/system/test_browser.py compares the tables with a real browser."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ def _png() -> bytes:
 PNG = _png()
 B64 = base64.b64encode(PNG).decode()
 
-ADDRESSES = {
+URLS = {
     "HTTP://Host.Test/A.png": "http://host.test/A.png",
     " \n http://host.test/a.png\t ": "http://host.test/a.png",
     "ht\ttp://ho\nst.test/a.\r\npng": "http://host.test/a.png",
@@ -45,9 +45,9 @@ ADDRESSES = {
     "http://[0:0::0001]/a.png": "http://[::1]/a.png",
     "http://[2001:DB8::A]:8080/a.png": "http://[2001:db8::a]:8080/a.png",
 }
-"""Addresses, and the same as a browser shows them."""
+"""URLs as written, and as a browser shows them."""
 
-NO_ADDRESSES = (
+INVALID_URLS = (
     "http://",
     "http://[::1/a.png",
     "http://256.1/a.png",
@@ -58,7 +58,7 @@ NO_ADDRESSES = (
     "http://ho<st.test/a.png",
     "http://\ud800.test/a.png",
 )
-"""What a browser takes for no address at all."""
+"""URLs that browsers reject."""
 
 DATA_URIS = {
     f"DATA:IMAGE/PNG;BASE64,{B64}": True,
@@ -80,34 +80,34 @@ DATA_URIS = {
     f"data:base64,{B64}": False,
     f"data:image/png;base64;foo=bar,{B64}": False,
 }
-"""Data URIs, and whether a browser shows the image that is in them."""
+"""Data URIs, and whether a browser shows their image."""
 
 
-def _as_written(url: str) -> str:
-    """A URL as browsers write it, without a default port."""
+def _as_shown(url: str) -> str:
+    """Return a URL as browsers show it, without a default port."""
     target = HttpUrl.parse(url)
     port = {"http": ":80", "https": ":443"}[target.origin.scheme]
     return target.url.replace(port + "/", "/")
 
 
-@pytest.mark.parametrize(("address", "plain"), ADDRESSES.items(), ids=ascii)
-def test_an_address_means_what_it_means_in_a_browser(address: str, plain: str):
-    assert _as_written(address) == plain
+@pytest.mark.parametrize(("url", "shown"), URLS.items(), ids=ascii)
+def test_urls_are_normalised_as_in_browsers(url: str, shown: str):
+    assert _as_shown(url) == shown
 
 
-def test_a_zone_is_the_same_whether_its_percent_is_escaped_or_not():
-    allowed, asked = (HttpUrl.parse(f"http://[fe80::1{zone}]:9000") for zone in ("%25eth0", "%eth0"))
-    assert allowed.origin == asked.origin
+def test_zone_may_be_escaped():
+    escaped, plain = (HttpUrl.parse(f"http://[fe80::1{zone}]:9000") for zone in ("%25eth0", "%eth0"))
+    assert escaped.origin == plain.origin
 
 
-@pytest.mark.parametrize("address", NO_ADDRESSES, ids=ascii)
-def test_what_is_no_address_in_a_browser_is_refused(address: str):
-    with pytest.raises(ValueError):  # noqa: PT011  # which one, the browser does not say either
-        HttpUrl.parse(address)
+@pytest.mark.parametrize("url", INVALID_URLS, ids=ascii)
+def test_rejects_urls_that_browsers_reject(url: str):
+    with pytest.raises(ValueError):  # noqa: PT011  # browsers do not say why either
+        HttpUrl.parse(url)
 
 
 @pytest.mark.parametrize(
-    ("reference", "plain"),
+    ("reference", "normalised"),
     [
         ("\\\\host\\a.png", "//host/a.png"),
         ("/\\host/a.png", "//host/a.png"),
@@ -118,16 +118,16 @@ def test_what_is_no_address_in_a_browser_is_refused(address: str):
         ("/data/local-files/?d=a\\b.png", "/data/local-files/?d=a\\b.png"),
     ],
 )
-def test_what_is_relative_is_read_as_on_label_studios_page(reference: str, plain: str):
-    """Backslashes are slashes in paths and before hosts, and unchanged elsewhere."""
-    assert normalise_reference(reference) == plain
+def test_relative_references_are_normalised_as_in_browsers(reference: str, normalised: str):
+    """Backslashes become slashes in paths and before hosts, and nowhere else."""
+    assert normalise_reference(reference) == normalised
 
 
 @pytest.mark.parametrize(("uri", "shown"), DATA_URIS.items(), ids=map(str, range(len(DATA_URIS))))
-def test_a_data_uri_is_decoded_if_a_browser_shows_it(uri: str, shown: bool):
+def test_data_uris_are_decoded_as_in_browsers(uri: str, shown: bool):
     """Line breaks, spaces and missing padding are accepted; other alphabets and wrong padding are not."""
-    got = b""
+    data = b""
     with Fetcher(FetchSettings()) as fetcher, suppress(FetchError):
         assert not fetcher.is_remote(uri)
-        got = fetcher.fetch(uri)
-    assert (got == PNG) is shown
+        data = fetcher.fetch(uri)
+    assert (data == PNG) is shown

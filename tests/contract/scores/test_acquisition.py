@@ -36,7 +36,7 @@ def test_entropy_and_margin_equal_baals(passes):
         np.float32, array_shapes(min_dims=3, max_dims=3, min_side=2, max_side=12), elements=st.floats(-30, 30, width=32)
     )
 )
-def test_bald_lies_between_0_and_the_smaller_logarithm(values):
+def test_bald_is_between_0_and_the_smaller_logarithm(values):
     nats = acquisition.bald(acquisition.softmax(values))
     _, passes, classes = values.shape
     assert (nats >= 0).all()
@@ -59,7 +59,7 @@ def sigmoids(passes):
     return 1 / (1 + np.exp(-passes.astype(np.float64)))
 
 
-def test_of_several_labels_bald_is_the_sum_over_binary_classifiers(sigmoids):
+def test_bald_of_multiple_labels_is_the_sum_over_binary_labels(sigmoids):
     """The sum of baal's BALD and scipy's entropy of each label as a binary classifier."""
     both = np.stack([sigmoids, 1 - sigmoids], axis=-1)  # (N, T, C, 2)
     expected = sum(
@@ -72,7 +72,7 @@ def test_of_several_labels_bald_is_the_sum_over_binary_classifiers(sigmoids):
 
 
 @given(arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=12), elements=st.floats(0, 1, width=32)))
-def test_of_several_labels_bald_lies_between_0_and_its_greatest(probabilities):
+def test_bald_of_multiple_labels_is_between_0_and_its_maximum(probabilities):
     nats = acquisition.bald(probabilities, multiple=True)
     classes = probabilities.shape[2]
     assert (nats >= 0).all()
@@ -82,12 +82,12 @@ def test_of_several_labels_bald_lies_between_0_and_its_greatest(probabilities):
     np.testing.assert_allclose(acquisition.normalised_bald(nats, classes, multiple=True), 1 - scores, atol=1e-6)
 
 
-def test_of_several_labels_the_margin_is_that_of_the_least_certain():
+def test_margin_of_multiple_labels_is_that_of_the_least_certain():
     means = np.array([[0.99, 0.5, 0.01], [0.9, 0.2, 0.0]])
     np.testing.assert_allclose(acquisition.margin(means, multiple=True), [0, 0.6])
 
 
-def test_wrong_shapes_are_refused():
+def test_rejects_wrong_shapes():
     assert acquisition.max_bald(1, multiple=True) == pytest.approx(math.log(2))
     with pytest.raises(ValueError, match="at least 1 classes, got 0"):
         acquisition.max_bald(0, multiple=True)
@@ -108,7 +108,7 @@ def test_rank_correlation_equals_scipys(data, count):
     assert acquisition.rank_correlation(first, second) == pytest.approx(expected, abs=1e-12)
 
 
-def test_rank_correlation_of_constants_is_defined():
+def test_rank_correlation_of_constants():
     """Two constant vectors agree; a constant and another do not."""
     constant, rising = np.full(5, 0.3), np.arange(5.0)
     assert acquisition.rank_correlation(constant, 2 * constant) == 1

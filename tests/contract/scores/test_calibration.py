@@ -35,21 +35,21 @@ def several(draw):
 
 
 @given(arrays(np.float64, shapes, elements=st.floats(-30, 30)), temperatures)
-def test_it_is_softmax_of_the_logits_over_the_temperature(logits, temperature):
+def test_equals_softmax_of_logits_over_temperature(logits, temperature):
     """Softmax ignores a constant in all logits, so log probabilities give the same result."""
     found = temper(np.exp(log_softmax(logits, axis=-1)), temperature)
     np.testing.assert_allclose(found, softmax(logits / temperature, axis=-1), rtol=1e-9, atol=1e-12)
 
 
 @given(arrays(np.float64, shapes, elements=st.floats(-15, 15)), temperatures)
-def test_of_multiple_labels_it_is_the_sigmoid_of_each_logit_over_the_temperature(logits, temperature):
+def test_of_multiple_labels_equals_sigmoid_of_logits_over_temperature(logits, temperature):
     probabilities = expit(logits)
     expected = expit(logit(probabilities) / temperature)
     np.testing.assert_allclose(temper(probabilities, temperature, multiple=True), expected, rtol=1e-9, atol=1e-12)
 
 
 @given(distributions(), temperatures)
-def test_probabilities_stay_probabilities_of_the_same_class(probabilities, temperature):
+def test_most_probable_class_stays(probabilities, temperature):
     """Same shape and dtype, within [0, 1], sum 1, same most probable class; 0 stays 0."""
     found = temper(probabilities, temperature)
     assert (found.shape, found.dtype) == (probabilities.shape, probabilities.dtype)
@@ -60,7 +60,7 @@ def test_probabilities_stay_probabilities_of_the_same_class(probabilities, tempe
 
 
 @given(several(), temperatures)
-def test_of_multiple_labels_those_that_hold_still_hold(probabilities, temperature):
+def test_predicted_labels_stay(probabilities, temperature):
     """No probability crosses one half, and 0 and 1 stay."""
     found = temper(probabilities, temperature, multiple=True)
     assert (found.shape, found.dtype) == (probabilities.shape, probabilities.dtype)
@@ -72,7 +72,7 @@ def test_of_multiple_labels_those_that_hold_still_hold(probabilities, temperatur
 
 @pytest.mark.slow
 @given(distributions(), several())
-def test_a_temperature_of_one_changes_no_value(probabilities, labels):
+def test_temperature_of_one_changes_no_value(probabilities, labels):
     """Exactly, in a copy."""
     for before, found in ((probabilities, temper(probabilities, 1)), (labels, temper(labels, 1.0, multiple=True))):
         np.testing.assert_array_equal(found, before)
@@ -80,13 +80,13 @@ def test_a_temperature_of_one_changes_no_value(probabilities, labels):
 
 
 @given(arrays(np.float32, shapes, elements=st.floats(2**-20, 1, width=32)), temperatures, st.booleans())
-def test_float32_loses_nothing_but_the_last_digit(probabilities, temperature, multiple):
+def test_float32_is_precise_to_the_last_digit(probabilities, temperature, multiple):
     """Even at a temperature of 0.05, the twentieth power of any rounding error."""
     exact = temper(probabilities.astype(np.float64), temperature, multiple=multiple)
     np.testing.assert_allclose(temper(probabilities, temperature, multiple=multiple), exact, rtol=2e-7, atol=1e-38)
 
 
-def test_a_lead_that_float32_cannot_hold_is_still_a_lead():
+def test_rounding_creates_no_ties():
     """Adjacent floats would become ties at a temperature of 20, and another class the first of them."""
     half = np.float32(0.5)
     close = np.array([np.nextafter(half, np.float32(0)), half])
@@ -96,6 +96,6 @@ def test_a_lead_that_float32_cannot_hold_is_still_a_lead():
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("multiple", [False, True])
-def test_what_is_no_temperature_is_refused(temperature, multiple):
+def test_rejects_invalid_temperatures(temperature, multiple):
     with pytest.raises(ValueError, match=f"finite temperature above 0, got {temperature}"):
         temper(np.array([0.5, 0.5]), temperature, multiple=multiple)

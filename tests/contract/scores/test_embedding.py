@@ -13,7 +13,7 @@ def test_embeddings_are_unit_vectors():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [128, 25088])
-def test_distances_are_kept(width):
+def test_distances_are_preserved(width):
     """Squared distances between directions of square roots, within a few tenths, typically 9 %."""
     rng = np.random.default_rng(1)
     features = np.maximum(rng.normal(size=(40, width)), 0).astype(np.float32)
@@ -30,14 +30,14 @@ def test_distances_are_kept(width):
     assert np.abs(ratio - 1).max() < 0.6
 
 
-def test_features_keep_their_signs_and_earlier_stages_can_be_left_out():
+def test_signs_are_preserved_and_last_selects_features():
     """Features of opposite signs point in opposite directions; of three stages only the last is used."""
     features = np.random.default_rng(3).normal(size=(4, 96)).astype(np.float32)
     np.testing.assert_allclose(embed(-features), -embed(features), atol=1e-6)
     np.testing.assert_array_equal(embed(features, last=32), embed(features[:, 64:]))
 
 
-def test_a_row_is_embedded_alike_in_any_company():
+def test_embedding_does_not_depend_on_the_batch():
     features = np.random.default_rng(2).normal(size=(7, 512)).astype(np.float32)
     np.testing.assert_allclose(embed(features)[3:4], embed(features[3:4]), atol=1e-6)
     assert embed(features).dtype == np.float32

@@ -15,32 +15,32 @@ IDS = np.arange(1, 10_001, dtype=np.int64)
 
 
 @pytest.mark.parametrize(("share", "within"), [(holdout.DEFAULT_SHARE, 0.01), (0, 0)])
-def test_the_holdout_is_the_share_asked_for(share, within):
+def test_holdout_has_the_given_share(share, within):
     assert holdout.is_held_out(3, IDS, share).mean() == pytest.approx(share, abs=within)
 
 
-def test_the_holdout_is_a_random_part_of_the_pool():
+def test_holdout_is_a_random_sample():
     chosen = holdout.is_held_out(3, IDS, 0.1)
     assert kstest(IDS[chosen] / len(IDS), "uniform").pvalue > 0.01
     assert (chosen & holdout.is_held_out(4, IDS, 0.1)).mean() == pytest.approx(0.01, abs=0.005)
 
 
 @given(st.floats(0, 0.99), st.floats(0, 0.99))
-def test_a_larger_share_holds_a_smaller_one(one, other):
+def test_larger_share_includes_a_smaller_one(one, other):
     """Increasing the share wastes no label."""
     smaller, larger = (holdout.is_held_out(3, IDS[:300], share) for share in sorted((one, other)))
     assert larger[smaller].all()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
-def test_what_is_no_share_is_refused(share):
+def test_rejects_invalid_shares(share):
     """With all tasks held out, a strategy would have none."""
     with pytest.raises(ConfigError, match="at least 0 and below 1"):
         holdout.is_held_out(3, IDS, share)
 
 
 @pytest.mark.parametrize(("recorded", "share"), [(0.25, 0.25), (0, 0), (None, 0.1)])
-def test_a_version_says_under_which_share_it_was_trained(recorded, share):
+def test_share_of_a_version(recorded, share):
     """If it does not, the default."""
     version = dataclasses.replace(manifest("20260102T030405678Z-abcdef"), training=TrainingRecord(audit_share=recorded))
     assert holdout.holdout_share(version) == share

@@ -9,14 +9,14 @@ IDS = np.arange(5000, dtype=np.int64)
 KNOWN = [0.17766013014112825, 0.7052909192517163, 0.037047732371577435, 0.6806428641425732]
 
 
-def test_draws_are_uniform():
+def test_numbers_are_uniform():
     """Also for consecutive numbers."""
     assert kstest(keyed_uniforms("a", IDS), "uniform").pvalue > 0.01
     assert abs(np.corrcoef(keyed_uniforms("a", IDS)[1:], keyed_uniforms("a", IDS)[:-1])[0, 1]) < 0.05
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=30))
-def test_a_draw_belongs_to_its_task(ids):
+def test_number_depends_only_on_its_task(ids):
     drawn = keyed_uniforms("a", np.array(ids, np.int64))
     assert drawn.shape == (len(ids),)
     assert ((drawn >= 0) & (drawn < 1)).all()
@@ -24,6 +24,6 @@ def test_a_draw_belongs_to_its_task(ids):
     np.testing.assert_array_equal(drawn, alone)
 
 
-def test_every_process_draws_the_same():
+def test_numbers_are_pinned():
     """A pinned value, on every machine."""
     np.testing.assert_allclose(keyed_uniforms("audit/7", np.arange(4)), KNOWN, rtol=0, atol=0)

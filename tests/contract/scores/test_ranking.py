@@ -43,13 +43,13 @@ def repository(tmp_path):
     return Repository(tmp_path / "models", "birds")
 
 
-def test_a_record_is_read_as_it_was_written(repository):
+def test_round_trip(repository):
     assert load_rankings(repository) == []
     save_ranking(repository, RANKING)
     assert load_rankings(repository) == [RANKING]
 
 
-def test_which_projects_were_ranked_is_known_without_reading_a_record(repository):
+def test_ranked_projects_are_listed_without_reading_records(repository):
     assert ranked_projects(repository) == {}
     records = repository.documents(RANKINGS_FOLDER)
     for name in ("3.json", "12.json", "notes.txt", "x.json"):
@@ -72,7 +72,7 @@ def test_each_project_has_its_last_ranking(repository):
     assert repository.versions() == []
 
 
-def test_a_ranking_that_cannot_be_written_leaves_the_last(repository):
+def test_failed_write_keeps_the_last_ranking(repository):
     """NaN is an error, not a broken file."""
     save_ranking(repository, RANKING)
     with pytest.raises(ValueError, match="Out of range float"):
@@ -89,7 +89,7 @@ def test_a_ranking_that_cannot_be_written_leaves_the_last(repository):
         {"first": [{"thumbnail": None}]},
     ],
 )
-def test_rubbish_is_left_out(repository, content, caplog):
+def test_invalid_records_are_skipped(repository, content, caplog):
     """Other records are still read. Counts are non-negative integers, and numbers finite."""
     save_ranking(repository, RANKING)
     folder = repository.folder / "rankings"

@@ -9,21 +9,21 @@ NAMES = st.text(min_size=1, max_size=20)
 
 class TestMarks:
     @given(NAMES, st.integers(0, 10**6), st.booleans())
-    def test_a_mark_names_its_ranking_and_label(self, ranking, label, other):
+    def test_round_trip(self, ranking, label, other):
         assert parse_mark(mark(ranking, label, other=other)) == (ranking, label)
 
     @given(st.integers(0, 300), st.integers(0, 300), st.booleans(), st.booleans())
-    def test_no_mark_is_found_in_another_one(self, one, other, rest, others):
+    def test_no_mark_contains_another(self, one, other, rest, others):
         """Marks are searched for as text."""
         if (one, rest) != (other, others):
             assert mark("20261129-1", one, other=rest) not in mark("20261129-1", other, other=others)
 
-    def test_other_texts_are_no_marks(self):
+    def test_other_texts_are_not_marks(self):
         for text in ("", "/sure/1.", "a/sure/.", "a/sure/1", "a/sure/1. ", None, 3, ["a/sure/1."]):
             assert parse_mark(text) is None
 
 
 @pytest.mark.parametrize(("share", "percent"), [(0.8199, 81), (0.29, 29), (0.98, 98), (0.0, 0), (1.0, 100)])
-def test_a_share_is_never_said_to_be_more_than_it_is(share, percent):
+def test_per_cent_are_rounded_down(share, percent):
     """Nor one per cent less because 100 times 0.29 is slightly below 29."""
     assert percent_below(share) == percent

@@ -27,7 +27,7 @@ def location(store, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def machine(location, tmp_path):
+def open_bucket_as(location, tmp_path):
     """Factory of repositories in the bucket, each with the local cache of the named machine."""
     return lambda name, **given: open_repository(location, "birds", tmp_path / name, **given)
 
@@ -39,7 +39,7 @@ def bucket(location):
 
 
 @pytest.fixture
-def pair(tmp_path):
+def key_pair(tmp_path):
     """Keys that sign and verify, and keys that only verify."""
     pytest.importorskip("minisign", reason="needs requirements/signatures.txt")
     secret, public = generate_keys(tmp_path / "keys")
@@ -47,7 +47,7 @@ def pair(tmp_path):
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def anywhere(request, tmp_path):
+def open_as(request, tmp_path):
     """Factory of repositories in a folder or in a bucket, as seen by the named machine."""
     if request.param == "bucket":
         return request.getfixturevalue("machine")

@@ -25,7 +25,7 @@ def point_at(url, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 8 * 2**20, 20 * 2**20 + 1])
-def test_a_file_comes_back_as_it_was(bucket, tmp_path, size):
+def test_file_round_trip(bucket, tmp_path, size):
     """In one part, several, or empty; a second upload of the same key never replaces it."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(bytes(range(256)) * (size // 256) + bytes(size % 256))
@@ -39,7 +39,7 @@ def test_a_file_comes_back_as_it_was(bucket, tmp_path, size):
     assert bucket.read("file", max_bytes=size).content == source.read_bytes()
 
 
-def test_no_more_is_read_than_was_asked_for(bucket, tmp_path):
+def test_reads_at_most_the_given_size(bucket, tmp_path):
     """Large objects fill neither disk nor memory; short ones are returned as they are."""
     bucket.write("file", b"12345")
     for size, content in ((3, b"123"), (9, b"12345")):
@@ -49,7 +49,7 @@ def test_no_more_is_read_than_was_asked_for(bucket, tmp_path):
         bucket.read("file", max_bytes=4)
 
 
-def test_a_condition_decides_who_writes(bucket):
+def test_replace_is_conditional(bucket):
     """Of two writers with the same tag the second is refused; if the content is its own, a response was lost."""
     bucket.replace("CURRENT", b"first", expected=None)
     with pytest.raises(PublishConflict):
@@ -65,7 +65,7 @@ def test_a_condition_decides_who_writes(bucket):
         bucket.replace("CURRENT", b"fourth", expected=seen)
 
 
-def test_a_tag_without_quotes_is_the_same_tag(stub):
+def test_tags_without_quotes_are_accepted(stub):
     """Ceph 16 accepts only these in conditions."""
     held = [b"first"]
 
@@ -87,7 +87,7 @@ def test_a_tag_without_quotes_is_the_same_tag(stub):
     assert [request.headers["if-match"] for request in stub.requests if request.method == "PUT"] == ['"1"', "1", '"2"']
 
 
-def test_a_bucket_that_is_gone_is_not_an_empty_one(bucket, tmp_path):
+def test_missing_bucket_is_an_error(bucket, tmp_path):
     gone = Bucket("gone-bucket", "x")
     (tmp_path / "file").write_bytes(b"1")
     for ask in (
@@ -110,7 +110,7 @@ REFUSAL = b"""<?xml version="1.0"?><Error><Code>SignatureDoesNotMatch</Code><AWS
 @pytest.mark.parametrize(
     ("status", "advice"), [(403, "403 .SignatureDoesNotMatch.; check AWS_ACCESS_KEY_ID"), (500, "500 .*network")]
 )
-def test_a_refusal_is_told_without_what_is_in_it(stub, caplog, status, advice):
+def test_error_shows_no_credentials(stub, caplog, status, advice):
     """Status, code and remedy; no credentials in advice or traceback."""
     stub.serve("/bucket/x/CURRENT", REFUSAL, status=status)
     with pytest.raises(RepositoryUnreachable, match=f"s3://bucket/x could not be read .CURRENT.: .*{advice}") as caught:
@@ -129,7 +129,7 @@ HEAD = b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\nETag: "1"\r\nLast-Modified: M
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", [silence(), silence(HEAD + b"beginning")], ids=["hangs", "stops"])
-def test_a_bucket_that_falls_silent_is_left_within_seconds(stub, answer):
+def test_gives_up_on_a_silent_bucket_within_seconds(stub, answer):
     """And not asked again at once, so that a page with many requests waits only once."""
     stub.answers["/bucket/x/CURRENT"] = answer
     now = [0.0]
@@ -145,7 +145,7 @@ def test_a_bucket_that_falls_silent_is_left_within_seconds(stub, answer):
     assert bucket.read("CURRENT", max_bytes=MANY).content == b"now"
 
 
-def test_a_host_that_is_not_there_or_may_not_be_asked_is_told(monkeypatch):
+def test_unreachable_host_and_forbidden_http(monkeypatch):
     point_at("http://127.0.0.1:1", monkeypatch)
     with pytest.raises(RepositoryUnreachable, match="did not answer; check the bucket's name, AWS_ENDPOINT"):
         Bucket("bucket", "x").times("model")
@@ -156,7 +156,7 @@ def test_a_host_that_is_not_there_or_may_not_be_asked_is_told(monkeypatch):
 
 @pytest.mark.parametrize("value", ["", "not a url", "ftp://host", "http://", "http://user:secret@host", "http://[::1"])
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
-def test_an_endpoint_that_is_no_address_is_refused(monkeypatch, name, value):
+def test_rejects_invalid_endpoints(monkeypatch, name, value):
     """The library would panic; the advice does not contain the value, which may have a password."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"{name} must be an http or https URL") as caught:
@@ -164,13 +164,13 @@ def test_an_endpoint_that_is_no_address_is_refused(monkeypatch, name, value):
     assert "secret" not in str(caught.value)
 
 
-def test_a_variable_that_the_library_does_not_take_is_refused(monkeypatch):
+def test_rejects_invalid_variables(monkeypatch):
     monkeypatch.setenv("AWS_ALLOW_HTTP", "perhaps")
     with pytest.raises(ConfigError, match="an AWS_ variable has an invalid value"):
         Bucket("bucket", "x")
 
 
-def test_an_object_whose_name_climbs_is_named_as_the_fault(store, bucket):
+def test_object_name_with_dots_is_an_error(store, bucket):
     """The library cannot list a folder with such an object."""
     store.request("PUT", f"{bucket.location.removeprefix('s3://')}/model/%2e%2e/x", body=b"1")
     with pytest.raises(RepositoryUnreachable, match=r"a name with empty parts, \. or \.\.; remove it"):

@@ -4,8 +4,8 @@ import pytest
 
 
 @pytest.mark.parametrize("kind", ["documents", "shared_documents"])
-def test_what_one_machine_writes_another_reads(anywhere, kind):
-    mine, yours = (getattr(anywhere(name), kind)("notes") for name in ("trainer", "server"))
+def test_documents_are_shared_between_machines(open_as, kind):
+    mine, yours = (getattr(open_as(name), kind)("notes") for name in ("trainer", "server"))
     assert yours.names() == []
     with pytest.raises(FileNotFoundError):
         yours.read("b.json")
@@ -19,15 +19,15 @@ def test_what_one_machine_writes_another_reads(anywhere, kind):
     assert mine.location.endswith("/birds/notes" if kind == "documents" else "/notes")
 
 
-def test_objects_below_a_folder_in_a_bucket_are_not_of_it(machine, bucket):
+def test_objects_in_subfolders_are_not_documents(open_bucket_as, bucket):
     for key in ("requests/birds.8.json", "requests/birds/9.json"):
         bucket.write(key, b"1")
-    assert machine("trainer").shared_documents("requests").names() == ["birds.8.json"]
+    assert open_bucket_as("trainer").shared_documents("requests").names() == ["birds.8.json"]
 
 
-def test_a_folder_that_cannot_be_written_keeps_the_last_and_no_draft(anywhere, monkeypatch, tmp_path):
+def test_failed_write_keeps_the_old_document(open_as, monkeypatch, tmp_path):
     """The disk may become full at any step."""
-    documents = anywhere("trainer").documents("notes")
+    documents = open_as("trainer").documents("notes")
     documents.write("a.json", b"last")
 
     def refuse(*_, **__):
@@ -42,7 +42,7 @@ def test_a_folder_that_cannot_be_written_keeps_the_last_and_no_draft(anywhere, m
     assert not list(tmp_path.glob("models/birds/notes/.*"))
 
 
-def test_a_draft_that_a_writer_left_when_it_was_killed_is_no_document(repository):
+def test_leftover_temporary_files_are_not_documents(repository):
     documents = repository.documents("notes")
     documents.write("a.json", b"1")
     (repository.folder / "notes" / ".a.json-0f1e2d3c").touch()

@@ -20,7 +20,7 @@ def model_of(*places):
 
 
 @pytest.mark.parametrize("lengths", [(99, 20), (100, 19)], ids=["backbone", "head"])
-def test_weights_lie_within_each_of_the_files(lengths):
+def test_weights_must_be_within_their_file(lengths):
     files = BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE
     model = model_of((files[0], 84), (files[1], 4))
     inspect_graph(model, weights_bytes=dict(zip(files, (100, 20), strict=True)))
@@ -28,7 +28,7 @@ def test_weights_lie_within_each_of_the_files(lengths):
         inspect_graph(model, weights_bytes=dict(zip(files, lengths, strict=True)))
 
 
-def test_a_file_that_the_version_does_not_have_holds_no_weights():
+def test_weights_must_be_in_a_file_of_the_version():
     model = model_of((HEAD_WEIGHTS_FILE, 0))
     with pytest.raises(UnsafeGraph, match=r"must be in the graph itself or backbone\.onnx\.data beside it"):
         inspect_graph(model, weights_bytes={BACKBONE_WEIGHTS_FILE: 100})
@@ -45,7 +45,7 @@ def test_a_file_that_the_version_does_not_have_holds_no_weights():
     ],
     ids=["operator", "branch", "tensor"],
 )
-def test_what_stands_in_a_function_is_looked_over_too(node, message):
+def test_functions_are_inspected(node, message):
     model = model_of()
     model.functions.append(helper.make_function("own", "f", ["x"], ["y"], [node], []))
     with pytest.raises(UnsafeGraph, match=message):

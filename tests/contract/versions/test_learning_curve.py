@@ -31,13 +31,13 @@ def measured(number, *, curve=None, **fields):
     return replace(manifest(f"v{number}"), metrics=replace(metrics, **fields), training=training)
 
 
-def test_versions_that_say_how_good_they_are_are_on_the_curve():
+def test_versions_with_metrics_are_points():
     whole = measured(1)
     without = (measured(2, macro_f1=None), replace(measured(3), training=TrainingRecord()))
     assert find_points([whole, *without]) == [Point(whole, 150, 0.71, (0.62, 0.79), 64, is_random=True)]
 
 
-def test_versions_that_were_measured_on_the_same_images_are_joined():
+def test_versions_measured_on_the_same_images_are_joined():
     """With the results of the newest comparison; other versions keep their own."""
     old, new = (
         Comparison(images, tuple(ComparedVersion(f"v{number}", 10 * number, macro_f1, 0.1, 0.9) for number in (2, 3)))
@@ -55,7 +55,7 @@ def test_versions_that_were_measured_on_the_same_images_are_joined():
 
 
 @given(st.lists(points, min_size=1, max_size=20))
-def test_everything_drawn_lies_within_the_plot(drawn):
+def test_everything_is_within_the_plot(drawn):
     scale = Scale.of(drawn)
     down = [scale.y(value) for each in drawn for value in (each.macro_f1, *(each.interval or ()))]
     assert all(0 <= place <= HEIGHT for place in down)
@@ -76,13 +76,13 @@ def test_ticks_are_round_numbers():
     assert list(scale.tenths) == [0, 2, 4, 6, 8, 10]
 
 
-def test_places_are_proportional():
+def test_scale_is_linear():
     scale = Scale.of([point(0, 0.0), point(50, 0.5), point(100, 1.0)])
     assert [scale.y(macro_f1) for macro_f1 in (0, 0.5, 1)] == [HEIGHT, HEIGHT / 2, 0]
     assert scale.x(50) == (scale.x(0) + scale.x(100)) / 2 == Scale.of([point(48, 1.0)]).x(48)
 
 
-def test_a_drawing_tells_apart_what_cannot_be_compared():
+def test_drawing_distinguishes_joined_and_current_points():
     """A line joins results on the same images, other versions are grey, and the one in use is filled."""
     apart = point(10, 0.5, (0.4, 0.6), "v1")
     joined = [replace(apart, manifest=manifest(name), is_joined=True) for name in ("v2", "v3", "v4")]

@@ -33,9 +33,9 @@ def publish_two(repository, **more):
     return [publish(repository, content, **more).name for content in (b"first", b"second")]
 
 
-def test_only_what_is_asked_for_is_fetched(machine):
+def test_fetches_files_only_when_they_are_read(open_bucket_as):
     """Many manifests are read, few versions opened; the publisher already has its own."""
-    trainer, server = machine("trainer"), machine("server")
+    trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
     published = publish(trainer, b"content")
     assert published.path == trainer.folder / published.name
     before = (published.path / "model.onnx").stat().st_ino
@@ -49,37 +49,37 @@ def test_only_what_is_asked_for_is_fetched(machine):
 
 class TestPublishers:
     @pytest.mark.parametrize("earlier", [True, False], ids=["one before", "first ones"])
-    def test_of_two_one_wins(self, machine, earlier):
+    def test_second_of_two_publishers_gets_a_conflict(self, open_bucket_as, earlier):
         """The other gets an error, and its version is kept for a rollback."""
-        winner, loser = machine("winner"), machine("loser")
+        winner, loser = open_bucket_as("winner"), open_bucket_as("loser")
         if earlier:
-            publish(machine("earlier"), b"0")
+            publish(open_bucket_as("earlier"), b"0")
         with loser.stage(NOW) as staged:
             write_files(staged.path, b"lost")
             won = publish(winner, b"won")
             with pytest.raises(PublishConflict, match=f"trainer rollback {staged.version}"):
                 staged.publish(manifest(staged.version))
-        assert machine("server").current() == won.name
-        assert staged.version in machine("server").versions()
-        machine("server").rollback(staged.version)
-        assert machine("server").current() == staged.version
+        assert open_bucket_as("server").current() == won.name
+        assert staged.version in open_bucket_as("server").versions()
+        open_bucket_as("server").rollback(staged.version)
+        assert open_bucket_as("server").current() == staged.version
 
-    def test_a_rollback_does_not_undo_what_it_has_not_seen(self, machine, monkeypatch):
+    def test_rollback_conflicts_with_a_publication(self, open_bucket_as, monkeypatch):
         """While it fetches and compares, another version may be published."""
-        first, _ = publish(machine("trainer"), b"1"), publish(machine("trainer"), b"2")
-        desk, published = machine("desk"), []
+        first, _ = publish(open_bucket_as("trainer"), b"1"), publish(open_bucket_as("trainer"), b"2")
+        desk, published = open_bucket_as("desk"), []
         fetch = desk.open
         monkeypatch.setattr(
-            desk, "open", lambda name: (published.append(publish(machine("trainer"), b"3")), fetch(name))[1]
+            desk, "open", lambda name: (published.append(publish(open_bucket_as("trainer"), b"3")), fetch(name))[1]
         )
         with pytest.raises(PublishConflict):
             desk.rollback(first.name)
-        assert machine("server").current() == published[0].name
+        assert open_bucket_as("server").current() == published[0].name
 
     @pytest.mark.parametrize("until", sorted(FILES - {"manifest.json"}))
-    def test_an_upload_that_breaks_off_is_no_version(self, machine, monkeypatch, until):
-        first = publish(machine("trainer"), b"1")
-        broken = machine("trainer")
+    def test_interrupted_upload_is_not_a_version(self, open_bucket_as, monkeypatch, until):
+        first = publish(open_bucket_as("trainer"), b"1")
+        broken = open_bucket_as("trainer")
         upload = broken._bucket.upload
 
         def break_off(key, source):
@@ -90,28 +90,28 @@ class TestPublishers:
         monkeypatch.setattr(broken._bucket, "upload", break_off)
         with pytest.raises(RepositoryUnreachable):
             publish(broken, b"2")
-        assert machine("server").versions() == [first.name]
-        assert machine("server").current() == first.name
-        assert publish(machine("trainer"), b"3").name == machine("server").current()
+        assert open_bucket_as("server").versions() == [first.name]
+        assert open_bucket_as("server").current() == first.name
+        assert publish(open_bucket_as("trainer"), b"3").name == open_bucket_as("server").current()
 
-    def test_what_a_dead_publisher_uploaded_is_removed_a_day_later(self, machine, bucket):
+    def test_abandoned_uploads_are_removed_after_a_day(self, open_bucket_as, bucket):
         """Not earlier, since it may be slow, and nothing else."""
-        first, name = publish(machine("trainer"), b"1"), new_version(NOW)
+        first, name = publish(open_bucket_as("trainer"), b"1"), new_version(NOW)
         for key in (f"birds/{name}/model.onnx", f"birds/{name}/report/index.html", "birds/notes/x", "birds/x"):
             bucket.write(key, b"1")
         kept, now = {*bucket.times("birds")}, datetime.now(UTC)
-        with machine("trainer").stage(now + timedelta(hours=23)):
+        with open_bucket_as("trainer").stage(now + timedelta(hours=23)):
             assert {*bucket.times("birds")} == kept
-        with machine("trainer").stage(now + timedelta(hours=25)):
+        with open_bucket_as("trainer").stage(now + timedelta(hours=25)):
             assert {*bucket.times("birds")} == {key for key in kept if name not in key}
-        assert machine("server").current() == first.name
+        assert open_bucket_as("server").current() == first.name
 
 
 class TestLocalCache:
     @pytest.mark.slow
-    def test_it_keeps_the_version_in_use_and_the_one_before(self, machine):
+    def test_keeps_the_last_two_opened_versions(self, open_bucket_as):
         """And those opened minutes ago, which may still be read."""
-        trainer, server = machine("trainer"), machine("server")
+        trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
         names = [publish(trainer, str(number).encode()).name for number in range(4)]
         for name in names[:3]:
             server.open(name)
@@ -124,9 +124,9 @@ class TestLocalCache:
         server.rollback(names[0])
         assert server.versions() == names
 
-    def test_what_was_cut_short_there_is_fetched_again(self, machine):
+    def test_damaged_files_are_fetched_again(self, open_bucket_as):
         """And leftovers of a killed fetch are removed."""
-        published, server = publish(machine("trainer"), b"content"), machine("server")
+        published, server = publish(open_bucket_as("trainer"), b"content"), open_bucket_as("server")
         leftover = server.folder / ".fetching-20260101T000000000Z-000000"
         leftover.mkdir(parents=True)
         path = server.open(published.name).path
@@ -137,9 +137,9 @@ class TestLocalCache:
         (path / "model.onnx").write_bytes(b"CONTENT")
         server.open(published.name).verify()
 
-    def test_what_was_changed_in_the_bucket_is_refused(self, machine, bucket):
+    def test_rejects_files_changed_in_the_bucket(self, open_bucket_as, bucket):
         """Of a file that grew, only the published bytes are read."""
-        published, server = publish(machine("trainer"), b"content"), machine("server")
+        published, server = publish(open_bucket_as("trainer"), b"content"), open_bucket_as("server")
         bucket.write(f"birds/{published.name}/model.onnx", b"CONTENT")
         for use in (server.open, server.rollback):
             with pytest.raises(DigestError, match=r"model\.onnx .* has sha256 \w+, manifest\.json says \w+"):
@@ -149,9 +149,9 @@ class TestLocalCache:
         bucket.write(f"birds/{published.name}/model.onnx", b"content and more")
         assert (server.open(published.name).path / "model.onnx").read_bytes() == b"content"
 
-    def test_what_two_open_at_once_is_fetched_once(self, machine, monkeypatch):
-        published, fetched = publish(machine("trainer"), b"content"), []
-        replicas = [machine("server") for _ in range(4)]
+    def test_concurrent_opens_fetch_once(self, open_bucket_as, monkeypatch):
+        published, fetched = publish(open_bucket_as("trainer"), b"content"), []
+        replicas = [open_bucket_as("server") for _ in range(4)]
         for replica in replicas:
             download = replica._bucket.download
             monkeypatch.setattr(
@@ -164,8 +164,8 @@ class TestLocalCache:
                 opened.verify()
         assert len(fetched) == len(FILES) - 1
 
-    def test_the_version_in_use_needs_no_bucket(self, machine, monkeypatch):
-        published, server = publish(machine("trainer"), b"content"), machine("server")
+    def test_cached_version_opens_without_the_bucket(self, open_bucket_as, monkeypatch):
+        published, server = publish(open_bucket_as("trainer"), b"content"), open_bucket_as("server")
         server.open(published.name)
         monkeypatch.setattr(server._bucket, "_paused_until", float("inf"))
         server.open(published.name).verify()
@@ -175,9 +175,9 @@ class TestLocalCache:
 
 class TestRetiring:
     @pytest.mark.parametrize("is_open", [False, True])
-    def test_what_this_machine_has_open_stays_in_its_cache(self, machine, bucket, is_open):
+    def test_open_version_stays_in_the_cache(self, open_bucket_as, bucket, is_open):
         """In the bucket manifest and report stay, and copies on other machines keep working."""
-        trainer, server = machine("trainer"), machine("server")
+        trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
         first, second = publish_two(trainer)
         server.open(first)
         with trainer.shared_lock(first) if is_open else nullcontext():
@@ -191,9 +191,9 @@ class TestRetiring:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("until", [0, 1, 2, 3])
-    def test_one_that_breaks_off_is_brought_to_its_end(self, machine, bucket, monkeypatch, until):
+    def test_interrupted_removal_is_finished(self, open_bucket_as, bucket, monkeypatch, until):
         """The marker is first: a version is complete without it, and removed with it."""
-        trainer = machine("trainer")
+        trainer = open_bucket_as("trainer")
         first, second = publish_two(trainer, int8=b"int8")
         requests = iter(range(until))
 
@@ -209,7 +209,7 @@ class TestRetiring:
             for name in ("write", "delete"):
                 patch.setattr(trainer._bucket, name, allow(getattr(trainer._bucket, name)))
             trainer.retire(first)
-        late = machine("late")
+        late = open_bucket_as("late")
         assert (first in late.versions()) == (until == 0)
         assert late.history() == [first, second]
         for name in late.versions():
@@ -219,9 +219,9 @@ class TestRetiring:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("moment", ["before the marker", "before the second look"])
-    def test_a_rollback_on_another_machine_meanwhile_wins(self, machine, monkeypatch, moment):
+    def test_concurrent_rollback_cancels_a_removal(self, open_bucket_as, monkeypatch, moment):
         """Without a lock between machines, each checks again after writing."""
-        trainer, other = machine("trainer"), machine("other")
+        trainer, other = open_bucket_as("trainer"), open_bucket_as("other")
         first, second = publish_two(trainer)
         other.open(first)
         looks, real = [], trainer._current_name
@@ -239,13 +239,13 @@ class TestRetiring:
         monkeypatch.setattr(trainer, "_current_name", look)
         with pytest.raises(VersionInUse):
             trainer.retire(first)
-        assert machine("late").versions() == [first, second]
-        assert machine("late").current() == first
-        machine("late").open(first).verify()
+        assert open_bucket_as("late").versions() == [first, second]
+        assert open_bucket_as("late").current() == first
+        open_bucket_as("late").open(first).verify()
 
     @pytest.mark.slow
-    def test_a_rollback_that_comes_too_late_is_taken_back(self, machine, monkeypatch):
-        trainer, other = machine("trainer"), machine("other")
+    def test_late_rollback_to_a_removed_version_is_undone(self, open_bucket_as, monkeypatch):
+        trainer, other = open_bucket_as("trainer"), open_bucket_as("other")
         first, second = publish_two(trainer)
         other.open(first)
         replace_current = other._replace_current
@@ -258,37 +258,37 @@ class TestRetiring:
         monkeypatch.setattr(other, "_replace_current", remove_and_replace)
         with pytest.raises(VersionNotFound, match="was removed"):
             other.rollback(first)
-        assert machine("late").current() == second
+        assert open_bucket_as("late").current() == second
 
 
 class TestSignatures:
-    def test_a_signature_comes_along(self, machine, pair):
+    def test_signature_is_fetched_and_verified(self, open_bucket_as, key_pair):
         """And is verified before files are fetched."""
-        signing, verifying = pair
-        published = publish(machine("trainer", keys=signing), b"content")
-        opened = machine("server", keys=verifying).open(published.name)
+        signing, verifying = key_pair
+        published = publish(open_bucket_as("trainer", keys=signing), b"content")
+        opened = open_bucket_as("server", keys=verifying).open(published.name)
         assert files_of(opened.path) == FILES | {"manifest.json.minisig"}
-        with machine("server", keys=verifying).open_verified(published.name) as verified:
+        with open_bucket_as("server", keys=verifying).open_verified(published.name) as verified:
             assert (verified.path / "model.onnx").read_bytes() == b"content"
 
-    def test_without_one_nothing_is_fetched_and_one_that_comes_later_is_found(self, machine, bucket, pair):
+    def test_unsigned_version_is_not_fetched_until_it_is_signed(self, open_bucket_as, bucket, key_pair):
         """Even if the manifest was cached before by a reader without a key."""
-        signing, verifying = pair
-        published = publish(machine("trainer"), b"content")
-        machine("server").read_manifest(published.name)
-        server = machine("server", keys=verifying)
+        signing, verifying = key_pair
+        published = publish(open_bucket_as("trainer"), b"content")
+        open_bucket_as("server").read_manifest(published.name)
+        server = open_bucket_as("server", keys=verifying)
         for use in (server.open, server.read_manifest):
             with pytest.raises(SignatureError):
                 use(published.name)
         assert not (server.folder / published.name).exists()
-        machine("server").open(published.name)
+        open_bucket_as("server").open(published.name)
         content = (published.path / "manifest.json").read_bytes()
         signature = signing.signing.sign(content, version=published.name)
         bucket.write(f"birds/{published.name}/manifest.json.minisig", signature)
         server.open(published.name).verify()
 
 
-def test_other_objects_are_no_versions(machine, bucket):
+def test_other_objects_are_not_versions(open_bucket_as, bucket):
     """Only `<model>/<version>/manifest.json` makes one."""
     name = "20260102T030405678Z-ffffff"
     for key in (
@@ -300,7 +300,7 @@ def test_other_objects_are_no_versions(machine, bucket):
         "birds/ü ?#%2F",
     ):
         bucket.write(key, b"1")
-    repository = machine("trainer")
+    repository = open_bucket_as("trainer")
     assert repository.versions() == []
     published = publish(repository, b"1")
     assert repository.versions() == [published.name]

@@ -9,14 +9,14 @@ from contract.versions.repository import Repository
 from tests.versions import publish
 
 
-def test_a_folder_is_a_repository_as_ever(tmp_path):
+def test_opens_folders(tmp_path):
     for location in (tmp_path, str(tmp_path)):
         repository = open_repository(location, "birds")
         assert type(repository) is Repository
         assert repository.folder == tmp_path / "birds"
 
 
-def test_each_repository_has_a_local_cache_of_its_own(location, monkeypatch, tmp_path):
+def test_each_location_has_its_own_local_cache(location, monkeypatch, tmp_path):
     """By default in the user's cache, unreadable for others; a trailing slash makes no difference."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = open_repository(location).root
@@ -35,7 +35,7 @@ def test_each_repository_has_a_local_cache_of_its_own(location, monkeypatch, tmp
     "location",
     ["s3://bucket", "s3://bucket/", "s3://bucket/a/b/", "s3://b.c-1/ü x", "models", "../models", "s3:/bucket"],
 )
-def test_a_place_is_taken_as_it_stands(location):
+def test_valid_locations(location):
     """With and without a prefix or trailing slash; anything without a scheme is a folder."""
     assert parse_location(location) == (location if "://" in location else Path(location))
 
@@ -58,20 +58,20 @@ def test_a_place_is_taken_as_it_stands(location):
         "file:///models",
     ],
 )
-def test_a_place_that_is_none_is_refused(location):
+def test_rejects_invalid_locations(location):
     with pytest.raises(ValueError, match="a folder or s3://bucket/prefix"):
         parse_location(location)
     with pytest.raises(ConfigError, match="set LABELNEXT_MODELS"):
         open_repository(location)
 
 
-def test_the_whole_bucket_may_be_the_repository(store, location, tmp_path):
+def test_opens_a_whole_bucket(store, location, tmp_path):
     store.create("whole")
     published = publish(open_repository("s3://whole", "birds", tmp_path / "a"), b"1")
     assert open_repository("s3://whole/", "birds", tmp_path / "b").open(published.name).manifest == published.manifest
 
 
-def test_without_the_library_it_is_said_what_to_install(location, monkeypatch, tmp_path):
+def test_missing_library_is_named(location, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.delitem(sys.modules, "contract.versions.bucket", raising=False)
     with pytest.raises(ConfigError, match=r"pip install -r requirements/s3\.txt"):

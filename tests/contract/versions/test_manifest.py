@@ -35,7 +35,7 @@ MANIFEST = Manifest(
 )
 
 
-def test_manifest_survives_the_round_trip():
+def test_round_trip():
     assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
 
 
@@ -59,13 +59,13 @@ def test_missing_field_is_named(name):
         Manifest.from_json(without(name))
 
 
-def test_manifest_without_temperature_means_one():
+def test_default_temperature_is_one():
     """Uncalibrated versions show their probabilities unchanged."""
     assert Manifest.from_json(without("temperature")) == dataclasses.replace(MANIFEST, temperature=1.0)
 
 
 @pytest.mark.parametrize(("found", "temperature"), [(1, 1.0), (20, 20.0), (0.05, 0.05), (1.7, 1.7)])
-def test_temperature_is_any_number_within_its_bounds(found, temperature):
+def test_temperature_within_its_bounds(found, temperature):
     read = Manifest.from_json(changed(temperature=found)).temperature
     assert (read, type(read)) == (temperature, float)
 
@@ -73,7 +73,7 @@ def test_temperature_is_any_number_within_its_bounds(found, temperature):
 @pytest.mark.parametrize(
     "fields", [{"contract": 3, "architecture": "vgg16", "backbone": "a" * 64}, {"contract": 5}], ids=["older", "newer"]
 )
-def test_another_contract_names_expected_found_and_remedy(fields):
+def test_rejects_another_contract(fields):
     """It is refused for its contract, not for its other fields."""
     message = f"follows contract {fields['contract']}, this program reads contract 4; publish again with the trainer"
     with pytest.raises(ManifestError, match=message):
@@ -110,19 +110,19 @@ BACKBONE = dataclasses.asdict(MANIFEST.backbone)
         ({"files": {"model.onnx": {"sha256": "ab", "size_bytes": 1}}}, "files.model.onnx.sha256 String should match"),
     ],
 )
-def test_wrong_value_names_field_expected_and_found(fields, message):
+def test_rejects_invalid_values(fields, message):
     with pytest.raises(ManifestError) as caught:
         Manifest.from_json(changed(**fields))
     assert message in str(caught.value)
     assert "publish again" in str(caught.value)
 
 
-def test_figures_of_other_classes_are_not_mixed_up():
+def test_ignores_f1_of_another_number_of_labels():
     """F1 is in the order of the labels; a list of another length is ignored."""
     assert Manifest.from_json(changed(labels=["cat", "dog"])).metrics.f1 == ()
 
 
 @pytest.mark.parametrize("text", ["", "{", MANIFEST.to_json()[:-40], "[]", "null"])
-def test_text_that_is_no_object_is_refused(text):
+def test_rejects_other_texts(text):
     with pytest.raises(ManifestError, match=r"not JSON|must hold an object"):
         Manifest.from_json(text)

@@ -12,8 +12,8 @@ from tests.versions import manifest, publish, write_files
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
 
 
-def test_what_one_machine_publishes_another_reads(anywhere):
-    trainer, server = anywhere("trainer"), anywhere("server")
+def test_versions_are_shared_between_machines(open_as):
+    trainer, server = open_as("trainer"), open_as("server")
     version = publish(trainer, b"content")
     assert (server.current(), server.versions()) == (version.name, [version.name])
     for opened in (server.open(version.name), trainer.open(version.name)):
@@ -24,20 +24,20 @@ def test_what_one_machine_publishes_another_reads(anywhere):
     assert server.read_file(version.name, "report/index.html", max_bytes=100) == b"content"
 
 
-def test_models_are_the_folders_that_hold_what_a_model_holds(anywhere):
+def test_models_are_folders_with_a_version_or_ranking(open_as):
     """A version or a ranking; requests, system folders and foreign folders are no models."""
-    birds = anywhere("trainer")
+    birds = open_as("trainer")
     publish(birds, b"content")
     birds.for_model("cars").documents(RANKINGS_FOLDER).write("3.json", b"{}")
     for folder in ("requests", "lost+found", "empty of ours", ".hidden"):
         birds.shared_documents(folder).write("x.json", b"{}")
-    server = anywhere("server")
+    server = open_as("server")
     assert server.models() == ["birds", "cars"]
     assert server.models(known=["birds", "gone"]) == ["birds", "cars"]
     assert server.for_model("birds").current() == birds.current()
 
 
-def test_what_may_not_be_looked_into_is_no_model_and_a_place_that_is_away_is_an_error(repository, monkeypatch):
+def test_unreadable_folders_are_not_models(repository, monkeypatch):
     """An unreadable folder must not hide other models."""
     with pytest.raises(FileNotFoundError):
         repository.models()
@@ -67,13 +67,13 @@ def test_versions_sort_by_time_even_if_the_clock_goes_back(repository):
     assert repository.versions() == names
 
 
-def test_a_manifest_of_another_version_is_refused(repository):
+def test_rejects_the_manifest_of_another_version(repository):
     with repository.stage(NOW) as staged, pytest.raises(ManifestError, match="got the manifest of 20"):
         staged.describe(manifest("20200101T000000000Z-abcdef"))
 
 
-def test_unpublished_version_leaves_nothing(anywhere):
-    repository = anywhere("trainer")
+def test_unpublished_version_leaves_no_files(open_as):
+    repository = open_as("trainer")
     assert repository.versions() == []
 
     def fail():
@@ -85,7 +85,7 @@ def test_unpublished_version_leaves_nothing(anywhere):
         fail()
     assert list(repository.folder.iterdir()) == []
     with pytest.raises(NothingPublished, match=f"no version has been published in {repository.location} yet.*run`"):
-        anywhere("server").current()
+        open_as("server").current()
 
 
 def write(file, content):
@@ -117,7 +117,7 @@ def rename(folder):
         (rename, ManifestError, "copied or renamed"),
     ],
 )
-def test_a_version_that_was_changed_is_refused(repository, spoil, error, message):
+def test_rollback_rejects_a_changed_version(repository, spoil, error, message):
     """The version in use stays in use if another was edited."""
     first, second = publish(repository, b"1"), publish(repository, b"2")
     spoil(first.path)
@@ -128,10 +128,10 @@ def test_a_version_that_was_changed_is_refused(repository, spoil, error, message
 
 
 @pytest.mark.parametrize("name", ["", "../other", "20260102T030405678Z-ffffff", "latest", "birds/x", "x" * 500])
-def test_what_names_no_version_is_refused(anywhere, name):
+def test_rejects_unknown_version_names(open_as, name):
     """In CURRENT or as an argument: the error lists the versions, and paths are not followed."""
-    version = publish(anywhere("trainer"), b"1")
-    server = anywhere("server")
+    version = publish(open_as("trainer"), b"1")
+    server = open_as("server")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(server, "_read_current", name.encode)
         with pytest.raises(VersionNotFound, match=f"the latest versions: {version.name}"):
@@ -143,6 +143,6 @@ def test_what_names_no_version_is_refused(anywhere, name):
 
 
 @pytest.mark.parametrize("model", ["", ".hidden", "a/b", "..", "a\\b"])
-def test_model_name_cannot_leave_the_repository(tmp_path, model):
+def test_rejects_invalid_model_names(tmp_path, model):
     with pytest.raises(ConfigError, match="plain folder name"):
         Repository(tmp_path, model)

@@ -55,7 +55,7 @@ def read(metrics=METRICS, training=TRAINING):
     return TypeAdapter(Metrics).validate_python(metrics), TypeAdapter(TrainingRecord).validate_python(training)
 
 
-def test_all_that_a_trainer_writes_is_read():
+def test_round_trip():
     metrics, training = read()
     assert json.loads(json.dumps(asdict(metrics))) == METRICS
     assert json.loads(json.dumps(asdict(training))) == TRAINING
@@ -65,14 +65,14 @@ def test_all_that_a_trainer_writes_is_read():
     assert training.is_on_random_sample
 
 
-def test_what_an_older_trainer_did_not_write_is_unknown():
+def test_missing_fields_are_unknown():
     for absent in ({}, dict.fromkeys((*METRICS, *TRAINING))):
         assert read(absent, absent) == (Metrics(), TrainingRecord())
     assert not TrainingRecord().is_on_random_sample
 
 
 @pytest.mark.parametrize("value", RUBBISH, ids=lambda value: f"{value!r:.12}")
-def test_rubbish_costs_its_own_field_alone(value):
+def test_invalid_value_affects_only_its_field(value):
     """Nothing is raised, and the other fields stay.
 
     JSON's true is no number, and neither is a text with one.
@@ -89,7 +89,7 @@ def test_rubbish_costs_its_own_field_alone(value):
     assert (*shares, metrics.images, training.images) == (None,) * 5
 
 
-def test_an_interval_without_its_middle_is_none():
+def test_interval_must_enclose_macro_f1():
     """It would be drawn beside its point."""
     for interval in ([0.1, 0.2], [0.8, 0.9], [0.9, 0.1], [0.6], [0.6, 0.7, 0.8]):
         assert read({**METRICS, "macro_f1_interval": interval})[0].macro_f1_interval is None
@@ -97,7 +97,7 @@ def test_an_interval_without_its_middle_is_none():
 
 @settings(max_examples=30)
 @given(json_values)
-def test_of_a_strange_comparison_what_is_complete_is_read(value):
+def test_incomplete_comparisons_are_skipped(value):
     """Incomplete entries are skipped."""
     for curve in (value, {"images": value, "versions": [COMPARED]}, {"images": 41, "versions": value}):
         found = read(training={"curve": curve})[1].curve

@@ -23,13 +23,13 @@ def versions(repository):
     return [publish(repository, content, int8=b"int8").name for content in (b"first", b"second", b"third")]
 
 
-def test_of_a_removed_version_manifest_and_report_stay(anywhere):
+def test_manifest_and_report_of_a_removed_version_stay(open_as):
     """For the learning curve and the page of reports; opening the version raises an error that says why."""
-    repository = anywhere("trainer")
+    repository = open_as("trainer")
     first, second, third = (publish(repository, content).name for content in (b"first", b"second", b"third"))
     manifest = repository.read_manifest(first)
     repository.retire(first)
-    for reader in (repository, anywhere("late")):
+    for reader in (repository, open_as("late")):
         assert reader.versions() == [second, third]
         assert reader.history() == [first, second, third]
         assert reader.read_manifest(first) == manifest
@@ -43,22 +43,22 @@ def test_of_a_removed_version_manifest_and_report_stay(anywhere):
         reader.open(second).verify()
 
 
-def test_the_current_version_is_never_removed(anywhere, monkeypatch):
+def test_current_version_is_never_removed(open_as, monkeypatch):
     """Whether it is the newest, or a rollback on another machine selected it; not even for a moment."""
-    repository = anywhere("trainer")
+    repository = open_as("trainer")
     versions = [publish(repository, content).name for content in (b"first", b"second")]
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", lambda *_: pytest.fail("it was away"))
         with pytest.raises(VersionInUse, match=f"{versions[1]} is current"):
             repository.retire(versions[1])
-    anywhere("desk").rollback(versions[0])
+    open_as("desk").rollback(versions[0])
     with pytest.raises(VersionInUse):
         repository.retire(versions[0])
     assert repository.versions() == versions
-    anywhere("late").open(versions[0]).verify()
+    open_as("late").open(versions[0]).verify()
 
 
-def test_a_version_that_a_process_holds_is_not_removed_until_it_has_ended(repository, versions):
+def test_open_version_is_not_removed_until_its_process_ends(repository, versions):
     """The system releases the lock of a killed process. Locking a missing version is no error."""
     with repository.shared_lock("20260102T030405678Z-0a1b2c"):
         pass
@@ -87,7 +87,7 @@ with Repository(Path(sys.argv[1])).shared_lock(sys.argv[2]):
 
 @pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, versions, monkeypatch, when, locks):
+def test_concurrent_rollback_and_removal(repository, versions, monkeypatch, when, locks):
     """Either the version is current and complete, or it is removed and the rollback fails."""
     if not locks:
         monkeypatch.setattr("contract.versions.version.fcntl.flock", refuse_locks)
@@ -123,7 +123,7 @@ def test_a_rollback_that_meets_a_removal_ends_in_a_whole_version(repository, ver
 
 
 @pytest.mark.parametrize("step", ["_load_manifest", "open", "set_current"])
-def test_a_removal_amid_a_rollback_without_locks_is_noticed(repository, versions, monkeypatch, step):
+def test_rollback_without_locks_notices_a_removal(repository, versions, monkeypatch, step):
     """Before its manifest is read, its files are compared, or CURRENT is replaced, which is undone."""
     monkeypatch.setattr("contract.versions.version.fcntl.flock", refuse_locks)
     real = getattr(Repository, step)
@@ -140,7 +140,7 @@ def test_a_removal_amid_a_rollback_without_locks_is_noticed(repository, versions
     assert repository.current() == versions[2]
 
 
-def test_a_version_that_is_being_removed_is_not_rolled_back_to(repository, versions, monkeypatch):
+def test_rejects_rollback_to_a_version_being_removed(repository, versions, monkeypatch):
     """CURRENT would name a missing version."""
     rename = Path.rename
 
@@ -159,7 +159,7 @@ def refuse_locks(*_):
     raise OSError(95, "Operation not supported")
 
 
-def test_a_removal_that_is_killed_at_any_step_leaves_a_whole_version_or_none(tmp_path):
+def test_removal_killed_at_any_step_can_be_finished(tmp_path):
     """The next removal finishes it, also if the version was made current meanwhile."""
     step, done, torn = 0, False, 0
     while not done:
@@ -203,7 +203,7 @@ Repository(root).retire(name)
 
 
 @pytest.mark.parametrize("stripped", [False, True])
-def test_what_was_made_current_by_hand_is_put_back_unless_it_was_stripped(repository, versions, stripped):
+def test_current_version_among_the_removed_is_restored(repository, versions, stripped):
     """As after a removal that was killed earlier."""
     if stripped:
         repository.retire(versions[0])

@@ -1,4 +1,4 @@
-"""The backbone's files in a bucket: uploaded once, fetched once per machine, and kept while a version lists them."""
+"""The backbone's files in a bucket: uploaded once, fetched once per open_bucket_as, and kept while a version lists them."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -55,16 +55,16 @@ def watch(monkeypatch, repository, *requests):
     return seen
 
 
-def assert_all_whole(machine):
-    reader = machine(f"reader {datetime.now(UTC)}")
+def assert_all_whole(open_bucket_as):
+    reader = open_bucket_as(f"reader {datetime.now(UTC)}")
     for name in reader.versions():
         reader.open(name).verify()
 
 
 class TestPublishing:
-    def test_versions_of_one_backbone_have_its_objects_in_common(self, machine, shared, bucket, monkeypatch):
+    def test_versions_of_one_backbone_share_its_objects(self, open_bucket_as, shared, bucket, monkeypatch):
         """From any machine; named by their content, and not below the version's name."""
-        trainer, desk = machine("trainer"), machine("desk")
+        trainer, desk = open_bucket_as("trainer"), open_bucket_as("desk")
         uploads = [watch(monkeypatch, each, "overwrite") for each in (trainer, desk)]
         first, second = publish(trainer, ONE), publish(desk, ONE, b"another")
         assert [sorted(keys) for keys in uploads] == [sorted(keys_of(ONE)), []]
@@ -74,19 +74,19 @@ class TestPublishing:
         publish(trainer, TWO)
         assert shared() == keys_of(ONE, TWO)
         for version in (first, second):
-            machine("server").open(version.name).verify()
+            open_bucket_as("server").open(version.name).verify()
 
     @pytest.mark.parametrize("left", [None, b"short"], ids=["removed", "cut short"])
-    def test_what_is_not_whole_is_uploaded_again(self, machine, bucket, left):
+    def test_missing_and_truncated_objects_are_uploaded_again(self, open_bucket_as, bucket, left):
         """Even if the version in use lists it, as after a manual clean-up."""
-        first = publish(machine("trainer"), ONE)
+        first = publish(open_bucket_as("trainer"), ONE)
         bucket.delete([key_of(ONE)]) if left is None else bucket.write(key_of(ONE), left)
-        publish(machine("trainer"), ONE)
-        machine("server").open(first.name).verify()
+        publish(open_bucket_as("trainer"), ONE)
+        open_bucket_as("server").open(first.name).verify()
 
-    def test_what_only_an_earlier_version_lists_is_uploaded_again(self, machine, monkeypatch):
+    def test_objects_of_earlier_versions_only_are_uploaded_again(self, open_bucket_as, monkeypatch):
         """It might be about to be removed with that version, which the one in use is not."""
-        trainer = machine("trainer")
+        trainer = open_bucket_as("trainer")
         for backbone in (ONE, TWO):
             publish(trainer, backbone)
         uploads = watch(monkeypatch, trainer, "overwrite")
@@ -95,9 +95,9 @@ class TestPublishing:
 
 
 class TestOpening:
-    def test_a_machine_fetches_it_once(self, machine, monkeypatch):
+    def test_each_machine_fetches_a_backbone_once(self, open_bucket_as, monkeypatch):
         """Of the next version only the head is fetched; the rest are links in the local cache."""
-        trainer, server = machine("trainer"), machine("server")
+        trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
         first, second = publish(trainer, ONE), publish(trainer, ONE, b"another")
         fetched = watch(monkeypatch, server, "download")
         before, after = (server.open(version.name) for version in (first, second))
@@ -106,9 +106,9 @@ class TestOpening:
             assert (before.path / file).samefile(after.path / file)
         after.verify()
 
-    def test_what_was_damaged_in_the_cache_is_fetched(self, machine):
+    def test_damaged_files_in_the_cache_are_fetched_again(self, open_bucket_as):
         """It is compared before it is linked; the damaged version is repaired too."""
-        trainer, server = machine("trainer"), machine("server")
+        trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
         names = [publish(trainer, ONE).name for _ in range(2)]
         (server.open(names[0]).path / BACKBONE_WEIGHTS_FILE).write_bytes(TWO)
         after = server.open(names[1])
@@ -117,43 +117,43 @@ class TestOpening:
         before.verify()
         assert (before.path / BACKBONE_WEIGHTS_FILE).samefile(after.path / BACKBONE_WEIGHTS_FILE)
 
-    def test_what_was_changed_in_the_bucket_is_refused_until_it_is_removed(self, machine, bucket):
+    def test_changed_object_is_rejected_until_it_is_removed(self, open_bucket_as, bucket):
         """The message names the object; the next published version uploads it again."""
-        first = publish(machine("trainer"), ONE)
+        first = publish(open_bucket_as("trainer"), ONE)
         bucket.write(key_of(ONE), TWO)
         with pytest.raises(DigestError, match=f"{key_of(ONE)} has sha256 .* remove that object and publish again"):
-            machine("server").open(first.name)
+            open_bucket_as("server").open(first.name)
         bucket.delete([key_of(ONE)])
         with pytest.raises(DigestError, match=rf"backbone\.onnx\.data of version {first.name} is missing"):
-            machine("server").open(first.name)
-        publish(machine("trainer"), ONE)
-        machine("server").open(first.name).verify()
+            open_bucket_as("server").open(first.name)
+        publish(open_bucket_as("trainer"), ONE)
+        open_bucket_as("server").open(first.name).verify()
 
-    def test_a_bucket_that_a_folder_was_copied_to_is_read(self, machine, bucket):
+    def test_reads_a_bucket_copied_from_a_folder(self, open_bucket_as, bucket):
         """There each version has its own files."""
-        first = publish(machine("trainer"), ONE)
+        first = publish(open_bucket_as("trainer"), ONE)
         for file in (BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE):
             bucket.upload(f"birds/{first.name}/{file}", first.path / file)
         bucket.delete(sorted(keys_of(ONE)))
-        machine("server").open(first.name).verify()
+        open_bucket_as("server").open(first.name).verify()
 
 
 class TestRetiring:
-    def test_it_goes_with_the_last_version_that_has_it(self, machine, shared):
+    def test_object_is_removed_with_its_last_version(self, open_bucket_as, shared):
         """Not earlier."""
-        trainer = machine("trainer")
+        trainer = open_bucket_as("trainer")
         first, second, _ = (publish(trainer, backbone).name for backbone in (ONE, ONE, TWO))
         trainer.retire(first)
         assert shared() == keys_of(ONE, TWO)
-        machine("server").open(second).verify()
+        open_bucket_as("server").open(second).verify()
         trainer.retire(second)
         assert shared() == keys_of(TWO)
-        assert_all_whole(machine)
+        assert_all_whole(open_bucket_as)
 
     @pytest.mark.parametrize("there", [{"model.onnx": b"1"}, {"manifest.json": b"{"}], ids=["uploaded", "unreadable"])
-    def test_nothing_is_removed_while_it_is_unknown_what_a_version_lists(self, machine, shared, bucket, there):
+    def test_nothing_is_removed_while_a_manifest_is_missing(self, open_bucket_as, shared, bucket, there):
         """It may be the only one that lists an object; the next removal catches up."""
-        trainer, name = machine("trainer"), new_version(datetime.now(UTC))
+        trainer, name = open_bucket_as("trainer"), new_version(datetime.now(UTC))
         first = publish(trainer, ONE).name
         publish(trainer, TWO)
         for file, content in there.items():
@@ -164,37 +164,37 @@ class TestRetiring:
         trainer.finish_retiring()
         assert shared() == keys_of(TWO)
 
-    def test_what_may_be_put_back_keeps_what_it_lists(self, machine, shared, bucket):
+    def test_interrupted_removal_keeps_its_objects(self, open_bucket_as, shared, bucket):
         """A removal was interrupted after its marker, and the version was made current."""
-        trainer = machine("trainer")
+        trainer = open_bucket_as("trainer")
         first, second, _ = (publish(trainer, backbone).name for backbone in (ONE, TWO, THREE))
         bucket.write(f"birds/{first}/RETIRED", b"1")
         trainer.retire(second)
         assert shared() == keys_of(ONE, THREE)
         bucket.write("birds/CURRENT", first.encode())
         trainer.finish_retiring()
-        machine("server").open(first).verify()
+        open_bucket_as("server").open(first).verify()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("in_use", [ONE, TWO], ids=["of the version in use", "of an earlier one"])
-def test_whenever_others_publish_and_prune_meanwhile_every_version_is_whole(machine, bucket, in_use):
+def test_concurrent_publication_and_pruning_at_any_step(open_bucket_as, bucket, in_use):
     """Before each request of a publisher, another publishes and removes all other versions.
 
     The removals of shared objects are delayed until the publisher has finished, or, if they were decided on before its
     first upload, until just before its manifest.
     """
     step = 0
-    while interrupt(machine, step, in_use):
-        assert_all_whole(machine)
+    while interrupt(open_bucket_as, step, in_use):
+        assert_all_whole(open_bucket_as)
         bucket.delete(list(bucket.times("birds")))
         step += 1
     assert step > 10
 
 
-def interrupt(machine, step, in_use):
+def interrupt(open_bucket_as, step, in_use):
     """Publish with this happening before the request of that number; return False if there is no such request."""
-    publisher, other = machine(f"publisher {step}"), machine(f"other {step}")
+    publisher, other = open_bucket_as(f"publisher {step}"), open_bucket_as(f"other {step}")
     for backbone in (ONE, in_use):
         publish_minimal(other, backbone)
     delete, asked, late = other._bucket.delete, [], []

@@ -27,7 +27,7 @@ def names_of(version):
     return {file: (version.path / file).stat().st_nlink for file in (*SHARED_FILES, HEAD_WEIGHTS_FILE, "model.onnx")}
 
 
-def test_versions_of_one_backbone_have_its_files_in_common(repository):
+def test_versions_of_one_backbone_share_its_files(repository):
     """As hard links; files of the head are never shared, even if equal, nor those of another backbone."""
     first, other, second = (publish(repository, content) for content in (b"one", b"two", b"one"))
     assert names_of(second) == {BACKBONE_WEIGHTS_FILE: 2, INT8_BACKBONE_FILE: 2, HEAD_WEIGHTS_FILE: 1, "model.onnx": 1}
@@ -38,7 +38,7 @@ def test_versions_of_one_backbone_have_its_files_in_common(repository):
     assert not [path for path in second.path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_file_is_linked_only_when_the_version_is_done(repository):
+def test_files_are_linked_only_when_published(repository):
     """Until then the publisher may write to it without changing other versions."""
     first = publish(repository, b"one")
     with repository.stage(datetime.now(UTC)) as staged:
@@ -70,7 +70,7 @@ def replace_by_a_pipe(path):
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("spoil", [damage, shorten, replace_by_a_link, replace_by_a_pipe, os.unlink])
-def test_what_was_changed_is_not_shared(repository, spoil):
+def test_changed_files_are_not_shared(repository, spoil):
     """Whatever its manifest says: the new version is complete, and later ones link to it."""
     first = publish(repository, b"right")
     spoil(first.path / BACKBONE_WEIGHTS_FILE)
@@ -81,13 +81,13 @@ def test_what_was_changed_is_not_shared(repository, spoil):
     assert are_linked(first, second, INT8_BACKBONE_FILE)
 
 
-def test_a_version_that_cannot_be_read_is_passed_over(repository):
+def test_unreadable_versions_are_skipped(repository):
     first, second = publish(repository, b"one"), publish(repository, b"one")
     (second.path / "manifest.json").write_text("{")
     assert are_linked(first, publish(repository, b"one"))
 
 
-def test_without_hard_links_each_version_has_its_own(repository, monkeypatch):
+def test_without_hard_links_files_are_copied(repository, monkeypatch):
     """Some file systems have none, and other users' files may be protected."""
 
     def refuse(*_, **__):
@@ -99,7 +99,7 @@ def test_without_hard_links_each_version_has_its_own(repository, monkeypatch):
     second.verify()
 
 
-def test_removing_one_of_them_takes_nothing_from_the_other(repository):
+def test_removing_a_version_keeps_the_files_of_others(repository):
     first, second = publish(repository, b"one"), publish(repository, b"one")
     repository.retire(first.name)
     assert names_of(second)[BACKBONE_WEIGHTS_FILE] == 1
@@ -107,7 +107,7 @@ def test_removing_one_of_them_takes_nothing_from_the_other(repository):
     assert are_linked(second, publish(repository, b"one"))
 
 
-def test_a_backbone_is_read_once_for_all_versions_that_have_it(repository, monkeypatch):
+def test_shared_files_are_verified_once(repository, monkeypatch):
     """As long as nobody writes to it, which a recent timestamp might not show."""
     read, compare = [], Version._compare
     monkeypatch.setattr(Version, "_compare", lambda self, name: read.append(name) or compare(self, name))
@@ -134,10 +134,10 @@ class TestSigned:
     """Versions written in a private folder."""
 
     @pytest.fixture
-    def repository(self, tmp_path, pair):
-        return Repository(tmp_path / "models", keys=pair[0])
+    def repository(self, tmp_path, key_pair):
+        return Repository(tmp_path / "models", keys=key_pair[0])
 
-    def test_files_are_linked_on_the_way_into_the_repository(self, repository):
+    def test_files_are_linked_when_copied_to_the_repository(self, repository):
         """Private files are not linked, since others could write to them. Published files are never written again."""
         first = publish(repository, b"one")
         os.utime(first.path / BACKBONE_WEIGHTS_FILE, (1_000_000_000, 1_000_000_000))
@@ -151,7 +151,7 @@ class TestSigned:
         with repository.open_verified(second.name) as verified:
             assert (verified.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"one"
 
-    def test_what_was_changed_or_is_somebody_elses_is_not_shared(self, repository):
+    def test_changed_and_unsigned_files_are_not_shared(self, repository):
         """It is copied from the private folder; unsigned manifests are not read."""
         damage(publish(repository, b"right").path / BACKBONE_WEIGHTS_FILE)
         publish(repository, b"right").verify()

@@ -25,26 +25,26 @@ def pair(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def others(tmp_path_factory):
+def other_keys(tmp_path_factory):
     """The keys of somebody else."""
-    return read_keys(generate_keys(tmp_path_factory.mktemp("others")))
+    return read_keys(generate_keys(tmp_path_factory.mktemp("other_keys")))
 
 
-def read_keys(pair):
-    return Keys.read(signing=pair[0], verifying=read_public_key(str(pair[1])))
+def read_keys(key_files):
+    return Keys.read(signing=key_files[0], verifying=read_public_key(str(key_files[1])))
 
 
 @pytest.fixture(scope="module")
-def keys(pair):
+def keys(key_files):
     """Both keys of a pair."""
-    return read_keys(pair)
+    return read_keys(key_files)
 
 
 def minisign(*arguments, cwd):
     return subprocess.run(["minisign", *map(str, arguments)], cwd=cwd, check=False, capture_output=True, text=True)
 
 
-def test_a_signature_with_another_byte_is_refused(keys):
+def test_rejects_a_signature_with_a_changed_byte(keys):
     """In any line except the untrusted comment, which is not signed."""
     good = keys.signing.sign(b"manifest", version=VERSION)
     for place in range(good.index(b"\n") + 1, len(good) - 1, 3):
@@ -58,12 +58,12 @@ def test_a_signature_with_another_byte_is_refused(keys):
     ("manifest", "version", "key", "message"),
     [
         (b"manifest ", VERSION, "keys", "was edited, or signed by somebody else"),
-        (b"manifest", VERSION, "others", "signed by somebody else"),
+        (b"manifest", VERSION, "other_keys", "signed by somebody else"),
         (b"manifest", OTHER_VERSION, "keys", rf"says 'labelnext version {VERSION}', .*{OTHER_VERSION}"),
     ],
     ids=["another manifest", "another key", "another version"],
 )
-def test_a_good_signature_of_something_else_is_refused(request, keys, manifest, version, key, message):
+def test_rejects_signatures_of_something_else(request, keys, manifest, version, key, message):
     """Of other bytes, by another key, or for another version."""
     signature = keys.signing.sign(b"manifest", version=VERSION)
     with pytest.raises(SignatureError, match=message):
@@ -72,51 +72,51 @@ def test_a_good_signature_of_something_else_is_refused(request, keys, manifest, 
 
 @pytest.mark.skipif(shutil.which("minisign") is None, reason="the program minisign is not installed")
 @pytest.mark.parametrize("made_by", ["minisign", "keygen"])
-def test_minisign_and_we_take_each_others_keys_and_signatures(pair, tmp_path, made_by):
+def test_compatible_with_minisign(key_files, tmp_path, made_by):
     """So that the program alone can sign a version; its legacy signatures are refused."""
     if made_by == "minisign":
-        pair = tmp_path / "its.key", tmp_path / "its.pub"
-        minisign("-G", "-W", "-p", pair[1], "-s", pair[0], cwd=tmp_path)
-    keys, comment = read_keys(pair), f"labelnext version {VERSION}"
+        key_files = tmp_path / "its.key", tmp_path / "its.pub"
+        minisign("-G", "-W", "-p", key_files[1], "-s", key_files[0], cwd=tmp_path)
+    keys, comment = read_keys(key_files), f"labelnext version {VERSION}"
     manifest, signature = tmp_path / MANIFEST_FILE, tmp_path / SIGNATURE_FILE
     manifest.write_bytes(b"manifest")
     signature.write_bytes(keys.signing.sign(b"manifest", version=VERSION))
-    done = minisign("-V", "-H", "-p", pair[1], "-m", MANIFEST_FILE, cwd=tmp_path)
+    done = minisign("-V", "-H", "-p", key_files[1], "-m", MANIFEST_FILE, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"Trusted comment: {comment}\n" in done.stdout
-    minisign("-S", "-s", pair[0], "-t", comment, "-m", MANIFEST_FILE, cwd=tmp_path)
+    minisign("-S", "-s", key_files[0], "-t", comment, "-m", MANIFEST_FILE, cwd=tmp_path)
     keys.verifying.verify(b"manifest", signature.read_bytes(), version=VERSION)
-    minisign("-S", "-l", "-s", pair[0], "-t", comment, "-m", MANIFEST_FILE, cwd=tmp_path)
+    minisign("-S", "-l", "-s", key_files[0], "-t", comment, "-m", MANIFEST_FILE, cwd=tmp_path)
     with pytest.raises(SignatureError, match="legacy"):
         keys.verifying.verify(b"manifest", signature.read_bytes(), version=VERSION)
 
 
-def test_generated_keys_are_their_owners_and_not_overwritten(pair):
-    """Only the public key is readable by others, for any umask; overwriting would invalidate all signatures."""
+def test_generated_keys_are_private_and_not_overwritten(key_files):
+    """Only the public key is readable by other_keys, for any umask; overwriting would invalidate all signatures."""
     assert [stat.S_IMODE(path.stat().st_mode) for path in pair] == [0o600, 0o644]
-    before = pair[0].read_bytes()
+    before = key_files[0].read_bytes()
     with pytest.raises(ConfigError, match="File exists"):
-        generate_keys(pair[0].parent)
-    assert pair[0].read_bytes() == before
+        generate_keys(key_files[0].parent)
+    assert key_files[0].read_bytes() == before
 
 
-def test_a_public_key_is_its_line_or_its_file(pair):
+def test_public_key_is_a_line_or_a_file(key_files):
     """A secret key by mistake is refused, and not shown."""
-    line = pair[1].read_text().splitlines()[1]
-    assert read_public_key(line) == read_public_key(str(pair[1])) == line
+    line = key_files[1].read_text().splitlines()[1]
+    assert read_public_key(line) == read_public_key(str(key_files[1])) == line
     with pytest.raises(ValueError, match="a minisign public key") as caught:
-        read_public_key(str(pair[0]))
-    assert pair[0].read_text().splitlines()[1] not in str(caught.value)
+        read_public_key(str(key_files[0]))
+    assert key_files[0].read_text().splitlines()[1] not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["", "key", "RWabc", "/nowhere/key.pub", "\0", "a" * 5000, "RW" + "A" * 54 + "="])
-def test_what_is_no_public_key_is_refused(value):
+def test_rejects_invalid_public_keys(value):
     with pytest.raises(ValueError, match=r"a minisign public key .* or the path"):
         read_public_key(value)
 
 
 @pytest.mark.parametrize("content", [b"", b"untrusted comment: x\nRW\n", b"\xff\n\xff\n"])
-def test_what_is_no_secret_key_is_refused(tmp_path, content):
+def test_rejects_invalid_secret_keys(tmp_path, content):
     path = tmp_path / "its.key"
     with pytest.raises(ConfigError, match="keygen"):
         SigningKey(path)
@@ -125,25 +125,25 @@ def test_what_is_no_secret_key_is_refused(tmp_path, content):
         SigningKey(path)
 
 
-def test_a_secret_key_with_a_password_is_refused(pair, tmp_path):
+def test_rejects_secret_keys_with_a_password(key_files, tmp_path):
     """With the way to remove it, since nobody could enter it."""
-    secret = library.SecretKey.from_file(pair[0])
+    secret = library.SecretKey.from_file(key_files[0])
     secret.encrypt("password", opslimit=32768, memlimit=2**24)
     (tmp_path / "its.key").write_bytes(bytes(secret))
     with pytest.raises(ConfigError, match="minisign -C -W"):
         SigningKey(tmp_path / "its.key")
 
 
-def test_who_publishes_has_both_keys_of_one_pair(pair, keys, others):
+def test_keys_must_be_one_pair(key_files, keys, others):
     """The public key is derived from the secret one; with another, readers would refuse every version."""
-    signing = Keys.read(signing=pair[0])
+    signing = Keys.read(signing=key_files[0])
     assert signing.verifying.line == signing.signing.public.line
     for able in (keys, Keys()):
         able.check_publishing()
     with pytest.raises(ConfigError, match="LABELNEXT_SIGNING_KEY is not"):
         dataclasses.replace(keys, signing=None).check_publishing()
     with pytest.raises(ConfigError, match="set both keys of one pair"):
-        Keys.read(signing=pair[0], verifying=others.verifying.line)
+        Keys.read(signing=key_files[0], verifying=other_keys.verifying.line)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def repository(tmp_path, keys):
     return Repository(tmp_path / "models", keys=keys)
 
 
-def test_a_signed_version_is_opened(repository):
+def test_opens_a_signed_version(repository):
     """The signature is not in the manifest; without a key the version is readable, too."""
     version = publish(repository, b"content")
     assert (version.path / SIGNATURE_FILE).is_file()
@@ -172,7 +172,7 @@ def test_a_signed_version_is_opened(repository):
     ],
     ids=["edited", "long", "removed", "renamed"],
 )
-def test_a_version_without_a_good_signature_is_refused(repository, spoil, message):
+def test_rejects_versions_without_a_valid_signature(repository, spoil, message):
     """Anyone who can write to the folder can write a version, but not sign it; unsigned files are not parsed."""
     spoil(publish(repository, b"content").path)
     [name] = repository.versions()
@@ -181,7 +181,7 @@ def test_a_version_without_a_good_signature_is_refused(repository, spoil, messag
             use(name)
 
 
-def test_what_is_verified_is_what_is_opened(repository):
+def test_opens_the_files_that_were_verified(repository):
     """A file replaced after the comparison is not read."""
     version = publish(repository, b"content")
     with repository.open_verified(version.name) as opened:
@@ -192,7 +192,7 @@ def test_what_is_verified_is_what_is_opened(repository):
     assert not private.exists()
 
 
-def test_what_is_signed_is_what_was_written(repository):
+def test_signs_the_files_that_were_written(repository):
     """Files that others put into the repository are not signed, since versions are written elsewhere."""
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, b"content")
@@ -203,7 +203,7 @@ def test_what_is_signed_is_what_was_written(repository):
     version.verify()
 
 
-def test_no_room_for_the_private_copy_is_said(repository, monkeypatch, tmp_path):
+def test_failed_private_copy_is_an_error(repository, monkeypatch, tmp_path):
     version = publish(repository, b"content")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with (
@@ -213,8 +213,8 @@ def test_no_room_for_the_private_copy_is_said(repository, monkeypatch, tmp_path)
         pass
 
 
-def test_the_library_that_is_missing_is_named(monkeypatch, pair):
+def test_missing_library_is_named(monkeypatch, key_files):
     monkeypatch.setitem(sys.modules, "minisign", None)
     assert Keys.read() == Keys()
     with pytest.raises(ConfigError, match=r"pip install -r requirements/signatures\.txt"):
-        Keys.read(signing=pair[0])
+        Keys.read(signing=key_files[0])

@@ -23,7 +23,7 @@ def projects_of(repository):
     return [request.project for request in find_requests(repository)]
 
 
-def test_a_request_is_found_until_it_is_removed(repository, folder):
+def test_request_is_found_until_it_is_removed(repository, folder):
     """With its project, or None without one; repeated requests do not pile up."""
     assert find_requests(repository) == []
     assert not repository.root.exists()
@@ -37,14 +37,14 @@ def test_a_request_is_found_until_it_is_removed(repository, folder):
     assert find_requests(repository) == []
 
 
-def test_requests_are_of_one_model(tmp_path):
+def test_requests_are_for_one_model(tmp_path):
     models = [Repository(tmp_path, model) for model in ("birds", "birds.7", "birds.7.json", "b")]
     for model in models:
         submit_request(model, 7)
     assert [projects_of(model) for model in (*models, Repository(tmp_path, "bird"))] == [[7]] * 4 + [[]]
 
 
-def test_a_request_for_any_model_is_seen_by_all(tmp_path):
+def test_request_for_any_model_is_found_by_all(tmp_path):
     """Repeated ones count once, separately from those for one model."""
     birds, cars = Repository(tmp_path, "birds"), Repository(tmp_path, "cars")
     for project in (7, None, 7):
@@ -57,7 +57,7 @@ def test_a_request_for_any_model_is_seen_by_all(tmp_path):
 
 
 @pytest.mark.parametrize("while_removed", [False, True])
-def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, while_removed):
+def test_repeated_request_is_not_removed(repository, monkeypatch, while_removed):
     """Answering an old request does not remove a new one, whenever it is made."""
     remove_file = Documents.remove
 
@@ -77,7 +77,7 @@ def test_a_request_that_was_made_again_is_not_removed(repository, monkeypatch, w
     assert new.at > old.at
 
 
-def test_requests_for_one_project_that_came_at_once_are_one(repository, folder):
+def test_simultaneous_requests_for_a_project_are_one(repository, folder):
     """Two servers were called at the same moment: both files are removed."""
     submit_request(repository, 7)
     [first] = find_requests(repository)
@@ -91,7 +91,7 @@ def test_requests_for_one_project_that_came_at_once_are_one(repository, folder):
     assert files_in(folder) == 0
 
 
-def test_a_folder_that_nobody_answers_does_not_fill_the_disk(repository, folder):
+def test_number_of_requests_is_limited(repository, folder):
     """Neither with requests for projects that do not exist, nor with requests that cannot be removed."""
     for project in range(MAX_REQUESTS):
         submit_request(repository, project)
@@ -104,7 +104,7 @@ def test_a_folder_that_nobody_answers_does_not_fill_the_disk(repository, folder)
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"project": "7", "at": "x"}', '{"project": true, "at": "x"}', "\0"]
 )
-def test_a_file_that_is_no_request_is_passed_over(repository, folder, content, caplog):
+def test_invalid_files_are_skipped(repository, folder, content, caplog):
     submit_request(repository, 7)
     (folder / "birds.8.json").write_text(content)
     assert projects_of(repository) == [7]
