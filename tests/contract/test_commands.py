@@ -48,16 +48,16 @@ COMMANDS = {
 }
 
 
-def read(*arguments):
+def parse_arguments(*arguments):
     return parse("program", COMMANDS, arguments, about="Does.", renamed={"--nome": "--name"})
 
 
 def test_options_set_the_fields_of_all_classes():
-    assert read("both", "here") == (COMMANDS["both"], [Options(), Other("here")])
-    given = ("--many", "5", "--name=-x,y", "--folder", "f", "--kind", "b", "--dry", "--no-loud")
+    assert parse_arguments("both", "here") == (COMMANDS["both"], [Options(), Other("here")])
+    arguments = ("--many", "5", "--name=-x,y", "--folder", "f", "--kind", "b", "--dry", "--no-loud")
     options = Options(5, Path("f"), ("-x", "y"), "b", dry=True, loud=False)
-    assert read("both", *given, "here")[1] == [options, Other("here", 5)]
-    assert read("do", "--loud")[1] == [Options()]
+    assert parse_arguments("both", *arguments, "here")[1] == [options, Other("here", 5)]
+    assert parse_arguments("do", "--loud")[1] == [Options()]
 
 
 def test_values_from_a_dictionary():
@@ -82,7 +82,7 @@ def test_values_from_a_dictionary():
 )
 def test_errors_are_shown_with_the_usage(capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
-        read(*arguments)
+        parse_arguments(*arguments)
     error = capsys.readouterr().err
     assert message in error
     assert "s3cret" not in error
@@ -90,9 +90,9 @@ def test_errors_are_shown_with_the_usage(capsys, arguments, message):
 
 
 def test_help(capsys):
-    """Below the heading of each class, with defaults and inherited docstrings."""
+    """Options are below the heading of their class, with defaults and inherited docstrings."""
     with pytest.raises(SystemExit, match="0"):
-        read("both", "--help")
+        parse_arguments("both", "--help")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines.index(["these:"]) < lines.index(["--many", "N", "How", "many", "of", "them", "(default:", "3)"])
     assert ["--folder", "PATH", "Where", "they", "are", "(default:", "here)"] in lines

@@ -1,4 +1,4 @@
-"""Opening regular files only, and full disks, which are real ones of a few kilobytes."""
+"""Opening of regular files, and errors of full disks, some of which are real file systems of a few megabytes."""
 
 import errno
 import os
@@ -15,11 +15,11 @@ from contract.versions.repository import Repository
 from tests.disks import fill, small_disk
 from tests.versions import publish
 
-pytestmark = pytest.mark.timeout(60)  # a pipe or a device that is opened would be read for ever
+pytestmark = pytest.mark.timeout(60)  # an open pipe or device could block forever
 
 
 def test_follows_links_to_folders_and_limits_the_size(tmp_path):
-    """The operator chooses where the repository is mounted."""
+    """The folder of a repository may be a link."""
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "file").write_bytes(b"content")
     assert read_regular(tmp_path / "link" / "file", max_bytes=7) == b"content"
@@ -33,7 +33,7 @@ def test_follows_links_to_folders_and_limits_the_size(tmp_path):
     ids=["link", "pipe", "folder"],
 )
 def test_rejects_and_closes_irregular_files(tmp_path, make):
-    """A poller meets it again and again."""
+    """A poller may open one every few seconds."""
     make(tmp_path / "file")
     before = len(os.listdir("/proc/self/fd"))
     for path in (tmp_path / "file", Path("/dev/zero")):
@@ -52,10 +52,7 @@ def contents(repository):
 
 
 def test_full_disk_error_names_the_folder_and_its_free_space(repository):
-    """One sentence for users, and an OSError for retries; no files are left, and publishing works later.
-
-    Neither does a rollback leave a temporary CURRENT, which would take the rest of the space.
-    """
+    """It is an OSError, for retries. Publication and rollback leave no files, and work when there is room again."""
     with small_disk(repository.root, "2m"):
         first, second = publish(repository, b"first").name, publish(repository, b"second").name
         fill(repository.root)
@@ -76,7 +73,7 @@ def test_full_disk_error_names_the_folder_and_its_free_space(repository):
 
 
 def test_full_disk_at_any_file_publishes_nothing(repository):
-    """Including CURRENT: a version that exists but is not in use would look like one that was rolled back."""
+    """Not even a version that is not current, which would look like one that was rolled back."""
     with small_disk(repository.root, "2m"):
         first = publish(repository, b"first").name
         used = 1 + sum(1 for _ in repository.root.rglob("*"))
@@ -90,12 +87,12 @@ def test_full_disk_at_any_file_publishes_nothing(repository):
                 refused += 1
                 assert contents(repository) == {"CURRENT", first}
                 assert repository.current() == first
-        assert refused > 6  # the folder, its files, and at last CURRENT
+        assert refused > 6  # the folder, its files, and finally CURRENT
         assert repository.versions()[-1] == repository.current()
 
 
 def test_full_disk_is_recognised_without_errno(repository):
-    """Errors of numpy have no errno."""
+    """As of numpy, which only reports a short write."""
     with (
         small_disk(repository.root, "2m"),
         pytest.raises(DiskFull, match="of 2 MiB are free"),

@@ -11,25 +11,25 @@ from contract.errors import ConfigError
 from contract.label_studio import WHOAMI, LabelStudioClient, Refused, RetryPolicy, TokenRefused, Unreachable
 from tests.trainer.studio import jwt
 
-LEGACY = "0123456789abcdef0123456789abcdef01234567"
-PERSONAL = jwt(token_type="refresh")
+LEGACY_TOKEN = "0123456789abcdef0123456789abcdef01234567"
+PERSONAL_TOKEN = jwt(token_type="refresh")
 NO_RETRIES = RetryPolicy(total_s=0.0)
 
 
 @pytest.fixture
 def studio():
-    """A web server without pages."""
+    """A web server without pages, which stands for Label Studio."""
     with host() as each:
         yield each
 
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The pauses so far; they take no time."""
-    waited = []
-    clock = SimpleNamespace(monotonic=lambda: float(sum(waited)), sleep=waited.append)
+    """The pauses so far, which take no time."""
+    pauses = []
+    clock = SimpleNamespace(monotonic=lambda: float(sum(pauses)), sleep=pauses.append)
     monkeypatch.setattr(label_studio, "time", clock)
-    return waited
+    return pauses
 
 
 def serve_json(studio, path, content, status=200):
@@ -41,34 +41,34 @@ def closed_address():
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def client(url, token=LEGACY, retries=NO_RETRIES):
+def client(url, token=LEGACY_TOKEN, retries=NO_RETRIES):
     return LabelStudioClient(url, token, retries=retries)
 
 
 @pytest.mark.parametrize("prefix", ["", "/studio"])
 def test_access_token_is_renewed_after_401(studio, prefix):
-    """Below a path the exchange has the same prefix; Label Studio may have restarted with another secret."""
-    honoured = []
+    """Below a path prefix, too. Label Studio may have restarted with another secret."""
+    issued = []
 
     def exchange(handler, request):
-        honoured.append(f"access-{len(honoured)}")
-        reply(json.dumps({"access": honoured[-1]}).encode())(handler, request)
+        issued.append(f"access-{len(issued)}")
+        reply(json.dumps({"access": issued[-1]}).encode())(handler, request)
 
     def whoami(handler, request):
-        good = request.headers["Authorization"] == f"Bearer {honoured[-1]}" and len(honoured) > 1
-        reply(b'{"id": 1}', status=200 if good else 401)(handler, request)
+        is_valid = request.headers["Authorization"] == f"Bearer {issued[-1]}" and len(issued) > 1
+        reply(b'{"id": 1}', status=200 if is_valid else 401)(handler, request)
 
     studio.answers = {f"{prefix}/api/token/refresh/": exchange, f"{prefix}{WHOAMI}": whoami}
-    ours = client(studio.url + prefix, PERSONAL)
+    studio_client = client(studio.url + prefix, PERSONAL_TOKEN)
     for _ in range(2):
-        assert ours.get(WHOAMI) == {"id": 1}
+        assert studio_client.get(WHOAMI) == {"id": 1}
     exchanges = studio.requests_to(f"{prefix}/api/token/refresh/")
-    assert [json.loads(request.body) for request in exchanges] == [{"refresh": PERSONAL}] * 2
+    assert [json.loads(request.body) for request in exchanges] == [{"refresh": PERSONAL_TOKEN}] * 2
 
 
 @pytest.mark.parametrize("status", [401, 403])
 @pytest.mark.parametrize(
-    ("token", "path"), [(LEGACY, WHOAMI), (PERSONAL, "/api/token/refresh/")], ids=["legacy", "personal"]
+    ("token", "path"), [(LEGACY_TOKEN, WHOAMI), (PERSONAL_TOKEN, "/api/token/refresh/")], ids=["legacy", "personal"]
 )
 def test_refused_token_names_its_setting(studio, token, path, status):
     serve_json(studio, path, {"detail": "Invalid token."}, status)
@@ -80,7 +80,7 @@ def test_refused_token_names_its_setting(studio, token, path, status):
 @pytest.mark.parametrize(
     ("status", "error", "message"),
     [
-        (400, Refused, 'answered 400 for project 5: {"detail": "as told"}'),
+        (400, Refused, 'answered 400 for project 5: {"detail": "reason"}'),
         (404, ConfigError, "has no project 5 for this token"),
         (301, ConfigError, "answers 301, a redirect; set LABELNEXT_LABEL_STUDIO_URL"),
         (418, ConfigError, "answered 418 for project 5; check its log"),
@@ -88,7 +88,7 @@ def test_refused_token_names_its_setting(studio, token, path, status):
     ],
 )
 def test_statuses_without_success(studio, status, error, message):
-    serve_json(studio, "/api/projects/5", {"detail": "as told"}, status)
+    serve_json(studio, "/api/projects/5", {"detail": "reason"}, status)
     with pytest.raises(ConfigError) as caught:
         client(studio.url).send("GET", "/api/projects/5", what="project 5")
     assert type(caught.value) is error
@@ -104,7 +104,6 @@ def test_rejects_responses_of_other_programs(studio, content):
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_retries_while_label_studio_restarts(studio, pauses, status):
-
     def restart(handler, request):
         reply(b"{}", status=200 if sum(pauses) >= 10 else status)(handler, request)
 
@@ -133,7 +132,7 @@ def test_does_not_retry_other_statuses(studio, pauses):
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_post_is_sent_once(studio, pauses, status):
-    """Label Studio may have stored it already."""
+    """Label Studio may have stored the first one."""
     studio.serve("/api/tasks", status=status)
     with pytest.raises(Unreachable):
         client(studio.url, retries=RetryPolicy()).post("/api/tasks", {})
@@ -150,11 +149,11 @@ def test_uploads_files_as_one_form(studio):
 
 def test_date_is_that_of_the_last_response(studio):
     """To the second, in UTC; None before the first response, or without a date."""
-    ours = client(studio.url)
-    assert ours.date is None
+    studio_client = client(studio.url)
+    assert studio_client.date is None
     for date, expected in (("Sun, 29 Nov 2026 16:00:01 GMT", datetime(2026, 11, 29, 16, 0, 1, tzinfo=UTC)), ("", None)):
         studio.answers["/api"] = raw(
             f"HTTP/1.1 200 OK\r\nDate: {date}\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{{}}".encode()
         )
-        ours.get("/api")
-        assert ours.date == expected
+        studio_client.get("/api")
+        assert studio_client.date == expected

@@ -11,23 +11,23 @@ from contract.labelconfig import Choice, ChoicesControl, parse_label_config
 
 
 def config(*tags):
-    """A labelling config with these tags."""
+    """Return a labelling config with these tags."""
     return f"<View>{''.join(tags)}</View>"
 
 
 def choices(*labels, inner="", name="label", to_name="image", more=""):
-    """A `<Choices>` tag."""
+    """Return a `<Choices>` tag."""
     inner = inner or "".join(f"<Choice value={quoteattr(label)}/>" for label in labels)
     return f'<Choices name="{name}" toName="{to_name}" {more}>{inner}</Choices>'
 
 
 def image(name="image", value="$image"):
-    """An `<Image>` tag."""
+    """Return an `<Image>` tag."""
     return f'<Image name="{name}" value="{value}"/>'
 
 
 def only_control(*tags):
-    """The only control of a config with an image."""
+    """Return the only control of a config with an image and these tags."""
     (control,) = parse_label_config(config(image(), *tags))
     return control
 
@@ -56,23 +56,23 @@ class TestParsing:
                 '<Choice value="red">Rouge</Choice><Choice value="green">\n</Choice>'
                 '<Choice value="b">a &amp; b</Choice>',
                 ("Rouge", "green", "a &amp; b"),
-                id="text goes before the value",
+                id="text overrides the value",
             ),
             pytest.param(
                 '<Choice value="$first" alias="1"/><Choice value="the other: $second" alias="2"/>'
                 '<Choice value="US$ -"/>',
                 ("1", "2", "US$ -"),
-                id="alias of what comes from each task",
+                id="alias of a text from the task",
             ),
-            pytest.param('<Choice value="a"/><Choice value="b"/><Choice value="a"/>', ("a", "b"), id="twice the same"),
+            pytest.param('<Choice value="a"/><Choice value="b"/><Choice value="a"/>', ("a", "b"), id="duplicate"),
         ],
     )
     def test_label_is_the_text_that_label_studio_stores(self, inner, labels):
-        """In document order; a $ without a key is literal, and white space is no text."""
+        """In document order. A $ without a key is literal, and white space does not count as text."""
         assert only_control(choices(inner=inner)).labels == labels
 
     def test_each_control_has_its_own_image(self):
-        """To the first of several targets."""
+        """The first image of several targets."""
         tags = [choices("a", name="x", to_name="t, right"), choices("b", name="y", to_name="left, right")]
         controls = parse_label_config(config(TEXT, image("left", "$l"), image("right", "$r"), *tags))
         found = [(each.from_name, each.to_name, each.value_key) for each in controls]
@@ -83,7 +83,7 @@ class TestParsing:
         assert only_control(choices("a", more=f'choice="{mode}"')).multiple is multiple
 
     def test_ignores_case_of_tags_and_attributes(self):
-        """Label Studio's frontend ignores it."""
+        """As Label Studio's frontend does."""
         xml = '<View><image name="i" value="$u"/><choices name="c" toname="i"><choice value="A"/></choices></View>'
         assert parse_label_config(xml)[0].labels == ("A",)
 
@@ -118,7 +118,7 @@ class TestParsing:
 
     @given(st.lists(st.text(string.printable + "äß猫", min_size=1), min_size=1, unique=True))
     def test_any_text_is_a_label(self, labels):
-        """Spaces, quotes and all scripts are kept as Label Studio stores them; it interprets $ itself."""
+        """In any script, with spaces and quotes, but without $, which Label Studio interprets."""
         printable = [label for label in labels if label.isprintable() and "$" not in label]
         if printable:
             assert only_control(choices(*printable)).labels == tuple(printable)
@@ -127,9 +127,9 @@ class TestParsing:
     def test_choices_belong_to_the_innermost_control(self):
         """Thousands of nested controls are parsed in linear time."""
         depth = 20_000
-        opened = "".join(f'<Choices name="c{i}" toName="image"><Choice value="{i}"/>' for i in range(depth))
+        tags = "".join(f'<Choices name="c{i}" toName="image"><Choice value="{i}"/>' for i in range(depth))
         started = time.process_time()
-        controls = parse_label_config(config(image(), opened + "</Choices>" * depth))
+        controls = parse_label_config(config(image(), tags + "</Choices>" * depth))
         assert time.process_time() - started < 10
         assert [control.labels for control in controls] == [(str(i),) for i in range(depth)]
 
@@ -146,7 +146,7 @@ class TestParsing:
         ids=["deep", "long", "ambiguous"],
     )
     def test_rejects_too_deep_long_or_ambiguous_paths(self, inner, reason):
-        """As are two identical ones."""
+        """A small config must not grow into a large one."""
         with pytest.raises(ConfigError, match=reason):
             only_control(choices(inner=inner, more='allowNested="true"'))
 
@@ -178,7 +178,7 @@ class TestRefusal:
             parse_label_config(xml)
 
     @pytest.mark.parametrize(
-        ("xml", "found"),
+        ("xml", "tags"),
         [
             ("<View/>", "no named tag"),
             (config(image()), '<Image name="image">'),
@@ -186,13 +186,13 @@ class TestRefusal:
             (config(image(), choices(name="c")), '<Choices name="c">'),
         ],
     )
-    def test_rejects_a_config_that_classifies_no_image(self, xml, found):
+    def test_rejects_a_config_that_classifies_no_image(self, xml, tags):
         with pytest.raises(ConfigError, match="expected a labelling config with an <Image") as caught:
             parse_label_config(xml)
-        assert found in str(caught.value)
+        assert tags in str(caught.value)
 
     @pytest.mark.parametrize(
-        ("tag", "around", "reason"),
+        ("tag", "context", "reason"),
         [
             (choices("a", more='perRegion="true"'), "", 'is for each region, not .*perRegion="true"'),
             (choices("a", more='perItem="true"'), "", 'is for each image of a list .*perItem="true"'),
@@ -231,11 +231,11 @@ class TestRefusal:
             ),
         ],
     )
-    def test_unusable_controls_are_skipped_with_a_reason(self, tag, around, reason):
-        """It does no harm beside one that classifies an image."""
+    def test_unusable_controls_are_skipped_with_a_reason(self, tag, context, reason):
+        """The reason is an error only if no other control is usable."""
         with pytest.raises(ConfigError, match=reason):
-            only_control(around, tag)
-        assert only_control(around, tag, choices("a", name="good")).from_name == "good"
+            only_control(context, tag)
+        assert only_control(context, tag, choices("a", name="good")).from_name == "good"
 
     def test_naming_an_unusable_control_gives_the_reason(self):
         xml = config(image(), choices("a"), choices("b", name="boxes", more='perRegion="true"'))

@@ -26,10 +26,10 @@ def match(labels, *controls, name=None):
         (("cat", "dog"), ("Katze=cat", "Hund=dog")),
         (("Katze", "Hund"), ("Katze=cat", "Hund=dog")),
     ],
-    ids=["equal", "added", "lost", "half", "lost and added", "stored", "displayed"],
+    ids=["equal", "added", "removed", "half", "removed and added", "stored", "displayed"],
 )
 def test_added_and_removed_labels_match(labels, choices):
-    """A labelling config may change; half of the shorter list is enough."""
+    """If at least half of the shorter list is shared, as stored or displayed."""
     assert match(labels, control(*choices)) == "kind"
 
 
@@ -41,7 +41,7 @@ def test_added_and_removed_labels_match(labels, choices):
         (("cat", "dog", "other"), ("car", "bike", "other")),
         (("cat", "dog"), ("car",)),
     ],
-    ids=["other", "other spelling", "only what is left over in common", "one"],
+    ids=["other", "other spelling", "only one in common", "one"],
 )
 def test_labels_of_another_subject_do_not_match(labels, choices):
     with pytest.raises(LabelMismatch) as caught:
@@ -53,7 +53,7 @@ def test_labels_of_another_subject_do_not_match(labels, choices):
 
 
 def test_named_control_is_preferred_to_the_best_match():
-    """A control of the same name with other labels does not count."""
+    """Unless the labels of the named control do not match."""
     blurred, few, many = control("yes", "no", name="blurred"), control("cat", "no", name="few"), control("cat", "dog")
     assert match(("cat", "dog"), blurred, few, many, name="few") == "few"
     assert match(("cat", "dog"), blurred, few, many, name="blurred") == "kind"
@@ -80,7 +80,7 @@ def test_long_lists_and_labels_are_shortened():
     ids=["named", "stored", "displayed", "nothing shared"],
 )
 def test_choose_control_by_name_or_labels(name, labels, chosen):
-    """The name takes precedence; the first of equals is taken; without any, the error is not an IndexError."""
+    """The name takes precedence. Of equally good controls the first is chosen."""
     controls = [control("yes", "no", name="blurred"), control("Cat=c", "Dog"), control("c", "Dog", name="again")]
     assert choose_control(controls, name=name, labels=labels).from_name == chosen
     with pytest.raises(ConfigError, match="at least one <Choices>"):

@@ -11,25 +11,25 @@ SECRETS = {
 
 
 def test_unset_and_empty_variables_give_the_defaults():
-    """Compose passes unset variables as empty strings; other variables are ignored."""
+    """Compose passes unset variables as empty strings. Unknown variables are ignored."""
     empty = dict.fromkeys([*SECRETS, "LABELNEXT_MODELS", "LABELNEXT_MIRROR", "LABELNEXT_MASKS"], " ")
     assert SharedSettings.read({"LABELNEXT_COLOUR": "red"}) == SharedSettings.read(empty) == SharedSettings()
 
 
 def test_all_faults_are_reported_together():
-    wrong = {
+    invalid = {
         "LABELNEXT_MODELS": "s3://x//y",
         "LABELNEXT_VERIFY_KEY": "key",
         "LABELNEXT_ALLOWED_ORIGINS": "bad,worse",
         "LABELNEXT_MAX_MEGAPIXELS": "0",
     }
     with pytest.raises(ConfigError) as caught:
-        SharedSettings.read({**wrong, "LABELNEXT_MIRROR": "/models", "LABELNEXT_MASKS": "independent"})
+        SharedSettings.read({**invalid, "LABELNEXT_MIRROR": "/models", "LABELNEXT_MASKS": "independent"})
     renamed, removed, *faults = [fault.split() for fault in str(caught.value).split("; ")]
     assert " ".join(renamed) == "LABELNEXT_MIRROR is now called LABELNEXT_VERSION_CACHE"
     assert " ".join(removed) == "LABELNEXT_MASKS is no longer supported, masks are always the version's own: unset it"
-    assert [fault[:3] for fault in faults] == [[name, "must", "be"] for name in wrong]
-    assert [fault[-1] for fault in faults] == [repr(value) for value in wrong.values()]
+    assert [fault[:3] for fault in faults] == [[name, "must", "be"] for name in invalid]
+    assert [fault[-1] for fault in faults] == [repr(value) for value in invalid.values()]
 
 
 def test_secrets_are_not_shown():

@@ -5,7 +5,7 @@ from contract.tasks import find_reference, labels_in
 
 class TestResults:
     @pytest.mark.parametrize(
-        ("choices", "found"),
+        ("choices", "labels"),
         [
             (["red"], ("red",)),
             ("red", ("red",)),
@@ -20,9 +20,9 @@ class TestResults:
             ([None, {}, []], ()),
         ],
     )
-    def test_every_form_of_choices_is_read(self, choices, found):
-        """A list of texts, a text, and lists of texts, of which parents of a choice are no labels."""
-        assert labels_in({"choices": choices}) == found
+    def test_every_form_of_choices_is_read(self, choices, labels):
+        """A list of texts, a text, and lists of paths, in which the parents of a choice are not labels."""
+        assert labels_in({"choices": choices}) == labels
 
     @pytest.mark.parametrize("value", [None, "red", [], {}])
     def test_value_without_choices_has_no_labels(self, value):
@@ -31,7 +31,7 @@ class TestResults:
 
 class TestReferences:
     @pytest.mark.parametrize(
-        ("data", "key", "found"),
+        ("data", "key", "reference"),
         [
             ({"image": "a.png"}, "image", "a.png"),
             ({"image": {"url": "a.png"}}, "image.url", "a.png"),
@@ -52,6 +52,6 @@ class TestReferences:
             ({}, "image.url", None),
         ],
     )
-    def test_paths_are_resolved_as_in_label_studio(self, data, key, found):
-        """An exact key takes precedence; if it leads to several images, the task has none."""
-        assert find_reference(data, key) == found
+    def test_paths_are_resolved_as_in_label_studio(self, data, key, reference):
+        """An exact key takes precedence. A list of several images counts as none."""
+        assert find_reference(data, key) == reference

@@ -182,7 +182,7 @@ class TestAddresses:
         assert connected == [(PUBLIC_ADDRESS, 81)]
         assert other_host.requests[0].headers["Host"] == "rebinding.test:81"
 
-    def test_rejects_redirects_into_the_private_network(self, label_studio, other_host, connected, make_fetcher):
+    def test_rejects_redirects_into_the_private_network(self, other_host, connected, make_fetcher):
         """Also by a name with one private address."""
         other_host.serve("/a.png", status=302, location="http://169.254.169.254/latest/meta-data/")
         names = {"images.test": [PUBLIC_ADDRESS], "both.test": [PUBLIC_ADDRESS, "10.0.0.1"]}

@@ -299,7 +299,7 @@ def test_rejects_jpegs_with_too_many_scans(monkeypatch):
     assert decode_image(plain, SPEC).any()
 
 
-def test_large_images_wait_for_each_other(monkeypatch):
+def test_large_images_wait_for_each_other():
     """Pixels in memory are bounded for any number of threads; a larger image is decoded alone."""
     limit = preprocess._PixelLimit(100)
     inside, peak, lock = 0, 0, threading.Lock()

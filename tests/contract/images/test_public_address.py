@@ -130,7 +130,7 @@ def test_images_of_other_hosts_are_fetched_there(
 
 
 @pytest.mark.parametrize("reported", ["", "http://localhost:{}"])
-def test_allowed_loopback_origin_is_not_label_studio(label_studio, other_host, report_host, make_fetcher, reported):
+def test_allowed_loopback_origin_is_not_label_studio(other_host, report_host, make_fetcher, reported):
     """Its images are fetched there."""
     report_host(reported.format(other_host.port))
     other_host.serve(UPLOAD, b"image of the host")
@@ -213,7 +213,7 @@ def test_description_without_an_address(label_studio, report_host, make_fetcher,
 
 
 @pytest.mark.parametrize(("public", "scheme"), [("https://labels.example.org", "https"), (None, "http")])
-def test_scheme_relative_references_have_label_studios_scheme(label_studio, report_host, make_fetcher, public, scheme):
+def test_scheme_relative_references_have_label_studios_scheme(report_host, make_fetcher, public, scheme):
     report_host("")
     fetcher = make_fetcher(label_studio_public_url=public)
     assert fetcher.source("//images.example.org/a.png") == f"{scheme}://images.example.org/a.png"

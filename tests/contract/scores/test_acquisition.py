@@ -60,14 +60,14 @@ def sigmoids(passes):
 
 
 def test_bald_of_multiple_labels_is_the_sum_over_binary_labels(sigmoids):
-    """The sum of baal's BALD and scipy's entropy of each label as a binary classifier."""
-    both = np.stack([sigmoids, 1 - sigmoids], axis=-1)  # (N, T, C, 2)
+    """The sum of baal's BALD, or of scipy's entropy, of each label as a binary classifier."""
+    binary = np.stack([sigmoids, 1 - sigmoids], axis=-1)  # (N, T, C, 2)
     expected = sum(
-        BALD().get_uncertainties(both[:, :, label].transpose(0, 2, 1).copy()) for label in range(sigmoids.shape[2])
+        BALD().get_uncertainties(binary[:, :, label].transpose(0, 2, 1).copy()) for label in range(sigmoids.shape[2])
     )
     np.testing.assert_allclose(acquisition.bald(sigmoids, multiple=True), expected, atol=1e-6)
     np.testing.assert_allclose(
-        acquisition.entropy(sigmoids, multiple=True), scipy_entropy(both, axis=-1).sum(axis=-1), atol=1e-12
+        acquisition.entropy(sigmoids, multiple=True), scipy_entropy(binary, axis=-1).sum(axis=-1), atol=1e-12
     )
 
 
@@ -109,7 +109,7 @@ def test_rank_correlation_equals_scipys(data, count):
 
 
 def test_rank_correlation_of_constants():
-    """Two constant vectors agree; a constant and another do not."""
+    """It is 1 for two constant vectors, and 0 for one."""
     constant, rising = np.full(5, 0.3), np.arange(5.0)
     assert acquisition.rank_correlation(constant, 2 * constant) == 1
     assert acquisition.rank_correlation(constant, rising) == acquisition.rank_correlation(rising, constant) == 0

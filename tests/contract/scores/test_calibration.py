@@ -29,16 +29,16 @@ def distributions(draw):
 
 
 @st.composite
-def several(draw):
+def label_probabilities(draw):
     """Probabilities (..., C) of independent labels."""
     return draw(arrays(np.float32, shapes, elements=shares)).astype(draw(widths))
 
 
 @given(arrays(np.float64, shapes, elements=st.floats(-30, 30)), temperatures)
 def test_equals_softmax_of_logits_over_temperature(logits, temperature):
-    """Softmax ignores a constant in all logits, so log probabilities give the same result."""
-    found = temper(np.exp(log_softmax(logits, axis=-1)), temperature)
-    np.testing.assert_allclose(found, softmax(logits / temperature, axis=-1), rtol=1e-9, atol=1e-12)
+    """With log probabilities as logits: softmax ignores a constant in all logits."""
+    tempered = temper(np.exp(log_softmax(logits, axis=-1)), temperature)
+    np.testing.assert_allclose(tempered, softmax(logits / temperature, axis=-1), rtol=1e-9, atol=1e-12)
 
 
 @given(arrays(np.float64, shapes, elements=st.floats(-15, 15)), temperatures)
@@ -50,44 +50,44 @@ def test_of_multiple_labels_equals_sigmoid_of_logits_over_temperature(logits, te
 
 @given(distributions(), temperatures)
 def test_most_probable_class_stays(probabilities, temperature):
-    """Same shape and dtype, within [0, 1], sum 1, same most probable class; 0 stays 0."""
-    found = temper(probabilities, temperature)
-    assert (found.shape, found.dtype) == (probabilities.shape, probabilities.dtype)
-    assert ((found >= 0) & (found <= 1)).all()
-    np.testing.assert_allclose(found.sum(axis=-1, dtype=np.float64), 1, atol=1e-6)
-    np.testing.assert_array_equal(found.argmax(axis=-1), probabilities.argmax(axis=-1))
-    assert not found[probabilities == 0].any()
+    """Shape and dtype stay, values are in [0, 1] with sum 1, and 0 stays 0."""
+    tempered = temper(probabilities, temperature)
+    assert (tempered.shape, tempered.dtype) == (probabilities.shape, probabilities.dtype)
+    assert ((tempered >= 0) & (tempered <= 1)).all()
+    np.testing.assert_allclose(tempered.sum(axis=-1, dtype=np.float64), 1, atol=1e-6)
+    np.testing.assert_array_equal(tempered.argmax(axis=-1), probabilities.argmax(axis=-1))
+    assert not tempered[probabilities == 0].any()
 
 
-@given(several(), temperatures)
+@given(label_probabilities(), temperatures)
 def test_predicted_labels_stay(probabilities, temperature):
-    """No probability crosses one half, and 0 and 1 stay."""
-    found = temper(probabilities, temperature, multiple=True)
-    assert (found.shape, found.dtype) == (probabilities.shape, probabilities.dtype)
-    assert ((found >= 0) & (found <= 1)).all()
-    np.testing.assert_array_equal(found >= LABEL_THRESHOLD, probabilities >= LABEL_THRESHOLD)
+    """No probability of multiple labels crosses one half, and 0 and 1 stay."""
+    tempered = temper(probabilities, temperature, multiple=True)
+    assert (tempered.shape, tempered.dtype) == (probabilities.shape, probabilities.dtype)
+    assert ((tempered >= 0) & (tempered <= 1)).all()
+    np.testing.assert_array_equal(tempered >= LABEL_THRESHOLD, probabilities >= LABEL_THRESHOLD)
     certain = (probabilities == 0) | (probabilities == 1)
-    np.testing.assert_array_equal(found[certain], probabilities[certain])
+    np.testing.assert_array_equal(tempered[certain], probabilities[certain])
 
 
 @pytest.mark.slow
-@given(distributions(), several())
+@given(distributions(), label_probabilities())
 def test_temperature_of_one_changes_no_value(probabilities, labels):
-    """Exactly, in a copy."""
-    for before, found in ((probabilities, temper(probabilities, 1)), (labels, temper(labels, 1.0, multiple=True))):
-        np.testing.assert_array_equal(found, before)
-        assert not np.shares_memory(found, before)
+    """The result is an exact copy."""
+    for before, tempered in ((probabilities, temper(probabilities, 1)), (labels, temper(labels, 1.0, multiple=True))):
+        np.testing.assert_array_equal(tempered, before)
+        assert not np.shares_memory(tempered, before)
 
 
 @given(arrays(np.float32, shapes, elements=st.floats(2**-20, 1, width=32)), temperatures, st.booleans())
 def test_float32_is_precise_to_the_last_digit(probabilities, temperature, multiple):
-    """Even at a temperature of 0.05, the twentieth power of any rounding error."""
+    """Even at a temperature of 0.05, which takes the twentieth power of rounding errors."""
     exact = temper(probabilities.astype(np.float64), temperature, multiple=multiple)
     np.testing.assert_allclose(temper(probabilities, temperature, multiple=multiple), exact, rtol=2e-7, atol=1e-38)
 
 
 def test_rounding_creates_no_ties():
-    """Adjacent floats would become ties at a temperature of 20, and another class the first of them."""
+    """Adjacent floats would become equal at a temperature of 20, and another class the first of them."""
     half = np.float32(0.5)
     close = np.array([np.nextafter(half, np.float32(0)), half])
     assert temper(close, 20).argmax() == 1

@@ -14,7 +14,7 @@ def test_embeddings_are_unit_vectors():
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [128, 25088])
 def test_distances_are_preserved(width):
-    """Squared distances between directions of square roots, within a few tenths, typically 9 %."""
+    """Squared distances between the directions of square roots, to 9 % typically."""
     rng = np.random.default_rng(1)
     features = np.maximum(rng.normal(size=(40, width)), 0).astype(np.float32)
     unit = np.sqrt(features) / np.linalg.norm(np.sqrt(features), axis=1, keepdims=True)
@@ -31,7 +31,7 @@ def test_distances_are_preserved(width):
 
 
 def test_signs_are_preserved_and_last_selects_features():
-    """Features of opposite signs point in opposite directions; of three stages only the last is used."""
+    """Opposite features have opposite embeddings; `last` selects the last features."""
     features = np.random.default_rng(3).normal(size=(4, 96)).astype(np.float32)
     np.testing.assert_allclose(embed(-features), -embed(features), atol=1e-6)
     np.testing.assert_array_equal(embed(features, last=32), embed(features[:, 64:]))

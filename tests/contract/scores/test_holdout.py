@@ -27,20 +27,20 @@ def test_holdout_is_a_random_sample():
 
 @given(st.floats(0, 0.99), st.floats(0, 0.99))
 def test_larger_share_includes_a_smaller_one(one, other):
-    """Increasing the share wastes no label."""
+    """So no label is wasted when the share is increased."""
     smaller, larger = (holdout.is_held_out(3, IDS[:300], share) for share in sorted((one, other)))
     assert larger[smaller].all()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
 def test_rejects_invalid_shares(share):
-    """With all tasks held out, a strategy would have none."""
+    """With all tasks held out, none would be left for the strategy."""
     with pytest.raises(ConfigError, match="at least 0 and below 1"):
         holdout.is_held_out(3, IDS, share)
 
 
 @pytest.mark.parametrize(("recorded", "share"), [(0.25, 0.25), (0, 0), (None, 0.1)])
 def test_share_of_a_version(recorded, share):
-    """If it does not, the default."""
+    """The default if unknown."""
     version = dataclasses.replace(manifest("20260102T030405678Z-abcdef"), training=TrainingRecord(audit_share=recorded))
     assert holdout.holdout_share(version) == share

@@ -55,25 +55,25 @@ def test_ranked_projects_are_listed_without_reading_records(repository):
     for name in ("3.json", "12.json", "notes.txt", "x.json"):
         records.write(name, b"no record")
     os.utime(repository.folder / RANKINGS_FOLDER / "12.json", (0, 1_700_000_000))
-    found = ranked_projects(repository)
-    assert set(found) == {3, 12}
-    assert found[12] == 1_700_000_000 < found[3]
+    times = ranked_projects(repository)
+    assert set(times) == {3, 12}
+    assert times[12] == 1_700_000_000 < times[3]
 
 
 def test_each_project_has_its_last_ranking(repository):
-    """A later one replaces the earlier; other projects keep theirs; the newest comes first; no other files are left."""
+    """Newest first. A later ranking replaces the earlier one of its project, and leaves no other files."""
     save_ranking(repository, dataclasses.replace(RANKING, project=4, created_at="2026-01-01T00:00:00+00:00"))
     save_ranking(repository, RANKING)
-    later = dataclasses.replace(RANKING, name="again", created_at="2026-01-03T00:00:00+00:00", version=None)
+    later = dataclasses.replace(RANKING, name="later", created_at="2026-01-03T00:00:00+00:00", version=None)
     save_ranking(repository, later)
-    found = [(ranking.project, ranking.name) for ranking in load_rankings(repository)]
-    assert found == [(3, "again"), (4, RANKING.name)]
+    rankings = [(ranking.project, ranking.name) for ranking in load_rankings(repository)]
+    assert rankings == [(3, "later"), (4, RANKING.name)]
     assert sorted(os.listdir(repository.folder / "rankings")) == ["3.json", "4.json"]
     assert repository.versions() == []
 
 
 def test_failed_write_keeps_the_last_ranking(repository):
-    """NaN is an error, not a broken file."""
+    """As of NaN, which JSON does not have."""
     save_ranking(repository, RANKING)
     with pytest.raises(ValueError, match="Out of range float"):
         save_ranking(repository, dataclasses.replace(RANKING, mean_bald=float("nan")))
@@ -90,7 +90,7 @@ def test_failed_write_keeps_the_last_ranking(repository):
     ],
 )
 def test_invalid_records_are_skipped(repository, content, caplog):
-    """Other records are still read. Counts are non-negative integers, and numbers finite."""
+    """With a warning. Counts must be non-negative integers, and numbers finite."""
     save_ranking(repository, RANKING)
     folder = repository.folder / "rankings"
     if isinstance(content, dict):

@@ -28,8 +28,8 @@ def location(store, monkeypatch, tmp_path):
 
 @pytest.fixture
 def open_bucket_as(location, tmp_path):
-    """Factory of repositories in the bucket, each with the local cache of the named machine."""
-    return lambda name, **given: open_repository(location, "birds", tmp_path / name, **given)
+    """Open the repository in the bucket with the local cache of the named machine."""
+    return lambda machine, **options: open_repository(location, "birds", tmp_path / machine, **options)
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def key_pair(tmp_path):
 
 @pytest.fixture(params=["folder", "bucket"])
 def open_as(request, tmp_path):
-    """Factory of repositories in a folder or in a bucket, as seen by the named machine."""
+    """Open the repository, in a folder or in a bucket, as the named machine."""
     if request.param == "bucket":
-        return request.getfixturevalue("machine")
-    return lambda name: open_repository(tmp_path / "models", "birds")
+        return request.getfixturevalue("open_bucket_as")
+    return lambda machine: open_repository(tmp_path / "models", "birds")
 
 
 @pytest.fixture

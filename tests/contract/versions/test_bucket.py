@@ -7,12 +7,12 @@ from contract.errors import ConfigError, PublishConflict, RepositoryUnreachable
 from contract.versions.bucket import Bucket
 from tests.buckets import environment
 
-MANY = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 
 
 @pytest.fixture
 def stub(monkeypatch):
-    """A host whose responses tests define."""
+    """A host whose responses the tests define."""
     with host() as stub:
         point_at(stub.url, monkeypatch)
         yield stub
@@ -26,7 +26,7 @@ def point_at(url, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 8 * 2**20, 20 * 2**20 + 1])
 def test_file_round_trip(bucket, tmp_path, size):
-    """In one part, several, or empty; a second upload of the same key never replaces it."""
+    """An empty one, in one part and in several; a second upload of the same key never replaces it."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(bytes(range(256)) * (size // 256) + bytes(size % 256))
     bucket.upload("file", source)
@@ -40,7 +40,7 @@ def test_file_round_trip(bucket, tmp_path, size):
 
 
 def test_reads_at_most_the_given_size(bucket, tmp_path):
-    """Large objects fill neither disk nor memory; short ones are returned as they are."""
+    """Large objects fill neither disk nor memory."""
     bucket.write("file", b"12345")
     for size, content in ((3, b"123"), (9, b"12345")):
         bucket.download("file", tmp_path / "file", size_bytes=size)
@@ -50,38 +50,38 @@ def test_reads_at_most_the_given_size(bucket, tmp_path):
 
 
 def test_replace_is_conditional(bucket):
-    """Of two writers with the same tag the second is refused; if the content is its own, a response was lost."""
+    """Of two writers with the same tag the second one fails, unless the content is its own: a response was lost."""
     bucket.replace("CURRENT", b"first", expected=None)
     with pytest.raises(PublishConflict):
         bucket.replace("CURRENT", b"other", expected=None)
-    seen = bucket.read("CURRENT", max_bytes=MANY).tag
+    tag = bucket.read("CURRENT", max_bytes=MAX_BYTES).tag
     for _ in range(2):
-        bucket.replace("CURRENT", b"second", expected=seen)
+        bucket.replace("CURRENT", b"second", expected=tag)
     with pytest.raises(PublishConflict, match="changed by another writer"):
-        bucket.replace("CURRENT", b"third", expected=seen)
-    assert bucket.read("CURRENT", max_bytes=MANY).content == b"second"
+        bucket.replace("CURRENT", b"third", expected=tag)
+    assert bucket.read("CURRENT", max_bytes=MAX_BYTES).content == b"second"
     bucket.delete(["CURRENT"])
     with pytest.raises(PublishConflict):
-        bucket.replace("CURRENT", b"fourth", expected=seen)
+        bucket.replace("CURRENT", b"fourth", expected=tag)
 
 
 def test_tags_without_quotes_are_accepted(stub):
-    """Ceph 16 accepts only these in conditions."""
-    held = [b"first"]
+    """Ceph 16 accepts no others in conditions."""
+    stored = [b"first"]
 
     def answer(handler, request):
         if request.method == "PUT" and request.headers["if-match"] != "1":
             reply(b"<Code>PreconditionFailed</Code>", status=412)(handler, request)
             return
         if request.method == "PUT":
-            held[0] = request.body
-        content = held[0] if request.method == "GET" else b""
+            stored[0] = request.body
+        content = stored[0] if request.method == "GET" else b""
         reply(content, etag='"1"', last_modified="Mon, 23 Nov 2026 10:00:00 GMT")(handler, request)
 
     stub.answers["/bucket/x/CURRENT"] = answer
     bucket = Bucket("bucket", "x")
     bucket.replace("CURRENT", b"second", expected='"1"')
-    assert held == [b"second"]
+    assert stored == [b"second"]
     with pytest.raises(PublishConflict):
         bucket.replace("CURRENT", b"third", expected='"2"')
     assert [request.headers["if-match"] for request in stub.requests if request.method == "PUT"] == ['"1"', "1", '"2"']
@@ -90,8 +90,8 @@ def test_tags_without_quotes_are_accepted(stub):
 def test_missing_bucket_is_an_error(bucket, tmp_path):
     gone = Bucket("gone-bucket", "x")
     (tmp_path / "file").write_bytes(b"1")
-    for ask in (
-        lambda: gone.read("CURRENT", max_bytes=MANY),
+    for request in (
+        lambda: gone.read("CURRENT", max_bytes=MAX_BYTES),
         lambda: gone.times("model"),
         lambda: gone.download("file", tmp_path / "target", size_bytes=1),
         lambda: gone.upload("file", tmp_path / "file"),
@@ -100,7 +100,7 @@ def test_missing_bucket_is_an_error(bucket, tmp_path):
         lambda: gone.delete(["CURRENT"]),
     ):
         with pytest.raises(RepositoryUnreachable, match=r"s3://gone-bucket/x could not be .* 404 \(NoSuchBucket\)"):
-            ask()
+            request()
 
 
 REFUSAL = b"""<?xml version="1.0"?><Error><Code>SignatureDoesNotMatch</Code><AWSAccessKeyId>AKIAEXAMPLE</AWSAccessKeyId>
@@ -110,39 +110,39 @@ REFUSAL = b"""<?xml version="1.0"?><Error><Code>SignatureDoesNotMatch</Code><AWS
 @pytest.mark.parametrize(
     ("status", "advice"), [(403, "403 .SignatureDoesNotMatch.; check AWS_ACCESS_KEY_ID"), (500, "500 .*network")]
 )
-def test_error_shows_no_credentials(stub, caplog, status, advice):
-    """Status, code and remedy; no credentials in advice or traceback."""
+def test_error_shows_no_credentials(stub, status, advice):
+    """Only status, code and remedy, also in the traceback."""
     stub.serve("/bucket/x/CURRENT", REFUSAL, status=status)
     with pytest.raises(RepositoryUnreachable, match=f"s3://bucket/x could not be read .CURRENT.: .*{advice}") as caught:
-        Bucket("bucket", "x").read("CURRENT", max_bytes=MANY)
+        Bucket("bucket", "x").read("CURRENT", max_bytes=MAX_BYTES)
     shown = "".join(traceback.format_exception(caught.value))
     for secret in ("AKIAEXAMPLE", "not-to-be-seen", "secret-material"):
         assert secret not in shown
     assert len(stub.requests) <= 2
-    assert isinstance(caught.value, OSError)  # what callers do about a disk they do about a bucket
+    assert isinstance(caught.value, OSError)  # so that callers handle it like a failing disk
     assert caught.value.strerror == str(caught.value)
 
 
-SENT = {"etag": '"1"', "last_modified": "Mon, 23 Nov 2026 10:00:00 GMT"}
+HEADERS = {"etag": '"1"', "last_modified": "Mon, 23 Nov 2026 10:00:00 GMT"}
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\nETag: "1"\r\nLast-Modified: Mon, 23 Nov 2026 10:00:00 GMT\r\n\r\n'
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", [silence(), silence(HEAD + b"beginning")], ids=["hangs", "stops"])
 def test_gives_up_on_a_silent_bucket_within_seconds(stub, answer):
-    """And not asked again at once, so that a page with many requests waits only once."""
+    """And pauses, so that a page with many requests waits only once."""
     stub.answers["/bucket/x/CURRENT"] = answer
-    now = [0.0]
-    bucket = Bucket("bucket", "x", clock=lambda: now[0])
+    time_s = [0.0]
+    bucket = Bucket("bucket", "x", clock=lambda: time_s[0])
     with pytest.raises(RepositoryUnreachable, match="did not answer"):
-        bucket.read("CURRENT", max_bytes=MANY)
-    asked = len(stub.requests)
+        bucket.read("CURRENT", max_bytes=MAX_BYTES)
+    requests = len(stub.requests)
     with pytest.raises(RepositoryUnreachable, match="did not answer a moment ago"):
-        bucket.read("CURRENT", max_bytes=MANY)
-    assert len(stub.requests) == asked
-    now[0] = 6.0
-    stub.answers["/bucket/x/CURRENT"] = reply(b"now", **SENT)
-    assert bucket.read("CURRENT", max_bytes=MANY).content == b"now"
+        bucket.read("CURRENT", max_bytes=MAX_BYTES)
+    assert len(stub.requests) == requests
+    time_s[0] = 6.0
+    stub.answers["/bucket/x/CURRENT"] = reply(b"content", **HEADERS)
+    assert bucket.read("CURRENT", max_bytes=MAX_BYTES).content == b"content"
 
 
 def test_unreachable_host_and_forbidden_http(monkeypatch):
@@ -157,7 +157,7 @@ def test_unreachable_host_and_forbidden_http(monkeypatch):
 @pytest.mark.parametrize("value", ["", "not a url", "ftp://host", "http://", "http://user:secret@host", "http://[::1"])
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 def test_rejects_invalid_endpoints(monkeypatch, name, value):
-    """The library would panic; the advice does not contain the value, which may have a password."""
+    """The library would panic; the message does not contain the value, which may have a password."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"{name} must be an http or https URL") as caught:
         Bucket("bucket", "x")

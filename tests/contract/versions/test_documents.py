@@ -5,18 +5,18 @@ import pytest
 
 @pytest.mark.parametrize("kind", ["documents", "shared_documents"])
 def test_documents_are_shared_between_machines(open_as, kind):
-    mine, yours = (getattr(open_as(name), kind)("notes") for name in ("trainer", "server"))
-    assert yours.names() == []
+    writer, reader = (getattr(open_as(name), kind)("notes") for name in ("trainer", "server"))
+    assert reader.names() == []
     with pytest.raises(FileNotFoundError):
-        yours.read("b.json")
-    for name, content in (("b.json", b"former"), ("b.json", b"last"), ("a.json", b"")):
-        mine.write(name, content)
-    assert (yours.names(), yours.read("b.json")) == (["a.json", "b.json"], b"last")
-    yours.remove("b.json")
-    mine.remove("b.json")
-    assert mine.names() == ["a.json"]
-    assert mine.location == yours.location
-    assert mine.location.endswith("/birds/notes" if kind == "documents" else "/notes")
+        reader.read("b.json")
+    for name, content in (("b.json", b"old"), ("b.json", b"new"), ("a.json", b"")):
+        writer.write(name, content)
+    assert (reader.names(), reader.read("b.json")) == (["a.json", "b.json"], b"new")
+    reader.remove("b.json")
+    writer.remove("b.json")
+    assert writer.names() == ["a.json"]
+    assert writer.location == reader.location
+    assert writer.location.endswith("/birds/notes" if kind == "documents" else "/notes")
 
 
 def test_objects_in_subfolders_are_not_documents(open_bucket_as, bucket):
@@ -26,9 +26,9 @@ def test_objects_in_subfolders_are_not_documents(open_bucket_as, bucket):
 
 
 def test_failed_write_keeps_the_old_document(open_as, monkeypatch, tmp_path):
-    """The disk may become full at any step."""
+    """Also without a leftover temporary file."""
     documents = open_as("trainer").documents("notes")
-    documents.write("a.json", b"last")
+    documents.write("a.json", b"new")
 
     def refuse(*_, **__):
         raise OSError(28, "No space left on device")
@@ -38,7 +38,7 @@ def test_failed_write_keeps_the_old_document(open_as, monkeypatch, tmp_path):
         patch.setattr("contract.versions.bucket.Bucket.write", refuse)
         with pytest.raises(OSError, match="No space"):
             documents.write("a.json", b"next")
-    assert (documents.names(), documents.read("a.json")) == (["a.json"], b"last")
+    assert (documents.names(), documents.read("a.json")) == (["a.json"], b"new")
     assert not list(tmp_path.glob("models/birds/notes/.*"))
 
 

@@ -32,9 +32,9 @@ def measured(number, *, curve=None, **fields):
 
 
 def test_versions_with_metrics_are_points():
-    whole = measured(1)
-    without = (measured(2, macro_f1=None), replace(measured(3), training=TrainingRecord()))
-    assert find_points([whole, *without]) == [Point(whole, 150, 0.71, (0.62, 0.79), 64, is_random=True)]
+    complete = measured(1)
+    incomplete = (measured(2, macro_f1=None), replace(measured(3), training=TrainingRecord()))
+    assert find_points([complete, *incomplete]) == [Point(complete, 150, 0.71, (0.62, 0.79), 64, is_random=True)]
 
 
 def test_versions_measured_on_the_same_images_are_joined():
@@ -43,22 +43,22 @@ def test_versions_measured_on_the_same_images_are_joined():
         Comparison(images, tuple(ComparedVersion(f"v{number}", 10 * number, macro_f1, 0.1, 0.9) for number in (2, 3)))
         for images, macro_f1 in ((20, 0.25), (41, 0.5))
     )
-    found = find_points([measured(1), measured(2, curve=old), measured(3, curve=new), measured(4)])
-    assert [(each.labels, each.macro_f1, each.images, each.is_joined) for each in found] == [
+    curve_points = find_points([measured(1), measured(2, curve=old), measured(3, curve=new), measured(4)])
+    assert [(each.labels, each.macro_f1, each.images, each.is_joined) for each in curve_points] == [
         (150, 0.71, 64, False),
         (20, 0.5, 41, True),
         (30, 0.5, 41, True),
         (150, 0.71, 64, False),
     ]
-    assert find_line(found) == found[1:3]
-    assert find_line(found[2:]) == []
+    assert find_line(curve_points) == curve_points[1:3]
+    assert find_line(curve_points[2:]) == []
 
 
 @given(st.lists(points, min_size=1, max_size=20))
 def test_everything_is_within_the_plot(drawn):
     scale = Scale.of(drawn)
-    down = [scale.y(value) for each in drawn for value in (each.macro_f1, *(each.interval or ()))]
-    assert all(0 <= place <= HEIGHT for place in down)
+    heights = [scale.y(value) for each in drawn for value in (each.macro_f1, *(each.interval or ()))]
+    assert all(0 <= y <= HEIGHT for y in heights)
     assert {HEIGHT, 0} <= {scale.y(tenth / 10) for tenth in scale.tenths}
     assert all(0 <= scale.x(labels) <= 100 for labels in (*scale.label_ticks(), *(each.labels for each in drawn)))
     assert 1 <= len(scale.label_ticks()) <= 6

@@ -1,4 +1,4 @@
-"""A repository in a bucket: versions published on one machine are read on another."""
+"""A repository in a bucket, which machines read and write through local caches."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -24,17 +24,17 @@ FILES = {"model.onnx", "head.onnx.data", "probe.npz", "report/index.html", "mani
 
 
 def objects_of(bucket, version):
-    """The objects of a version."""
+    """Return the names of a version's objects."""
     return {key.removeprefix(f"birds/{version}/") for key in bucket.times(f"birds/{version}")}
 
 
-def publish_two(repository, **more):
+def publish_two(repository, **files):
     """Publish two versions, and return their names."""
-    return [publish(repository, content, **more).name for content in (b"first", b"second")]
+    return [publish(repository, content, **files).name for content in (b"first", b"second")]
 
 
 def test_fetches_files_only_when_they_are_read(open_bucket_as):
-    """Many manifests are read, few versions opened; the publisher already has its own."""
+    """Not with its manifest; the publisher has its own already."""
     trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
     published = publish(trainer, b"content")
     assert published.path == trainer.folder / published.name
@@ -48,9 +48,9 @@ def test_fetches_files_only_when_they_are_read(open_bucket_as):
 
 
 class TestPublishers:
-    @pytest.mark.parametrize("earlier", [True, False], ids=["one before", "first ones"])
+    @pytest.mark.parametrize("earlier", [True, False], ids=["second version", "first version"])
     def test_second_of_two_publishers_gets_a_conflict(self, open_bucket_as, earlier):
-        """The other gets an error, and its version is kept for a rollback."""
+        """Its version is kept for a rollback."""
         winner, loser = open_bucket_as("winner"), open_bucket_as("loser")
         if earlier:
             publish(open_bucket_as("earlier"), b"0")
@@ -65,7 +65,7 @@ class TestPublishers:
         assert open_bucket_as("server").current() == staged.version
 
     def test_rollback_conflicts_with_a_publication(self, open_bucket_as, monkeypatch):
-        """While it fetches and compares, another version may be published."""
+        """If another version is published while the rollback fetches files."""
         first, _ = publish(open_bucket_as("trainer"), b"1"), publish(open_bucket_as("trainer"), b"2")
         desk, published = open_bucket_as("desk"), []
         fetch = desk.open
@@ -76,26 +76,26 @@ class TestPublishers:
             desk.rollback(first.name)
         assert open_bucket_as("server").current() == published[0].name
 
-    @pytest.mark.parametrize("until", sorted(FILES - {"manifest.json"}))
-    def test_interrupted_upload_is_not_a_version(self, open_bucket_as, monkeypatch, until):
+    @pytest.mark.parametrize("last_file", sorted(FILES - {"manifest.json"}))
+    def test_interrupted_upload_is_not_a_version(self, open_bucket_as, monkeypatch, last_file):
         first = publish(open_bucket_as("trainer"), b"1")
-        broken = open_bucket_as("trainer")
-        upload = broken._bucket.upload
+        trainer = open_bucket_as("trainer")
+        upload = trainer._bucket.upload
 
-        def break_off(key, source):
-            if key.endswith(until):
+        def interrupt(key, source):
+            if key.endswith(last_file):
                 raise RepositoryUnreachable("gone")
             upload(key, source)
 
-        monkeypatch.setattr(broken._bucket, "upload", break_off)
+        monkeypatch.setattr(trainer._bucket, "upload", interrupt)
         with pytest.raises(RepositoryUnreachable):
-            publish(broken, b"2")
+            publish(trainer, b"2")
         assert open_bucket_as("server").versions() == [first.name]
         assert open_bucket_as("server").current() == first.name
         assert publish(open_bucket_as("trainer"), b"3").name == open_bucket_as("server").current()
 
     def test_abandoned_uploads_are_removed_after_a_day(self, open_bucket_as, bucket):
-        """Not earlier, since it may be slow, and nothing else."""
+        """Not earlier, since a publisher may be slow. Other objects stay."""
         first, name = publish(open_bucket_as("trainer"), b"1"), new_version(NOW)
         for key in (f"birds/{name}/model.onnx", f"birds/{name}/report/index.html", "birds/notes/x", "birds/x"):
             bucket.write(key, b"1")
@@ -110,7 +110,7 @@ class TestPublishers:
 class TestLocalCache:
     @pytest.mark.slow
     def test_keeps_the_last_two_opened_versions(self, open_bucket_as):
-        """And those opened minutes ago, which may still be read."""
+        """And those opened minutes ago, which may still be in use."""
         trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
         names = [publish(trainer, str(number).encode()).name for number in range(4)]
         for name in names[:3]:
@@ -125,7 +125,7 @@ class TestLocalCache:
         assert server.versions() == names
 
     def test_damaged_files_are_fetched_again(self, open_bucket_as):
-        """And leftovers of a killed fetch are removed."""
+        """Leftovers of a killed download are removed."""
         published, server = publish(open_bucket_as("trainer"), b"content"), open_bucket_as("server")
         leftover = server.folder / ".fetching-20260101T000000000Z-000000"
         leftover.mkdir(parents=True)
@@ -138,12 +138,12 @@ class TestLocalCache:
         server.open(published.name).verify()
 
     def test_rejects_files_changed_in_the_bucket(self, open_bucket_as, bucket):
-        """Of a file that grew, only the published bytes are read."""
+        """Of a file that was appended to, only the published bytes are read."""
         published, server = publish(open_bucket_as("trainer"), b"content"), open_bucket_as("server")
         bucket.write(f"birds/{published.name}/model.onnx", b"CONTENT")
-        for use in (server.open, server.rollback):
+        for method in (server.open, server.rollback):
             with pytest.raises(DigestError, match=r"model\.onnx .* has sha256 \w+, manifest\.json says \w+"):
-                use(published.name)
+                method(published.name)
         assert not (server.folder / published.name).exists()
         assert not list(server.folder.glob(".fetching*"))
         bucket.write(f"birds/{published.name}/model.onnx", b"content and more")
@@ -157,7 +157,10 @@ class TestLocalCache:
             monkeypatch.setattr(
                 replica._bucket,
                 "download",
-                lambda *given, download=download, **named: (fetched.append(given[0]), download(*given, **named))[1],
+                lambda *arguments, download=download, **options: (
+                    fetched.append(arguments[0]),
+                    download(*arguments, **options),
+                )[1],
             )
         with ThreadPoolExecutor(len(replicas)) as threads:
             for opened in threads.map(lambda replica: replica.open(published.name), replicas):
@@ -176,7 +179,7 @@ class TestLocalCache:
 class TestRetiring:
     @pytest.mark.parametrize("is_open", [False, True])
     def test_open_version_stays_in_the_cache(self, open_bucket_as, bucket, is_open):
-        """In the bucket manifest and report stay, and copies on other machines keep working."""
+        """The bucket keeps manifest and report, and copies on other machines keep working."""
         trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
         first, second = publish_two(trainer)
         server.open(first)
@@ -185,58 +188,58 @@ class TestRetiring:
             assert (trainer.folder / first).exists() == is_open
         assert objects_of(bucket, first) == {"manifest.json", "report/index.html", "RETIRED"}
         server.open(first).verify()
-        for use in (server.rollback, server.retire):
+        for method in (server.rollback, server.retire):
             with pytest.raises(VersionNotFound, match=f"{first} was removed from .* the latest versions: {second}"):
-                use(first)
+                method(first)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("until", [0, 1, 2, 3])
-    def test_interrupted_removal_is_finished(self, open_bucket_as, bucket, monkeypatch, until):
-        """The marker is first: a version is complete without it, and removed with it."""
+    @pytest.mark.parametrize("requests", [0, 1, 2, 3])
+    def test_interrupted_removal_is_finished(self, open_bucket_as, bucket, monkeypatch, requests):
+        """Without the marker a version is complete, with it removed."""
         trainer = open_bucket_as("trainer")
         first, second = publish_two(trainer, int8=b"int8")
-        requests = iter(range(until))
+        allowed = iter(range(requests))
 
-        def allow(real):
-            def act(*arguments, **options):
-                if next(requests, None) is None:
+        def limit(real):
+            def request(*arguments, **options):
+                if next(allowed, None) is None:
                     raise RepositoryUnreachable("did not answer")
                 return real(*arguments, **options)
 
-            return act
+            return request
 
         with monkeypatch.context() as patch, suppress(RepositoryUnreachable):
             for name in ("write", "delete"):
-                patch.setattr(trainer._bucket, name, allow(getattr(trainer._bucket, name)))
+                patch.setattr(trainer._bucket, name, limit(getattr(trainer._bucket, name)))
             trainer.retire(first)
         late = open_bucket_as("late")
-        assert (first in late.versions()) == (until == 0)
+        assert (first in late.versions()) == (requests == 0)
         assert late.history() == [first, second]
         for name in late.versions():
             late.open(name).verify()
         late.finish_retiring()
-        assert objects_of(bucket, first) == ({"manifest.json", "report/index.html", "RETIRED"} if until else FILES)
+        assert objects_of(bucket, first) == ({"manifest.json", "report/index.html", "RETIRED"} if requests else FILES)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("moment", ["before the marker", "before the second look"])
+    @pytest.mark.parametrize("moment", ["before the marker", "after the marker"])
     def test_concurrent_rollback_cancels_a_removal(self, open_bucket_as, monkeypatch, moment):
-        """Without a lock between machines, each checks again after writing."""
+        """There is no lock between machines: each checks again after writing."""
         trainer, other = open_bucket_as("trainer"), open_bucket_as("other")
         first, second = publish_two(trainer)
         other.open(first)
-        looks, real = [], trainer._current_name
-        wanted = {"before the marker": 1, "before the second look": 2}[moment]
+        calls, current_name = [], trainer._current_name
+        number = {"before the marker": 1, "after the marker": 2}[moment]
 
-        def look():
-            looks.append(0)
-            if len(looks) == wanted:
+        def roll_back_and_read():
+            calls.append(0)
+            if len(calls) == number:
                 with pytest.MonkeyPatch.context() as patch:
-                    # The other one has looked for a marker before there was one.
+                    # The other machine looked for the marker before it was written.
                     patch.setattr(other, "_is_retired", lambda _: False)
                     other.rollback(first)
-            return real()
+            return current_name()
 
-        monkeypatch.setattr(trainer, "_current_name", look)
+        monkeypatch.setattr(trainer, "_current_name", roll_back_and_read)
         with pytest.raises(VersionInUse):
             trainer.retire(first)
         assert open_bucket_as("late").versions() == [first, second]
@@ -263,7 +266,7 @@ class TestRetiring:
 
 class TestSignatures:
     def test_signature_is_fetched_and_verified(self, open_bucket_as, key_pair):
-        """And is verified before files are fetched."""
+        """Before the files."""
         signing, verifying = key_pair
         published = publish(open_bucket_as("trainer", keys=signing), b"content")
         opened = open_bucket_as("server", keys=verifying).open(published.name)
@@ -272,14 +275,14 @@ class TestSignatures:
             assert (verified.path / "model.onnx").read_bytes() == b"content"
 
     def test_unsigned_version_is_not_fetched_until_it_is_signed(self, open_bucket_as, bucket, key_pair):
-        """Even if the manifest was cached before by a reader without a key."""
+        """Even if a reader without a key has cached the manifest before."""
         signing, verifying = key_pair
         published = publish(open_bucket_as("trainer"), b"content")
         open_bucket_as("server").read_manifest(published.name)
         server = open_bucket_as("server", keys=verifying)
-        for use in (server.open, server.read_manifest):
+        for method in (server.open, server.read_manifest):
             with pytest.raises(SignatureError):
-                use(published.name)
+                method(published.name)
         assert not (server.folder / published.name).exists()
         open_bucket_as("server").open(published.name)
         content = (published.path / "manifest.json").read_bytes()
@@ -289,7 +292,7 @@ class TestSignatures:
 
 
 def test_other_objects_are_not_versions(open_bucket_as, bucket):
-    """Only `<model>/<version>/manifest.json` makes one."""
+    """Only `<model>/<version>/manifest.json` makes a version."""
     name = "20260102T030405678Z-ffffff"
     for key in (
         f"birds/{name}",

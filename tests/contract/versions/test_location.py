@@ -17,14 +17,14 @@ def test_opens_folders(tmp_path):
 
 
 def test_each_location_has_its_own_local_cache(location, monkeypatch, tmp_path):
-    """By default in the user's cache, unreadable for others; a trailing slash makes no difference."""
+    """By default in the user's cache, unreadable for others; a trailing slash does not matter."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = open_repository(location).root
     assert root.parent == tmp_path / "cache" / "labelnext" / "versions"
     assert root.stat().st_mode & 0o077 == 0
     assert open_repository(f"{location}/").root == root
-    wheres = (location, f"{location}/x", "s3://models")
-    folders = {open_repository(where, model, tmp_path).folder for where in wheres for model in ("a", "b")}
+    locations = (location, f"{location}/x", "s3://models")
+    folders = {open_repository(each, model, tmp_path).folder for each in locations for model in ("a", "b")}
     assert len(folders) == 6
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match="set LABELNEXT_VERSION_CACHE to a folder"):
@@ -36,7 +36,7 @@ def test_each_location_has_its_own_local_cache(location, monkeypatch, tmp_path):
     ["s3://bucket", "s3://bucket/", "s3://bucket/a/b/", "s3://b.c-1/ü x", "models", "../models", "s3:/bucket"],
 )
 def test_valid_locations(location):
-    """With and without a prefix or trailing slash; anything without a scheme is a folder."""
+    """Anything without a scheme is a folder."""
     assert parse_location(location) == (location if "://" in location else Path(location))
 
 

@@ -39,11 +39,11 @@ def test_round_trip():
     assert Manifest.from_json(MANIFEST.to_json()) == MANIFEST
 
 
-def changed(**fields):
+def replace_fields(**fields):
     return json.dumps(json.loads(MANIFEST.to_json()) | fields)
 
 
-def without(name):
+def remove_field(name):
     document = json.loads(MANIFEST.to_json())
     del document[name]
     return json.dumps(document)
@@ -54,19 +54,19 @@ REQUIRED = {"contract", *(field.name for field in dataclasses.fields(Manifest))}
 
 @pytest.mark.parametrize("name", sorted(REQUIRED))
 def test_missing_field_is_named(name):
-    """Only the temperature is optional; the message names the missing field and the remedy."""
+    """All but the temperature are required."""
     with pytest.raises(ManifestError, match=rf"no field '{name}'; publish again"):
-        Manifest.from_json(without(name))
+        Manifest.from_json(remove_field(name))
 
 
 def test_default_temperature_is_one():
-    """Uncalibrated versions show their probabilities unchanged."""
-    assert Manifest.from_json(without("temperature")) == dataclasses.replace(MANIFEST, temperature=1.0)
+    """Probabilities of uncalibrated versions are unchanged."""
+    assert Manifest.from_json(remove_field("temperature")) == dataclasses.replace(MANIFEST, temperature=1.0)
 
 
-@pytest.mark.parametrize(("found", "temperature"), [(1, 1.0), (20, 20.0), (0.05, 0.05), (1.7, 1.7)])
-def test_temperature_within_its_bounds(found, temperature):
-    read = Manifest.from_json(changed(temperature=found)).temperature
+@pytest.mark.parametrize(("value", "temperature"), [(1, 1.0), (20, 20.0), (0.05, 0.05), (1.7, 1.7)])
+def test_temperature_within_its_bounds(value, temperature):
+    read = Manifest.from_json(replace_fields(temperature=value)).temperature
     assert (read, type(read)) == (temperature, float)
 
 
@@ -74,10 +74,10 @@ def test_temperature_within_its_bounds(found, temperature):
     "fields", [{"contract": 3, "architecture": "vgg16", "backbone": "a" * 64}, {"contract": 5}], ids=["older", "newer"]
 )
 def test_rejects_another_contract(fields):
-    """It is refused for its contract, not for its other fields."""
+    """The error is about the contract, not about other fields."""
     message = f"follows contract {fields['contract']}, this program reads contract 4; publish again with the trainer"
     with pytest.raises(ManifestError, match=message):
-        Manifest.from_json(changed(**fields))
+        Manifest.from_json(replace_fields(**fields))
 
 
 BACKBONE = dataclasses.asdict(MANIFEST.backbone)
@@ -94,8 +94,8 @@ BACKBONE = dataclasses.asdict(MANIFEST.backbone)
         ({"labels": ["cat", "cat"]}, "labels must all be different"),
         ({"labels": []}, "labels Tuple should have at least 1 item"),
         *(
-            ({"temperature": found}, "temperature should be")
-            for found in (None, True, "1.5", -1.0, 0, 0.049, 20.1, 10**400, math.nan, math.inf)
+            ({"temperature": value}, "temperature should be")
+            for value in (None, True, "1.5", -1.0, 0, 0.049, 20.1, 10**400, math.nan, math.inf)
         ),
         ({"input": {"height": 224}}, "input.width Field required"),
         ({"dropout_sites": [{"features": [4], "probability": 1.0}]}, "dropout_sites.0.probability should be less"),
@@ -112,14 +112,13 @@ BACKBONE = dataclasses.asdict(MANIFEST.backbone)
 )
 def test_rejects_invalid_values(fields, message):
     with pytest.raises(ManifestError) as caught:
-        Manifest.from_json(changed(**fields))
+        Manifest.from_json(replace_fields(**fields))
     assert message in str(caught.value)
     assert "publish again" in str(caught.value)
 
 
 def test_ignores_f1_of_another_number_of_labels():
-    """F1 is in the order of the labels; a list of another length is ignored."""
-    assert Manifest.from_json(changed(labels=["cat", "dog"])).metrics.f1 == ()
+    assert Manifest.from_json(replace_fields(labels=["cat", "dog"])).metrics.f1 == ()
 
 
 @pytest.mark.parametrize("text", ["", "{", MANIFEST.to_json()[:-40], "[]", "null"])

@@ -25,11 +25,11 @@ def test_versions_are_shared_between_machines(open_as):
 
 
 def test_models_are_folders_with_a_version_or_ranking(open_as):
-    """A version or a ranking; requests, system folders and foreign folders are no models."""
+    """Requests, system folders and other folders are not models."""
     birds = open_as("trainer")
     publish(birds, b"content")
     birds.for_model("cars").documents(RANKINGS_FOLDER).write("3.json", b"{}")
-    for folder in ("requests", "lost+found", "empty of ours", ".hidden"):
+    for folder in ("requests", "lost+found", "other", ".hidden"):
         birds.shared_documents(folder).write("x.json", b"{}")
     server = open_as("server")
     assert server.models() == ["birds", "cars"]
@@ -38,7 +38,7 @@ def test_models_are_folders_with_a_version_or_ranking(open_as):
 
 
 def test_unreadable_folders_are_not_models(repository, monkeypatch):
-    """An unreadable folder must not hide other models."""
+    """They must not hide models. A missing root is an error."""
     with pytest.raises(FileNotFoundError):
         repository.models()
     publish(repository, b"content")
@@ -46,12 +46,12 @@ def test_unreadable_folders_are_not_models(repository, monkeypatch):
     locked.mkdir()
     iterdir = Path.iterdir
 
-    def refusing(path):
+    def refuse(path):
         if path == locked:
             raise PermissionError
         return iterdir(path)
 
-    monkeypatch.setattr(Path, "iterdir", refusing)
+    monkeypatch.setattr(Path, "iterdir", refuse)
     assert repository.models() == ["default"]
 
 
@@ -62,7 +62,7 @@ def test_versions_sort_by_time_even_if_the_clock_goes_back(repository):
             write_files(staged.path, b"x")
             staged.describe(manifest(staged.version))
             published = staged.publish(manifest(staged.version))
-        assert "manifest.json" not in published.manifest.files  # which was there already
+        assert "manifest.json" not in published.manifest.files  # `describe` wrote it before
         names.append(published.name)
     assert repository.versions() == names
 
@@ -92,7 +92,7 @@ def write(file, content):
     return lambda folder: (folder / file).write_bytes(content)
 
 
-def without_digest(file):
+def remove_digest(file):
     def change(folder):
         document = json.loads((folder / "manifest.json").read_text())
         del document["files"][file]
@@ -102,25 +102,25 @@ def without_digest(file):
 
 
 def rename(folder):
-    """With another name it would draw other masks than those of its probe."""
+    """Rename a version, which would then draw other masks than those of its probe."""
     folder.rename(folder.with_name(new_version(NOW)))
 
 
 @pytest.mark.parametrize(
-    ("spoil", "error", "message"),
+    ("change", "error", "message"),
     [
         (write("model.onnx", b"9"), DigestError, r"model\.onnx .* has sha256 \w+, manifest\.json says \w+.*publish"),
         (write("head.onnx.data", b""), DigestError, r"head\.onnx\.data .* has 0 bytes, manifest\.json says 1: it was"),
-        (without_digest("model.onnx"), ManifestError, r"no digest of .*model\.onnx"),
-        (without_digest("probe.npz"), ManifestError, r"no digest of .*probe\.npz"),
+        (remove_digest("model.onnx"), ManifestError, r"no digest of .*model\.onnx"),
+        (remove_digest("probe.npz"), ManifestError, r"no digest of .*probe\.npz"),
         (lambda folder: (folder / "manifest.json").unlink(), ManifestError, r"has no manifest\.json"),
         (rename, ManifestError, "copied or renamed"),
     ],
 )
-def test_rollback_rejects_a_changed_version(repository, spoil, error, message):
-    """The version in use stays in use if another was edited."""
+def test_rollback_rejects_a_changed_version(repository, change, error, message):
+    """The version in use stays in use."""
     first, second = publish(repository, b"1"), publish(repository, b"2")
-    spoil(first.path)
+    change(first.path)
     [name] = {*repository.versions()} - {second.name}
     with pytest.raises(error, match=message):
         repository.rollback(name)
@@ -129,7 +129,7 @@ def test_rollback_rejects_a_changed_version(repository, spoil, error, message):
 
 @pytest.mark.parametrize("name", ["", "../other", "20260102T030405678Z-ffffff", "latest", "birds/x", "x" * 500])
 def test_rejects_unknown_version_names(open_as, name):
-    """In CURRENT or as an argument: the error lists the versions, and paths are not followed."""
+    """In CURRENT or as an argument; the message lists the latest versions."""
     version = publish(open_as("trainer"), b"1")
     server = open_as("server")
     with pytest.MonkeyPatch.context() as patch:
@@ -137,9 +137,9 @@ def test_rejects_unknown_version_names(open_as, name):
         with pytest.raises(VersionNotFound, match=f"the latest versions: {version.name}"):
             server.current()
     read = partial(server.read_file, file="model.onnx", max_bytes=9)
-    for ask in (server.open, server.read_manifest, server.rollback, server.retire, read):
+    for method in (server.open, server.read_manifest, server.rollback, server.retire, read):
         with pytest.raises(VersionNotFound):
-            ask(name)
+            method(name)
 
 
 @pytest.mark.parametrize("model", ["", ".hidden", "a/b", "..", "a\\b"])

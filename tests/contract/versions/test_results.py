@@ -48,7 +48,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
-RUBBISH: list[object] = [math.nan, math.inf, -2, 1.5, 10**400, True, "0.5", "", [], {}, [0.1], ["a", "b"], [0.9, 0.1]]
+INVALID: list[object] = [math.nan, math.inf, -2, 1.5, 10**400, True, "0.5", "", [], {}, [0.1], ["a", "b"], [0.9, 0.1]]
 
 
 def read(metrics=METRICS, training=TRAINING):
@@ -71,18 +71,15 @@ def test_missing_fields_are_unknown():
     assert not TrainingRecord().is_on_random_sample
 
 
-@pytest.mark.parametrize("value", RUBBISH, ids=lambda value: f"{value!r:.12}")
+@pytest.mark.parametrize("value", INVALID, ids=lambda value: f"{value!r:.12}")
 def test_invalid_value_affects_only_its_field(value):
-    """Nothing is raised, and the other fields stay.
-
-    JSON's true is no number, and neither is a text with one.
-    """
+    """Nothing is raised. In JSON neither true nor "0.5" is a number."""
     for name in {*METRICS, *TRAINING}:
-        found, expected = read({**METRICS, name: value}, {**TRAINING, name: value}), read()
-        changed = {name, "macro_f1_interval"} if name == "macro_f1" else {name}
-        for each, whole in zip(found, expected, strict=True):
+        changed, expected = read({**METRICS, name: value}, {**TRAINING, name: value}), read()
+        affected = {name, "macro_f1_interval"} if name == "macro_f1" else {name}
+        for each, whole in zip(changed, expected, strict=True):
             json.dumps({**asdict(each), "weights": 0, "recipe": 0}, allow_nan=False)
-            others = {field.name for field in fields(each)} - changed
+            others = {field.name for field in fields(each)} - affected
             assert [getattr(each, other) for other in others] == [getattr(whole, other) for other in others]
     metrics, training = read(dict.fromkeys(METRICS, value), dict.fromkeys(TRAINING, value))
     shares = metrics.macro_f1, metrics.accuracy, training.audit_share
@@ -90,7 +87,7 @@ def test_invalid_value_affects_only_its_field(value):
 
 
 def test_interval_must_enclose_macro_f1():
-    """It would be drawn beside its point."""
+    """Otherwise it is None."""
     for interval in ([0.1, 0.2], [0.8, 0.9], [0.9, 0.1], [0.6], [0.6, 0.7, 0.8]):
         assert read({**METRICS, "macro_f1_interval": interval})[0].macro_f1_interval is None
 
@@ -98,9 +95,8 @@ def test_interval_must_enclose_macro_f1():
 @settings(max_examples=30)
 @given(json_values)
 def test_incomplete_comparisons_are_skipped(value):
-    """Incomplete entries are skipped."""
     for curve in (value, {"images": value, "versions": [COMPARED]}, {"images": 41, "versions": value}):
-        found = read(training={"curve": curve})[1].curve
-        assert found is None or {each.version for each in found.versions} <= {"v1"}
-    strange = {"images": 41, "versions": [COMPARED, *({**COMPARED, name: value} for name in COMPARED)]}
-    assert read(training={"curve": strange})[1].curve.versions[0] == ComparedVersion("v1", 90, 0.5, 0.25, 0.75)
+        comparison = read(training={"curve": curve})[1].curve
+        assert comparison is None or {each.version for each in comparison.versions} <= {"v1"}
+    curve = {"images": 41, "versions": [COMPARED, *({**COMPARED, name: value} for name in COMPARED)]}
+    assert read(training={"curve": curve})[1].curve.versions[0] == ComparedVersion("v1", 90, 0.5, 0.25, 0.75)

@@ -13,7 +13,7 @@ from contract.versions.repository import Repository
 from tests.contract.versions.conftest import files_of
 from tests.versions import publish
 
-pytestmark = pytest.mark.slow  # processes are started, and killed at every step
+pytestmark = pytest.mark.slow  # starts processes, and kills them at every step
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -24,7 +24,7 @@ def versions(repository):
 
 
 def test_manifest_and_report_of_a_removed_version_stay(open_as):
-    """For the learning curve and the page of reports; opening the version raises an error that says why."""
+    """For learning curve and reports. Opening the version is an error that says why."""
     repository = open_as("trainer")
     first, second, third = (publish(repository, content).name for content in (b"first", b"second", b"third"))
     manifest = repository.read_manifest(first)
@@ -34,21 +34,21 @@ def test_manifest_and_report_of_a_removed_version_stay(open_as):
         assert reader.history() == [first, second, third]
         assert reader.read_manifest(first) == manifest
         assert reader.read_file(first, "report/index.html", max_bytes=99) == b"first"
-        for use in (reader.open, reader.rollback, reader.retire):
+        for method in (reader.open, reader.rollback, reader.retire):
             with pytest.raises(
                 VersionNotFound, match=f"removed .* by `python -m trainer prune`.*the latest versions: {second}"
             ):
-                use(first)
+                method(first)
         assert reader.current() == third
         reader.open(second).verify()
 
 
 def test_current_version_is_never_removed(open_as, monkeypatch):
-    """Whether it is the newest, or a rollback on another machine selected it; not even for a moment."""
+    """Not even for a moment; whether it is the newest, or was selected by a rollback on another machine."""
     repository = open_as("trainer")
     versions = [publish(repository, content).name for content in (b"first", b"second")]
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", lambda *_: pytest.fail("it was away"))
+        patch.setattr(Path, "rename", lambda *_: pytest.fail("it was renamed"))
         with pytest.raises(VersionInUse, match=f"{versions[1]} is current"):
             repository.retire(versions[1])
     open_as("desk").rollback(versions[0])
@@ -59,7 +59,7 @@ def test_current_version_is_never_removed(open_as, monkeypatch):
 
 
 def test_open_version_is_not_removed_until_its_process_ends(repository, versions):
-    """The system releases the lock of a killed process. Locking a missing version is no error."""
+    """The system releases the lock of a killed process. Locking a missing version is not an error."""
     with repository.shared_lock("20260102T030405678Z-0a1b2c"):
         pass
     holder = subprocess.Popen(
@@ -85,10 +85,10 @@ with Repository(Path(sys.argv[1])).shared_lock(sys.argv[2]):
 """
 
 
-@pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without"])
+@pytest.mark.parametrize("locks", [True, False], ids=["with locks", "without locks"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_concurrent_rollback_and_removal(repository, versions, monkeypatch, when, locks):
-    """Either the version is current and complete, or it is removed and the rollback fails."""
+    """The version is either current and complete, or removed, and then the rollback fails."""
     if not locks:
         monkeypatch.setattr("contract.versions.version.fcntl.flock", refuse_locks)
     rename, outcome = Path.rename, []
@@ -105,10 +105,10 @@ def test_concurrent_rollback_and_removal(repository, versions, monkeypatch, when
             return rename(path, target)
         if when == "before":
             roll_back()
-        found = rename(path, target)
+        renamed = rename(path, target)
         if when == "after":
             roll_back()
-        return found
+        return renamed
 
     monkeypatch.setattr(Path, "rename", rename_and_roll_back)
     try:
@@ -124,17 +124,17 @@ def test_concurrent_rollback_and_removal(repository, versions, monkeypatch, when
 
 @pytest.mark.parametrize("step", ["_load_manifest", "open", "set_current"])
 def test_rollback_without_locks_notices_a_removal(repository, versions, monkeypatch, step):
-    """Before its manifest is read, its files are compared, or CURRENT is replaced, which is undone."""
+    """Just before it reads the manifest, compares the files, or replaces CURRENT, which is undone."""
     monkeypatch.setattr("contract.versions.version.fcntl.flock", refuse_locks)
-    real = getattr(Repository, step)
+    method = getattr(Repository, step)
 
-    def remove_amid(self, *arguments):
-        found = real(self, *arguments) if step == "open" else None
-        monkeypatch.setattr(Repository, step, real)
+    def run_and_remove(self, *arguments):
+        version = method(self, *arguments) if step == "open" else None
+        monkeypatch.setattr(Repository, step, method)
         Repository(repository.root).retire(versions[0])
-        return found or real(self, *arguments)
+        return version or method(self, *arguments)
 
-    monkeypatch.setattr(Repository, step, remove_amid)
+    monkeypatch.setattr(Repository, step, run_and_remove)
     with pytest.raises(VersionNotFound, match="was removed"):
         repository.rollback(versions[0])
     assert repository.current() == versions[2]
@@ -144,12 +144,12 @@ def test_rejects_rollback_to_a_version_being_removed(repository, versions, monke
     """CURRENT would name a missing version."""
     rename = Path.rename
 
-    def rename_amid_a_rollback(path, target):
+    def roll_back_and_rename(path, target):
         with pytest.raises(VersionNotFound, match=f"{versions[0]} is being removed"):
             Repository(repository.root).rollback(versions[0])
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", rename_amid_a_rollback)
+    monkeypatch.setattr(Path, "rename", roll_back_and_rename)
     repository.retire(versions[0])
     assert repository.versions() == versions[1:]
     assert repository.current() == versions[2]
@@ -160,8 +160,8 @@ def refuse_locks(*_):
 
 
 def test_removal_killed_at_any_step_can_be_finished(tmp_path):
-    """The next removal finishes it, also if the version was made current meanwhile."""
-    step, done, torn = 0, False, 0
+    """No version is incomplete at any step, and the next removal finishes it or puts the version back."""
+    step, done, interrupted = 0, False, 0
     while not done:
         step += 1
         repository = Repository(tmp_path / str(step))
@@ -171,7 +171,7 @@ def test_removal_killed_at_any_step_can_be_finished(tmp_path):
         assert repository.history() == names
         for name in repository.versions():
             repository.open(name).verify()
-        torn += names[0] not in repository.versions() and not done
+        interrupted += names[0] not in repository.versions() and not done
         repository.finish_retiring()
         if names[0] in repository.versions():
             repository.rollback(names[0])
@@ -179,7 +179,7 @@ def test_removal_killed_at_any_step_can_be_finished(tmp_path):
             kept = files_of(repository.folder / ".retired" / names[0])
             assert kept == {"manifest.json", "report/index.html"}
             assert json.loads(repository.read_manifest(names[0]).to_json())["version"] == names[0]
-    assert torn >= 4  # a step for each file that goes
+    assert interrupted >= 4  # one step for each removed file
 
 
 RETIRE = """
@@ -202,16 +202,16 @@ Repository(root).retire(name)
 """
 
 
-@pytest.mark.parametrize("stripped", [False, True])
-def test_current_version_among_the_removed_is_restored(repository, versions, stripped):
-    """As after a removal that was killed earlier."""
-    if stripped:
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_current_version_among_the_removed_is_restored(repository, versions, is_removed):
+    """As after a killed removal, unless its files are gone."""
+    if is_removed:
         repository.retire(versions[0])
     else:
         (repository.folder / ".retired").mkdir()
         (repository.folder / versions[0]).rename(repository.folder / ".retired" / versions[0])
     repository.set_current(versions[0])
     repository.finish_retiring()
-    assert repository.versions() == (versions[1:] if stripped else versions)
-    with pytest.raises(VersionNotFound, match="was removed") if stripped else nullcontext():
+    assert repository.versions() == (versions[1:] if is_removed else versions)
+    with pytest.raises(VersionNotFound, match="was removed") if is_removed else nullcontext():
         repository.open(repository.current()).verify()

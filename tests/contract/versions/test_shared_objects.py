@@ -1,4 +1,4 @@
-"""The backbone's files in a bucket: uploaded once, fetched once per open_bucket_as, and kept while a version lists them."""
+"""The backbone's files in a bucket: uploaded once, fetched once per machine, kept while a version lists them."""
 
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -34,8 +34,8 @@ def key_of(content):
 
 
 @pytest.fixture
-def shared(bucket):
-    """Factory of shared files by name."""
+def list_shared(bucket):
+    """Return the keys of the shared objects."""
     return lambda: set(bucket.times("birds/shared"))
 
 
@@ -43,63 +43,63 @@ def keys_of(*backbones):
     return {key_of(content) for backbone in backbones for content in (backbone, backbone * 2)}
 
 
-def watch(monkeypatch, repository, *requests):
-    """The keys of all further requests of a machine."""
-    seen = []
+def record_keys(monkeypatch, repository, *methods):
+    """Return a list to which the keys of these requests are appended."""
+    keys = []
 
-    def watched(real):
-        return lambda key, *given, **named: (seen.append(key), real(key, *given, **named))[1]
+    def record(method):
+        return lambda key, *arguments, **options: (keys.append(key), method(key, *arguments, **options))[1]
 
-    for name in requests:
-        monkeypatch.setattr(repository._bucket, name, watched(getattr(repository._bucket, name)))
-    return seen
+    for name in methods:
+        monkeypatch.setattr(repository._bucket, name, record(getattr(repository._bucket, name)))
+    return keys
 
 
-def assert_all_whole(open_bucket_as):
+def verify_all(open_bucket_as):
     reader = open_bucket_as(f"reader {datetime.now(UTC)}")
     for name in reader.versions():
         reader.open(name).verify()
 
 
 class TestPublishing:
-    def test_versions_of_one_backbone_share_its_objects(self, open_bucket_as, shared, bucket, monkeypatch):
-        """From any machine; named by their content, and not below the version's name."""
+    def test_versions_of_one_backbone_share_its_objects(self, open_bucket_as, list_shared, bucket, monkeypatch):
+        """Published from any machine."""
         trainer, desk = open_bucket_as("trainer"), open_bucket_as("desk")
-        uploads = [watch(monkeypatch, each, "overwrite") for each in (trainer, desk)]
+        uploads = [record_keys(monkeypatch, each, "overwrite") for each in (trainer, desk)]
         first, second = publish(trainer, ONE), publish(desk, ONE, b"another")
         assert [sorted(keys) for keys in uploads] == [sorted(keys_of(ONE)), []]
-        assert shared() == keys_of(ONE)
+        assert list_shared() == keys_of(ONE)
         own = {key.rpartition("/")[2] for key in bucket.times(f"birds/{second.name}")}
         assert own == {HEAD_WEIGHTS_FILE, "manifest.json", "model.onnx", "probe.npz", "index.html"}
         publish(trainer, TWO)
-        assert shared() == keys_of(ONE, TWO)
+        assert list_shared() == keys_of(ONE, TWO)
         for version in (first, second):
             open_bucket_as("server").open(version.name).verify()
 
-    @pytest.mark.parametrize("left", [None, b"short"], ids=["removed", "cut short"])
-    def test_missing_and_truncated_objects_are_uploaded_again(self, open_bucket_as, bucket, left):
-        """Even if the version in use lists it, as after a manual clean-up."""
+    @pytest.mark.parametrize("content", [None, b"short"], ids=["removed", "truncated"])
+    def test_missing_and_truncated_objects_are_uploaded_again(self, open_bucket_as, bucket, content):
+        """Even if the version in use lists them, as after a manual clean-up."""
         first = publish(open_bucket_as("trainer"), ONE)
-        bucket.delete([key_of(ONE)]) if left is None else bucket.write(key_of(ONE), left)
+        bucket.delete([key_of(ONE)]) if content is None else bucket.write(key_of(ONE), content)
         publish(open_bucket_as("trainer"), ONE)
         open_bucket_as("server").open(first.name).verify()
 
     def test_objects_of_earlier_versions_only_are_uploaded_again(self, open_bucket_as, monkeypatch):
-        """It might be about to be removed with that version, which the one in use is not."""
+        """They might be about to be removed with that version."""
         trainer = open_bucket_as("trainer")
         for backbone in (ONE, TWO):
             publish(trainer, backbone)
-        uploads = watch(monkeypatch, trainer, "overwrite")
+        uploads = record_keys(monkeypatch, trainer, "overwrite")
         publish(trainer, ONE)
         assert set(uploads) == keys_of(ONE)
 
 
 class TestOpening:
     def test_each_machine_fetches_a_backbone_once(self, open_bucket_as, monkeypatch):
-        """Of the next version only the head is fetched; the rest are links in the local cache."""
+        """Its files are links in the local cache."""
         trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
         first, second = publish(trainer, ONE), publish(trainer, ONE, b"another")
-        fetched = watch(monkeypatch, server, "download")
+        fetched = record_keys(monkeypatch, server, "download")
         before, after = (server.open(version.name) for version in (first, second))
         assert sorted(key for key in fetched if key in keys_of(ONE)) == sorted(keys_of(ONE))
         for file in (BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE):
@@ -107,7 +107,7 @@ class TestOpening:
         after.verify()
 
     def test_damaged_files_in_the_cache_are_fetched_again(self, open_bucket_as):
-        """It is compared before it is linked; the damaged version is repaired too."""
+        """They are compared before they are linked; the damaged version is repaired too."""
         trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
         names = [publish(trainer, ONE).name for _ in range(2)]
         (server.open(names[0]).path / BACKBONE_WEIGHTS_FILE).write_bytes(TWO)
@@ -118,7 +118,7 @@ class TestOpening:
         assert (before.path / BACKBONE_WEIGHTS_FILE).samefile(after.path / BACKBONE_WEIGHTS_FILE)
 
     def test_changed_object_is_rejected_until_it_is_removed(self, open_bucket_as, bucket):
-        """The message names the object; the next published version uploads it again."""
+        """The message names it; the next publication uploads it again."""
         first = publish(open_bucket_as("trainer"), ONE)
         bucket.write(key_of(ONE), TWO)
         with pytest.raises(DigestError, match=f"{key_of(ONE)} has sha256 .* remove that object and publish again"):
@@ -130,7 +130,7 @@ class TestOpening:
         open_bucket_as("server").open(first.name).verify()
 
     def test_reads_a_bucket_copied_from_a_folder(self, open_bucket_as, bucket):
-        """There each version has its own files."""
+        """Where each version has its own files."""
         first = publish(open_bucket_as("trainer"), ONE)
         for file in (BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE):
             bucket.upload(f"birds/{first.name}/{file}", first.path / file)
@@ -139,90 +139,89 @@ class TestOpening:
 
 
 class TestRetiring:
-    def test_object_is_removed_with_its_last_version(self, open_bucket_as, shared):
-        """Not earlier."""
+    def test_object_is_removed_with_its_last_version(self, open_bucket_as, list_shared):
         trainer = open_bucket_as("trainer")
         first, second, _ = (publish(trainer, backbone).name for backbone in (ONE, ONE, TWO))
         trainer.retire(first)
-        assert shared() == keys_of(ONE, TWO)
+        assert list_shared() == keys_of(ONE, TWO)
         open_bucket_as("server").open(second).verify()
         trainer.retire(second)
-        assert shared() == keys_of(TWO)
-        assert_all_whole(open_bucket_as)
+        assert list_shared() == keys_of(TWO)
+        verify_all(open_bucket_as)
 
-    @pytest.mark.parametrize("there", [{"model.onnx": b"1"}, {"manifest.json": b"{"}], ids=["uploaded", "unreadable"])
-    def test_nothing_is_removed_while_a_manifest_is_missing(self, open_bucket_as, shared, bucket, there):
-        """It may be the only one that lists an object; the next removal catches up."""
+    @pytest.mark.parametrize("files", [{"model.onnx": b"1"}, {"manifest.json": b"{"}], ids=["missing", "unreadable"])
+    def test_nothing_is_removed_while_a_manifest_is_missing(self, open_bucket_as, list_shared, bucket, files):
+        """Or unreadable: that version may list the object. The next removal catches up."""
         trainer, name = open_bucket_as("trainer"), new_version(datetime.now(UTC))
         first = publish(trainer, ONE).name
         publish(trainer, TWO)
-        for file, content in there.items():
+        for file, content in files.items():
             bucket.write(f"birds/{name}/{file}", content)
         trainer.retire(first)
-        assert shared() == keys_of(ONE, TWO)
-        bucket.delete([f"birds/{name}/{file}" for file in there])
+        assert list_shared() == keys_of(ONE, TWO)
+        bucket.delete([f"birds/{name}/{file}" for file in files])
         trainer.finish_retiring()
-        assert shared() == keys_of(TWO)
+        assert list_shared() == keys_of(TWO)
 
-    def test_interrupted_removal_keeps_its_objects(self, open_bucket_as, shared, bucket):
-        """A removal was interrupted after its marker, and the version was made current."""
+    def test_interrupted_removal_keeps_its_objects(self, open_bucket_as, list_shared, bucket):
+        """It was interrupted after its marker, and the version was made current."""
         trainer = open_bucket_as("trainer")
         first, second, _ = (publish(trainer, backbone).name for backbone in (ONE, TWO, THREE))
         bucket.write(f"birds/{first}/RETIRED", b"1")
         trainer.retire(second)
-        assert shared() == keys_of(ONE, THREE)
+        assert list_shared() == keys_of(ONE, THREE)
         bucket.write("birds/CURRENT", first.encode())
         trainer.finish_retiring()
         open_bucket_as("server").open(first).verify()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("in_use", [ONE, TWO], ids=["of the version in use", "of an earlier one"])
-def test_concurrent_publication_and_pruning_at_any_step(open_bucket_as, bucket, in_use):
-    """Before each request of a publisher, another publishes and removes all other versions.
+@pytest.mark.parametrize("current", [ONE, TWO], ids=["current backbone", "earlier backbone"])
+def test_concurrent_publication_and_pruning_at_any_step(open_bucket_as, bucket, current):
+    """Before each request of a publisher, another one publishes and removes all other versions.
 
-    The removals of shared objects are delayed until the publisher has finished, or, if they were decided on before its
-    first upload, until just before its manifest.
+    Its removals of shared objects are delayed until the publisher has finished or, if they began before the publisher's
+    first upload, until just before it uploads its manifest. Every version must be complete.
     """
     step = 0
-    while interrupt(open_bucket_as, step, in_use):
-        assert_all_whole(open_bucket_as)
+    while publish_interrupted(open_bucket_as, step, current):
+        verify_all(open_bucket_as)
         bucket.delete(list(bucket.times("birds")))
         step += 1
     assert step > 10
 
 
-def interrupt(open_bucket_as, step, in_use):
-    """Publish with this happening before the request of that number; return False if there is no such request."""
+def publish_interrupted(open_bucket_as, step, current):
+    """Publish, interrupted before the request of that number; return False if there is no such request."""
     publisher, other = open_bucket_as(f"publisher {step}"), open_bucket_as(f"other {step}")
-    for backbone in (ONE, in_use):
+    for backbone in (ONE, current):
         publish_minimal(other, backbone)
-    delete, asked, late = other._bucket.delete, [], []
+    delete, requests, delayed = other._bucket.delete, [], []
 
-    def remove(keys):
-        late.append(keys) if "shared" in str(keys) else delete(keys)
+    def delay_delete(keys):
+        delayed.append(keys) if "shared" in str(keys) else delete(keys)
 
-    def arrive():
-        while late:
-            delete(late.pop())
+    def delete_delayed():
+        while delayed:
+            delete(delayed.pop())
 
-    def meet(request, key):
-        if len(asked) == step:
+    def interrupt(request, key):
+        if len(requests) == step:
             publish_minimal(other, THREE)
             for version in other.versions()[:-1]:
                 other.retire(version)
-        asked.append(request)
-        if key.endswith("manifest.json") and request == "upload" and "upload" not in asked[:step]:
-            arrive()
+        requests.append(request)
+        if key.endswith("manifest.json") and request == "upload" and "upload" not in requests[:step]:
+            delete_delayed()
 
-    def met(request, real):
-        return lambda key, *given, **named: (meet(request, key), real(key, *given, **named))[1]
+    def interrupted(request, method):
+        return lambda key, *arguments, **options: (interrupt(request, key), method(key, *arguments, **options))[1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(other._bucket, "delete", remove)
+        patch.setattr(other._bucket, "delete", delay_delete)
         for request in ("read", "times", "size", "upload", "overwrite", "replace"):
-            patch.setattr(publisher._bucket, request, met(request, getattr(publisher._bucket, request)))
+            patch.setattr(publisher._bucket, request, interrupted(request, getattr(publisher._bucket, request)))
         with suppress(PublishConflict):
             publish_minimal(publisher, ONE)
-    arrive()
-    return len(asked) > step
+    delete_delayed()
+    return len(requests) > step

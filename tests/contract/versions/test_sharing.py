@@ -1,4 +1,4 @@
-"""The backbone's files are stored once on a disk; buckets are in test_shared_objects."""
+"""Versions in a folder share the backbone's files; buckets are in test_shared_objects."""
 
 import os
 from datetime import UTC, datetime
@@ -23,14 +23,19 @@ def are_linked(first, second, file=BACKBONE_WEIGHTS_FILE):
     return (first.path / file).samefile(second.path / file)
 
 
-def names_of(version):
+def count_links(version):
     return {file: (version.path / file).stat().st_nlink for file in (*SHARED_FILES, HEAD_WEIGHTS_FILE, "model.onnx")}
 
 
 def test_versions_of_one_backbone_share_its_files(repository):
-    """As hard links; files of the head are never shared, even if equal, nor those of another backbone."""
+    """As hard links. Files of the head are never shared, even if they are equal."""
     first, other, second = (publish(repository, content) for content in (b"one", b"two", b"one"))
-    assert names_of(second) == {BACKBONE_WEIGHTS_FILE: 2, INT8_BACKBONE_FILE: 2, HEAD_WEIGHTS_FILE: 1, "model.onnx": 1}
+    assert count_links(second) == {
+        BACKBONE_WEIGHTS_FILE: 2,
+        INT8_BACKBONE_FILE: 2,
+        HEAD_WEIGHTS_FILE: 1,
+        "model.onnx": 1,
+    }
     assert all(are_linked(first, second, file) for file in SHARED_FILES)
     assert (other.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"two"
     for version in (first, other, second):
@@ -39,7 +44,7 @@ def test_versions_of_one_backbone_share_its_files(repository):
 
 
 def test_files_are_linked_only_when_published(repository):
-    """Until then the publisher may write to it without changing other versions."""
+    """Until then the publisher may change them, without changing other versions."""
     first = publish(repository, b"one")
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, b"head")
@@ -59,21 +64,21 @@ def shorten(path):
     path.write_bytes(b"b")
 
 
-def replace_by_a_link(path):
+def replace_with_link(path):
     path.symlink_to(path.rename(path.parents[2] / path.name))
 
 
-def replace_by_a_pipe(path):
+def replace_with_pipe(path):
     path.unlink()
     os.mkfifo(path)
 
 
 @pytest.mark.timeout(30)
-@pytest.mark.parametrize("spoil", [damage, shorten, replace_by_a_link, replace_by_a_pipe, os.unlink])
-def test_changed_files_are_not_shared(repository, spoil):
-    """Whatever its manifest says: the new version is complete, and later ones link to it."""
+@pytest.mark.parametrize("change", [damage, shorten, replace_with_link, replace_with_pipe, os.unlink])
+def test_changed_files_are_not_shared(repository, change):
+    """Whatever the manifest says. Later versions link to the new file."""
     first = publish(repository, b"right")
-    spoil(first.path / BACKBONE_WEIGHTS_FILE)
+    change(first.path / BACKBONE_WEIGHTS_FILE)
     second, third = publish(repository, b"right"), publish(repository, b"right")
     assert (second.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"right"
     second.verify()
@@ -88,7 +93,7 @@ def test_unreadable_versions_are_skipped(repository):
 
 
 def test_without_hard_links_files_are_copied(repository, monkeypatch):
-    """Some file systems have none, and other users' files may be protected."""
+    """Some file systems have none, and links to other users' files may be forbidden."""
 
     def refuse(*_, **__):
         raise PermissionError(1, "Operation not permitted")
@@ -102,13 +107,13 @@ def test_without_hard_links_files_are_copied(repository, monkeypatch):
 def test_removing_a_version_keeps_the_files_of_others(repository):
     first, second = publish(repository, b"one"), publish(repository, b"one")
     repository.retire(first.name)
-    assert names_of(second)[BACKBONE_WEIGHTS_FILE] == 1
+    assert count_links(second)[BACKBONE_WEIGHTS_FILE] == 1
     repository.open(second.name).verify()
     assert are_linked(second, publish(repository, b"one"))
 
 
 def test_shared_files_are_verified_once(repository, monkeypatch):
-    """As long as nobody writes to it, which a recent timestamp might not show."""
+    """Unless they have been written since, which a recent timestamp might not show."""
     read, compare = [], Version._compare
     monkeypatch.setattr(Version, "_compare", lambda self, name: read.append(name) or compare(self, name))
 
@@ -131,14 +136,14 @@ def test_shared_files_are_verified_once(repository, monkeypatch):
 
 
 class TestSigned:
-    """Versions written in a private folder."""
+    """Signed versions are written in a private folder."""
 
     @pytest.fixture
     def repository(self, tmp_path, key_pair):
         return Repository(tmp_path / "models", keys=key_pair[0])
 
     def test_files_are_linked_when_copied_to_the_repository(self, repository):
-        """Private files are not linked, since others could write to them. Published files are never written again."""
+        """Private files are not linked, since others could write to them. Published files are not written again."""
         first = publish(repository, b"one")
         os.utime(first.path / BACKBONE_WEIGHTS_FILE, (1_000_000_000, 1_000_000_000))
         with repository.stage(datetime.now(UTC)) as staged:
@@ -152,7 +157,7 @@ class TestSigned:
             assert (verified.path / BACKBONE_WEIGHTS_FILE).read_bytes() == b"one"
 
     def test_changed_and_unsigned_files_are_not_shared(self, repository):
-        """It is copied from the private folder; unsigned manifests are not read."""
+        """They are copied from the private folder."""
         damage(publish(repository, b"right").path / BACKBONE_WEIGHTS_FILE)
         publish(repository, b"right").verify()
         forged = publish(Repository(repository.root), b"one")

@@ -19,7 +19,7 @@ OTHER_VERSION = "20260102T030405678Z-0a1b2d"
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+def key_files(tmp_path_factory):
     """The paths of a secret key and its public key."""
     return generate_keys(tmp_path_factory.mktemp("keys"))
 
@@ -27,7 +27,7 @@ def pair(tmp_path_factory):
 @pytest.fixture(scope="module")
 def other_keys(tmp_path_factory):
     """The keys of somebody else."""
-    return read_keys(generate_keys(tmp_path_factory.mktemp("other_keys")))
+    return read_keys(generate_keys(tmp_path_factory.mktemp("others")))
 
 
 def read_keys(key_files):
@@ -36,7 +36,7 @@ def read_keys(key_files):
 
 @pytest.fixture(scope="module")
 def keys(key_files):
-    """Both keys of a pair."""
+    """Keys that sign and verify."""
     return read_keys(key_files)
 
 
@@ -45,7 +45,7 @@ def minisign(*arguments, cwd):
 
 
 def test_rejects_a_signature_with_a_changed_byte(keys):
-    """In any line except the untrusted comment, which is not signed."""
+    """In any line but the untrusted comment, which is not signed."""
     good = keys.signing.sign(b"manifest", version=VERSION)
     for place in range(good.index(b"\n") + 1, len(good) - 1, 3):
         signature = bytearray(good)
@@ -64,7 +64,6 @@ def test_rejects_a_signature_with_a_changed_byte(keys):
     ids=["another manifest", "another key", "another version"],
 )
 def test_rejects_signatures_of_something_else(request, keys, manifest, version, key, message):
-    """Of other bytes, by another key, or for another version."""
     signature = keys.signing.sign(b"manifest", version=VERSION)
     with pytest.raises(SignatureError, match=message):
         request.getfixturevalue(key).verifying.verify(manifest, signature, version=version)
@@ -73,7 +72,7 @@ def test_rejects_signatures_of_something_else(request, keys, manifest, version, 
 @pytest.mark.skipif(shutil.which("minisign") is None, reason="the program minisign is not installed")
 @pytest.mark.parametrize("made_by", ["minisign", "keygen"])
 def test_compatible_with_minisign(key_files, tmp_path, made_by):
-    """So that the program alone can sign a version; its legacy signatures are refused."""
+    """Keys and signatures work both ways; legacy signatures are rejected."""
     if made_by == "minisign":
         key_files = tmp_path / "its.key", tmp_path / "its.pub"
         minisign("-G", "-W", "-p", key_files[1], "-s", key_files[0], cwd=tmp_path)
@@ -92,8 +91,8 @@ def test_compatible_with_minisign(key_files, tmp_path, made_by):
 
 
 def test_generated_keys_are_private_and_not_overwritten(key_files):
-    """Only the public key is readable by other_keys, for any umask; overwriting would invalidate all signatures."""
-    assert [stat.S_IMODE(path.stat().st_mode) for path in pair] == [0o600, 0o644]
+    """Only the public key is readable by others, for any umask. A lost secret key could not be replaced."""
+    assert [stat.S_IMODE(path.stat().st_mode) for path in key_files] == [0o600, 0o644]
     before = key_files[0].read_bytes()
     with pytest.raises(ConfigError, match="File exists"):
         generate_keys(key_files[0].parent)
@@ -101,7 +100,7 @@ def test_generated_keys_are_private_and_not_overwritten(key_files):
 
 
 def test_public_key_is_a_line_or_a_file(key_files):
-    """A secret key by mistake is refused, and not shown."""
+    """A secret key by mistake is rejected, and not shown."""
     line = key_files[1].read_text().splitlines()[1]
     assert read_public_key(line) == read_public_key(str(key_files[1])) == line
     with pytest.raises(ValueError, match="a minisign public key") as caught:
@@ -126,7 +125,7 @@ def test_rejects_invalid_secret_keys(tmp_path, content):
 
 
 def test_rejects_secret_keys_with_a_password(key_files, tmp_path):
-    """With the way to remove it, since nobody could enter it."""
+    """The message says how to remove it."""
     secret = library.SecretKey.from_file(key_files[0])
     secret.encrypt("password", opslimit=32768, memlimit=2**24)
     (tmp_path / "its.key").write_bytes(bytes(secret))
@@ -134,12 +133,12 @@ def test_rejects_secret_keys_with_a_password(key_files, tmp_path):
         SigningKey(tmp_path / "its.key")
 
 
-def test_keys_must_be_one_pair(key_files, keys, others):
-    """The public key is derived from the secret one; with another, readers would refuse every version."""
+def test_keys_must_be_one_pair(key_files, keys, other_keys):
+    """The public key is derived from the secret one; with another one readers would refuse every version."""
     signing = Keys.read(signing=key_files[0])
     assert signing.verifying.line == signing.signing.public.line
-    for able in (keys, Keys()):
-        able.check_publishing()
+    for accepted in (keys, Keys()):
+        accepted.check_publishing()
     with pytest.raises(ConfigError, match="LABELNEXT_SIGNING_KEY is not"):
         dataclasses.replace(keys, signing=None).check_publishing()
     with pytest.raises(ConfigError, match="set both keys of one pair"):
@@ -153,7 +152,7 @@ def repository(tmp_path, keys):
 
 
 def test_opens_a_signed_version(repository):
-    """The signature is not in the manifest; without a key the version is readable, too."""
+    """Also without a key. The signature is not in the manifest."""
     version = publish(repository, b"content")
     assert (version.path / SIGNATURE_FILE).is_file()
     assert SIGNATURE_FILE not in version.manifest.files
@@ -163,7 +162,7 @@ def test_opens_a_signed_version(repository):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("change", "message"),
     [
         (lambda path: (path / MANIFEST_FILE).write_text("[" * 100_000), "the version was edited"),
         (lambda path: (path / SIGNATURE_FILE).write_bytes(b"x" * 20_000), "no readable signature"),
@@ -172,17 +171,17 @@ def test_opens_a_signed_version(repository):
     ],
     ids=["edited", "long", "removed", "renamed"],
 )
-def test_rejects_versions_without_a_valid_signature(repository, spoil, message):
-    """Anyone who can write to the folder can write a version, but not sign it; unsigned files are not parsed."""
-    spoil(publish(repository, b"content").path)
+def test_rejects_versions_without_a_valid_signature(repository, change, message):
+    """Anyone who can write to the folder can write a version, but not sign it."""
+    change(publish(repository, b"content").path)
     [name] = repository.versions()
-    for use in (repository.open, repository.rollback):
+    for method in (repository.open, repository.rollback):
         with pytest.raises(SignatureError, match=message):
-            use(name)
+            method(name)
 
 
 def test_opens_the_files_that_were_verified(repository):
-    """A file replaced after the comparison is not read."""
+    """A file that is replaced after the comparison is not read."""
     version = publish(repository, b"content")
     with repository.open_verified(version.name) as opened:
         (version.path / "model.onnx").write_bytes(b"another")
@@ -193,7 +192,7 @@ def test_opens_the_files_that_were_verified(repository):
 
 
 def test_signs_the_files_that_were_written(repository):
-    """Files that others put into the repository are not signed, since versions are written elsewhere."""
+    """Versions are written outside the repository, where nobody else can add files."""
     with repository.stage(datetime.now(UTC)) as staged:
         write_files(staged.path, b"content")
         assert not staged.path.is_relative_to(repository.root)

@@ -24,7 +24,7 @@ def projects_of(repository):
 
 
 def test_request_is_found_until_it_is_removed(repository, folder):
-    """With its project, or None without one; repeated requests do not pile up."""
+    """With its project, or None. Repeated requests replace earlier ones."""
     assert find_requests(repository) == []
     assert not repository.root.exists()
     for project in (7, None, 7, 7):
@@ -45,7 +45,7 @@ def test_requests_are_for_one_model(tmp_path):
 
 
 def test_request_for_any_model_is_found_by_all(tmp_path):
-    """Repeated ones count once, separately from those for one model."""
+    """Repeated ones count once."""
     birds, cars = Repository(tmp_path, "birds"), Repository(tmp_path, "cars")
     for project in (7, None, 7):
         submit_request(birds, project, any_model=True)
@@ -58,7 +58,7 @@ def test_request_for_any_model_is_found_by_all(tmp_path):
 
 @pytest.mark.parametrize("while_removed", [False, True])
 def test_repeated_request_is_not_removed(repository, monkeypatch, while_removed):
-    """Answering an old request does not remove a new one, whenever it is made."""
+    """Even if it is submitted while the old one is being removed."""
     remove_file = Documents.remove
 
     def submit_and_remove(documents, name):
@@ -78,12 +78,12 @@ def test_repeated_request_is_not_removed(repository, monkeypatch, while_removed)
 
 
 def test_simultaneous_requests_for_a_project_are_one(repository, folder):
-    """Two servers were called at the same moment: both files are removed."""
+    """Two servers may write at the same moment; both files are removed."""
     submit_request(repository, 7)
     [first] = find_requests(repository)
-    kept = (folder / first.files[0]).read_bytes()
+    content = (folder / first.files[0]).read_bytes()
     submit_request(repository, 7)
-    (folder / first.files[0]).write_bytes(kept)
+    (folder / first.files[0]).write_bytes(content)
     [request] = find_requests(repository)
     assert len(request.files) == 2
     assert request.at > first.at
@@ -92,7 +92,7 @@ def test_simultaneous_requests_for_a_project_are_one(repository, folder):
 
 
 def test_number_of_requests_is_limited(repository, folder):
-    """Neither with requests for projects that do not exist, nor with requests that cannot be removed."""
+    """Anyone may request projects that do not exist. Repeated requests are still accepted."""
     for project in range(MAX_REQUESTS):
         submit_request(repository, project)
     with pytest.raises(OSError, match="100 requests are waiting already"):
