@@ -9,22 +9,15 @@ Outer products are never formed: the squared distance of two is |g|^2 + |g'|^2 -
 of their first factors times that of their second factors.
 """
 
-from typing import Final, cast
-
 import numpy as np
-import numpy.typing as npt
 
 from contract.scores.acquisition import LABEL_THRESHOLD
 from contract.scores.keyed_uniforms import keyed_generator
-
-Singles = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-
-_MIN_LENGTH: Final = 1e-3
-"""Shorter differences from the mean are rounding errors of float16 embeddings, without a direction."""
+from trainer.ordering.arrays import Float32s, Ints
+from trainer.ordering.directions import squared_lengths
 
 
-def logit_gradients(probabilities: Singles, *, multiple: bool) -> Singles:
+def logit_gradients(probabilities: Float32s, *, multiple: bool) -> Float32s:
     """Return the gradient of the loss with respect to the logits, probabilities minus predicted labels: (N, C)."""
     if multiple:
         return probabilities - (probabilities >= LABEL_THRESHOLD)
@@ -33,29 +26,13 @@ def logit_gradients(probabilities: Singles, *, multiple: bool) -> Singles:
     return gradients
 
 
-def squared_lengths(vectors: Singles) -> Singles:
-    """Return the squared Euclidean norms of vectors (N, D): (N,)."""
-    return cast(Singles, np.einsum("ij,ij->i", vectors, vectors))
-
-
-def directions(embeddings: Singles, pool: Singles) -> Singles:
-    """Return embeddings (N, E) relative to the mean of a pool (M, E), scaled to length 1: (N, E).
-
-    Features are positive before they are projected, so uncentred embeddings all have nearly the same direction.
-    """
-    centred = embeddings - pool.sum(axis=0) / max(1, len(pool))
-    lengths = np.sqrt(squared_lengths(centred))[:, None]
-    unit: Singles = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > _MIN_LENGTH)
-    return unit
-
-
-def draw(first: Singles, second: Singles, *, count: int, purpose: str) -> Ints:
+def draw(first: Float32s, second: Float32s, *, count: int, purpose: str) -> Ints:
     """Draw up to `count` of N outer products by k-means++, given their factors (N, C) and (N, E): indices, int64 (K,).
 
     The longest comes first; duplicates of drawn products are never drawn. `purpose` seeds the draw.
     """
     rng = keyed_generator(purpose)
-    lengths: Singles = squared_lengths(first) * squared_lengths(second)  # (N,)
+    lengths: Float32s = squared_lengths(first) * squared_lengths(second)  # (N,)
     nearest, chosen = lengths, list[int]()
     while len(chosen) < min(count, len(lengths)):
         edges = np.cumsum(nearest, dtype=np.float64)

@@ -16,13 +16,11 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from contract.scores.acquisition import entropy
+from trainer.ordering.arrays import Float32s, Float64s, Ints
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Passes = Callable[[Ints], npt.NDArray[np.float32]]
+Passes = Callable[[Ints], Float32s]
 """Returns the probabilities of the passes, float32 (n, T, C), of candidates by index, int64 (n,)."""
 
 SATURATED: Final = 0.9
@@ -63,15 +61,13 @@ def choose(order: Ints, passes: Passes, *, batch_size: int, configurations: int 
     return np.array(chosen, np.int64)
 
 
-def _choose_jointly(
-    passes: npt.NDArray[np.float32], limit: int, configurations: int | None, rng: np.random.Generator
-) -> list[int]:
+def _choose_jointly(passes: Float32s, limit: int, configurations: int | None, rng: np.random.Generator) -> list[int]:
     """Choose greedily from passes (N, T, C) until `limit` are chosen, the batch is saturated or no image has a gain."""
     images, count, classes = passes.shape
     configurations = configurations or min(max(_CELLS // (_BLOCK * classes), 64), 2048)
     conditional = entropy(passes).mean(axis=1)  # (N,)
-    posterior: Floats = np.full((1, count), 1 / count)  # (K, T)
-    weights: Floats = np.ones(1)  # (K,)
+    posterior: Float64s = np.full((1, count), 1 / count)  # (K, T)
+    weights: Float64s = np.ones(1)  # (K,)
     gains = np.full(images, np.inf)
     picks: list[int] = []
     while len(picks) < limit:
@@ -86,9 +82,7 @@ def _choose_jointly(
     return picks
 
 
-def _update(
-    gains: Floats, passes: npt.NDArray[np.float32], conditional: Floats, *, posterior: Floats, weights: Floats
-) -> int:
+def _update(gains: Float64s, passes: Float32s, conditional: Float64s, *, posterior: Float64s, weights: Float64s) -> int:
     """Update gains (N,) until the maximum is certain, and return its index: earlier gains are upper bounds."""
     falling = np.argsort(-gains, kind="stable")
     for start in range(0, len(falling), _BLOCK):
@@ -103,8 +97,8 @@ def _update(
 
 
 def _condition(
-    posterior: Floats, weights: Floats, image: npt.NDArray[np.float32], *, limit: int, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
+    posterior: Float64s, weights: Float64s, image: Float32s, *, limit: int, rng: np.random.Generator
+) -> tuple[Float64s, Float64s]:
     """Return the posteriors over the passes (K', T) and their weights (K',) after also labelling an image (T, C).
 
     Each configuration has one successor per label. If there are more than `limit`, they are resampled to `limit` by

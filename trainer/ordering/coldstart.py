@@ -10,10 +10,10 @@ import warnings
 import numpy as np
 
 from contract.scores.holdout import is_held_out
-from trainer.ordering.duplicates import Vectors
+from trainer.ordering.arrays import Float32s, Ints
 from trainer.ordering.order import Arrangement, in_draw_order, interleave
 from trainer.ordering.reasons import BY_CHANCE, COVERS
-from trainer.ordering.strategies import Ints, check_finite, check_tasks
+from trainer.ordering.strategies import check_finite, check_tasks
 
 _MIN_FITTED, _FITTED_PER_CLUSTER = 5000, 10
 """Size of the random sample of embeddings that k-means is fitted to: a minimum, and per cluster."""
@@ -21,7 +21,7 @@ _ITERATIONS = 20
 
 
 def arrange(
-    task_ids: Ints, embeddings: Vectors, *, project: int, holdout_share: float, before_holdout: int, batch_size: int
+    task_ids: Ints, embeddings: Float32s, *, project: int, holdout_share: float, before_holdout: int, batch_size: int
 ) -> Arrangement:
     """Order tasks (N,) by their embeddings (N, E), with evenly spaced scores; independent of the order of the input.
 
@@ -49,7 +49,7 @@ def arrange(
     return Arrangement.from_scores(order, (own + 0.5) / max(len(own), 1), reasons, held_out=sampled, representative=own)
 
 
-def cover(embeddings: Vectors, *, batch_size: int, seed: int) -> Ints:
+def cover(embeddings: Float32s, *, batch_size: int, seed: int) -> Ints:
     """Return an order of embeddings, float32 (N, E), that begins with the most typical ones: indices, int64 (N,).
 
     The first `batch_size` are nearest to the centres of as many k-means clusters, largest cluster first; the others
@@ -62,7 +62,7 @@ def cover(embeddings: Vectors, *, batch_size: int, seed: int) -> Ints:
     return np.concatenate([chosen, rng.permutation(others)])
 
 
-def _choose_central(embeddings: Vectors, clusters: int, rng: np.random.Generator) -> Ints:
+def _choose_central(embeddings: Float32s, clusters: int, rng: np.random.Generator) -> Ints:
     """Return the image nearest to each cluster's centre: int64 (K,), K at most `clusters`, largest clusters first."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning

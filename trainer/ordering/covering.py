@@ -12,14 +12,10 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from contract.scores.keyed_uniforms import keyed_generator
+from trainer.ordering.arrays import Float32s, Float64s, Ints
 from trainer.subsampling import evenly_spaced
-
-Singles = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 _CHOICE_POWER: Final = 2
 """Power of the relative distance in `choose`."""
@@ -33,7 +29,7 @@ _MIN_DISTANCE: Final = 1e-3
 """Lower bound of the distance to the neighbours, which is 0 for copies."""
 
 
-def choose(directions: Singles, labelled: Singles, neighbours: Doubles, *, count: int) -> Ints:
+def choose(directions: Float32s, labelled: Float32s, neighbours: Float64s, *, count: int) -> Ints:
     """Choose up to `count` of N images, each farthest from the labelled (M, E) and already chosen ones: int64 (K,).
 
     The criterion is the squared distance divided by `neighbours`, (N,): `neighbour_distances`, or their squares, which
@@ -44,14 +40,14 @@ def choose(directions: Singles, labelled: Singles, neighbours: Doubles, *, count
     )
 
 
-def draw(weights: Doubles, directions: Singles, labelled: Singles, *, count: int, purpose: str) -> Ints:
+def draw(weights: Float64s, directions: Float32s, labelled: Float32s, *, count: int, purpose: str) -> Ints:
     """Draw up to `count` of N images by weight (N,) and distance: indices, int64 (K,). `purpose` seeds the draw.
 
     Images with weight or distance 0 are not drawn.
     """
     rng = keyed_generator(purpose)
 
-    def pick(utility: Doubles) -> np.intp:
+    def pick(utility: Float64s) -> np.intp:
         edges = np.cumsum(utility)
         return np.searchsorted(edges, rng.random() * float(edges[-1]), side="right")
 
@@ -61,12 +57,12 @@ def draw(weights: Doubles, directions: Singles, labelled: Singles, *, count: int
 
 
 def _choose_each(
-    directions: Singles,
-    labelled: Singles,
+    directions: Float32s,
+    labelled: Float32s,
     *,
     count: int,
-    value: Callable[[Doubles], Doubles],
-    pick: Callable[[Doubles], np.intp],
+    value: Callable[[Float64s], Float64s],
+    pick: Callable[[Float64s], np.intp],
 ) -> Ints:
     """Pick images by a function of the distance to the nearest labelled or chosen one, while any value is above 0."""
     distances, chosen = _distances(directions, labelled), list[int]()
@@ -81,7 +77,7 @@ def _choose_each(
     return np.array(chosen, np.int64)
 
 
-def neighbour_distances(directions: Singles) -> Doubles:
+def neighbour_distances(directions: Float32s) -> Float64s:
     """Return the mean distance of each image to its nearest neighbours: (N, E) to (N,).
 
     In a large pool neighbours are searched among an evenly spaced part, which increases all distances a little.
@@ -95,7 +91,7 @@ def neighbour_distances(directions: Singles) -> Doubles:
     return np.maximum(means, _MIN_DISTANCE)
 
 
-def _distances(directions: Singles, others: Singles) -> Doubles:
+def _distances(directions: Float32s, others: Float32s) -> Float64s:
     """Return the distance of each image (N, E) to the nearest of others (M, E), or 2 if there are none: (N,)."""
     nearest = np.full(len(directions), -1.0, np.float32)
     for start in range(0, len(others), _ROWS):

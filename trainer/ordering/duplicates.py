@@ -12,18 +12,17 @@ bound of the product of their embeddings, so only pairs with similar sketches ar
 
 import math
 from dataclasses import dataclass
-from typing import Final, Self, cast
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from trainer.evaluation.sure import lower_bound
+from trainer.ordering.arrays import Bools, Float32s, Ints
+from trainer.ordering.directions import squared_lengths, to_directions
 from trainer.ordering.strategies import Candidates, LabelledImages
 from trainer.subsampling import evenly_spaced
 
-Vectors = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 Bits = npt.NDArray[np.uint8]
 
 NEAR_SHARE: Final = 0.62
@@ -58,9 +57,6 @@ _DIMENSIONS: Final = 7
 """Intrinsic dimension of embeddings: the number of leaders within distance d grows as d to this power. Beyond
 `_MANY_LEADERS` the distance shrinks accordingly, because ever more images are near a leader by chance."""
 
-_MIN_LENGTH: Final = 1e-3
-"""Shorter differences from the mean are rounding errors of float16 embeddings, without a direction."""
-
 _ROWS, _LEADERS = 512, 8192
 """Block size of comparisons: 4 million similarities, 16 MB."""
 _SKETCH: Final = 64
@@ -79,7 +75,7 @@ class PredictedLabels:
     """(N, B): predicted labels; for multiple labels also the predicted absence of labels."""
     excluded: Bits
     """(N, B): labels that are clearly less likely than the predicted one."""
-    entropy: npt.NDArray[np.float32]
+    entropy: Float32s
     """(N,), in nats."""
 
     @classmethod
@@ -108,15 +104,13 @@ class PredictedLabels:
 
 
 def find_representatives(
-    embeddings: Vectors, order: Ints, predicted: PredictedLabels, *, fine_grained: bool = False
+    embeddings: Float32s, order: Ints, predicted: PredictedLabels, *, fine_grained: bool = False
 ) -> Ints:
     """Return the representative of each of N images, float32 (N, E), maybe the image itself: indices, int64 (N,).
 
     Earlier images of the order, (N,), represent later ones.
     """
-    vectors = embeddings[order]
-    vectors -= _mean(embeddings)
-    _normalise(vectors)
+    vectors = to_directions(embeddings[order], embeddings)
     leaders = _Leaders(
         vectors, predicted.take(order), _near_distance(vectors) * (FINE_GRAINED_SHARE if fine_grained else 1)
     )
@@ -127,7 +121,7 @@ def find_representatives(
     return representative
 
 
-def are_fine_grained(embeddings: Vectors, labelled: LabelledImages) -> bool:
+def are_fine_grained(embeddings: Float32s, labelled: LabelledImages) -> bool:
     """Return whether labelled images as similar as near-duplicates of the pool, (N, E), often have different labels.
 
     That is, whether significantly fewer than three in four pairs have equal labels, by the one-sided 95 % interval of
@@ -136,17 +130,15 @@ def are_fine_grained(embeddings: Vectors, labelled: LabelledImages) -> bool:
     has_label = labelled.labels >= 0
     if not has_label.any() or not len(embeddings):
         return False
-    mean, labels = _mean(embeddings), labelled.labels[has_label]
-    sample = embeddings[evenly_spaced(len(embeddings), max_count=_QUANTILE_IMAGES)] - mean
-    vectors = labelled.embeddings[has_label] - mean
-    _normalise(sample)
-    _normalise(vectors)
+    labels = labelled.labels[has_label]
+    sample = to_directions(embeddings[evenly_spaced(len(embeddings), max_count=_QUANTILE_IMAGES)], embeddings)
+    vectors = to_directions(labelled.embeddings[has_label], embeddings)
     pairs = _disjoint_pairs(vectors, _near_distance(sample) * _shrinkage(len(embeddings)))
     agreeing = np.count_nonzero(labels[pairs[:, 0]] == labels[pairs[:, 1]])
     return lower_bound(len(pairs), agreeing, error_rate=0.05) > 1 - AGREEING_SHARE  # of the share that differs
 
 
-def _disjoint_pairs(vectors: Vectors, distance: float) -> Ints:
+def _disjoint_pairs(vectors: Float32s, distance: float) -> Ints:
     """Return disjoint pairs of vectors (M, E) within a distance: indices, (P, 2).
 
     Each vector in turn is paired with the nearest unpaired later one.
@@ -165,12 +157,12 @@ def _disjoint_pairs(vectors: Vectors, distance: float) -> Ints:
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def _near_distance(directions: Vectors) -> float:
+def _near_distance(vectors: Float32s) -> float:
     """Return the near-duplicate distance for directions (N, E), while leaders are few.
 
     A network trained on the pool's classes puts images of one class close together; near-duplicates must be closer.
     """
-    sample = directions[evenly_spaced(len(directions), max_count=_QUANTILE_IMAGES)]
+    sample = vectors[evenly_spaced(len(vectors), max_count=_QUANTILE_IMAGES)]
     pairs = (sample @ sample.T)[np.triu_indices(len(sample), 1)]
     similar = 1 - float(np.quantile(pairs, _SIMILAR_QUANTILE)) if len(pairs) else 0.0
     return max(NEAR_SHARE * similar, MIN_NEAR_DISTANCE)
@@ -181,30 +173,19 @@ def _shrinkage(leaders: int) -> float:
     return float(max(leaders / _MANY_LEADERS, 1) ** (-1 / _DIMENSIONS))
 
 
-def _mean(vectors: Vectors) -> Vectors:
-    """Return the mean of vectors (N, E), or zeros if there are none: (E,)."""
-    return cast(Vectors, (vectors.sum(axis=0, dtype=np.float64) / max(len(vectors), 1)).astype(np.float32))
-
-
-def _normalise(vectors: Vectors) -> None:
-    """Scale differences from the mean, (N, E), to length 1 in place, except those close to 0."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    np.divide(vectors, lengths, out=vectors, where=lengths > _MIN_LENGTH)
-
-
-def _sketch(vectors: Vectors) -> Vectors:
+def _sketch(vectors: Float32s) -> Float32s:
     """Return sketches, (N, S), of vectors (N, E); their products are upper bounds of those of the vectors."""
     sample = vectors[evenly_spaced(len(vectors), max_count=_SKETCH_IMAGES)]
-    _, directions = np.linalg.eigh(sample.T @ sample)  # eigenvalues ascend
-    projected = vectors @ directions[:, 1 - _SKETCH :]
-    residual = np.einsum("ij,ij->i", vectors, vectors) - np.einsum("ij,ij->i", projected, projected)
+    _, axes = np.linalg.eigh(sample.T @ sample)  # eigenvalues ascend
+    projected = vectors @ axes[:, 1 - _SKETCH :]
+    residual = squared_lengths(vectors) - squared_lengths(projected)
     return np.concatenate([projected, np.sqrt(np.maximum(residual, 0))[:, None]], axis=1)
 
 
 class _Leaders:
     """The leaders among vectors (N, E) in order; they overwrite vectors that were already compared."""
 
-    def __init__(self, vectors: Vectors, predicted: PredictedLabels, distance: float) -> None:
+    def __init__(self, vectors: Float32s, predicted: PredictedLabels, distance: float) -> None:
         self._vectors = vectors
         self._sketches = _sketch(vectors)
         self._predicted = predicted
@@ -240,7 +221,7 @@ class _Leaders:
         kept = self._are_near_duplicates(self._places[leaders][one], rows[other], cosines, distance)
         return one[kept], other[kept]
 
-    def _are_near_duplicates(self, leader: Ints, row: Ints, cosines: Vectors, distance: float) -> Bools:
+    def _are_near_duplicates(self, leader: Ints, row: Ints, cosines: Float32s, distance: float) -> Bools:
         """Return for each of P pairs whether the leader may represent the row."""
         near: Bools = cosines >= 1 - distance
         allowed = self._predicted.may_represent(leader[near], row[near])

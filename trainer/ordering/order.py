@@ -15,15 +15,13 @@ import numpy as np
 from contract.scores.acquisition import label_studio_score
 from contract.scores.holdout import holdout_order, is_held_out
 from trainer.ordering import strategies
+from trainer.ordering.arrays import Bools, Float64s, Ints
 from trainer.ordering.batchbald import Passes
 from trainer.ordering.duplicates import PredictedLabels, are_fine_grained, find_representatives
 from trainer.ordering.reasons import HELD_OUT, UNTICKED, explain
 from trainer.ordering.strategies import (
     UNLABELLED,
-    Bools,
     Candidates,
-    Floats,
-    Ints,
     LabelledImages,
     Selection,
     descending,
@@ -45,7 +43,7 @@ class Arrangement:
 
     order: Ints
     """(N,): indices of candidates, the first to be labelled first."""
-    scores: Floats
+    scores: Float64s
     """(N,): scores for Label Studio in [0, 1], lowest first."""
     reasons: tuple[str, ...]
     """(N,): the reason for each place."""
@@ -56,7 +54,7 @@ class Arrangement:
 
     @classmethod
     def from_scores(
-        cls, order: Ints, scores: Floats, reasons: Sequence[str], *, held_out: Bools, representative: Ints
+        cls, order: Ints, scores: Float64s, reasons: Sequence[str], *, held_out: Bools, representative: Ints
     ) -> Self:
         """Return an arrangement with sorted scores, float64 (N,) in [0, 1]: the first place gets the lowest one."""
         by_place = np.empty(len(order), np.float64)
@@ -117,7 +115,7 @@ def arrange(
     nats, classes = candidates.bald.astype(np.float64), candidates.probabilities.shape[1]
     return Arrangement.from_scores(
         by_task[interleave(drawn, queue, holdout_share, start=start)],
-        cast(Floats, label_studio_score(nats, classes, multiple=candidates.multiple)),
+        cast(Float64s, label_studio_score(nats, classes, multiple=candidates.multiple)),
         [reasons[place] for place in places],
         held_out=held_out[places],
         representative=by_task[representative[places]],
@@ -197,8 +195,8 @@ def interleave(held_out: Ints, others: Ints, share: float, *, start: int = 0) ->
     return merged
 
 
-def _spread(ascending: Floats) -> Floats:
+def _spread(ascending: Float64s) -> Float64s:
     """Make ascending values (N,) in [0, 1] strictly ascending, within [0, 1]."""
     gaps = min(_MIN_GAP, _MAX_SHIFT / max(len(ascending), 1)) * np.arange(len(ascending))
     spread = np.maximum.accumulate(ascending - gaps) + gaps
-    return cast(Floats, np.clip(np.minimum(spread, 1 - gaps[::-1]), 0, 1))
+    return cast(Float64s, np.clip(np.minimum(spread, 1 - gaps[::-1]), 0, 1))

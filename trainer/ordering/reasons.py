@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from contract.scores.acquisition import margin
-from trainer.ordering.strategies import BALANCED, BATCH_BALD, COVER, DRAWN, Candidates, Ints, are_few
+from trainer.ordering.arrays import Float32s, Ints
+from trainer.ordering.strategies import BALANCED, BATCH_BALD, COVER, DRAWN, Candidates, are_few
 
 HELD_OUT: Final = "random holdout"
 UNTICKED: Final = "unticked: the model predicts a wrong label"
@@ -59,7 +59,7 @@ def _explain_base(candidates: Candidates, strategy: str) -> list[str]:
     return [words[index] for index in np.searchsorted(bounds, values, side="right")]
 
 
-def _dominant_rare_classes(probabilities: npt.NDArray[np.float32], labels_by_class: Sequence[int]) -> Ints:
+def _dominant_rare_classes(probabilities: Float32s, labels_by_class: Sequence[int]) -> Ints:
     """Return the class with few labels that dominates the rarity of each image, or -1: (N,)."""
     counts = np.array(labels_by_class, np.float64)
     few = counts < _FEW_SHARE * counts.mean()

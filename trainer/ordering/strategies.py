@@ -9,18 +9,15 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from contract.errors import ConfigError
 from contract.scores.acquisition import margin
 from contract.scores.keyed_uniforms import keyed_uniforms
 from trainer.ordering import badge, batchbald, covering
+from trainer.ordering.arrays import Bools, Float32s, Float64s, Ints
 from trainer.ordering.batchbald import Passes
+from trainer.ordering.directions import squared_lengths, to_directions
 from trainer.subsampling import evenly_spaced
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 COVER: Final = "balanced-cover"
 BADGE: Final = "badge"
@@ -58,13 +55,13 @@ class Candidates:
 
     task_ids: Ints
     """(N,)"""
-    probabilities: npt.NDArray[np.float32]
+    probabilities: Float32s
     """(N, C): means over the passes."""
-    bald: npt.NDArray[np.float32]
+    bald: Float32s
     """(N,), in nats."""
-    entropy: npt.NDArray[np.float32]
+    entropy: Float32s
     """(N,), in nats."""
-    embeddings: npt.NDArray[np.float32]
+    embeddings: Float32s
     """(N, E), of length 1."""
     multiple: bool
     """Whether an image may have several labels."""
@@ -72,7 +69,7 @@ class Candidates:
     def __post_init__(self) -> None:
         check_tasks(self.task_ids)
         for name, axes in (("probabilities", 2), ("bald", 1), ("entropy", 1), ("embeddings", 2)):
-            values: npt.NDArray[np.float32] = getattr(self, name)
+            values: Float32s = getattr(self, name)
             if values.ndim != axes or len(values) != len(self.task_ids):
                 raise ValueError(
                     f"{name} must have {axes} axes and a row for each of {len(self.task_ids)} tasks, "
@@ -80,7 +77,7 @@ class Candidates:
                 )
             check_finite(name, values, self.task_ids)
 
-    def logit_gradients(self) -> npt.NDArray[np.float32]:
+    def logit_gradients(self) -> Float32s:
         """Return the gradient of the loss with respect to the logits if the predicted label is right: (N, C)."""
         return badge.logit_gradients(self.probabilities, multiple=self.multiple)
 
@@ -94,7 +91,7 @@ class Candidates:
 class LabelledImages:
     """M images labelled by people; of many, only a part."""
 
-    embeddings: npt.NDArray[np.float32]
+    embeddings: Float32s
     """(M, E)"""
     labels: Ints
     """(M,): class indices; below 0 if the label is unknown or an image may have several."""
@@ -150,7 +147,7 @@ def check_tasks(task_ids: Ints) -> None:
         raise ValueError(f"expected distinct tasks, task {distinct[counts > 1][0]} occurs {counts.max()} times")
 
 
-def check_finite(name: str, values: npt.NDArray[np.float32], task_ids: Ints) -> None:
+def check_finite(name: str, values: Float32s, task_ids: Ints) -> None:
     """Raise ValueError if a value is NaN or infinite."""
     finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))  # (N,)
     if not finite.all():
@@ -161,14 +158,14 @@ def check_finite(name: str, values: npt.NDArray[np.float32], task_ids: Ints) -> 
         )
 
 
-def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
+def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Float64s:
     """Return the utility of each image by itself, without regard to other images or labels: float64 (N,).
 
     For BALD and margin together it is the geometric mean of BALD and 1 - margin. `name`, of the ranking, seeds random
     choices.
     """
     if strategy in DRAWN:
-        return badge.squared_lengths(candidates.logit_gradients()).astype(np.float64)
+        return squared_lengths(candidates.logit_gradients()).astype(np.float64)
     if strategy == "random":
         return keyed_uniforms(f"random/{name}", candidates.task_ids)
     bald = candidates.bald.astype(np.float64)
@@ -178,7 +175,7 @@ def base_utility(candidates: Candidates, strategy: str, *, name: str) -> Floats:
     return uncertainty if strategy == "margin" else np.sqrt(np.maximum(bald, 0) * uncertainty)
 
 
-def select(candidates: Candidates, base: Floats, selection: Selection, *, eligible: Bools) -> tuple[Ints, Floats]:
+def select(candidates: Candidates, base: Float64s, selection: Selection, *, eligible: Bools) -> tuple[Ints, Float64s]:
     """Choose the first places among the eligible candidates, bool (N,), and return the utility of all.
 
     Candidates must be sorted by task number: of equals the first one is chosen.
@@ -213,12 +210,12 @@ def are_few(labels_by_class: Sequence[int]) -> bool:
     return sum(labels_by_class) < few_labels(len(labels_by_class))
 
 
-def descending(utility: Floats) -> Ints:
+def descending(utility: Float64s) -> Ints:
     """Return the indices that sort values (N,) from high to low, stable."""
     return np.argsort(-utility, kind="stable")
 
 
-def rarity(probabilities: npt.NDArray[np.float32], labels_by_class: Floats) -> npt.NDArray[np.float32]:
+def rarity(probabilities: Float32s, labels_by_class: Float64s) -> Float32s:
     """Return the rarity of each image, the sum over the classes of probability / (labels of the class + 1).
 
     (N, C) and (C,) to (N,).
@@ -226,44 +223,42 @@ def rarity(probabilities: npt.NDArray[np.float32], labels_by_class: Floats) -> n
     return probabilities @ (1.0 / (labels_by_class + 1.0)).astype(np.float32)
 
 
-def _cover(candidates: Candidates, base: Floats, selection: Selection, eligible: Bools) -> tuple[Ints, Floats]:
+def _cover(candidates: Candidates, base: Float64s, selection: Selection, eligible: Bools) -> tuple[Ints, Float64s]:
     """Choose images far from labelled ones: by distance while labels are few, then also by gradient and rarity."""
     pool = candidates.embeddings
     rare = rarity(candidates.probabilities, np.array(selection.labels_by_class, np.float64)).astype(np.float64)
     utility = base * rare**4
-    labelled = badge.directions(selection.labelled.embeddings.reshape(-1, pool.shape[1]), pool)
+    labelled = to_directions(selection.labelled.embeddings.reshape(-1, pool.shape[1]), pool)
     if are_few(selection.labels_by_class):
         considered = np.flatnonzero(eligible)
         considered = considered[evenly_spaced(len(considered), max_count=_MAX_CONSIDERED)]
-        directions = badge.directions(pool[considered], pool)
+        directions = to_directions(pool[considered], pool)
         neighbours = covering.neighbour_distances(directions) ** (_FINE_GRAINED_POWER if selection.fine_grained else 1)
         chosen = covering.choose(directions, labelled, neighbours, count=selection.batch_size)
     else:
         considered = _consider(utility, eligible)
-        directions = badge.directions(pool[considered], pool)
+        directions = to_directions(pool[considered], pool)
         chosen = covering.draw(
             utility[considered], directions, labelled, count=selection.batch_size, purpose=selection.purpose
         )
     return considered[chosen], utility
 
 
-def _draw(candidates: Candidates, base: Floats, selection: Selection, eligible: Bools) -> Ints:
+def _draw(candidates: Candidates, base: Float64s, selection: Selection, eligible: Bools) -> Ints:
     """Draw by k-means++ on gradient embeddings, whose squared lengths are the base utility."""
     considered = _consider(base, eligible)
     gradients = candidates.logit_gradients()[considered]
-    directions = badge.directions(candidates.embeddings[considered], candidates.embeddings)
+    directions = to_directions(candidates.embeddings[considered], candidates.embeddings)
     return considered[badge.draw(gradients, directions, count=selection.batch_size, purpose=selection.purpose)]
 
 
-def _consider(utility: Floats, eligible: Bools) -> Ints:
+def _consider(utility: Float64s, eligible: Bools) -> Ints:
     """Return the indices of the eligible candidates with the highest utility."""
     falling = descending(utility)
     return np.sort(falling[eligible[falling]][:_MAX_CONSIDERED])
 
 
-def _balance(
-    probabilities: npt.NDArray[np.float32], base: Floats, selection: Selection, eligible: Bools
-) -> tuple[Ints, Floats]:
+def _balance(probabilities: Float32s, base: Float64s, selection: Selection, eligible: Bools) -> tuple[Ints, Float64s]:
     """Choose greedily by base utility times rarity, adding the predicted labels of each chosen image to the counts."""
     labels = np.array(selection.labels_by_class, np.float64)
     remaining, chosen = eligible.copy(), list[int]()

@@ -5,14 +5,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import pairwise_distances
 
 from contract.scores.acquisition import softmax
-from trainer.ordering.badge import directions, draw, logit_gradients, squared_lengths
+from trainer.ordering.badge import draw, logit_gradients
+from trainer.ordering.directions import squared_lengths, to_directions
 
 
 def factors(images, *, classes=4, numbers=6, seed=0):
     rng = np.random.default_rng(seed)
     probabilities = softmax(3 * rng.normal(size=(images, classes))).astype(np.float32)
     pool = rng.random((images, numbers), np.float32)
-    return logit_gradients(probabilities, multiple=False), directions(pool, pool)
+    return logit_gradients(probabilities, multiple=False), to_directions(pool, pool)
 
 
 def test_gradient_embedding_is_the_gradient_of_the_last_layer():
@@ -55,10 +56,3 @@ def test_draw_probability_is_proportional_to_squared_distance():
     seconds = [draw(first, second, count=2, purpose=str(number))[1] for number in range(3000)]
     shares = np.bincount(seconds, minlength=4) / 3000
     np.testing.assert_allclose(shares, [0, 1 / 14, 4 / 14, 9 / 14], atol=0.03)
-
-
-def test_directions_are_relative_to_the_mean():
-    pool = np.array([[1, 0], [3, 0], [2, 0], [2, 4], [2, -4]], np.float32)
-    np.testing.assert_allclose(directions(pool, pool), [[-1, 0], [1, 0], [0, 0], [0, 1], [0, -1]], atol=1e-6)
-    other = np.array([[1, 1]], np.float32)
-    np.testing.assert_allclose(directions(other, pool), [[-(0.5**0.5), 0.5**0.5]], atol=1e-6)
