@@ -21,8 +21,8 @@ from demo.product import CHECKOUT, Server, Workplace, serving
 from demo.project import Project
 
 SMALL_NETWORK = ("--weights", "none", "--backbone", "vgg11_bn", "--image-size", "32")
-# Learns a few digits within seconds on two cores.
 QUICK_TRAINING = (*SMALL_NETWORK, "--train", "all", "--epochs", "12")
+"""Learns a few digits within seconds on two cores."""
 
 ARTIFACTS = CHECKOUT / "tests" / "artifacts"
 
@@ -31,10 +31,10 @@ Serve = Callable[..., AbstractContextManager[Server]]
 
 @pytest.fixture(scope="session")
 def new_label_studio_data(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The data folder of an empty Label Studio after its first start; to be copied, not used."""
+    """The data folder of an empty Label Studio after its first start, to be copied."""
     base = tmp_path_factory.getbasetemp()
     data = (base if worker_id == "master" else base.parent) / "label-studio-new"
-    with FileLock(data.with_suffix(".lock")):  # the first start is slow, so all workers share it
+    with FileLock(data.with_suffix(".lock")):  # all workers share the slow first start
         if not data.exists():
             starting = data.with_suffix(".starting")
             with label_studio(starting):
@@ -44,7 +44,7 @@ def new_label_studio_data(tmp_path_factory: pytest.TempPathFactory, worker_id: s
 
 
 class RestartableLabelStudio:
-    """A Label Studio that keeps its address and data when restarted."""
+    """A Label Studio that keeps its address and data when it is restarted."""
 
     def __init__(self, data: Path) -> None:
         self._data, self._port, self._running = data, free_port(), ExitStack()
@@ -53,7 +53,7 @@ class RestartableLabelStudio:
         self.start()
 
     def start(self) -> None:
-        """Start it if it does not run."""
+        """Start it unless it is running."""
         if not self._up:
             self.label_studio = self._running.enter_context(label_studio(self._data, port=self._port))
         self._up = True
@@ -123,7 +123,7 @@ def retrieve_predictions(project: Project, task_ids: Sequence[int]) -> None:
     project.client.post(path, {"selectedItems": {"all": False, "included": list(task_ids)}})
 
 
-def fill(project: Project, pool: Pool) -> Annotator:
+def import_pool(project: Project, pool: Pool) -> Annotator:
     """Upload the images of a pool, in its order, and return an annotator."""
     project.upload({image.name: image.path.read_bytes() for image in pool.images})
     truth = {image.name: image.label for image in pool.images}
@@ -133,7 +133,7 @@ def fill(project: Project, pool: Pool) -> Annotator:
 @pytest.fixture
 def annotator(project: Project, digits: Pool) -> Annotator:
     """The annotator of a project with the digits."""
-    return fill(project, digits)
+    return import_pool(project, digits)
 
 
 @pytest.fixture
@@ -155,12 +155,9 @@ def serve(tmp_path: Path) -> Serve:
     return start
 
 
-# ---- browser
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium installed on this machine."""
+    """A headless Chromium."""
     with ExitStack() as stack:
         try:
             browser = stack.enter_context(open_browser())
@@ -171,12 +168,12 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page(browser: Browser, studio: LabelStudio) -> Iterator[Page]:
-    """A logged-in page, which requests nothing from other machines."""
+    """A page of a logged-in user, which cannot request anything from other machines."""
     with logged_in(browser, studio.url) as page:
         yield page
 
 
-def keep_picture(page: Page, name: str, *, full: bool = False) -> None:
+def save_screenshot(page: Page, name: str, *, full: bool = False) -> None:
     """Save a screenshot in tests/artifacts."""
     ARTIFACTS.mkdir(exist_ok=True)
     page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=full)

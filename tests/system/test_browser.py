@@ -1,4 +1,4 @@
-"""What an annotator sees: a real browser on a real Label Studio, after a ranking and nothing clicked by hand."""
+"""What annotators see in Label Studio after a ranking, in a real browser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from server.http.labelstudio import build_predictions, resolve_target
 from server.inference.batching import ImageScores
 from server.settings import Score
 from tests.contract.images import test_urls
-from tests.system.conftest import keep_picture
+from tests.system.conftest import save_screenshot
 from tests.versions import manifest
 from trainer import labelstudio
 from trainer.labels.annotations import EMPTY, LeftOut, aggregate, confirmed_groups, is_confirmed
@@ -35,8 +35,8 @@ from trainer.ranking.reconcile import DesiredPrediction, reconcile
 VERSION = "20261129T050102123Z-0a1b2c"
 
 
-def test_addresses_are_read_as_this_browser_reads_them(browser: Browser):
-    """The tables that the unit tests go by are what a real browser says, of addresses and of images within tasks."""
+def test_url_tables_of_the_unit_tests_match_the_browser(browser: Browser):
+    """Both for URLs and for data: URIs of images."""
     page = browser.new_page()
     href = "address => { try { return new URL(address).href } catch { return null } }"
     assert {url: page.evaluate(href, url) for url in test_urls.URLS} == test_urls.URLS
@@ -51,14 +51,13 @@ IMAGE = (
     "AAAABJRU5ErkJggg=="
 )
 NESTED = '<Choice value="Colour" alias="c"><Choice value="red"/><Choice value="Blue" alias="b"/></Choice>'
-ALONE = '<Choice value="plain"/><Choice value="shape"><Choice value="round"/></Choice>'
+PARTLY_NESTED = '<Choice value="plain"/><Choice value="shape"><Choice value="round"/></Choice>'
 FLAT = '<Choice value="red"/><Choice value="Blue" alias="b"/>'
 
-
-FORMS = {
+CONFIGS = {
     "flat": ("$image", {"image": IMAGE}, "", FLAT, ["b"]),
     "select": ("$image", {"image": IMAGE}, 'layout="select"', FLAT, ["b"]),
-    "within": (
+    "with a nested choice": (
         "$image",
         {"image": IMAGE},
         "",
@@ -66,55 +65,65 @@ FORMS = {
         ["x"],
     ),
     "nested": ("$image", {"image": IMAGE}, 'allowNested="true"', NESTED, [["c", "b"]]),
-    "nested among others": ("$image", {"image": IMAGE}, 'allowNested="true"', ALONE + NESTED, [["c", "b"]]),
-    "only one within": (
-        *("$image", {"image": IMAGE}, 'allowNested="true"', NESTED + ALONE),
+    "nested after others": ("$image", {"image": IMAGE}, 'allowNested="true"', PARTLY_NESTED + NESTED, [["c", "b"]]),
+    "partly nested": (
+        *("$image", {"image": IMAGE}, 'allowNested="true"', NESTED + PARTLY_NESTED),
         [["shape"], ["shape", "round"]],
     ),
     "path": ("$image.url", {"image": {"url": IMAGE}}, "", FLAT, ["b"]),
     "index": ("$images[0]", {"images": [IMAGE]}, "", FLAT, ["b"]),
     "imported before the config": ("$image", {"$undefined$": IMAGE}, "", FLAT, ["b"]),
 }
+"""Value of the image, task data, attributes and content of the choices, and the choices that must be selected."""
 
 
-@pytest.mark.parametrize(("value", "data", "more", "inner", "selected"), FORMS.values(), ids=list(FORMS))
-def test_what_a_model_predicts_is_ticked_and_learnt_from_when_it_is_submitted(
-    page: Page, studio: LabelStudio, tmp_path: Path, value: str, data: object, more: str, inner: str, selected: object
+@pytest.mark.parametrize(("value", "data", "attribute", "inner", "selected"), CONFIGS.values(), ids=list(CONFIGS))
+def test_predictions_are_prelabelled_and_become_labels_when_submitted(
+    page: Page,
+    studio: LabelStudio,
+    tmp_path: Path,
+    value: str,
+    data: object,
+    attribute: str,
+    inner: str,
+    selected: object,
 ):
-    """In every form that choices and images may have: the real import takes it, the real editor shows it."""
-    choices = f'<Choices name="choice" toName="image" {more}>{inner}</Choices>'
+    """With all kinds of choices and image references."""
+    choices = f'<Choices name="choice" toName="image" {attribute}>{inner}</Choices>'
     config = f'<View><Image name="image" value="{value}"/>{choices}</View>'
-    project, client, [task] = _fill(studio, config, data)
+    project, client, [task] = _create_project(studio, config, data)
     (control,) = parse_label_config(config)
     assert find_reference(task.data, control.value_key) == IMAGE
     _rank(client, {task.id: DesiredPrediction(0.5, _predict_last(config, control.labels))}, tmp_path)
 
     _open_prelabelled(page, f"{project.url}?task={task.id}")
-    ticked = page.evaluate(f"JSON.stringify({EDITOR}.selectedValues())")
-    assert json.loads(ticked) == selected
+    selection = page.evaluate(f"JSON.stringify({EDITOR}.selectedValues())")
+    assert json.loads(selection) == selected
     _submit(page)
     [labelled] = annotated_tasks(client)
     assert aggregate(labelled, "choice", set(control.labels)) == {control.labels[-1]}
 
 
-def _fill(studio: LabelStudio, config: str, *data: object) -> tuple[Project, ProjectClient, Sequence[PoolTask]]:
+def _create_project(
+    studio: LabelStudio, config: str, *data: object
+) -> tuple[Project, ProjectClient, Sequence[PoolTask]]:
     session = studio.client()
-    project = Project(session, session.post("/api/projects", {"title": "Seen", "label_config": config})["id"])
+    project = Project(session, session.post("/api/projects", {"title": "Browser test", "label_config": config})["id"])
     session.post(f"/api/projects/{project.id}/import", [{"data": each} for each in data])
     client = labelstudio.connect(studio.url, studio.token, project.id)
     return project, client, list(unlabelled_tasks(client))
 
 
-def _rank(client: ProjectClient, wanted: Mapping[int, DesiredPrediction], folder: Path) -> None:
-    reconcile(client, name=VERSION, desired=wanted, journal=folder / "journal", find_open_tasks=lambda: {*wanted})
+def _rank(client: ProjectClient, desired: Mapping[int, DesiredPrediction], folder: Path) -> None:
+    reconcile(client, name=VERSION, desired=desired, journal=folder / "journal", find_open_tasks=lambda: {*desired})
     labelstudio.switch_model_version(client, VERSION)
 
 
 def _rank_three(studio: LabelStudio, folder: Path, attribute: str = "") -> tuple[Project, ProjectClient, Sequence[int]]:
-    """Make a project of three tasks, given in their order, of which the first is of the random holdout."""
+    """Create a project and rank its three tasks, returned in order; the first is in the random holdout."""
     choices = f'<Choices name="choice" toName="image" {attribute}>{FLAT}</Choices>'
     config = f'<View><Image name="image" value="$image"/>{choices}</View>'
-    project, client, tasks = _fill(studio, config, *[{"image": IMAGE}] * 3)
+    project, client, tasks = _create_project(studio, config, *[{"image": IMAGE}] * 3)
     third, first, second = (task.id for task in tasks)
     regions = _predict_last(config, ("red", "b"))
     _rank(
@@ -135,7 +144,7 @@ def _by_score(project: Project) -> Sequence[int]:
 
 
 def _open_stream(page: Page, project: Project) -> int:
-    """Press Label All Tasks, and return the task that is shown."""
+    """Press Label All Tasks, and return the id of the task that appears."""
     page.goto(project.url)
     page.get_by_text("Label All Tasks").click()
     page.get_by_role("button", name="Submit").first.wait_for()
@@ -143,33 +152,31 @@ def _open_stream(page: Page, project: Project) -> int:
 
 
 @pytest.mark.parametrize("attribute", ["", 'choice="multiple"', 'required="true"'])
-def test_of_the_random_holdout_nothing_is_ticked_and_the_score_places_it(
-    page: Page, studio: LabelStudio, tmp_path: Path, attribute: str
-):
-    """Submit without a choice labels nothing there."""
+def test_holdout_tasks_are_ranked_but_not_prelabelled(page: Page, studio: LabelStudio, tmp_path: Path, attribute: str):
+    """Submitting without a choice gives no label."""
     project, client, order = _rank_three(studio, tmp_path, attribute)
     assert _open_stream(page, project) == order[0]
-    assert _ticked(page) == []
+    assert _selected_choices(page) == []
     page.get_by_role("button", name="Submit").first.click()
     if "required" in attribute:
         page.get_by_text("is required").first.wait_for()
         assert not list(annotated_tasks(client))
     else:
-        page.wait_for_function(f"{EDITOR}?.selectedValues().length > 0")  # the next task, of which something is ticked
+        page.wait_for_function(f"{EDITOR}?.selectedValues().length > 0")  # the next task, which is prelabelled
         [labelled] = annotated_tasks(client)
         with pytest.raises(LeftOut, match=EMPTY):
             aggregate(labelled, "choice", {"red", "b"}, multiple="multiple" in attribute)
 
 
-def test_prelabelling_may_be_switched_off_for_the_stream(page: Page, studio: LabelStudio, tmp_path: Path):
-    """Nothing is ticked there at all, in the same order; switched on again by no later ranking."""
+def test_rankings_do_not_switch_prelabelling_on_again(page: Page, studio: LabelStudio, tmp_path: Path):
+    """The label stream keeps its order, without prelabelled tasks."""
     project, client, order = _rank_three(studio, tmp_path)
     page.goto(f"{studio.url}/projects/{project.id}/settings/annotation")
     toggle = page.locator("input[name=show_collab_predictions]")
     expect(toggle).to_be_checked(timeout=PATIENCE_MS)
     page.get_by_text("Use predictions to prelabel tasks").first.click()
     expect(toggle).not_to_be_checked()
-    keep_picture(page, "prelabelling")
+    save_screenshot(page, "prelabelling")
     page.get_by_role("button", name="Save annotation settings").click()
     page.get_by_text("Saved!").wait_for()
     assert labelstudio.read_project(client).model_version == ""
@@ -179,22 +186,22 @@ def test_prelabelling_may_be_switched_off_for_the_stream(page: Page, studio: Lab
     red = {"from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": ["red"]}}
     studio.client().post(f"/api/tasks/{order[0]}/annotations/", {"result": [red]})
     assert _open_stream(page, project) == order[1]
-    assert _ticked(page) == []
+    assert _selected_choices(page) == []
     page.goto(f"{project.url}?task={order[2]}")
     page.get_by_role("button", name="Submit").first.wait_for()
-    assert _ticked(page) == ["b"]  # a task that is opened from the list is prelabelled whatever the setting says
+    assert _selected_choices(page) == ["b"]  # tasks opened from the list are always prelabelled
 
 
-def test_what_was_confirmed_in_bulk_is_known_for_good(page: Page, studio: LabelStudio, tmp_path: Path):
-    """By its copy of the mark, and by no time noted; the prediction is forgotten once it is removed."""
+def test_bulk_confirmations_are_known_after_predictions_are_deleted(page: Page, studio: LabelStudio, tmp_path: Path):
+    """By their copy of the mark. Unlike submitted annotations, they have no lead time."""
     config = f'<View><Image name="image" value="$image"/><Choices name="choice" toName="image">{FLAT}</Choices></View>'
-    project, client, imported = _fill(studio, config, *[{"image": IMAGE}] * 4)
+    project, client, imported = _create_project(studio, config, *[{"image": IMAGE}] * 4)
     offered, other, submitted, held_out = (task.id for task in imported)
     regions = _predict_last(config, ("red", "b"))
     marked = [{**region, "meta": {**region["meta"], "tab": mark(VERSION, 1)}} for region in regions]
-    wanted = {task: DesiredPrediction(0.5, marked) for task in (offered, submitted)}
-    wanted |= {other: DesiredPrediction(0.5, regions), held_out: DesiredPrediction(0.5, ())}
-    _rank(client, wanted, tmp_path)
+    desired = {task: DesiredPrediction(0.5, marked) for task in (offered, submitted)}
+    desired |= {other: DesiredPrediction(0.5, regions), held_out: DesiredPrediction(0.5, ())}
+    _rank(client, desired, tmp_path)
 
     path = f"/api/dm/actions?id=predictions_to_annotations&project={project.id}"
     selected = {"all": False, "included": [offered, other, held_out]}
@@ -203,9 +210,10 @@ def test_what_was_confirmed_in_bulk_is_known_for_good(page: Page, studio: LabelS
     _submit(page)
 
     tasks = {task["id"]: task for task in annotated_tasks(client)}
-    made = {task: each["annotations"][0] for task, each in tasks.items()}
-    assert all(made[task]["parent_prediction"] for task in (offered, other, held_out))
-    assert [made[task]["lead_time"] is None for task in (offered, other, held_out, submitted)] == [True] * 3 + [False]
+    annotations = {task: each["annotations"][0] for task, each in tasks.items()}
+    assert all(annotations[task]["parent_prediction"] for task in (offered, other, held_out))
+    without_lead_time = {task for task, each in annotations.items() if each["lead_time"] is None}
+    assert without_lead_time == {offered, other, held_out}
 
     labelstudio.switch_model_version(client, "")
     labelstudio.delete_predictions(client, VERSION)
@@ -223,20 +231,21 @@ EDITOR = "window.Htx?.annotationStore?.selected?.names?.get('choice')"
 
 
 def _open_prelabelled(page: Page, url: str) -> None:
-    """Open a task, and wait for the annotation that the editor makes from the prediction.
+    """Open a task, and wait for the annotation that the editor creates from the prediction.
 
-    It shows the prediction first, may load the task once more, and then at times makes none: the page is opened anew.
+    The editor shows the prediction first and may reload the task, after which it sometimes creates no annotation; then
+    the page is opened again.
     """
-    shown = "window.Htx?.annotationStore?.selected"
-    filled = f"{shown}?.type === 'annotation' && {shown}.serializeAnnotation().length > 0"
+    selected = "window.Htx?.annotationStore?.selected"
+    prelabelled = f"{selected}?.type === 'annotation' && {selected}.serializeAnnotation().length > 0"
     for _ in range(4):
         page.goto(url)
         with suppress(PlaywrightTimeoutError):
-            page.wait_for_function(filled, timeout=15_000)
+            page.wait_for_function(prelabelled, timeout=15_000)
             page.wait_for_timeout(1500)
-            if page.evaluate(filled):
+            if page.evaluate(prelabelled):
                 return
-    pytest.fail("the editor made no annotation from the prediction")
+    pytest.fail("the editor created no annotation from the prediction")
 
 
 def _submit(page: Page) -> None:
@@ -244,18 +253,18 @@ def _submit(page: Page) -> None:
         page.get_by_role("button", name="Submit").first.click()
 
 
-def _ticked(page: Page) -> object:
-    """What is chosen in the annotation that is open, once it is; what would be chosen has had its time."""
+def _selected_choices(page: Page) -> object:
+    """Return the selected choices of the open annotation, a second after it was opened."""
     page.wait_for_function("window.Htx?.annotationStore?.selected?.type === 'annotation'")
     page.wait_for_timeout(1000)
     return json.loads(page.evaluate(f"JSON.stringify({EDITOR}.selectedValues())"))
 
 
 def _predict_last(config: str, labels: tuple[str, ...]) -> Sequence[Mapping[str, Any]]:
-    """The regions of an image that a version finds to be the last of its labels."""
+    """Return the regions of a version that predicts the last of its labels."""
     version = replace(manifest(VERSION), labels=labels, control="choice")
     scores = ImageScores(np.eye(len(labels), dtype=np.float32)[-1], bald=0.1, entropy=0.1)
     target = resolve_target(config, VERSION, "choice", labels)
     [prediction] = build_predictions([scores], version, target, Score.AGREEMENT)
-    found: Sequence[Mapping[str, Any]] = prediction["result"]
-    return found
+    regions: Sequence[Mapping[str, Any]] = prediction["result"]
+    return regions

@@ -14,7 +14,7 @@ FETCHED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "sour
 
 
 class References(HTMLParser):
-    """The resources that a browser fetches for a page, and the targets of its links."""
+    """The resources that a browser loads for a page, and the targets of its links."""
 
     def __init__(self, html):
         super().__init__()
@@ -34,7 +34,7 @@ def site(tmp_path_factory):
     """The site, built by the command of `make docs`."""
     python = CHECKOUT / ".venv-docs" / "bin" / "python"
     if not python.exists():
-        pytest.skip("needs .venv-docs; make environments creates it")
+        pytest.skip("needs .venv-docs; run make environments")
     folder = tmp_path_factory.mktemp("site")
     command = [python, "-m", "mkdocs", "--quiet", "build", "--site-dir", folder]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
@@ -62,7 +62,7 @@ def test_links_have_existing_targets(site):
     """Also links to files outside docs/: benchmark results, alerts and reports."""
     for path in site.glob("**/*.html"):
         if "bench" in path.relative_to(site).parts or path.name == "404.html":
-            continue  # reports of studies, and the error page, have links of their own
+            continue  # reports of studies and the error page are not built from docs/
         for link in References(path.read_text(encoding="utf-8")).links:
             if not re.match(r"[a-z]+:|#", link):
                 assert (path.parent / link.partition("#")[0]).resolve().exists(), f"{path.name}: {link}"

@@ -25,6 +25,6 @@ sys.exit(f"{modules} import {imported}" if imported else 0)
     ids=["server", "watch", "command line"],
 )
 def test_heavy_libraries_are_not_imported(modules, heavy):
-    """So that programs start quickly and need little memory."""
+    """Programs start quickly and need little memory."""
     done = subprocess.run([sys.executable, "-c", PROGRAM, heavy, *modules], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

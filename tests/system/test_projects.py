@@ -10,7 +10,7 @@ from demo.label_studio import LabelStudio
 from demo.pool import Pool, read_pool, write_digits
 from demo.product import Workplace
 from demo.project import Project
-from tests.system.conftest import Annotator, Serve, fill, retrieve_predictions
+from tests.system.conftest import Annotator, Serve, import_pool, retrieve_predictions
 from tests.system.test_watch import ROUND, watching
 
 
@@ -23,18 +23,18 @@ def test_each_project_has_its_own_model_predictions_and_page(
     studio: LabelStudio, workplace: Workplace, annotator: Annotator, digits: Pool, serve: Serve, tmp_path: Path
 ) -> None:
     """Both are connected to the same address before they have a model, and labelled at the same time."""
-    write_digits(tmp_path / "others", counts=(0, 0, 0, 24, 16))
-    others = read_pool(tmp_path / "others", limit=40, seed=2)
-    other = Project.create(studio.client(), title="Other digits", labels=others.labels)
-    annotators, pools = [annotator, fill(other, others)], [digits, others]
+    write_digits(tmp_path / "other", counts=(0, 0, 0, 24, 16))
+    other_pool = read_pool(tmp_path / "other", limit=40, seed=2)
+    other = Project.create(studio.client(), title="Other digits", labels=other_pool.labels)
+    annotators, pools = [annotator, import_pool(other, other_pool)], [digits, other_pool]
     projects = [each.project for each in annotators]
     repositories = [Repository(workplace.models, f"project-{project.id}") for project in projects]
     with serve(workplace) as server:
         for project in projects:
             project.connect(server.url, title="Labelnext")
-        for task in zip(*(list(each.truth)[:ROUND] for each in annotators), strict=True):
-            for each, number in zip(annotators, task, strict=True):
-                each.label(number)
+        for pair in zip(*(list(each.truth)[:ROUND] for each in annotators), strict=True):
+            for each, task in zip(annotators, pair, strict=True):
+                each.label(task)
         second = ("--project", str(projects[1].id))
         with watching(workplace, projects[0], server.url, *second, "--labels", str(ROUND), "--rounds", "1") as watch:
             assert watch.wait_for_end() == 0

@@ -44,8 +44,8 @@ while status == -signal.SIGKILL:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 sys.exit(status)
 """
-"""Publishes two versions in each of the folders 1, 2, 3 and so on, and is killed at the step of the second version that
-the folder's name gives, until there are no more steps."""
+"""In each of the folders 1, 2, 3 and so on, publishes a version, then a second one in a process that is killed at the
+step with the number of the folder, until there are no more steps."""
 
 
 def test_a_publisher_killed_at_any_step_leaves_a_valid_version(tmp_path):

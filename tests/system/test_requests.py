@@ -1,4 +1,4 @@
-"""Replies to Label Studio's requests, compared with those of label-studio-ml, the reference implementation."""
+"""Replies to Label Studio's requests, compared with those of its reference implementation, label-studio-ml."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ SETUP = {
     "extra_params": None,
 }
 
-# A typical model of label-studio-ml, served as by `label-studio-ml start`.
-ORACLE = """
+# A typical model, served as by `label-studio-ml start`.
+REFERENCE = """
 import sys
 from label_studio_ml.api import init_app
 from label_studio_ml.model import LabelStudioMLBase
@@ -55,26 +55,26 @@ def _request(url: str, method: str, path: str, body: object = None) -> Any:
     return answer.json()
 
 
-def test_replies_have_the_structure_of_label_studio_mls(tmp_path: Path):
+def test_replies_have_the_structure_of_label_studio_ml(tmp_path: Path):
     """Fields that Label Studio reads have the same names and types, down to each region."""
-    (tmp_path / "guess.py").write_text(ORACLE)
+    (tmp_path / "guess.py").write_text(REFERENCE)
     publish(Repository(tmp_path / "models"))
     port = free_port()
     command: list[str | Path] = [python_of("label-studio-ml"), "guess.py", tmp_path, str(port)]
     # These ids are not in the random holdout, whose predictions have no label.
     tasks = [make_task(101 + number, to_data_uri(pixels)) for number, pixels in enumerate(draw_images(2))]
     with (
-        running("label-studio-ml", command, log=tmp_path / "oracle", environment={}, cwd=tmp_path) as child,
+        running("label-studio-ml", command, log=tmp_path / "reference", environment={}, cwd=tmp_path) as child,
         serving(tmp_path / "models", log=tmp_path / "log", settings={}) as server,
     ):
         child.wait_for(f"http://127.0.0.1:{port}/health", timeout_s=60)
-        for method, path, body, read in (
+        for method, path, body, field in (
             ("GET", "/health", None, "status"),
             ("POST", "/setup", SETUP, "model_version"),
             ("POST", "/predict", predict_body(tasks, LABEL_CONFIG), "results"),
         ):
-            oracle, ours = (_request(url, method, path, body) for url in (f"http://127.0.0.1:{port}", server.url))
-            assert _shape(ours[read], like=oracle[read]) == _shape(oracle[read])
+            reference, ours = (_request(url, method, path, body) for url in (f"http://127.0.0.1:{port}", server.url))
+            assert _shape(ours[field], like=reference[field]) == _shape(reference[field])
 
 
 def _shape(value: Any, *, like: Any = None) -> Any:

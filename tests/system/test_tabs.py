@@ -1,4 +1,4 @@
-"""The tabs of the Data Manager, as a person sees and uses them: a real browser on a real Label Studio."""
+"""The tabs of the Data Manager in a real browser."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from demo.label_studio import LabelStudio
 from demo.pool import Pool, read_pool, write_digits
 from demo.product import Workplace, rank, train
 from demo.project import Project
-from tests.system.conftest import SMALL_NETWORK, Serve, fill, keep_picture
+from tests.system.conftest import SMALL_NETWORK, Serve, import_pool, save_screenshot
 from trainer.labels.annotations import aggregate, is_confirmed
 
 TRAINING = (*SMALL_NETWORK, "--train", "classifier", "--precision", "fp32")
 HOLDOUT = ("--holdout-share", "0.3")
 RANKING = (*HOLDOUT, "--sure", "0.3", "--force")
 HELD_OUT, OTHERS, WRONG = 36, 70, 3
-"""Labels of the random holdout, enough to offer something by, but not at 98 %; others; wrong ones of those."""
+"""Labels of the random holdout, enough to certify a lower precision than 98 %; other labels; wrong ones among those."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 
 class DataManager:
-    """A project's tabs: as the API has them, and as a browser shows them."""
+    """The tabs of a project, in the API and in a browser."""
 
     def __init__(self, page: Page, studio: LabelStudio, project: Project) -> None:
         self.page = page
@@ -47,26 +47,27 @@ class DataManager:
         return self._client.get(f"/api/tasks/{number}/")
 
     def open(self, title: str, *, grid: bool = False) -> Locator:
-        """Open a tab, see that it shows what the API says, leave a picture, and return its rows or cells."""
+        """Open a tab and check it."""
         self.page.goto(self.project.tab(title))
         return self.check(title, grid=grid)
 
     def check(self, title: str, *, grid: bool = False) -> Locator:
-        held = self.project.tasks_in(title)
+        """Check that the open tab shows the tasks of the API, save a screenshot, and return its rows or cells."""
+        tasks = self.project.tasks_in(title)
         shown = self.page.locator(".lsf-grid-view__cell") if grid else self.page.get_by_test_id("table-row-wrapper")
         shown.first.wait_for()
-        expect(self.page.get_by_title("Filtered tasks")).to_have_text(str(len(held)), timeout=PATIENCE_MS)
-        first = [int(shown.nth(number).inner_text().split()[0]) for number in range(min(5, len(held)))]
-        assert first == list(held[: len(first)])
-        keep_picture(self.page, "tab-" + re.sub(r"\W+", "-", title.lower()).strip("-"))
+        expect(self.page.get_by_title("Filtered tasks")).to_have_text(str(len(tasks)), timeout=PATIENCE_MS)
+        first = [int(shown.nth(number).inner_text().split()[0]) for number in range(min(5, len(tasks)))]
+        assert first == list(tasks[: len(first)])
+        save_screenshot(self.page, "tab-" + re.sub(r"\W+", "-", title.lower()).strip("-"))
         return shown
 
 
-def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
+def test_tabs_bulk_confirmation_and_kept_labels(
     page: Page, studio: LabelStudio, workplace: Workplace, project: Project, digits: Pool, serve: Serve
 ):
-    """First tasks, columns and counts are the API's; what is confirmed or kept there is known to the next round."""
-    truth = fill(project, digits).truth
+    """Tasks, columns and counts are those of the API; the next round knows what was confirmed or kept."""
+    truth = import_pool(project, digits).truth
     numbers = np.array(list(truth))
     held_out = is_held_out(project.id, numbers, 0.3)
     others = numbers[~held_out][:OTHERS].tolist()
@@ -79,29 +80,29 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
     with serve(workplace, version=before["version"]) as server:
         rank(workplace, project.id, server.url, (*HOLDOUT, "--sure", "0.98"))
         assert list(project.tabs()) == ["Label next", "Look again", "Random holdout", "Default"]
-        held = project.tasks_in("Random holdout")
+        holdout = project.tasks_in("Random holdout")
         manager.open("Random holdout", grid=True)
-        assert not any(manager.task(task)["predictions"][0]["result"] for task in held[:5])
+        assert not any(manager.task(task)["predictions"][0]["result"] for task in holdout[:5])
 
         rank(workplace, project.id, server.url, RANKING)
         sure = [title for title in project.tabs() if title.startswith("Sure: ")]
         assert sure
         assert {*project.tabs()} == {"Label next", *sure, "Look again", "Default"}
 
-        _look_at_product(page, server.url, before["version"])
-        page.goto(project.url)  # whoever opens the project is shown what comes next
+        _check_status_page(page, server.url, before["version"])
+        page.goto(project.url)  # opens the tab Label next
         row = manager.check("Label next").filter(has_text="reason: ").first
         expect(row).to_contain_text("value: {choices: [")
         expect(page.get_by_text("Prediction score").first).to_be_visible()
         _check_stream(page, project.tasks_in("Label next")[0])
 
-        kept = _keep_a_doubted_label(manager, digits, wrong)
+        kept = _keep_doubted_label(manager, digits, wrong)
         title = max(sure, key=lambda each: len(project.tasks_in(each)))
         confirmed, unticked = _confirm_all_but_one(manager, title)
-        found = re.fullmatch(r"Sure: (.+) ≥(\d+) %", title)
-        assert found
-        label, least = found[1], int(found[2])
-        assert 30 <= least < 100
+        match = re.fullmatch(r"Sure: (.+) ≥(\d+) %", title)
+        assert match
+        label, precision = match[1], int(match[2])
+        assert 30 <= precision < 100
         for task in confirmed:
             assert aggregate(manager.task(task), "label", {*digits.labels}) == {label}
             assert is_confirmed(manager.task(task))
@@ -120,14 +121,14 @@ def test_tabs_hold_what_they_say_and_a_group_is_confirmed_at_once(
 
 
 def _check_stream(page: Page, first: int) -> None:
-    """See that Label All Tasks begins with what comes first."""
+    """Check that Label All Tasks begins with the first task."""
     page.get_by_text("Label All Tasks").click()
     page.get_by_role("button", name="Submit").first.wait_for()
     assert page.locator("[class*=current-task__task-id]").inner_text().split()[0] == str(first)
 
 
-def _keep_a_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[int]) -> int:
-    """Say of the label that is doubted most that it is right, and see that its task leaves; return that."""
+def _keep_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[int]) -> int:
+    """Keep the most doubted label, check that its task leaves the tab, and return the task."""
     rows = manager.open("Look again")
     doubted = manager.project.tasks_in("Look again")
     assert {*wrong} & {*doubted}
@@ -152,7 +153,7 @@ def _keep_a_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[in
 
 
 def _confirm_all_but_one(manager: DataManager, title: str) -> tuple[Sequence[int], int]:
-    """Untick the first, confirm the others, and return those and that."""
+    """Untick the first task, confirm the others, and return the confirmed tasks and the unticked one."""
     cells, page = manager.open(title, grid=True), manager.page
     unticked, *confirmed = manager.project.tasks_in(title)
     menu = page.get_by_label("Tasks Actions")
@@ -162,7 +163,7 @@ def _confirm_all_but_one(manager: DataManager, title: str) -> tuple[Sequence[int
     menu.click()
     page.get_by_text("Create Annotations From Predictions").first.click()
     page.get_by_text("Choose predictions").wait_for()
-    keep_picture(page, "tab-sure-confirming")
+    save_screenshot(page, "tab-sure-confirming")
     with page.expect_response(
         lambda reply: "predictions_to_annotations" in reply.url and reply.request.method == "POST"
     ):
@@ -171,14 +172,14 @@ def _confirm_all_but_one(manager: DataManager, title: str) -> tuple[Sequence[int
     return confirmed, unticked
 
 
-def _look_at_product(page: Page, url: str, version: str) -> None:
-    """Open the server's own page, wide and as narrow as a phone; nothing on it is wider than the screen."""
+def _check_status_page(page: Page, url: str, version: str) -> None:
+    """Check that the server's page also fits the screen of a phone."""
     page.goto(url)
     assert version in page.inner_text("body")
-    keep_picture(page, "server", full=True)
+    save_screenshot(page, "server", full=True)
     wide = page.viewport_size
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    keep_picture(page, "server-phone", full=True)
+    save_screenshot(page, "server-phone", full=True)
     assert wide
     page.set_viewport_size(wide)

@@ -63,10 +63,10 @@ def watching(workplace: Workplace, project: Project, server: str, *options: str)
         yield Watch(child, project, workplace)
 
 
-def test_labels_and_start_training_begin_rounds_and_an_interrupted_round_is_repeated(
+def test_labels_and_start_training_start_rounds(
     studio: LabelStudio, workplace: Workplace, project: Project, annotator: Annotator, serve: Serve
 ) -> None:
-    """A round interrupted by SIGTERM publishes nothing, and its training request is served by the next watch."""
+    """A round interrupted by SIGTERM publishes nothing; the next watch serves its training request."""
     annotator.label_first(ROUND)
     repository = Repository(workplace.models)
 

@@ -1,6 +1,6 @@
 """Reference BALD of a published version: weights read from its graph, and a loop of masked passes in torch.
 
-Shares no code with the network, the lowering and the scores, except the masks, which define the passes.
+Shares only the masks, which define the passes, with the code of network, lowering and scores.
 """
 
 from __future__ import annotations
