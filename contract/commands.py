@@ -50,10 +50,10 @@ class Command:
     interrupted: str = "nothing was changed"
     """Message after an interruption."""
 
-    def values(self, given: Mapping[str, Any]) -> list[Any]:
-        """Return an instance of each class; ValidationError if one rejects a value."""
+    def values(self, options: Mapping[str, Any]) -> list[Any]:
+        """Return an instance of each class, made of these options; ValidationError if one rejects a value."""
         return [
-            kind(**{item.name: given[item.name] for item in fields(kind) if item.name in given})
+            kind(**{item.name: options[item.name] for item in fields(kind) if item.name in options})
             for kind in self.groups.values()
         ]
 
@@ -116,8 +116,8 @@ class _ClickCommand(click.Command):
             epilog=command.epilog,
         )
 
-    def _call(self, **given: Any) -> tuple[Command, list[Any]]:
-        values = {name: value for name, value in given.items() if value is not None}
+    def _call(self, **options: Any) -> tuple[Command, list[Any]]:
+        values = {name: value for name, value in options.items() if value is not None}
         try:
             return self._command, self._command.values(values)
         except ValidationError as err:
@@ -170,12 +170,12 @@ def click_parameter(name: str, info: FieldInfo, about: str) -> click.Parameter:
 
 
 def _single(repeat_error: str) -> Callable[[click.Context, click.Parameter, tuple[Any, ...]], Any]:
-    def take(ctx: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
+    def get_single(ctx: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
         if len(values) > 1:
             raise click.UsageError(f"{param.opts[0]} may be given once only: {repeat_error}", ctx)
         return values[0] if values else None
 
-    return take
+    return get_single
 
 
 def _join(_: click.Context, __: click.Parameter, values: tuple[tuple[Any, ...], ...]) -> tuple[Any, ...] | None:

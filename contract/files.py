@@ -111,12 +111,15 @@ def explaining_disk_full(*folders: Path, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def explaining(what: str, folder: Path, *, remedy: str, place: str | None = None) -> Iterator[None]:
-    """Context manager that raises ConfigError for an OSError; `place` is the folder's name in the message."""
+def explaining(content: str, folder: Path, *, remedy: str, place: str | None = None) -> Iterator[None]:
+    """Context manager that raises ConfigError for an OSError while `content` is written to `folder`.
+
+    `place` is the folder's name in the message, by default its path.
+    """
     try:
         yield
     except OSError as err:
-        message = f"expected to write {what} to {place or folder}, got {explain(err, folder)}"
+        message = f"expected to write {content} to {place or folder}, got {explain(err, folder)}"
         raise ConfigError(f"{message}; {remedy}") from err
 
 

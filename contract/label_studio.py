@@ -176,7 +176,7 @@ class LabelStudioClient:
         path: str,
         parse: Callable[[Any], _T],
         *,
-        what: str,
+        resource: str,
         query: Mapping[str, str | int] | None = None,
         timeout_s: float | None = None,
         object_hook: Callable[[dict[str, Any]], Any] | None = None,
@@ -186,7 +186,7 @@ class LabelStudioClient:
         ValueError, LookupError, TypeError and AttributeError of `parse` are reported as a response that is not Label
         Studio's.
         """
-        data = self.send("GET", path, what=what, query=query, timeout_s=timeout_s)
+        data = self.send("GET", path, resource=resource, query=query, timeout_s=timeout_s)
         with self._checking_response():
             return parse(json.loads(data, object_hook=object_hook))
 
@@ -195,7 +195,7 @@ class LabelStudioClient:
         method: str,
         path: str,
         *,
-        what: str = "",
+        resource: str = "",
         query: Mapping[str, str | int] | None = None,
         body: object = None,
         timeout_s: float | None = None,
@@ -207,7 +207,7 @@ class LabelStudioClient:
         Args:
             method: the HTTP method.
             path: such as "/api/projects".
-            what: what is requested, for error messages.
+            resource: name of the resource, for error messages.
             query: the query parameters.
             body: sent as JSON, unless it is None.
             timeout_s: for this request, instead of the client's.
@@ -219,7 +219,7 @@ class LabelStudioClient:
         started, pause_s = time.monotonic(), self._retries.pause_s
         while True:
             try:
-                return self._succeed(method, path, what=what, accepted=accepted, **sent)
+                return self._succeed(method, path, resource=resource, accepted=accepted, **sent)
             except Unreachable as err:
                 if once or time.monotonic() + pause_s - started > self._retries.total_s:
                     raise
@@ -227,7 +227,9 @@ class LabelStudioClient:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, self._retries.max_pause_s)
 
-    def _succeed(self, method: str, path: str, *, what: str = "", accepted: Sequence[int] = (), **sent: Any) -> bytes:
+    def _succeed(
+        self, method: str, path: str, *, resource: str = "", accepted: Sequence[int] = (), **sent: Any
+    ) -> bytes:
         """Send a request; after 401 once more with a new access token."""
         header = self._authorization()
         status, data = self._exchange(method, path, authorization=header, **sent)
@@ -235,7 +237,7 @@ class LabelStudioClient:
             status, data = self._exchange(method, path, authorization=self._authorization(refused=header), **sent)
         if 200 <= status < 300 or status in accepted:
             return data
-        raise self._explain(status, data, what or f"{method} {path}")
+        raise self._explain(status, data, resource or f"{method} {path}")
 
     def _authorization(self, *, refused: str | None = None) -> str | None:
         def post(path: str, content: bytes) -> tuple[int, bytes]:
@@ -294,7 +296,7 @@ class LabelStudioClient:
                 f"({type(err).__name__}); check LABELNEXT_LABEL_STUDIO_URL"
             ) from err
 
-    def _explain(self, status: int, data: bytes, what: str) -> ConfigError:
+    def _explain(self, status: int, data: bytes, resource: str) -> ConfigError:
         if status in {401, 403}:
             return TokenRefused(
                 f"Label Studio at {self.url} refuses the token ({status}); set LABELNEXT_LABEL_STUDIO_TOKEN to a new "
@@ -303,14 +305,14 @@ class LabelStudioClient:
             )
         if status == 404:
             return ConfigError(
-                f"Label Studio at {self.url} has no {what} for this token; check the number and the token's user"
+                f"Label Studio at {self.url} has no {resource} for this token; check the number and the token's user"
             )
         if 300 <= status < 400:
             return ConfigError(
                 f"Label Studio at {self.url} answers {status}, a redirect; set LABELNEXT_LABEL_STUDIO_URL to the "
                 "address that it redirects to"
             )
-        message = f"Label Studio at {self.url} answered {status} for {what}"
+        message = f"Label Studio at {self.url} answered {status} for {resource}"
         if status == 400:
             return Refused(f"{message}: {data[:_SHOWN].decode(errors='replace')}")
         kind = Unreachable if status == 429 or status >= 500 else ConfigError

@@ -167,12 +167,12 @@ def _parse(xml: str) -> ElementTree.Element:
 
 def _tags(root: ElementTree.Element) -> Iterator[_Tag]:
     """Yield every tag in the order of the config, without recursion: thousands may be nested."""
-    left = [(root, False)]
-    while left:
-        element, repeated = left.pop()
+    stack = [(root, False)]
+    while stack:
+        element, repeated = stack.pop()
         tag = _tag(element, repeated)
         yield tag
-        left += [(child, repeated or tag.kind == "repeater") for child in reversed(element)]
+        stack += [(child, repeated or tag.kind == "repeater") for child in reversed(element)]
 
 
 def _tag(element: ElementTree.Element, repeated: bool = False) -> _Tag:
@@ -266,17 +266,17 @@ def _choices(control: ElementTree.Element, *, nested: bool) -> tuple[Choice, ...
 
 
 def _leaves(control: ElementTree.Element, *, nested: bool) -> Iterator[Choice]:
-    left: list[tuple[_Tag, tuple[str, ...]]] = [(tag, ()) for tag in _children(control)]
-    while left:
-        tag, parents = left.pop()
+    stack: list[tuple[_Tag, tuple[str, ...]]] = [(tag, ()) for tag in _children(control)]
+    while stack:
+        tag, parents = stack.pop()
         children = _children(tag.element)
         if tag.kind != "choice":
-            left += [(child, parents) for child in children]
+            stack += [(child, parents) for child in children]
         elif not nested or not any(child.kind == "choice" for child in children):
             if tag.get("value"):
                 yield Choice(tag.get("value"), tag.get("alias") or None, parents if nested else None)
         elif len(parents) < MAX_DEPTH:
-            left += [(child, (*parents, tag.get("alias") or tag.get("value"))) for child in children]
+            stack += [(child, (*parents, tag.get("alias") or tag.get("value"))) for child in children]
         else:
             raise _UnusableTag(f"nests its choices deeper than {MAX_DEPTH}; nest them less")
 

@@ -79,7 +79,7 @@ def _other_formats() -> list[Case]:
         "tiff-64-bit": ("TIFF that is broken or of a rare kind", pictures.tiff_of(bytes(8 * 64 * 64), bits=[64])),
         "png-signature-only": ("PNG that is broken", plain()[:8]),
         "git-lfs-pointer": (
-            "a pointer of Git LFS",
+            "a Git LFS pointer",
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
         ),
         **{name.lower(): ("something else", save(picture(), name)) for name in ("TGA", "PCX", "SGI")},

@@ -37,9 +37,9 @@ def drop_probability(node: NodeProto, constants: Mapping[str, TensorProto]) -> f
     return float(numpy_helper.to_array(_constant_input(node, 1, "ratio", constants)))
 
 
-def _constant_input(node: NodeProto, index: int, what: str, constants: Mapping[str, TensorProto]) -> TensorProto:
+def _constant_input(node: NodeProto, index: int, name: str, constants: Mapping[str, TensorProto]) -> TensorProto:
     if node.input[index] not in constants:
         raise LoweringError(
-            f"the {what} of Dropout {node.name or node.output[0]!r} is computed at run time; it must be a constant"
+            f"the {name} of Dropout {node.name or node.output[0]!r} is computed at run time; it must be a constant"
         )
     return constants[node.input[index]]

@@ -75,7 +75,7 @@ def load_graph(path: Path, *, weights_bytes: Mapping[str, int]) -> ModelProto:
         model = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError) as err:
         raise DigestError(
-            f"{path.name} of version {path.parent.name} cannot be read ({err}): it was cut short or edited; "
+            f"{path.name} of version {path.parent.name} cannot be read ({err}): it was truncated or edited; "
             "publish again"
         ) from err
     inspect_graph(model, weights_bytes=weights_bytes)
@@ -328,13 +328,13 @@ def _check_form(model: ModelProto) -> None:
         raise LoweringError(f"the graph is of opset {opset}, {_MIN_OPSET} or newer is expected; export it again")
     if len(graph.input) != 1 or len(graph.output) != 1:
         raise LoweringError(
-            f"the graph has {len(graph.input)} inputs and {len(graph.output)} outputs; it must take images and return "
-            "logits only"
+            f"the graph has {len(graph.input)} inputs and {len(graph.output)} outputs; expected images as the only "
+            "input and logits as the only output"
         )
     if not (shape := shape_of(graph.input[0])) or not isinstance(shape[0], str):
-        raise LoweringError(f"the graph takes images of shape {shape}; export it with a dynamic batch axis")
+        raise LoweringError(f"the input of the graph has shape {shape}; export it with a dynamic batch axis")
     if len(shape := shape_of(graph.output[0])) != 2:
-        raise LoweringError(f"the graph returns a tensor of shape {shape}; logits of shape (N, C) are expected")
+        raise LoweringError(f"the output of the graph has shape {shape}; logits of shape (N, C) are expected")
     _check_nodes(model)
 
 

@@ -93,7 +93,7 @@ class Probe:
                     arrays = {name: archive[name] for name in cls.__slots__}
             passes = _check_arrays(arrays)
         except Exception as err:  # zipfile and numpy raise a dozen types for broken archives
-            raise DigestError(f"{path.name} cannot be read ({err}): it was cut short or edited; publish again") from err
+            raise DigestError(f"{path.name} cannot be read ({err}): it was truncated or edited; publish again") from err
         return cls(**{**arrays, "passes": passes})
 
 

@@ -14,7 +14,7 @@ _STARTS: Final = {
     "JPEG that is broken": (b"\xff\xd8",),
     "GIF that is broken": (b"GIF8",),
     _RARE_TIFF: (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "a pointer of Git LFS (git lfs pull brings the image)": (b"version https://git-lfs",),
+    "a Git LFS pointer (run git lfs pull to get the image)": (b"version https://git-lfs",),
     "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
     "JPEG XL": (b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a"),
     "OpenEXR": (b"v/1\x01",),

@@ -2,7 +2,7 @@
 
 Label Studio has one address for trainer and server, and another for browsers: a public host, https, a path prefix. The
 latter is in references to uploads and local storage. Such references become paths, fetched from the address in the
-settings. References to other hosts are left alone whatever their path, since annotators see the image there.
+settings. References to other hosts are not changed, whatever their path, since annotators see the image there.
 """
 
 import json
@@ -22,7 +22,7 @@ _SERVES_IMAGES: Final = re.compile(
 _REFRESH_S: Final = 600.0
 """Seconds for which the public address of Label Studio is remembered."""
 _RETRY_S: Final = 60.0
-"""Seconds until it is asked again if it gave none."""
+"""Seconds until the next request if Label Studio reported none."""
 
 
 class Studio:
@@ -30,7 +30,7 @@ class Studio:
 
     Args:
         home: its address for this program, path included; None if it is not used.
-        public: its address for browsers; None asks Label Studio, and again from time to time.
+        public: its address for browsers; None requests it from Label Studio from time to time.
         describe: returns its OpenAPI description in JSON; empty if unavailable.
         others: origins that are not Label Studio's.
         clock: returns seconds.

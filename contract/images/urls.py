@@ -37,12 +37,12 @@ def normalise_reference(reference: str) -> str:
     text = reference.strip(C0_CONTROL_OR_SPACE).translate(TAB_OR_NEWLINE)
     match = _SCHEME.match(text)
     scheme = match[0].lower() if match else ""
-    rest = text[len(scheme) :]
+    remainder = text[len(scheme) :]
     if scheme not in {"http:", "https:", ""}:
-        return scheme + rest
-    path = re.split(r"[?#]", rest, maxsplit=1)[0]
+        return scheme + remainder
+    path = re.split(r"[?#]", remainder, maxsplit=1)[0]
     plain = re.sub("^//+", "//", path.replace("\\", "/"))
-    return scheme + _DOTS.sub(lambda dots: re.sub("(?i)%2e", ".", dots[0]), plain) + rest[len(path) :]
+    return scheme + _DOTS.sub(lambda dots: re.sub("(?i)%2e", ".", dots[0]), plain) + remainder[len(path) :]
 
 
 def with_plain_host(url: str) -> str:
@@ -51,13 +51,13 @@ def with_plain_host(url: str) -> str:
     Raises:
         ValueError: if browsers would reject the host.
     """
-    start, _, rest = url.partition("//")
-    match = _AUTHORITY.match(rest)
+    start, _, remainder = url.partition("//")
+    match = _AUTHORITY.match(remainder)
     if match is None:
         raise ValueError("not a URL")
     user, host, port = match.groups(default="")
     plain = _normalise_ipv6(host) if host.startswith("[") else _normalise_name(host)
-    return f"{start}//{user}{plain}{port}{rest[match.end() :]}"
+    return f"{start}//{user}{plain}{port}{remainder[match.end() :]}"
 
 
 def is_loopback(host: str) -> bool:

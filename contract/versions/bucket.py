@@ -180,7 +180,7 @@ class Bucket:
             obstore.delete(self._small, keys)
 
     @contextmanager
-    def _explaining_errors(self, what: str) -> Iterator[None]:
+    def _explaining_errors(self, action: str) -> Iterator[None]:
         if self._clock() < self._paused_until:
             raise RepositoryUnreachable(f"{self.location} did not answer a moment ago; retry in a few seconds")
         try:
@@ -190,20 +190,20 @@ class Bucket:
             # A panic of the library is no Exception, and would terminate threads silently.
             if not is_gone and not isinstance(err, BaseError) and type(err).__name__ != "PanicException":
                 raise
-            raise self._explain(err, what) from None
+            raise self._explain(err, action) from None
 
-    def _explain(self, err: BaseException, what: str) -> RepositoryUnreachable:
+    def _explain(self, err: BaseException, action: str) -> RepositoryUnreachable:
         """Return an error with the cause and remedy, without the library's message."""
         text = str(err)
         if isinstance(err, InvalidPathError):
             return RepositoryUnreachable(
-                f"{self.location} could not be {what}: an object there has a name with empty parts, . or ..; remove it"
+                f"{self.location} could not be {action}: an object has a name with empty parts, . or ..; remove it"
             )
         status, code = _STATUS.search(text), _CODE.search(text)
         if status is None:
             self._paused_until = self._clock() + _PAUSE_S
         reply = f"answered {status[1]}{f' ({code[1]})' if code else ''}" if status else "did not answer"
-        return RepositoryUnreachable(f"{self.location} could not be {what}: it {reply}; {_advise(text, status)}")
+        return RepositoryUnreachable(f"{self.location} could not be {action}: it {reply}; {_advise(text, status)}")
 
 
 def _check_endpoint(environ: Mapping[str, str]) -> None:

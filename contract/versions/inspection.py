@@ -100,17 +100,17 @@ def _tensors(model: ModelProto) -> Iterator[TensorProto]:
 
 def _check_tensor(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> None:
     is_external = tensor.data_location != TensorProto.DEFAULT or len(tensor.external_data) > 0
-    held = _external_bytes(tensor, weights_bytes) if is_external else tensor.ByteSize()
+    size_bytes = _external_bytes(tensor, weights_bytes) if is_external else tensor.ByteSize()
     elements = math.prod(tensor.dims)
-    if min(tensor.dims, default=0) < 0 or elements > held * _ELEMENTS_A_BYTE:
+    if min(tensor.dims, default=0) < 0 or elements > size_bytes * _ELEMENTS_A_BYTE:
         raise UnsafeGraph(
-            f"tensor {tensor.name[:80]!r} claims shape {list(tensor.dims)[:8]} and has {held} bytes: the graph was "
-            f"edited; {REMEDY}"
+            f"tensor {tensor.name[:80]!r} claims shape {list(tensor.dims)[:8]} and has {size_bytes} bytes: the graph "
+            f"was edited; {REMEDY}"
         )
 
 
 def _external_bytes(tensor: TensorProto, weights_bytes: Mapping[str, int]) -> int:
-    """Return the bytes that a tensor takes in an external file, and check that they exist."""
+    """Return a tensor's size in an external file, and check that the file has these bytes."""
     keys = [entry.key for entry in tensor.external_data]
     entries = {entry.key: entry.value for entry in tensor.external_data}
     # Readers disagree about which of two entries of the same name counts.

@@ -3,7 +3,7 @@
     <prefix>/<model>/<version>/...    the files of a version, manifest.json last
     <prefix>/<model>/shared/<sha256>  files of backbones, one object for all versions that have it
     <prefix>/<model>/CURRENT          one line, the version in use
-    <prefix>/<model>/<version>/RETIRED    of a removed version, of which only manifest and report are left
+    <prefix>/<model>/<version>/RETIRED    of a removed version, which keeps only manifest and report
 
 Other names are as in a folder. Opening a version copies it to the local cache and compares it with its digests. A
 version exists once its manifest does. CURRENT is replaced on condition that it has not changed since the publisher
@@ -17,8 +17,8 @@ locks; listings of the bucket only need to show everything that was written befo
 - It skips uploading only objects of the version in use, which it looks up after uploading its own files. To remove such
   an object, that version must be retired first, which is impossible while it is in use; the listing that follows shows
   the publisher's files or manifest.
-- It uploads again what only earlier versions list. After its manifest it checks once more that all shared objects
-  exist, since a removal decided on before it began may have finished meanwhile.
+- It uploads objects again that only earlier versions list. After its manifest it checks once more that all shared
+  objects exist, since a removal decided on before it began may have finished meanwhile.
 """
 
 import fcntl
@@ -109,7 +109,7 @@ class CachedRepository(Repository):
         return self._load_manifest(self._manifests(name))
 
     def open(self, name: str) -> Version:
-        """Open a version: read its manifest, and fetch its files to the local cache unless they are there."""
+        """Open a version: read its manifest, and fetch its files to the local cache unless it has them."""
         version = Version(self._find(name), self.read_manifest(name))
         if not _is_whole(version):
             with self._fetch_lock():
@@ -119,7 +119,7 @@ class CachedRepository(Repository):
         return version
 
     def read_file(self, name: str, file: str, *, max_bytes: int) -> bytes:
-        """Return a file that is not shared, from the local cache if the version is there."""
+        """Return a file that is not shared, from the local cache if it has the version."""
         if (path := self._find(name)).is_dir():
             return read_beginning(path, file, max_bytes)
         return self._bucket.read(self._key(name, file), max_bytes=max_bytes).content
@@ -185,9 +185,9 @@ class CachedRepository(Repository):
         files = self._list_all()
         shared = files.pop(_SHARED, {})
         # A removal may still be undone while the graph exists.
-        left = [name for name in files if _RETIRED not in files[name] or MODEL_FILE in files[name]]
+        listing = [name for name in files if _RETIRED not in files[name] or MODEL_FILE in files[name]]
         try:
-            listed = set[str]().union(*map(self._shared_digests, filter(check_version, left)))
+            listed = set[str]().union(*map(self._shared_digests, filter(check_version, listing)))
         except (ManifestError, SignatureError, VersionNotFound) as err:
             _log.info(
                 "shared files in %s are kept for now, since not all manifests can be read: %s", self.location, err
@@ -306,9 +306,9 @@ class CachedRepository(Repository):
         return self.folder / _MANIFESTS / name
 
     def _exists(self, name: str) -> bool:
-        kept = Documents(self._manifests(name))
-        there = kept.names()
-        if MANIFEST_FILE in there and (SIGNATURE_FILE in there or self.keys.verifying is None):
+        cached = Documents(self._manifests(name))
+        files = cached.names()
+        if MANIFEST_FILE in files and (SIGNATURE_FILE in files or self.keys.verifying is None):
             return True
         try:
             manifest = self._bucket.read(self._key(name, MANIFEST_FILE), max_bytes=MAX_MANIFEST_BYTES)
@@ -317,8 +317,8 @@ class CachedRepository(Repository):
         with self._explaining_disk_full():
             with suppress(FileNotFoundError):
                 signature = self._bucket.read(self._key(name, SIGNATURE_FILE), max_bytes=MAX_SIGNATURE_BYTES)
-                kept.write(SIGNATURE_FILE, signature.content)
-            kept.write(MANIFEST_FILE, manifest.content)
+                cached.write(SIGNATURE_FILE, signature.content)
+            cached.write(MANIFEST_FILE, manifest.content)
         return True
 
     @contextmanager

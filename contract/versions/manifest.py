@@ -164,9 +164,9 @@ class Manifest:
         try:
             document = from_json(text)
         except ValueError as err:
-            raise ManifestError(f"manifest.json is not JSON ({err}): it was cut short or edited; {_REMEDY}") from err
+            raise ManifestError(f"manifest.json is not JSON ({err}): it was truncated or edited; {_REMEDY}") from err
         if not isinstance(document, dict):
-            raise ManifestError(f"manifest.json must hold an object, found {type(document).__name__}; {_REMEDY}")
+            raise ManifestError(f"manifest.json must be a JSON object, found {type(document).__name__}; {_REMEDY}")
         required = {"contract", *(each.name for each in fields(cls))} - _OPTIONAL
         if missing := sorted(required - document.keys()):
             raise ManifestError(f"manifest.json has no field {missing[0]!r}; {_REMEDY}")

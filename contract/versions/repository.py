@@ -137,10 +137,10 @@ class Repository:
     def models(self, known: Collection[str] = ()) -> list[str]:
         """Return the sorted names of all models; those in `known` are not checked again."""
 
-        def holds_a_model(folder: str) -> bool:
+        def is_model(folder: str) -> bool:
             return any(name in {CURRENT_FILE, RANKINGS_FOLDER} or check_version(name) for name in self._names(folder))
 
-        return [name for name in self._names() if is_model_name(name) and (name in known or holds_a_model(name))]
+        return [name for name in self._names() if is_model_name(name) and (name in known or is_model(name))]
 
     def _names(self, folder: str = "") -> list[str]:
         """Return the sorted names in a folder below the root; none if it is unreadable, like lost+found."""
@@ -192,7 +192,7 @@ class Repository:
                 version = self.open(name)
                 version.verify()
             except (DigestError, ManifestError):
-                self._find(name)  # was it removed meanwhile?
+                self._find(name)  # raises VersionNotFound if it was removed meanwhile
                 raise
             before = self._current_name()
             self.set_current(name)

@@ -132,7 +132,7 @@ class Version:
             raise self._digest_error(name, f"is not a file that can be read ({err})") from err
         if (size := os.fstat(file.fileno()).st_size) != length:
             file.close()
-            raise self._digest_error(name, f"has {size} bytes, manifest.json says {length}: it was cut short or edited")
+            raise self._digest_error(name, f"has {size} bytes, manifest.json says {length}: it was truncated or edited")
         return file
 
     def _digest_error(self, name: str, how: str) -> DigestError:

@@ -90,7 +90,7 @@ def test_refused_token_names_its_setting(studio, token, path, status):
 def test_statuses_without_success(studio, status, error, message):
     serve_json(studio, "/api/projects/5", {"detail": "reason"}, status)
     with pytest.raises(ConfigError) as caught:
-        client(studio.url).send("GET", "/api/projects/5", what="project 5")
+        client(studio.url).send("GET", "/api/projects/5", resource="project 5")
     assert type(caught.value) is error
     assert message in str(caught.value)
 
@@ -99,7 +99,7 @@ def test_statuses_without_success(studio, status, error, message):
 def test_rejects_responses_of_other_programs(studio, content):
     studio.serve("/api/tasks", content)
     with pytest.raises(ConfigError, match="a response that is not Label Studio's"):
-        client(studio.url).read("/api/tasks", lambda page: [task["id"] for task in page["tasks"]], what="tasks")
+        client(studio.url).read("/api/tasks", lambda page: [task["id"] for task in page["tasks"]], resource="tasks")
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])

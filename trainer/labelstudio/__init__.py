@@ -73,7 +73,7 @@ class ProjectStatus:
 def connect(url: str, token: str, project: int, retries: RetryPolicy | None = None) -> ProjectClient:
     """Return an authenticated client; the token is a personal access token or a legacy token."""
     client = ProjectClient(url, token, project, retries)
-    client.read(WHOAMI, lambda user: user["id"], what="the user")
+    client.read(WHOAMI, lambda user: user["id"], resource="the user")
     return client
 
 
@@ -132,7 +132,7 @@ def switch_model_version(client: ProjectClient, version: str, *, sampling: str |
     """
     changes = {"model_version": version} | ({"sampling": sampling} if sampling is not None else {})
     try:
-        client.send("PATCH", client.path, what=client.what, body=changes)
+        client.send("PATCH", client.path, resource=client.what, body=changes)
     except Refused as err:
         raise Refused(
             f"Label Studio at {client.url} refuses model version {version!r} for {client.what}: no prediction "
@@ -141,7 +141,7 @@ def switch_model_version(client: ProjectClient, version: str, *, sampling: str |
 
 
 def _read(client: ProjectClient, parse: Callable[[Mapping[str, Any]], _Parsed]) -> _Parsed:
-    return client.read(client.path, parse, what=client.what)
+    return client.read(client.path, parse, resource=client.what)
 
 
 # ---- predictions
@@ -167,7 +167,7 @@ def count_predictions(client: ProjectClient) -> dict[str, int]:
     def parse(reply: Mapping[str, Any]) -> dict[str, int]:
         return {str(each["model_version"]): int(each["count"]) for each in reply["static"]}
 
-    return client.read(f"{client.path}model-versions/", parse, what=client.what, query={"extended": "true"})
+    return client.read(f"{client.path}model-versions/", parse, resource=client.what, query={"extended": "true"})
 
 
 def list_predictions(
@@ -192,7 +192,7 @@ def list_predictions(
     # The API returns the predictions of all versions with all fields; dropping them while parsing saves memory.
     query, timeout_s = {"project": client.project}, _WRITE_TIMEOUT_S
     return client.read(
-        "/api/predictions/", select, what=client.what, query=query, timeout_s=timeout_s, object_hook=parse
+        "/api/predictions/", select, resource=client.what, query=query, timeout_s=timeout_s, object_hook=parse
     )
 
 
@@ -206,15 +206,15 @@ def import_predictions(client: ProjectClient, predictions: Sequence[Mapping[str,
         Unreachable: if it is unknown whether they are or will be stored.
     """
     path = f"{client.path}import/predictions"
-    client.send("POST", path, what=client.what, body=predictions, timeout_s=_WRITE_TIMEOUT_S, once=True)
+    client.send("POST", path, resource=client.what, body=predictions, timeout_s=_WRITE_TIMEOUT_S, once=True)
 
 
 def delete_prediction(client: ProjectClient, prediction_id: int) -> None:
     """Delete a prediction, if it exists."""
-    client.send("DELETE", f"/api/predictions/{prediction_id}/", what=f"prediction {prediction_id}", accepted=(404,))
+    client.send("DELETE", f"/api/predictions/{prediction_id}/", resource=f"prediction {prediction_id}", accepted=(404,))
 
 
 def delete_predictions(client: ProjectClient, version: str) -> None:
     """Delete all predictions of a model version; Label Studio unsets the project's model version if it is that one."""
     path, body = f"{client.path}model-versions/", {"model_version": version}
-    client.send("DELETE", path, what=client.what, body=body, timeout_s=_WRITE_TIMEOUT_S, once=True)
+    client.send("DELETE", path, resource=client.what, body=body, timeout_s=_WRITE_TIMEOUT_S, once=True)

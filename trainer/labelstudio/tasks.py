@@ -121,7 +121,7 @@ def read_page(
     def parse(page: Mapping[str, Any]) -> Page:
         return Page([{**task, "id": int(task["id"])} for task in page["tasks"]], int(page["total"]))
 
-    return client.read("/api/tasks/", parse, what=client.what, query={**fixed, "fields": "task_only", **parameters})
+    return client.read("/api/tasks/", parse, resource=client.what, query={**fixed, "fields": "task_only", **parameters})
 
 
 def _pages(

@@ -48,7 +48,7 @@ def _change_webhooks(
         }
         return {int(number): new for number, headers in ours.items() if (new := change(headers)) != headers}
 
-    changed = client.read("/api/webhooks/", parse, what="webhooks", query={"project": client.project})
+    changed = client.read("/api/webhooks/", parse, resource="webhooks", query={"project": client.project})
     for number, headers in changed.items():
-        client.send("PATCH", f"/api/webhooks/{number}/", what=f"webhook {number}", body={"headers": headers})
+        client.send("PATCH", f"/api/webhooks/{number}/", resource=f"webhook {number}", body={"headers": headers})
     return len(changed)

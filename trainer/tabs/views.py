@@ -50,7 +50,7 @@ def list_views(client: ProjectClient) -> list[View]:
         return View(int(view["id"]), str(data.get("title", "")), conjunction, items, settings)
 
     query = {"project": client.project}
-    return client.read(_VIEWS, lambda views: [parse(view) for view in views], what=_tabs_of(client), query=query)
+    return client.read(_VIEWS, lambda views: [parse(view) for view in views], resource=_tabs_of(client), query=query)
 
 
 def list_columns(client: ProjectClient) -> list[Column]:
@@ -68,7 +68,7 @@ def list_columns(client: ProjectClient) -> list[Column]:
             if each["target"] == "tasks" and not each.get("children")
         ]
 
-    return client.read("/api/dm/columns/", parse, what=_tabs_of(client), query={"project": client.project})
+    return client.read("/api/dm/columns/", parse, resource=_tabs_of(client), query={"project": client.project})
 
 
 def create_view(
@@ -87,18 +87,18 @@ def change_view(client: ProjectClient, view: View, *, filters: Iterable[Filter],
     """
     data = {**view.settings, **settings, "filters": {"conjunction": view.conjunction, "items": list(filters)}}
     body = {"project": client.project, "data": data}
-    client.send("PATCH", f"{_VIEWS}{view.id}/", what=f"tab {view.id}", body=body, accepted=(404,))
+    client.send("PATCH", f"{_VIEWS}{view.id}/", resource=f"tab {view.id}", body=body, accepted=(404,))
 
 
 def delete_view(client: ProjectClient, view_id: int) -> None:
     """Delete a tab, if it exists."""
-    client.send("DELETE", f"{_VIEWS}{view_id}/", what=f"tab {view_id}", accepted=(404,))
+    client.send("DELETE", f"{_VIEWS}{view_id}/", resource=f"tab {view_id}", accepted=(404,))
 
 
 def order_views(client: ProjectClient, view_ids: Sequence[int]) -> None:
     """Set the order of tabs, from the left."""
     body = {"project": client.project, "ids": list(view_ids)}
-    client.send("POST", f"{_VIEWS}order/", what=_tabs_of(client), body=body)
+    client.send("POST", f"{_VIEWS}order/", resource=_tabs_of(client), body=body)
 
 
 def _tabs_of(client: ProjectClient) -> str:

@@ -123,5 +123,5 @@ def test_ignores_f1_of_another_number_of_labels():
 
 @pytest.mark.parametrize("text", ["", "{", MANIFEST.to_json()[:-40], "[]", "null"])
 def test_rejects_other_texts(text):
-    with pytest.raises(ManifestError, match=r"not JSON|must hold an object"):
+    with pytest.raises(ManifestError, match=r"not JSON|must be a JSON object"):
         Manifest.from_json(text)
