@@ -127,7 +127,7 @@ def test_a_server_survives_an_unreachable_bucket(store: Store, port: int, tmp_pa
     first = publish(trainer, seed=1)
     with server_of(tmp_path, first) as (client, server):
         store.child.stop()
-        client.await_detail("the repository cannot be read", LOCATION, "no answer")
+        client.await_detail("the repository cannot be read", LOCATION, "did not answer")
         assert client.get("/health").body["model_version"] == first
         assert client.serves(first)
         assert client.get("/").status == 200
@@ -151,7 +151,7 @@ def test_an_interrupted_download_is_retried(store: Store, port: int, tmp_path: P
             second = publish(trainer, seed=2)
             client.await_detail(f"loading version {second}")
             store.child.stop()
-        client.await_detail(second, "no answer")
+        client.await_detail(second, "did not answer")
         assert client.serves(first)
         with running_store(tmp_path, port=port) as restarted:
             restarted.create("models")
