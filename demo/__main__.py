@@ -115,9 +115,10 @@ def _run(options: argparse.Namespace) -> None:
 
 def _find_images(options: argparse.Namespace, data: Path, screen: Screen) -> _Images:
     """Return the images given by --images, else the drawings, else digits."""
-    with screen.step("Images", "downloading a package of drawings, once") as step:
+    with screen.step("Images", "reading images") as step:
         root, origin = options.images, "images"
         if root is None:
+            step.update("downloading drawings, once")
             root, origin = _provide_images(data)
         pool = read_pool(root, limit=options.limit, seed=options.seed)
         quarter = len(pool.images) // 4
