@@ -1,4 +1,4 @@
-"""What is measured, and how much of it."""
+"""The device, version and sizes to measure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

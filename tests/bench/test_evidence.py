@@ -9,7 +9,7 @@ from trainer.__main__ import parse_arguments
 from trainer.study.options import queries
 from trainer.study.records import read_reference
 
-pytestmark = pytest.mark.slow  # trains or exports networks
+pytestmark = pytest.mark.slow  # writes images
 
 
 @pytest.mark.parametrize("quick", [False, True])

@@ -115,7 +115,7 @@ class _Plan:
         """Complete the runs in a folder, write the report, and return the study and its summary."""
         with _locked(out):
             runs = self._plan_runs(out)
-            self._log()
+            self._log_summary()
             if any(len(run.read_rounds()) <= self.protocol.rounds for run in runs):
                 default = count_processors() if self.protocol.device.type == "cpu" else 1  # a GPU is not shared
                 complete_all(runs, self._compute_dataset(), self.protocol, workers=self.options.workers or default)
@@ -174,9 +174,9 @@ class _Plan:
             for strategy in self.options.strategies
         ]
 
-    def _log(self) -> None:
+    def _log_summary(self) -> None:
         options, protocol, counts = self.options, self.protocol, self.pool.count(self.protocol.pool)
-        rounds = (options.initial, options.rounds, _format_queries(protocol.queries))
+        rounds = (options.initial, options.rounds, _format_query(options))
         images = (len(protocol.pool), len(counts), min(counts), max(counts), len(protocol.test))
         _log.info(
             "%d strategies, %d seeds; %d initial labels, then %d rounds of %s; %d images of %d classes (%d to %d each) "
@@ -193,11 +193,12 @@ class _Plan:
                     self.pool, self.decoded, backbone=self.backbone, store=store, cache=self.cache
                 )
         images, cache = self.decoded.path, self.environment.cache_dir
-        open_pool = partial(open_dataset, self.pool.classes, self.pool.targets)
-        return partial(open_pool, images=images, features=features, cache=cache)
+        return partial(
+            open_dataset, self.pool.classes, self.pool.targets, images=images, features=features, cache=cache
+        )
 
     def _collect(self, runs: Sequence[Run], title: str) -> Study:
-        lines = [(run.strategy, run.read_rounds()) for run in runs]
+        rounds = {(run.strategy, run.seed): tuple(Round(**line["round"]) for line in run.read_rounds()) for run in runs}
         return Study(
             name=title,
             classes=self.pool.classes,
@@ -206,9 +207,7 @@ class _Plan:
             test_by_class=self.pool.count(self.protocol.test),
             settings=self.settings,
             runs={
-                strategy: tuple(
-                    tuple(Round(**line["round"]) for line in run) for name, run in lines if name == strategy
-                )
+                strategy: tuple(rounds[strategy, seed] for seed in range(self.options.seeds))
                 for strategy in self.options.strategies
             },
             reference=self.reference,
@@ -233,7 +232,7 @@ def _make_protocol(pool: Pool, readable: Flags, options: StudyOptions, training:
     if (needed := options.initial + sum(queried)) > np.count_nonzero(eligible):
         raise ConfigError(
             f"expected at least {needed} images for {options.initial} labels and {options.rounds} rounds of "
-            f"{_format_queries(queried)}, got {np.count_nonzero(eligible)}; lower --initial, --query or --rounds"
+            f"{_format_query(options)}, got {np.count_nonzero(eligible)}; lower --initial, --query or --rounds"
         )
     return Protocol(
         pool=np.flatnonzero(eligible),
@@ -246,10 +245,8 @@ def _make_protocol(pool: Pool, readable: Flags, options: StudyOptions, training:
     )
 
 
-def _format_queries(queried: Sequence[int]) -> str:
-    """Return the labels queried in each round as a value of `--query`, without repetitions of the last number."""
-    last = next((place for place in range(len(queried)) if len(set(queried[place:])) == 1), 0)
-    return ",".join(map(str, queried[: last + 1]))
+def _format_query(options: StudyOptions) -> str:
+    return ",".join(map(str, options.query[: options.rounds]))
 
 
 def find_minority(counts: Indices) -> tuple[int, ...]:

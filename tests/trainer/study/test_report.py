@@ -11,7 +11,7 @@ from trainer.study.records import Reference
 from trainer.study.report import write
 from trainer.study.statistics import summarise
 
-pytestmark = pytest.mark.slow  # trains or exports networks
+pytestmark = pytest.mark.slow  # draws plots
 
 MEASURES = ("macro_f1", "minority_f1", "accuracy")
 FILES = {"report.html", "rounds.csv", "classes.csv", "summary.json", "curves.png"}
