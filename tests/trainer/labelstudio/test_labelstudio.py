@@ -4,7 +4,7 @@ import re
 import pytest
 
 from contract.label_studio import Refused, Unreachable
-from tests.trainer.studio import CONFIG
+from tests.trainer.studio_project import CONFIG
 from trainer import labelstudio
 from trainer.labelstudio import tasks
 from trainer.labelstudio.tasks import annotated_tasks, count_labels_since, count_unlabelled, unlabelled_tasks
@@ -37,8 +37,8 @@ class TestTasks:
 
     def test_all_tasks_are_listed_while_others_are_labelled(self, pets):
         """With pages of two tasks."""
-        page = pets.page
-        pets.page = lambda query: page({**query, "page_size": "2"})
+        list_tasks = pets.list_tasks
+        pets.list_tasks = lambda parameters: list_tasks({**parameters, "page_size": "2"})
         numbers = []
         for task in unlabelled_tasks(pets.client):
             numbers.append(task.id)
@@ -72,11 +72,11 @@ class TestStatus:
         pets.annotate(5, "dog")
         pets.annotate(6, "dog", cancelled=True)
         pets.edit(2)
-        pets.tasks[3]["updated_at"] = pets.moment()
+        pets.tasks[3]["updated_at"] = pets.timestamp()
         until = labelstudio.read_status(pets.client).newest_updated_at
         pets.edit(4)
         assert count_labels_since(pets.client, moment, until=until) == (2, 1)
-        assert count_labels_since(pets.client, until, until=pets.moment()) == (0, 1)
+        assert count_labels_since(pets.client, until, until=pets.timestamp()) == (0, 1)
 
 
 class TestPredictions:

@@ -43,7 +43,7 @@ def read(pets, list_tasks=list_unlabelled):
     sent = sum(count_sent(pets, request) for request in pets.requests[requests_before:])
     expected = unlabelled_tasks if list_tasks is list_unlabelled else annotated_tasks
     assert tasks == list(expected(pets.client))
-    LISTED_AT[0] = pets.moment()
+    LISTED_AT[0] = pets.timestamp()
     return sent
 
 
@@ -51,7 +51,7 @@ def count_sent(pets, request):
     parts = urlsplit(request.path)
     if not parts.path.startswith("/api/tasks"):
         return 0
-    return len(pets.page({name: values[0] for name, values in parse_qs(parts.query).items()})["tasks"])
+    return len(pets.list_tasks({name: values[0] for name, values in parse_qs(parts.query).items()})["tasks"])
 
 
 def lists_all(sent):
@@ -64,9 +64,9 @@ def test_only_changed_unlabelled_tasks_are_requested(pets):
     pets.annotate(7, "cat")
     pets.annotate(8, "dog", cancelled=True)
     pets.tasks[3]["annotations"].clear()
-    pets.tasks[3]["updated_at"] = pets.moment()
+    pets.tasks[3]["updated_at"] = pets.timestamp()
     pets.add_task()
-    pets.tasks[9].update(data={"image": "http://images/other.png"}, updated_at=pets.moment())
+    pets.tasks[9].update(data={"image": "http://images/other.png"}, updated_at=pets.timestamp())
     assert read(pets) <= 2 + 5
     assert read(pets) <= 2
 
@@ -80,7 +80,7 @@ def test_only_changed_annotated_tasks_are_requested(pets):
     pets.annotate(32, "dog")
     pets.edit(3)
     pets.tasks[4]["annotations"].clear()
-    pets.tasks[4]["updated_at"] = pets.moment()
+    pets.tasks[4]["updated_at"] = pets.timestamp()
     pets.annotate(1, "dog", cancelled=True)
     pets.annotate(2, "dog")
     assert read(pets, list_annotated) <= 2 + 5

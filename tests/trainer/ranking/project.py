@@ -92,7 +92,7 @@ class ServedProject:
 
     @property
     def unlabelled(self):
-        return [task for task in self.studio.tasks if not self.studio.counts(task)[0]]
+        return [task for task in self.studio.tasks if not self.studio.count_annotations(task)[0]]
 
     def check_ranked_by(self, name):
         """Check that the project is sorted by a ranking with one prediction for each task, and has no other of ours."""

@@ -1,7 +1,7 @@
 import pytest
 
 from contract.errors import LabelMismatch
-from tests.trainer.studio import CONFIG
+from tests.trainer.studio_project import CONFIG
 
 OTHERS = CONFIG.replace("cat", "car").replace("dog", "b\u00fcs")
 

@@ -10,7 +10,8 @@ from contract.scores.ranking import load_rankings
 from contract.versions.results import ProjectState, TrainingRecord
 from tests.trainer.ranking.project import TASKS, held_out, image_data, meta_by_task, own_predictions
 from tests.trainer.scorer import bald_of, embedding_of, passes_of
-from tests.trainer.studio import CONFIG, TOKEN
+from tests.trainer.studio import TOKEN
+from tests.trainer.studio_project import CONFIG
 from trainer import labelstudio
 from trainer.ordering.strategies import DEFAULT_STRATEGY
 from trainer.ranking import planning

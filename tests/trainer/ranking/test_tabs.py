@@ -144,7 +144,7 @@ def test_a_task_that_lost_its_label_is_ranked(labelled):
     publish(labelled, label_issues=(6, 4))
     labelled.rank()
     labelled.studio.tasks[6]["annotations"].clear()
-    labelled.studio.tasks[6]["updated_at"] = labelled.studio.moment()
+    labelled.studio.tasks[6]["updated_at"] = labelled.studio.timestamp()
     labelled.rank()
     [score] = labelled.studio.scores(labelled.version)[6]
     assert score != pytest.approx(0.99)

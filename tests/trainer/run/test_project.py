@@ -14,7 +14,8 @@ from contract.scores.holdout import is_held_out
 from contract.versions.results import ProjectState
 from tests.trainer.run.training import TRAINING
 from tests.trainer.small import COLOURS, coloured_images
-from tests.trainer.studio import TOKEN, label_config, studio
+from tests.trainer.studio import TOKEN, studio
+from tests.trainer.studio_project import label_config
 from trainer.features import open_store
 from trainer.labelstudio import connect
 from trainer.labelstudio.task_lists import cache_folder, list_unlabelled
@@ -86,7 +87,7 @@ def test_compares_versions_on_the_random_holdout(environment, part):
 
 def test_does_not_compare_versions_on_copies_of_training_images(project, environment):
     """An earlier version may have been trained on the image, as that of another task."""
-    labelled = np.array([task for task in project.tasks if project.counts(task)[0]])
+    labelled = np.array([task for task in project.tasks if project.count_annotations(task)[0]])
     held_out = is_held_out(5, labelled, 0.1)
     project.tasks[labelled[held_out][0]]["data"] = project.tasks[labelled[~held_out][0]]["data"]
     training = train(environment, part="classifier").training

@@ -9,7 +9,7 @@ import pytest
 from bench.harness.hosts import host
 from contract.errors import ConfigError, Unavailable
 from tests.trainer.scorer import passes_of, scorer
-from tests.trainer.studio import CONFIG
+from tests.trainer.studio_project import CONFIG
 from trainer.labelstudio.tasks import PoolTask
 from trainer.scoring import server as server_module
 from trainer.scoring import task_batches

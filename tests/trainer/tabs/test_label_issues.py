@@ -3,7 +3,8 @@ import pytest
 from contract.labelconfig import parse_label_config
 from contract.versions.repository import Repository
 from contract.versions.results import ProjectState, TrainingRecord
-from tests.trainer.studio import CONFIG, TOKEN, studio
+from tests.trainer.studio import TOKEN, studio
+from tests.trainer.studio_project import CONFIG
 from tests.versions import publish
 from trainer import labelstudio
 from trainer.tabs.label_issues import (

@@ -8,7 +8,7 @@ from contract.labelconfig import parse_label_config
 from contract.versions.repository import Repository
 from contract.versions.results import TrainingRecord
 from tests import versions
-from tests.trainer.studio import label_config
+from tests.trainer.studio_project import label_config
 from trainer.watching.rounds import (
     Changes,
     LastTraining,

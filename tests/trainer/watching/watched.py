@@ -11,7 +11,8 @@ from contract.errors import LabelnextError, NothingPublished
 from contract.labelconfig import parse_label_config
 from contract.versions.repository import Repository
 from contract.versions.results import ProjectState, TrainingRecord
-from tests.trainer.studio import TOKEN, Aborted, Studio, label_config
+from tests.trainer.studio import TOKEN, Aborted, Studio
+from tests.trainer.studio_project import label_config
 from tests.versions import publish
 from trainer.pruning import prune
 from trainer.ranking.options import RankingOptions
@@ -61,7 +62,7 @@ class WatchedStudio(Studio):
 
     def open_labelled_task(self):
         """Update the time of a labelled task, as Label Studio does when it fetches a prediction for it."""
-        self.tasks[self.labelled()[0]]["updated_at"] = self.moment()
+        self.tasks[self.labelled()[0]]["updated_at"] = self.timestamp()
 
     def resize(self, tasks):
         while len(self.tasks) > tasks:
@@ -101,7 +102,7 @@ class WatchedStudio(Studio):
 
     def run(self, _):
         newest = max((self.tasks[task]["updated_at"] for task in self.labelled()), default="")
-        state = ProjectState(self.number, self.counters()["total_annotations_number"], newest)
+        state = ProjectState(self.number, self.statistics()["total_annotations_number"], newest)
         version = publish(
             self.repository,
             b"x",
