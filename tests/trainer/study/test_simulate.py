@@ -162,7 +162,7 @@ def is_running(process):
         (["--initial", "40"], "expected at least 64 images for 40 labels and 24 rounds of 1, got 45; lower"),
         (["--long-tail", "15", "--initial", "15"], "at least 39 images for 15 labels and 24 rounds of 1, got 20"),
         (["--strategies", "random,bold"], "each once, got random, bold"),
-        (["--weights", "nowhere.pth"], "there is no file nowhere.pth"),
+        (["--weights", "nowhere.pth"], "--weights nowhere.pth: no such file"),
         (["--images", "nowhere"], "nowhere"),
     ],
 )
