@@ -27,6 +27,8 @@ from trainer.labels.sources import from_folder
 Flags = npt.NDArray[np.bool_]
 Root = Path | zipfile.Path
 """A folder, or a folder in a zip."""
+_Row = tuple[str, str, bool]
+"""An image's path, its label, and whether it belongs to the test set."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,10 +120,6 @@ def long_tail(targets: Indices, eligible: Flags, ratio: float) -> Flags:
         members = np.flatnonzero(eligible & (targets == label))
         kept[np.random.default_rng([0, label]).permutation(members)[:count]] = True
     return kept
-
-
-_Row = tuple[str, str, bool]
-"""An image's path, its label, and whether it belongs to the test set."""
 
 
 def _read_class_folders(root: Root) -> tuple[Root, list[_Row]]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -76,17 +76,16 @@ def decode(pool: Pool, *, image_size: int, cache: Path, max_megapixels: int = MA
             return image, str(err)
         return None
 
-    faults = dict[int, str]()
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
+    def decode_batches() -> Iterator[Array]:
+        faults = dict[int, str]()
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="images") as executor:
+            for images in _batches(count):
+                rows = np.zeros((len(images), spec.height, spec.width, 3), np.uint8)
+                faults.update(filter(None, executor.map(decode_into, images, rows)))
+                yield rows
+        faults_path.write_text(json.dumps(faults), encoding="utf-8")
 
-        def decode_all(images: range) -> Array:
-            rows = np.zeros((len(images), spec.height, spec.width, 3), np.uint8)
-            faults.update(filter(None, executor.map(decode_into, images, rows)))
-            if images.stop == count:  # before the array gets its final name
-                faults_path.write_text(json.dumps(faults), encoding="utf-8")
-            return rows
-
-        _write_once(path, decode_all, count=count, title="images")
+    _write_once(path, decode_batches(), count=count, title="images")
     reasons = json.loads(faults_path.read_text(encoding="utf-8"))
     return Decoded(path, {int(image): reason for image, reason in reasons.items()}, key)
 
@@ -103,11 +102,12 @@ def compute_features(
     def sha256(image: int) -> bytes:  # unreadable images are black pixels, with the digest of an empty file
         return hashlib.sha256(b"" if image in decoded.faults else pool.read(image)).digest()
 
-    def compute_all(rows: range) -> Array:
-        return backbone.compute_cached(np.array(images[rows.start : rows.stop]), list(map(sha256, rows)), store)
-
+    batches = (
+        backbone.compute_cached(np.array(images[rows.start : rows.stop]), list(map(sha256, rows)), store)
+        for rows in _batches(len(images))
+    )
     path = cache / f"features-{_digest([decoded.key, backbone.key])}.npy"
-    _write_once(path, compute_all, count=len(images), title="features")
+    _write_once(path, batches, count=len(images), title="features")
     return path
 
 
@@ -115,8 +115,15 @@ def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _write_once(path: Path, make: Callable[[range], Array], *, count: int, title: str) -> None:
-    """Write N rows to a .npy file unless it exists; wait if another process is writing it."""
+def _batches(count: int) -> Iterator[range]:
+    return (range(first, min(count, first + _BATCH_IMAGES)) for first in range(0, count, _BATCH_IMAGES))
+
+
+def _write_once(path: Path, batches: Iterable[Array], *, count: int, title: str) -> None:
+    """Write N rows to a .npy file unless it exists; wait if another process is writing it.
+
+    Batches are computed only if needed, and completely before the file gets its name.
+    """
     if path.exists():
         return
     remedy = "free disk space and run the command again, or set LABELNEXT_CACHE to another folder"
@@ -124,9 +131,8 @@ def _write_once(path: Path, make: Callable[[range], Array], *, count: int, title
         if not path.exists():
             draft = path.with_suffix(".partial")
             with draft.open("wb") as file, Bar(desc=title, total=count, unit="image") as bar:
-                for first in range(0, count, _BATCH_IMAGES):
-                    batch = make(range(first, min(count, first + _BATCH_IMAGES)))
-                    if not first:
+                for batch in batches:
+                    if not file.tell():
                         header = {"descr": batch.dtype.str, "fortran_order": False, "shape": (count, *batch.shape[1:])}
                         npy.write_array_header_1_0(file, header)  # type: ignore[no-untyped-call]
                     # With a memory map, a full disk would kill the process by a signal instead of raising OSError.
