@@ -42,7 +42,7 @@ class Metrics:
 
         self.http_requests = counter("http_requests", "Requests answered.", "route", "status")
         self.http_request_duration = histogram(
-            "http_request_duration_seconds", "From a request's first byte to its response.", "route"
+            "http_request_duration_seconds", "From a complete request to its response, including waiting.", "route"
         )
         self.images = counter("images", "Images of predict requests.", "model", "outcome")
         self.queue_images = gauge("queue_images", "Images of running requests that are not finished.")

@@ -78,6 +78,11 @@ class Folder:
         ):
             yield file
 
+    def read(self, name: str, columns: list[str], *, rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield columns of a file in batches of at most `rows` rows."""
+        with self.open(name) as file:
+            yield from file.iter_batches(rows, columns=columns)
+
     def footers(self) -> dict[str, tuple[int, pa.Schema]]:
         """Return the number of rows and the schema of each file."""
 

@@ -82,13 +82,13 @@ class Worker:
             Unavailable, InferenceError: if the failure is not an image's.
         """
         started, started_cpu, precision = time.monotonic(), time.process_time(), self._engine.precision.value
-        columns = [self._options.id, self._options.column]
-        with Folder(self._options.input).open(shard.name) as file:
+        source, columns = Folder(self._options.input), [self._options.id, self._options.column]
+        with source.open(shard.name) as file:
             id_type = file.schema_arrow.field(self._options.id).type
-            metadata = {"precision": precision, "provider": self._engine.provider}
-            schema = make_schema(self._engine.manifest, id_type, metadata)
-            batches = file.iter_batches(2 * self._settings.max_batch_images, columns=columns)
-            table = pa.concat_tables([schema.empty_table(), *self._score(batches, schema)])
+        metadata = {"precision": precision, "provider": self._engine.provider}
+        schema = make_schema(self._engine.manifest, id_type, metadata)
+        batches = source.read(shard.name, columns, rows=2 * self._settings.max_batch_images)
+        table = pa.concat_tables([schema.empty_table(), *self._score(batches, schema)])
         Folder(self._options.output).write(shard.name, table)
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds, core_seconds = time.monotonic() - started, time.process_time() - started_cpu

@@ -148,6 +148,21 @@ class TestJob:
         assert not (tmp_path / "out" / "_partial").exists()
 
     @pytest.mark.slow
+    def test_only_a_shard_that_cannot_be_read_is_reported_as_such(
+        self, score_pool, version, write_shard, tmp_path, monkeypatch
+    ):
+        write_shard("a.parquet")
+        path = tmp_path / "in" / "a.parquet"
+        content = path.read_bytes()
+        path.write_bytes(b"PAR1" + bytes(len(content) // 2) + content[4 + len(content) // 2 :])
+        with pytest.raises(PoolError, match=r"a\.parquet in .* cannot be read; write it again"):
+            score_pool()
+        path.write_bytes(content)
+        monkeypatch.setattr("server.pool.worker.make_row", lambda *_: {"score": "not a number"})
+        with pytest.raises(pa.ArrowInvalid):
+            score_pool()
+
+    @pytest.mark.slow
     def test_an_output_has_one_version_and_one_setting(self, score_pool, version, repository, write_shard, output):
         """A version published during the job is not used; a later job can continue with the old version."""
         write_shard("a.parquet")
