@@ -29,7 +29,7 @@ PROVENANCE = Provenance("none", None, (), ())
 
 
 def small_backbone():
-    """Return two convolutions, one with batch normalisation, as a backbone: (N, 32, 32, 3) to (N, 64)."""
+    """Return a backbone of two convolutions, one with batch normalisation: (N, 32, 32, 3) to (N, 64)."""
     module = nn.Sequential(
         Normalise(),
         nn.Conv2d(3, 8, 3, padding=1),
@@ -46,13 +46,13 @@ def small_backbone():
 
 
 def use_small_backbone(patch, make=small_backbone):
-    """Replace all backbones by the small one, with pytest's MonkeyPatch."""
+    """Replace every backbone by the small one, with pytest's MonkeyPatch."""
     for module in ("build", "frozen"):
         patch.setattr(f"trainer.model.{module}.load_backbone", lambda *_, **__: make())
 
 
 def small_head(classes=3):
-    """Return a head of three linear layers, two of them after Dropout."""
+    """Return a head of three linear layers with Dropout in between."""
     head = nn.Sequential(
         nn.Linear(64, 32),
         nn.ReLU(),
@@ -67,12 +67,11 @@ def small_head(classes=3):
 
 
 def small_network(classes=3):
-    """Return the small backbone and head as a network."""
     return Network(small_backbone().module, small_head(classes))
 
 
 def coloured_images(rng, count, *, size=32):
-    """Return noisy images of one colour each, uint8 (N, H, W, 3), and their alternating classes."""
+    """Return noisy images, uint8 (N, H, W, 3), of alternating colours, and their classes."""
     targets = np.arange(count) % len(COLOURS)
     colours = np.array(list(COLOURS.values()))[targets]  # (N, 3)
     noise = rng.integers(-60, 60, size=(count, size, size, 3))
@@ -80,7 +79,7 @@ def coloured_images(rng, count, *, size=32):
 
 
 def write_folders(root, *, each, size=40):
-    """Write class folders with `each` PNG files per class."""
+    """Write class folders with `each` PNG files per class, and return `root`."""
     images, targets = coloured_images(np.random.default_rng(7), each * len(COLOURS), size=size)
     names = list(COLOURS)
     for number, (image, target) in enumerate(zip(images, targets, strict=True)):
@@ -91,7 +90,7 @@ def write_folders(root, *, each, size=40):
 
 
 def lively_network(seed=0):
-    """Return a small network whose passes differ much."""
+    """Return a small network whose passes differ considerably."""
     torch.manual_seed(seed)
     network = small_network()
     with torch.no_grad():
@@ -101,12 +100,12 @@ def lively_network(seed=0):
 
 
 _EXPORTED = tempfile.TemporaryDirectory(prefix="labelnext-")
-"""Exported backbones, in folders named by a digest of their layers and weights."""
+"""Exported backbones, in folders named after a digest of their layers and weights."""
 atexit.register(_EXPORTED.cleanup)
 
 
 def freeze_network(network, folder):
-    """Export a network's backbone to a folder; equal ones are exported once and copied."""
+    """Export a network's backbone to a folder; equal backbones are exported once and copied."""
     module = network.backbone[0]
     digest = hashlib.sha256(repr(module).encode())
     for tensor in module.state_dict().values():
@@ -120,7 +119,7 @@ def freeze_network(network, folder):
 
 
 def stage_files(staged, network, images, *, passes=20, multiple=False, int8=None):
-    """Write a network's graphs, weights and probe as the trainer does, and return the manifest.
+    """Write a network's graphs, weights and probe to a staged version, and return its manifest.
 
     `int8` is the file of a quantised backbone.
     """
@@ -145,14 +144,14 @@ def stage_files(staged, network, images, *, passes=20, multiple=False, int8=None
 
 
 def publish_small(repository, network, images, *, int8_of=None):
-    """Publish a network, with the quantised backbone of `int8_of`, which may be another network."""
+    """Publish a network, optionally with the quantised backbone of the network `int8_of`."""
     with repository.stage(datetime.now(UTC)) as staged, tempfile.TemporaryDirectory() as folder:
         int8 = None if int8_of is None else quantise_network(int8_of, images, Path(folder))
         return staged.publish(stage_files(staged, network, images, int8=int8))
 
 
 def quantise_network(network, images, folder):
-    """Quantise a network's backbone, and return the file in the folder."""
+    """Quantise a network's backbone, and return the file in `folder`."""
     backbone = freeze_network(network, folder / "backbone")
     target = folder / INT8_BACKBONE_FILE
     quantise(backbone, images, target)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.name)
-def test_it_is_refused(tmp_path, case):
+def test_refuses_malicious_versions(tmp_path, case):
     repository = Repository(tmp_path / "models")
     name = publish(repository, int8_of=TinyModel.draw(), report={"index.html": b"<p>"})
     case.apply(repository.folder / name)

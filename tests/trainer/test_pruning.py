@@ -22,13 +22,13 @@ def names(repository):
     return [publish(repository, bytes([number]) * 2**20).name for number in range(6)]
 
 
-def test_the_newest_are_kept(repository, names):
-    pruned = prune(repository, newest=2)
+def test_keeps_the_newest_versions(repository, names):
+    summary = prune(repository, newest=2)
     assert repository.versions() == names[4:]
     assert repository.history() == names
-    assert pruned.removed == tuple(names[:4])
-    assert pruned.kept == {names[5]: "current", names[4]: "newest"}
-    assert pruned.freed_mb == 4 * 3
+    assert summary.removed == tuple(names[:4])
+    assert summary.kept == {names[5]: "current", names[4]: "newest"}
+    assert summary.freed_mb == 4 * 3
     assert prune(repository, newest=2).describe() == "no version removed; kept: 1 current, 1 newest"
 
 
@@ -39,42 +39,44 @@ def test_shared_files_are_freed_with_their_last_version(repository):
     assert prune(repository, newest=1).freed_mb == 3 + 3
 
 
-def test_versions_in_use_are_kept_even_if_old_or_damaged(repository, names, monkeypatch):
-    """An unused damaged version is removed like any other."""
+def test_keeps_old_versions_in_use_even_if_damaged(repository, names, monkeypatch):
+    """Damaged versions that are not in use are removed."""
     ranked_by = [SimpleNamespace(version=version) for version in (names[1], names[1], None)]
     monkeypatch.setattr(pruning, "load_rankings", lambda _: ranked_by)
     repository.rollback(names[0])
     (repository.folder / names[3] / "manifest.json").write_text("{")
     (repository.folder / names[4] / "model.onnx").unlink()
     with repository.shared_lock(names[2]):
-        pruned = prune(repository, newest=1)
+        summary = prune(repository, newest=1)
     assert repository.versions() == [*names[:3], names[5]]
-    assert pruned.kept == {names[5]: "newest", names[2]: "open", names[1]: "ranked by", names[0]: "current"}
+    assert summary.kept == {names[5]: "newest", names[2]: "open", names[1]: "ranked by", names[0]: "current"}
     repository.rollback(names[1])
     assert prune(repository, newest=1).removed == (names[0], names[2])
 
 
-def test_nothing_is_removed_without_a_current_version_or_by_a_second_process(repository, names):
+def test_rejects_concurrent_pruning(repository, names):
     with (
         FileLock(repository.root / ".default.prune.lock"),
         pytest.raises(ConfigError, match="another process is pruning"),
     ):
         prune(repository, newest=1)
+    assert repository.versions() == names
+
+
+def test_removes_nothing_without_a_current_version(repository, names):
     (repository.folder / "CURRENT").unlink()
     with pytest.raises(NothingPublished):
         prune(repository, newest=1)
     assert repository.versions() == names
 
 
-def test_the_command_ends_with_a_line_of_json_and_the_list_of_versions_remembers(
-    repository, names, monkeypatch, capsys
-):
+def test_command_prints_a_summary_and_versions_lists_removed_versions(repository, names, monkeypatch, capsys):
     monkeypatch.setenv("LABELNEXT_MODELS", str(repository.root))
     assert main(["prune", "--keep", "5"]) == 0
-    printed = capsys.readouterr()
-    report = json.loads(printed.out)
-    assert (report["removed"], report["freed_mb"], list(report["kept"])) == ([names[0]], 3.0, names[:0:-1])
-    assert printed.err == "1 version removed, 3 MiB; kept: 1 current, 4 newest\n"
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
+    assert (summary["removed"], summary["freed_mb"], list(summary["kept"])) == ([names[0]], 3.0, names[:0:-1])
+    assert output.err == "1 version removed, 3 MiB; kept: 1 current, 4 newest\n"
     main(["versions"])
     rows = capsys.readouterr().out.splitlines()[1:]
     assert [(row[0], row.split()[-5]) for row in rows] == list(zip("-    *", names, strict=True))

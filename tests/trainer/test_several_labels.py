@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 import json
+import operator
 
 import numpy as np
 import pytest
@@ -34,31 +35,32 @@ SHADES = np.array([COLOURS["red"], COLOURS["green"], COLOURS["blue"], (120, 120,
 TRAINING = Training(weights="none", image_size=32, epochs=150, learning_rate=0.1, seed=1, device="cpu")
 
 
-def quarters(rng, held):
-    """Return an image whose quarters have the given colours; further quarters are grey."""
-    cells = rng.permutation([*held, *[3] * (4 - len(held))]).reshape(2, 2)
+def draw_image(rng, labels):
+    """Return an image whose quarters have the colours of its labels; the other quarters are grey."""
+    cells = rng.permutation([*labels, *[3] * (4 - len(labels))]).reshape(2, 2)
     pixels = SHADES[cells].repeat(16, axis=0).repeat(16, axis=1) + rng.integers(-30, 30, (32, 32, 3))
     return pixels.clip(0, 255).astype(np.uint8)
 
 
-def task(rng, number, held):
+def make_task(rng, number, labels):
     """Return a task annotated with the colours of its image; an empty annotation is ground truth."""
     buffer = io.BytesIO()
-    Image.fromarray(quarters(rng, held)).save(buffer, "PNG")
-    chosen = {"choices": [LABELS[label] for label in held]}
-    result = [{"from_name": "colours", "to_name": "image", "type": "choices", "value": chosen}] if held else []
+    Image.fromarray(draw_image(rng, labels)).save(buffer, "PNG")
+    value = {"choices": [LABELS[label] for label in labels]}
+    result = [{"from_name": "colours", "to_name": "image", "type": "choices", "value": value}] if labels else []
     return {
         "id": number,
         "data": {"image": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"},
-        "annotations": [{"id": number, "completed_by": 1, "result": result, "ground_truth": not held}],
+        "annotations": [{"id": number, "completed_by": 1, "result": result, "ground_truth": not labels}],
     }
 
 
 def test_predictions_have_all_labels_of_an_image(tmp_path, monkeypatch):
-    """Ten images of each of the eight label sets."""
-    sets = [held for size in range(4) for held in itertools.combinations(range(3), size)] * 10
+    """After training on ten images of each of the eight label sets."""
+    label_sets = [labels for size in range(4) for labels in itertools.combinations(range(3), size)] * 10
     rng = np.random.default_rng(0)
-    (tmp_path / "export.json").write_text(json.dumps([task(rng, number, held) for number, held in enumerate(sets, 1)]))
+    tasks = [make_task(rng, number, labels) for number, labels in enumerate(label_sets, 1)]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
     (tmp_path / "config.xml").write_text(CONFIG, encoding="utf-8")
     use_small_backbone(monkeypatch)
     source = Source(export=tmp_path / "export.json", label_config=tmp_path / "config.xml")
@@ -72,10 +74,11 @@ def test_predictions_have_all_labels_of_an_image(tmp_path, monkeypatch):
     repository, options = Repository(tmp_path / "models"), EngineOptions(threads=1)
     engine = admit(repository, manifest.version, lambda version: Engine(version, options)).engine
     rng = np.random.default_rng(1)
-    sets = [(0,), (1, 2), (0, 1, 2), (2,)]
-    outputs = engine.run(np.stack([quarters(rng, held) for held in sets]))
+    label_sets = [(0,), (1, 2), (0, 1, 2), (2,)]
+    outputs = engine.run(np.stack([draw_image(rng, labels) for labels in label_sets]))
     rows = zip(outputs.mean_probabilities, outputs.bald, outputs.entropy, strict=True)
     target = resolve_target(CONFIG, engine.version, manifest.control, manifest.labels)
     predictions = build_predictions([ImageScores(*row) for row in rows], engine.manifest, target, Score.AGREEMENT)
-    found = [prediction["result"][0]["value"]["choices"] for prediction in predictions]
-    assert sum(each == [LABELS[label] for label in held] for each, held in zip(found, sets, strict=True)) >= 3
+    predicted = [prediction["result"][0]["value"]["choices"] for prediction in predictions]
+    expected = [[LABELS[label] for label in labels] for labels in label_sets]
+    assert sum(map(operator.eq, predicted, expected)) >= 3

@@ -5,14 +5,14 @@ from trainer import stages
 from trainer.stages import collect_stages, stage
 
 
-def test_a_stage_takes_the_time_of_its_blocks_without_nested_stages(monkeypatch):
-    """So the sum of all stages never exceeds the elapsed time. Failing blocks count too."""
+def test_durations_exclude_nested_stages(monkeypatch):
+    """So that the sum of all stages is at most the elapsed time. Blocks that raise count too."""
     now = [100.0]
     monkeypatch.setattr(stages, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with collect_stages() as seconds:
-        for took in (1.0, 0.504):
+        for duration in (1.0, 0.504):
             with stage("labels"):
-                now[0] += took
+                now[0] += duration
             now[0] += 10
         with suppress(ZeroDivisionError), stage("outer"):
             now[0] += 1
@@ -23,7 +23,7 @@ def test_a_stage_takes_the_time_of_its_blocks_without_nested_stages(monkeypatch)
     assert list(seconds.items()) == [("labels", 1.5), ("outer", 3), ("inner", 4)]
 
 
-def test_stages_are_counted_only_while_collecting():
+def test_durations_are_collected_by_the_innermost_collector():
     @stage("fit")
     def fit():
         with stage("step"):
