@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 from contract.versions.manifest import Backbone, InputSpec, Manifest
 from contract.versions.version import BACKBONE_WEIGHTS_FILE, HEAD_WEIGHTS_FILE, INT8_BACKBONE_FILE
 
+VERSION = "20260102T030405678Z-0a1b2c"
+"""A valid name of a version."""
+
 
 def manifest(version):
     return Manifest(

@@ -29,8 +29,8 @@ from contract.versions.signatures import VerifyKey, read_public_key
 from contract.versions.version import WEIGHTS_FILES
 from tests import versions
 from tests.mutation import mutate_json
+from tests.versions import VERSION
 
-VERSION = "20260102T030405678Z-0a1b2c"
 MANIFEST = replace(
     versions.manifest(VERSION),
     labels=("ant", "bee", "cat"),

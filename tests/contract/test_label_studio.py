@@ -9,10 +9,9 @@ from bench.harness.hosts import host, raw, reply
 from contract import label_studio
 from contract.errors import ConfigError
 from contract.label_studio import WHOAMI, LabelStudioClient, Refused, RetryPolicy, TokenRefused, Unreachable
-from tests.trainer.studio import jwt
+from tests.contract.images.conftest import LEGACY_TOKEN, jwt
 
-LEGACY_TOKEN = "0123456789abcdef0123456789abcdef01234567"
-PERSONAL_TOKEN = jwt(token_type="refresh")
+PERSONAL_TOKEN = jwt("refresh")
 NO_RETRIES = RetryPolicy(total_s=0.0)
 
 

@@ -28,8 +28,7 @@ from tests.networks import (
     masked_passes,
     open_session,
 )
-
-VERSION = "20260102T030405678Z-0a1b2c"
+from tests.versions import VERSION
 
 
 class EarlySkip(torch.nn.Module):

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from contract.errors import LoweringError
 from contract.graph.masks import draw_masks
 from contract.versions.manifest import DropoutSite
-
-VERSION = "20260102T030405678Z-0a1b2c"
+from tests.versions import VERSION
 
 probabilities = st.floats(0.01, 0.99)
 shapes = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
@@ -66,8 +65,8 @@ def test_a_single_pass_drops_units_independently(probability):
 def test_pairs_of_passes_are_drawn_without_replacement():
     """If 3 of 6 passes keep a unit, two given passes both keep it with probability 3/6 times 2/5."""
     on = draw((200_000,), 0.5, 6) > 0
-    both = np.array([(on[i] & on[j]).mean() for i in range(6) for j in range(i)])
-    assert (np.abs(both - 0.2) < 5 * math.sqrt(0.2 * 0.8 / on.shape[1])).all()
+    pairs = np.array([(on[i] & on[j]).mean() for i in range(6) for j in range(i)])
+    assert (np.abs(pairs - 0.2) < 5 * math.sqrt(0.2 * 0.8 / on.shape[1])).all()
 
 
 @pytest.mark.parametrize(("probability", "passes"), [(0.3, 3), (0.5, 1), (0.5, 7), (0.95, 3), (0.05, 3)])
@@ -75,8 +74,9 @@ def test_rounding_is_unbiased(probability, passes):
     """The share of units rounded up is the fractional part, even for a single pass and for shares below 1."""
     on = (draw((200_000,), probability, passes) > 0).sum(axis=0)
     share = (1 - probability) * passes
-    rest = share - math.floor(share)
-    assert abs((on == math.floor(share) + 1).mean() - rest) < 5 * math.sqrt(rest * (1 - rest) / on.size)
+    fraction = share - math.floor(share)
+    error = math.sqrt(fraction * (1 - fraction) / on.size)
+    assert abs((on == math.floor(share) + 1).mean() - fraction) < 5 * error
 
 
 def test_rejects_masks_that_would_fill_the_memory():

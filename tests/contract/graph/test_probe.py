@@ -16,9 +16,8 @@ from contract.graph.probe import MIN_RANK_CORRELATION, TOLERANCE, Probe, validat
 from contract.scores.acquisition import bald, rank_correlation
 from contract.versions.manifest import DropoutSite
 from tests.networks import Engine, masked_passes
-from tests.versions import manifest
+from tests.versions import VERSION, manifest
 
-VERSION = "20260102T030405678Z-0a1b2c"
 PASSES = 400
 
 

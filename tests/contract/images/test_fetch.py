@@ -185,13 +185,13 @@ class TestAddresses:
     def test_rejects_redirects_into_the_private_network(self, other_host, connected, make_fetcher):
         """Also by a name with one private address."""
         other_host.serve("/a.png", status=302, location="http://169.254.169.254/latest/meta-data/")
-        names = {"images.test": [PUBLIC_ADDRESS], "both.test": [PUBLIC_ADDRESS, "10.0.0.1"]}
+        names = {"images.test": [PUBLIC_ADDRESS], "mixed.test": [PUBLIC_ADDRESS, "10.0.0.1"]}
         fetcher = make_fetcher(resolve=lambda host, port: names.get(host, [host]))
         with pytest.raises(FetchError, match=re.escape("169.254.169.254 has an address that is not public")):
             fetcher.fetch("http://images.test/a.png")
         assert len(other_host.requests) == 1
-        with pytest.raises(FetchError, match=re.escape("both.test has an address that is not public")):
-            fetcher.fetch("http://both.test/a.png")
+        with pytest.raises(FetchError, match=re.escape("mixed.test has an address that is not public")):
+            fetcher.fetch("http://mixed.test/a.png")
         assert len(other_host.requests) == 1
 
     @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ class TestTemporaryErrors:
         with socket.create_server(("127.0.0.1", 0)) as server:
             closed = f"http://127.0.0.1:{server.getsockname()[1]}"
         fetcher = make_fetcher(allowed_origins=(closed,), resolve=resolve_nothing)
-        for url in (f"{closed}/a.png", "http://gone.test/a.png"):
+        for url in (f"{closed}/a.png", "http://unknown.test/a.png"):
             with pytest.raises(TemporaryFetchError, match=f"{re.escape(url)} cannot be reached"):
                 fetcher.fetch(url)
 

@@ -7,6 +7,7 @@ import pytest
 from contract.scores.ranking import RankedImage, Ranking, load_rankings, ranked_projects, save_ranking
 from contract.scores.sure import Shadow, Sure
 from contract.versions.repository import RANKINGS_FOLDER, Repository
+from tests.versions import VERSION
 
 IMAGE = RankedImage(
     task=12,
@@ -19,8 +20,8 @@ IMAGE = RankedImage(
 )
 SHADOW = Shadow(4, "name", 1, ("cat",), confirmed=True)
 RANKING = Ranking(
-    name="20260102T030405678Z-0a1b2c",
-    version="20260102T030405678Z-0a1b2c",
+    name=VERSION,
+    version=VERSION,
     project=3,
     title='"Birds" <of> Europe',
     created_at="2026-01-02T03:10:00+00:00",

@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import pytest
 
 from contract.versions.bucket import Bucket
@@ -5,6 +7,17 @@ from contract.versions.location import open_repository
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, generate_keys
 from tests.buckets import environment, running_store
+
+
+def spy_on(monkeypatch, repository, method):
+    """Return a mock that records the calls of a method of the repository's bucket."""
+    spy = Mock(wraps=getattr(repository._bucket, method))
+    monkeypatch.setattr(repository._bucket, method, spy)
+    return spy
+
+
+def keys_of_calls(spy):
+    return [call.args[0] for call in spy.call_args_list]
 
 
 def files_of(folder):

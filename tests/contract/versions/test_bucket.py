@@ -26,7 +26,7 @@ def point_at(url, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 8 * 2**20, 20 * 2**20 + 1])
 def test_file_round_trip(bucket, tmp_path, size):
-    """An empty one, in one part and in several; a second upload of the same key never replaces it."""
+    """Of an empty file, one part and several parts. A second upload with the same key is an error."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(bytes(range(256)) * (size // 256) + bytes(size % 256))
     bucket.upload("file", source)
@@ -50,7 +50,7 @@ def test_reads_at_most_the_given_size(bucket, tmp_path):
 
 
 def test_replace_is_conditional(bucket):
-    """Of two writers with the same tag the second one fails, unless the content is its own: a response was lost."""
+    """Of two writers with one tag the second fails, unless the object has its content, as after a lost response."""
     bucket.replace("CURRENT", b"first", expected=None)
     with pytest.raises(PublishConflict):
         bucket.replace("CURRENT", b"other", expected=None)
@@ -88,18 +88,18 @@ def test_tags_without_quotes_are_accepted(stub):
 
 
 def test_missing_bucket_is_an_error(bucket, tmp_path):
-    gone = Bucket("gone-bucket", "x")
+    missing = Bucket("missing-bucket", "x")
     (tmp_path / "file").write_bytes(b"1")
     for request in (
-        lambda: gone.read("CURRENT", max_bytes=MAX_BYTES),
-        lambda: gone.times("model"),
-        lambda: gone.download("file", tmp_path / "target", size_bytes=1),
-        lambda: gone.upload("file", tmp_path / "file"),
-        lambda: gone.write("file", b"1"),
-        lambda: gone.replace("CURRENT", b"1", expected=None),
-        lambda: gone.delete(["CURRENT"]),
+        lambda: missing.read("CURRENT", max_bytes=MAX_BYTES),
+        lambda: missing.times("model"),
+        lambda: missing.download("file", tmp_path / "target", size_bytes=1),
+        lambda: missing.upload("file", tmp_path / "file"),
+        lambda: missing.write("file", b"1"),
+        lambda: missing.replace("CURRENT", b"1", expected=None),
+        lambda: missing.delete(["CURRENT"]),
     ):
-        with pytest.raises(RepositoryUnreachable, match=r"s3://gone-bucket/x could not be .* 404 \(NoSuchBucket\)"):
+        with pytest.raises(RepositoryUnreachable, match=r"s3://missing-bucket/x could not be .* 404 \(NoSuchBucket\)"):
             request()
 
 

@@ -16,7 +16,7 @@ from contract.errors import (
     VersionNotFound,
 )
 from contract.versions.repository import new_version
-from tests.contract.versions.conftest import files_of
+from tests.contract.versions.conftest import files_of, spy_on
 from tests.versions import manifest, publish, write_files
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -68,13 +68,16 @@ class TestPublishers:
         """If another version is published while the rollback fetches files."""
         first, _ = publish(open_bucket_as("trainer"), b"1"), publish(open_bucket_as("trainer"), b"2")
         desk, published = open_bucket_as("desk"), []
-        fetch = desk.open
-        monkeypatch.setattr(
-            desk, "open", lambda name: (published.append(publish(open_bucket_as("trainer"), b"3")), fetch(name))[1]
-        )
+        open_version = desk.open
+
+        def publish_and_open(name):
+            published.append(publish(open_bucket_as("trainer"), b"3").name)
+            return open_version(name)
+
+        monkeypatch.setattr(desk, "open", publish_and_open)
         with pytest.raises(PublishConflict):
             desk.rollback(first.name)
-        assert open_bucket_as("server").current() == published[0].name
+        assert published == [open_bucket_as("server").current()]
 
     @pytest.mark.parametrize("last_file", sorted(FILES - {"manifest.json"}))
     def test_interrupted_upload_is_not_a_version(self, open_bucket_as, monkeypatch, last_file):
@@ -150,22 +153,13 @@ class TestLocalCache:
         assert (server.open(published.name).path / "model.onnx").read_bytes() == b"content"
 
     def test_concurrent_opens_fetch_once(self, open_bucket_as, monkeypatch):
-        published, fetched = publish(open_bucket_as("trainer"), b"content"), []
+        published = publish(open_bucket_as("trainer"), b"content")
         replicas = [open_bucket_as("server") for _ in range(4)]
-        for replica in replicas:
-            download = replica._bucket.download
-            monkeypatch.setattr(
-                replica._bucket,
-                "download",
-                lambda *arguments, download=download, **options: (
-                    fetched.append(arguments[0]),
-                    download(*arguments, **options),
-                )[1],
-            )
+        downloads = [spy_on(monkeypatch, replica, "download") for replica in replicas]
         with ThreadPoolExecutor(len(replicas)) as threads:
             for opened in threads.map(lambda replica: replica.open(published.name), replicas):
                 opened.verify()
-        assert len(fetched) == len(FILES) - 1
+        assert sum(spy.call_count for spy in downloads) == len(FILES) - 1
 
     def test_cached_version_opens_without_the_bucket(self, open_bucket_as, monkeypatch):
         published, server = publish(open_bucket_as("trainer"), b"content"), open_bucket_as("server")

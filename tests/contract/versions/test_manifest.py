@@ -7,6 +7,7 @@ import pytest
 from contract.errors import ManifestError
 from contract.versions.manifest import Backbone, DropoutSite, FileDigest, InputSpec, Manifest
 from contract.versions.results import Advice, ComparedVersion, Comparison, Metrics, ProjectState, TrainingRecord
+from tests.versions import VERSION
 
 METRICS = Metrics(images=64, accuracy=0.9, macro_f1=0.85, f1=(0.9, None, 0.8), macro_f1_interval=(0.8, 0.9))
 RECORD = TrainingRecord(
@@ -16,10 +17,10 @@ RECORD = TrainingRecord(
     project=ProjectState(3, 151, ""),
     recipe={"epochs": 3},
     advice=Advice("label about 120 more", gain=0.02, labels=120, kappa=0.5),
-    curve=Comparison(64, (ComparedVersion("20260102T030405678Z-0a1b2c", 150, 0.85, 0.8, 0.9),)),
+    curve=Comparison(64, (ComparedVersion(VERSION, 150, 0.85, 0.8, 0.9),)),
 )
 MANIFEST = Manifest(
-    version="20260102T030405678Z-0a1b2c",
+    version=VERSION,
     created_at="2026-01-02T03:04:05+00:00",
     labels=("cat", "dog", "Wombat 🐾"),
     control="label",

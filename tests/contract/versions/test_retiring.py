@@ -11,7 +11,7 @@ import pytest
 from contract.errors import VersionInUse, VersionNotFound
 from contract.versions.repository import Repository
 from tests.contract.versions.conftest import files_of
-from tests.versions import publish
+from tests.versions import VERSION, publish
 
 pytestmark = pytest.mark.slow  # starts processes, and kills them at every step
 
@@ -60,7 +60,7 @@ def test_current_version_is_never_removed(open_as, monkeypatch):
 
 def test_open_version_is_not_removed_until_its_process_ends(repository, versions):
     """The system releases the lock of a killed process. Locking a missing version is not an error."""
-    with repository.shared_lock("20260102T030405678Z-0a1b2c"):
+    with repository.shared_lock(VERSION):
         pass
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(repository.root), versions[0]], cwd=CHECKOUT, stdout=subprocess.PIPE
@@ -176,8 +176,8 @@ def test_removal_killed_at_any_step_can_be_finished(tmp_path):
         if names[0] in repository.versions():
             repository.rollback(names[0])
         else:
-            kept = files_of(repository.folder / ".retired" / names[0])
-            assert kept == {"manifest.json", "report/index.html"}
+            files = files_of(repository.folder / ".retired" / names[0])
+            assert files == {"manifest.json", "report/index.html"}
             assert json.loads(repository.read_manifest(names[0]).to_json())["version"] == names[0]
     assert interrupted >= 4  # one step for each removed file
 

@@ -15,6 +15,7 @@ from contract.versions.version import (
     MODEL_FILE,
     PROBE_FILE,
 )
+from tests.contract.versions.conftest import keys_of_calls, spy_on
 from tests.versions import manifest
 from tests.versions import publish_backbone as publish
 
@@ -35,24 +36,12 @@ def key_of(content):
 
 @pytest.fixture
 def list_shared(bucket):
-    """Return the keys of the shared objects."""
+    """List the keys of the shared objects."""
     return lambda: set(bucket.times("birds/shared"))
 
 
 def keys_of(*backbones):
     return {key_of(content) for backbone in backbones for content in (backbone, backbone * 2)}
-
-
-def record_keys(monkeypatch, repository, *methods):
-    """Return a list to which the keys of these requests are appended."""
-    keys = []
-
-    def record(method):
-        return lambda key, *arguments, **options: (keys.append(key), method(key, *arguments, **options))[1]
-
-    for name in methods:
-        monkeypatch.setattr(repository._bucket, name, record(getattr(repository._bucket, name)))
-    return keys
 
 
 def verify_all(open_bucket_as):
@@ -65,9 +54,9 @@ class TestPublishing:
     def test_versions_of_one_backbone_share_its_objects(self, open_bucket_as, list_shared, bucket, monkeypatch):
         """Published from any machine."""
         trainer, desk = open_bucket_as("trainer"), open_bucket_as("desk")
-        uploads = [record_keys(monkeypatch, each, "overwrite") for each in (trainer, desk)]
+        uploads = [spy_on(monkeypatch, each, "overwrite") for each in (trainer, desk)]
         first, second = publish(trainer, ONE), publish(desk, ONE, b"another")
-        assert [sorted(keys) for keys in uploads] == [sorted(keys_of(ONE)), []]
+        assert [sorted(keys_of_calls(spy)) for spy in uploads] == [sorted(keys_of(ONE)), []]
         assert list_shared() == keys_of(ONE)
         own = {key.rpartition("/")[2] for key in bucket.times(f"birds/{second.name}")}
         assert own == {HEAD_WEIGHTS_FILE, "manifest.json", "model.onnx", "probe.npz", "index.html"}
@@ -89,9 +78,9 @@ class TestPublishing:
         trainer = open_bucket_as("trainer")
         for backbone in (ONE, TWO):
             publish(trainer, backbone)
-        uploads = record_keys(monkeypatch, trainer, "overwrite")
+        uploads = spy_on(monkeypatch, trainer, "overwrite")
         publish(trainer, ONE)
-        assert set(uploads) == keys_of(ONE)
+        assert set(keys_of_calls(uploads)) == keys_of(ONE)
 
 
 class TestOpening:
@@ -99,9 +88,9 @@ class TestOpening:
         """Its files are links in the local cache."""
         trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
         first, second = publish(trainer, ONE), publish(trainer, ONE, b"another")
-        fetched = record_keys(monkeypatch, server, "download")
+        downloads = spy_on(monkeypatch, server, "download")
         before, after = (server.open(version.name) for version in (first, second))
-        assert sorted(key for key in fetched if key in keys_of(ONE)) == sorted(keys_of(ONE))
+        assert sorted(key for key in keys_of_calls(downloads) if key in keys_of(ONE)) == sorted(keys_of(ONE))
         for file in (BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE):
             assert (before.path / file).samefile(after.path / file)
         after.verify()
@@ -215,7 +204,11 @@ def publish_interrupted(open_bucket_as, step, current):
             delete_delayed()
 
     def interrupted(request, method):
-        return lambda key, *arguments, **options: (interrupt(request, key), method(key, *arguments, **options))[1]
+        def call(key, *arguments, **options):
+            interrupt(request, key)
+            return method(key, *arguments, **options)
+
+        return call
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(other._bucket, "delete", delay_delete)

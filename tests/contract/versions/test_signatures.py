@@ -12,9 +12,8 @@ from contract.errors import ConfigError, RepositoryError, SignatureError
 from contract.versions.repository import Repository
 from contract.versions.signatures import Keys, SigningKey, generate_keys, read_public_key
 from contract.versions.version import MANIFEST_FILE, SIGNATURE_FILE
-from tests.versions import manifest, publish, write_files
+from tests.versions import VERSION, manifest, publish, write_files
 
-VERSION = "20260102T030405678Z-0a1b2c"
 OTHER_VERSION = "20260102T030405678Z-0a1b2d"
 
 
