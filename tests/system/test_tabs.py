@@ -63,18 +63,11 @@ class DataManager:
         return shown
 
 
-def test_tabs_bulk_confirmation_and_kept_labels(
+def test_tabs_match_the_api_and_the_next_round_knows_what_was_done_there(
     page: Page, studio: LabelStudio, workplace: Workplace, project: Project, digits: Pool, serve: Serve
 ):
-    """Tasks, columns and counts are those of the API; the next round knows what was confirmed or kept."""
-    truth = import_pool(project, digits).truth
-    numbers = np.array(list(truth))
-    held_out = is_held_out(project.id, numbers, 0.3)
-    others = numbers[~held_out][:OTHERS].tolist()
-    wrong = others[:WRONG]
-    for task in [*numbers[held_out][:HELD_OUT].tolist(), *others]:
-        false = next(label for label in digits.labels if label != truth[task])
-        project.annotate(task, false if task in wrong else truth[task])
+    """Labels that were confirmed in bulk or kept do not come back."""
+    wrong = _label_with_mistakes(project, digits)
     manager = DataManager(page, studio, project)
     before = train(workplace, project.id, (*TRAINING, *HOLDOUT))
     with serve(workplace, version=before["version"]) as server:
@@ -88,25 +81,11 @@ def test_tabs_bulk_confirmation_and_kept_labels(
         sure = [title for title in project.tabs() if title.startswith("Sure: ")]
         assert sure
         assert {*project.tabs()} == {"Label next", *sure, "Look again", "Default"}
-
         _check_status_page(page, server.url, before["version"])
-        page.goto(project.url)  # opens the tab Label next
-        row = manager.check("Label next").filter(has_text="reason: ").first
-        expect(row).to_contain_text("value: {choices: [")
-        expect(page.get_by_text("Prediction score").first).to_be_visible()
-        _check_stream(page, project.tasks_in("Label next")[0])
-
+        _check_label_next(manager)
         kept = _keep_doubted_label(manager, digits, wrong)
-        title = max(sure, key=lambda each: len(project.tasks_in(each)))
-        confirmed, unticked = _confirm_all_but_one(manager, title)
-        match = re.fullmatch(r"Sure: (.+) ≥(\d+) %", title)
-        assert match
-        label, precision = match[1], int(match[2])
-        assert 30 <= precision < 100
-        for task in confirmed:
-            assert aggregate(manager.task(task), "label", {*digits.labels}) == {label}
-            assert is_confirmed(manager.task(task))
-        assert project.tasks_in(title) == [unticked]
+        largest = max(sure, key=lambda title: len(project.tasks_in(title)))
+        confirmed, unticked = _confirm_all_but_one(manager, digits, largest)
 
         after = train(workplace, project.id, (*TRAINING, *HOLDOUT))
         manifest = Repository(workplace.models).read_manifest(after["version"])
@@ -120,11 +99,30 @@ def test_tabs_bulk_confirmation_and_kept_labels(
             assert kept not in project.tasks_in("Look again")
 
 
-def _check_stream(page: Page, first: int) -> None:
-    """Check that Label All Tasks begins with the first task."""
+def _label_with_mistakes(project: Project, digits: Pool) -> Sequence[int]:
+    """Import the digits and label some of them, and return the tasks with wrong labels."""
+    truth = import_pool(project, digits).truth
+    tasks = np.array(list(truth))
+    held_out = is_held_out(project.id, tasks, 0.3)
+    others = tasks[~held_out][:OTHERS].tolist()
+    wrong = others[:WRONG]
+    for task in [*tasks[held_out][:HELD_OUT].tolist(), *others]:
+        wrong_label = next(label for label in digits.labels if label != truth[task])
+        project.annotate(task, wrong_label if task in wrong else truth[task])
+    return wrong
+
+
+def _check_label_next(manager: DataManager) -> None:
+    """Check that the project opens with the tab Label next, and that Label All Tasks begins with its first task."""
+    page = manager.page
+    page.goto(manager.project.url)
+    row = manager.check("Label next").filter(has_text="reason: ").first
+    expect(row).to_contain_text("value: {choices: [")
+    expect(page.get_by_text("Prediction score").first).to_be_visible()
     page.get_by_text("Label All Tasks").click()
     page.get_by_role("button", name="Submit").first.wait_for()
-    assert page.locator("[class*=current-task__task-id]").inner_text().split()[0] == str(first)
+    task = int(page.locator("[class*=current-task__task-id]").inner_text().split()[0])
+    assert task == manager.project.tasks_in("Label next")[0]
 
 
 def _keep_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[int]) -> int:
@@ -152,7 +150,7 @@ def _keep_doubted_label(manager: DataManager, digits: Pool, wrong: Sequence[int]
     return doubted[0]
 
 
-def _confirm_all_but_one(manager: DataManager, title: str) -> tuple[Sequence[int], int]:
+def _confirm_all_but_one(manager: DataManager, digits: Pool, title: str) -> tuple[Sequence[int], int]:
     """Untick the first task, confirm the others, and return the confirmed tasks and the unticked one."""
     cells, page = manager.open(title, grid=True), manager.page
     unticked, *confirmed = manager.project.tasks_in(title)
@@ -169,6 +167,14 @@ def _confirm_all_but_one(manager: DataManager, title: str) -> tuple[Sequence[int
     ):
         page.get_by_text("OK", exact=True).click()
     expect(page.get_by_title("Filtered tasks")).to_have_text("1", timeout=PATIENCE_MS)
+    match = re.fullmatch(r"Sure: (.+) ≥(\d+) %", title)
+    assert match
+    label, precision = match[1], int(match[2])
+    assert 30 <= precision < 100
+    for task in confirmed:
+        assert aggregate(manager.task(task), "label", {*digits.labels}) == {label}
+        assert is_confirmed(manager.task(task))
+    assert manager.project.tasks_in(title) == [unticked]
     return confirmed, unticked
 
 
