@@ -79,15 +79,15 @@ def segment(marker: int, content: bytes) -> bytes:
 
 
 def tiff(tags: Mapping[int, Sequence[int]], data: bytes = b"", *, next_directory: int = 0) -> bytes:
-    """Return a TIFF of one directory followed by data; values of -1 are replaced by the data's offset."""
+    """Return a TIFF of one directory followed by data; values of -1 are replaced by the offset of the data."""
     directory_end = 8 + 2 + 12 * len(tags) + 4
     data_at = directory_end + sum(4 * len(values) for values in tags.values() if len(values) > 1)
     entries, extra = b"", b""
     for tag, values in sorted(tags.items()):
-        held = struct.pack(f"<{len(values)}I", *(data_at if value == -1 else value for value in values))
+        packed = struct.pack(f"<{len(values)}I", *(data_at if value == -1 else value for value in values))
         if len(values) > 1:
-            held, extra = struct.pack("<I", directory_end + len(extra)), extra + held
-        entries += struct.pack("<HHI", tag, _LONG, len(values)) + held
+            packed, extra = struct.pack("<I", directory_end + len(extra)), extra + packed
+        entries += struct.pack("<HHI", tag, _LONG, len(values)) + packed
     head = b"II*\0" + struct.pack("<IH", 8, len(tags))
     return head + entries + struct.pack("<I", next_directory) + extra + data
 
