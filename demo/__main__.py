@@ -74,7 +74,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--labelled", type=_count, help="labels before round 1 (default: 80, at most a quarter)")
     parser.add_argument("--round", type=_count, help="labels between the rounds (default: 60, at most a quarter)")
     parser.add_argument("--epochs", type=_count, help="number of training epochs")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the order of the images (default: 0)")
     return parser.parse_args(arguments)
 
 
@@ -120,7 +119,7 @@ def _find_images(options: argparse.Namespace, data: Path, screen: Screen) -> _Im
         if root is None:
             step.update("downloading drawings, once")
             root, origin = _provide_images(data)
-        pool = read_pool(root, limit=options.limit, seed=options.seed)
+        pool = read_pool(root, limit=options.limit, seed=0)
         quarter = len(pool.images) // 4
         initial, per_round = options.labelled or min(80, quarter), options.round or min(60, quarter)
         if not 0 < initial + per_round < len(pool.images):
