@@ -1,4 +1,4 @@
-"""The demo, from a folder of images to a ranked Label Studio project: `python -m demo --help`."""
+"""Labels images in two rounds with Label Studio, trainer and server, and compares the order with random labels."""
 
 import argparse
 import signal
