@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from markupsafe import Markup
 
-from trainer.report.plots import ACCENT, FAULT, TEXT, new_plots, save_png, to_svg
+from trainer.report.plots import ACCENT, TEXT, new_plots, save_png, to_svg
 from trainer.study.options import RANDOM
 from trainer.study.records import Study
-from trainer.study.statistics import MEASURES, Curve, Difference, Measure, mean_curve, minority_share
+from trainer.study.statistics import MEASURES, Curve, Measure, mean_curve, minority_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,10 +58,8 @@ def choose_lines(strategies: Sequence[str], default: str | None, *, limit: int =
     )
 
 
-def draw_measures(
-    study: Study, lines: Sequence[Line], *, measures: Sequence[Measure] = MEASURES, by: str = "strategy"
-) -> list[Markup]:
-    """Return a plot of each measure over labels; `by` names what distinguishes the study's runs."""
+def draw_measures(study: Study, lines: Sequence[Line], *, measures: Sequence[Measure] = MEASURES) -> list[Markup]:
+    """Return a plot of each measure over labels."""
     levels = {} if study.reference is None else study.reference.levels
     return [
         _draw_curves(
@@ -69,7 +67,6 @@ def draw_measures(
             lines,
             title=TITLES[measure],
             level=("the reference", levels[measure]) if measure in levels else None,
-            by=by,
         )
         for measure in measures
     ]
@@ -87,12 +84,7 @@ def _curves(study: Study, measure: Measure) -> dict[str, Curve]:
 
 
 def _draw_curves(
-    curves: Mapping[str, Curve],
-    lines: Sequence[Line],
-    *,
-    title: str,
-    level: tuple[str, float] | None,
-    by: str = "strategy",
+    curves: Mapping[str, Curve], lines: Sequence[Line], *, title: str, level: tuple[str, float] | None
 ) -> Markup:
     """Plot curves over labels, those without a line in grey, and optionally a named level."""
     figure, (axes,) = new_plots(4.4, 2.9)
@@ -107,7 +99,7 @@ def _draw_curves(
         axes.annotate(name, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=TEXT)
     axes.set_title(title, loc="left")
     axes.set_xlabel("labels")
-    return to_svg(figure, title=f"{title} over labels, by {by}")
+    return to_svg(figure, title=f"{title} over labels")
 
 
 def _draw_lines(axes: "Axes", curves: Mapping[str, Curve], lines: Sequence[Line]) -> None:
@@ -145,23 +137,6 @@ def draw_by_strategy(study: Study, strategies: Sequence[str], measure: Measure, 
         axes.set_title(name, loc="left")
         plots.append(to_svg(figure, title=f"{TITLES[measure]} of {name} over labels"))
     return plots
-
-
-def draw_differences(differences: Mapping[str, Difference], *, title: str) -> Markup:
-    """Return a plot of each strategy's difference and interval, the first on top."""
-    figure, (axes,) = new_plots(4.6, 0.6 + 0.22 * len(differences))
-    for place, each in enumerate(differences.values()):
-        colour = {1: ACCENT, -1: FAULT, 0: TEXT}[each.sign]
-        if each.low is not None and each.high is not None:
-            axes.plot([each.low, each.high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-        axes.plot([each.mean], [place], color=colour, marker="o", markersize=5)
-    axes.axvline(0, color=TEXT, linewidth=0.9)
-    axes.set_yticks(range(len(differences)), list(differences))
-    axes.set_ylim(len(differences) - 0.4, -0.6)
-    axes.grid(visible=False, axis="y")
-    axes.locator_params(axis="x", nbins=6)
-    axes.set_title(title, loc="left")
-    return to_svg(figure, title=title)
 
 
 def save_curves(study: Study, path: Path, default: str | None) -> None:

@@ -80,11 +80,6 @@ def _write_files(studies: Mapping[str, Study], folder: Path, *, page: str, curve
 def _render(study: Study, figures: Mapping[str, dict[str, Any]], default: str | None) -> str:
     ranked = dict(sorted(figures.items(), key=lambda each: -each[1]["aulc_minority_f1"]))
     lines = plots.choose_lines([*study.runs], default)
-    against_random = {
-        strategy: difference
-        for strategy, summary in ranked.items()
-        if strategy != RANDOM and (difference := summary["aulc_minority_f1_vs_random"])
-    }
     return render(
         "study.html",
         study=study,
@@ -96,7 +91,6 @@ def _render(study: Study, figures: Mapping[str, dict[str, Any]], default: str | 
         seeds=len(next(iter(study.runs.values()))),
         summaries=ranked,
         rare=[study.classes[index] for index in study.minority],
-        differences=against_random and plots.draw_differences(against_random, title="Minority-F1 area minus random"),
         rivals=_compare_with_rivals(study, ranked, default) if default else {},
         lines=lines,
         has_grey_lines=len(ranked) > len(lines),
@@ -194,5 +188,5 @@ def _compare_backbones(studies: Mapping[str, Study], strategy: str, lines: Seque
     return {
         "strategy": strategy,
         "rows": [(name, summary, compare(study, name, reference, "macro_f1")) for name, summary in ranked],
-        "measures": plots.draw_measures(study, lines, measures=_TABLE_MEASURES, by="backbone"),
+        "measures": plots.draw_measures(study, lines, measures=_TABLE_MEASURES),
     }
