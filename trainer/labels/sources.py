@@ -3,7 +3,6 @@
 Classes are in the order of the labelling config, so that the order is the same in each round.
 """
 
-import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from trainer import labelstudio
 from trainer.labels import annotations, class_folders
 from trainer.labels.annotations import CONFIRMED, LeftOut, Task, aggregate, find_choices, is_confirmed
 from trainer.labels.class_folders import IMAGE_SUFFIXES, NESTED, find_images, to_nfc
+from trainer.labels.exports import read_export
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.task_lists import list_annotated
 
@@ -102,12 +102,12 @@ def from_folder(root: Path) -> LabelledPool:
 
 
 def from_export(path: Path, label_config: str | None = None, control: str | None = None) -> LabelledPool:
-    """Return the labelled images of a Label Studio export of type JSON.
+    """Return the labelled images of a Label Studio export in the format JSON.
 
     Without the XML of the labelling config, the labels are those in the export, sorted, and `control` is required if
     there are several `<Choices>`.
     """
-    tasks = _read_export(path)
+    tasks = read_export(path)
     if label_config is not None:
         chosen = _choose_control(label_config, control, tasks)
         return _build_pool(tasks, chosen, f"{path}, labels in the order of the labelling config")
@@ -127,60 +127,6 @@ def from_project(client: ProjectClient, control: str | None = None, *, cache: Pa
     chosen = _choose_control(project.label_config, control, tasks)
     origin = f"{client.what} ({project.title}), labels in the order of its labelling config"
     return _build_pool(tasks, chosen, origin)
-
-
-# ---- exports
-
-
-def _read_export(path: Path) -> list[Task]:
-    """Return the tasks of an export; raise LabelError if it is of another type than JSON."""
-    try:
-        content = path.read_bytes()
-    except OSError as err:
-        raise LabelError(
-            f"cannot read the export {path}: {err.strerror}; check that it exists and is readable"
-        ) from err
-    try:
-        tasks = json.loads(content)
-    except (ValueError, RecursionError) as err:
-        raise _wrong_type(path, _guess_type_of_text(content)) from err
-    if tasks == []:
-        raise LabelError(f"expected a Label Studio export with tasks, {path} has none; label some and export again")
-    if not isinstance(tasks, list) or not all(_is_task(task) for task in tasks):
-        raise _wrong_type(path, _guess_type_of_json(tasks))
-    if any("completions" in task for task in tasks):
-        raise _wrong_type(path, "from Label Studio before 1.0", "export it with a newer Label Studio")
-    return tasks
-
-
-def _is_task(task: object) -> bool:
-    return isinstance(task, dict) and isinstance(task.get("data"), dict)
-
-
-def _wrong_type(path: Path, actual: str, remedy: str = "choose JSON in the project's Export dialog") -> LabelError:
-    return LabelError(f"expected a Label Studio export of type JSON, {path} is {actual}; {remedy}")
-
-
-def _guess_type_of_text(content: bytes) -> str:
-    """Guess the type of an export that is not JSON."""
-    if content.startswith(b"PK"):
-        return "a ZIP archive (YOLO, COCO with images or Pascal VOC)"
-    if content.lstrip()[:1] in {b"[", b"{"}:
-        return "broken JSON"
-    first, _, more = content.partition(b"\n")
-    for separator, name in ((b"\t", "TSV"), (b",", "CSV")):
-        if separator in first and more:
-            return f"a table ({name})"
-    return "not JSON"
-
-
-def _guess_type_of_json(document: object) -> str:
-    """Guess the type of a JSON export without tasks."""
-    if isinstance(document, dict) and {"images", "annotations", "categories"} <= document.keys():
-        return "COCO"
-    if not isinstance(document, list):
-        return "not a list of tasks"
-    return "a list of objects without 'data' (JSON-MIN)"
 
 
 # ---- controls and image keys

@@ -5,7 +5,7 @@ Normalisation is prepended, pooling is appended, and Dropout is removed.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -134,14 +134,7 @@ def _load(path: Path) -> ModelProto:
         inspect_graph(model, weights_bytes=files)
     except UnsafeGraph as err:
         raise ConfigError(str(err).removesuffix(f"; {REMEDY}")) from err
-    external = [
-        {entry.key: entry.value for entry in tensor.external_data}
-        for tensor in model.graph.initializer
-        if external_data_helper.uses_external_data(tensor)
-    ]
-    lengths = (int(each.get("length", files[each["location"]] - int(each.get("offset", "0")))) for each in external)
-    if sum(lengths) > sum(files.values()):
-        raise ConfigError("its tensors overlap in the files of its weights; export it again")
+    _check_overlap(model, files)
     try:
         external_data_helper.load_external_data_for_model(model, str(path.parent))
         return inliner.inline_local_functions(model) if model.functions else model
@@ -157,7 +150,20 @@ def _weight_files(model: ModelProto, folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in paths if path.is_file() and not path.is_symlink()}
 
 
+def _check_overlap(model: ModelProto, files: Mapping[str, int]) -> None:
+    """Raise ConfigError if tensors share bytes of their files, which could take any amount of memory."""
+    external = [
+        {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in model.graph.initializer
+        if external_data_helper.uses_external_data(tensor)
+    ]
+    lengths = (int(each.get("length", files[each["location"]] - int(each.get("offset", "0")))) for each in external)
+    if sum(lengths) > sum(files.values()):
+        raise ConfigError("its tensors overlap in the files of its weights; export it again")
+
+
 def _convert(model: ModelProto) -> ModelProto:
+    """Convert a graph to the opset `OPSET`."""
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset == OPSET:
         return model
