@@ -135,16 +135,11 @@ def _rank(
     """
     base = strategies.base_utility(candidates, selection.strategy, name=selection.name)
     own = np.arange(len(base))
-    representative = own.copy()
+    representative = own
     if next_held_out is not None:
-        others = np.flatnonzero(eligible)
-        leading = np.concatenate([next_held_out, others[descending(base[others])]])
-        predictions = candidates.take(leading)
-        order = np.arange(len(leading))
-        representatives = find_representatives(
-            predictions.embeddings, order, PredictedLabels.of(predictions), fine_grained=selection.fine_grained
+        representative = _find_representatives(
+            candidates, base, eligible=eligible, next_held_out=next_held_out, fine_grained=selection.fine_grained
         )
-        representative[leading[len(next_held_out) :]] = leading[representatives[len(next_held_out) :]]
     is_leader = representative == own
     chosen, utility = strategies.select(candidates, base, selection, eligible=eligible & is_leader)
     reasons = explain(
@@ -156,6 +151,24 @@ def _rank(
     remaining[chosen] = False
     queue = np.concatenate([chosen, *(by_utility[(remaining & kind)[by_utility]] for kind in (is_leader, ~is_leader))])
     return queue, reasons, representative
+
+
+def _find_representatives(
+    candidates: Candidates, base: Float64s, *, eligible: Bools, next_held_out: Ints, fine_grained: bool
+) -> Ints:
+    """Return the representative of each of N candidates, perhaps itself: indices, int64 (N,).
+
+    The next holdout images lead, then the eligible ones by falling utility.
+    """
+    others = np.flatnonzero(eligible)
+    indices = np.concatenate([next_held_out, others[descending(base[others])]])
+    leading = candidates.take(indices)
+    leaders = find_representatives(
+        leading.embeddings, np.arange(len(indices)), PredictedLabels.of(leading), fine_grained=fine_grained
+    )
+    representative = np.arange(len(base))
+    representative[indices[len(next_held_out) :]] = indices[leaders[len(next_held_out) :]]
+    return representative
 
 
 def in_draw_order(project: int, task_ids: Ints, held_out: Bools) -> Ints:
