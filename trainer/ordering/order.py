@@ -127,20 +127,15 @@ def _rank(
 ) -> tuple[Ints, list[str], Ints]:
     """Rank N candidates, sorted by task number, with a strategy.
 
-    Images of `next_held_out`, (S,), are the first leaders of near-duplicates; with None, there are no near-duplicates.
-
     Returns:
         (B,): the eligible ones, (N,), in order: chosen images, other images, near-duplicates.
         (N,): the reasons. (N,): the representative of each.
     """
     base = strategies.base_utility(candidates, selection.strategy, name=selection.name)
-    own = np.arange(len(base))
-    representative = own
-    if next_held_out is not None:
-        representative = _find_representatives(
-            candidates, base, eligible=eligible, next_held_out=next_held_out, fine_grained=selection.fine_grained
-        )
-    is_leader = representative == own
+    representative = _find_representatives(
+        candidates, base, eligible=eligible, next_held_out=next_held_out, fine_grained=selection.fine_grained
+    )
+    is_leader = representative == np.arange(len(base))
     chosen, utility = strategies.select(candidates, base, selection, eligible=eligible & is_leader)
     reasons = explain(
         candidates, chosen, strategy=selection.strategy, labels_by_class=selection.labels_by_class, labels=labels
@@ -154,19 +149,21 @@ def _rank(
 
 
 def _find_representatives(
-    candidates: Candidates, base: Float64s, *, eligible: Bools, next_held_out: Ints, fine_grained: bool
+    candidates: Candidates, base: Float64s, *, eligible: Bools, next_held_out: Ints | None, fine_grained: bool
 ) -> Ints:
     """Return the representative of each of N candidates, perhaps itself: indices, int64 (N,).
 
-    The next holdout images lead, then the eligible ones by falling utility.
+    The next holdout images lead, then the eligible ones by falling utility. With None, there are no near-duplicates.
     """
+    representative: Ints = np.arange(len(base))
+    if next_held_out is None:
+        return representative
     others = np.flatnonzero(eligible)
     indices = np.concatenate([next_held_out, others[descending(base[others])]])
     leading = candidates.take(indices)
     leaders = find_representatives(
         leading.embeddings, np.arange(len(indices)), PredictedLabels.of(leading), fine_grained=fine_grained
     )
-    representative = np.arange(len(base))
     representative[indices[len(next_held_out) :]] = indices[leaders[len(next_held_out) :]]
     return representative
 
