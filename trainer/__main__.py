@@ -285,7 +285,7 @@ COMMANDS: Final = {
     ),
     "rank": Command(
         _rank,
-        "Sort a Label Studio project's unlabelled tasks by what teaches the model most.",
+        "Sort a Label Studio project's unlabelled tasks, the most informative first.",
         {"ranking": RankOptions},
         epilog="If interrupted, run it again: it continues where it stopped, and adds new tasks.",
         interrupted=_CONTINUES,

@@ -31,13 +31,13 @@ def published(tmp_path):
 
 def test_reads_saved_predictions(published):
     repository, publish = published
-    found = read_holdout_predictions(repository, publish().manifest)
-    assert [(each.task, each.labels) for each in found] == [(7, {"cat"}), (8, {"dog"})]
-    assert [each.margin for each in found] == pytest.approx([0.5, 0.8], abs=1e-6)
+    predictions = read_holdout_predictions(repository, publish().manifest)
+    assert [(each.task, each.labels) for each in predictions] == [(7, {"cat"}), (8, {"dog"})]
+    assert [each.margin for each in predictions] == pytest.approx([0.5, 0.8], abs=1e-6)
     multiple = publish(np.array([[0.9, 0.8], [0.2, 0.1]], np.float32), multiple=True)
-    found = read_holdout_predictions(repository, multiple.manifest)
-    assert [each.labels for each in found] == [{"cat", "dog"}, frozenset()]
-    assert [each.margin for each in found] == pytest.approx([0.6, 0.6], abs=1e-6)  # of the least certain label
+    predictions = read_holdout_predictions(repository, multiple.manifest)
+    assert [each.labels for each in predictions] == [{"cat", "dog"}, frozenset()]
+    assert [each.margin for each in predictions] == pytest.approx([0.6, 0.6], abs=1e-6)  # of the least certain label
 
 
 def test_ignores_modified_predictions(published, caplog):

@@ -32,10 +32,10 @@ class TestLowerBound:
 
 class TestFindMargin:
     def test_threshold_is_the_last_step_that_passes(self):
-        found = find_margin(make_sample([True] * 400), PRECISION)
-        assert (found.images, found.wrong) == (max(steps(400, PRECISION)), 0)
-        assert found.low == lower_bound(found.images, 0) >= PRECISION
-        assert found.least_margin == np.linspace(1, 0, 400)[found.images - 1]
+        evidence = find_margin(make_sample([True] * 400), PRECISION)
+        assert (evidence.images, evidence.wrong) == (max(steps(400, PRECISION)), 0)
+        assert evidence.low == lower_bound(evidence.images, 0) >= PRECISION
+        assert evidence.least_margin == np.linspace(1, 0, 400)[evidence.images - 1]
 
     def test_first_failing_step_ends_the_search(self):
         """Even if a later one would pass: choosing the best of all steps would increase the error rate."""
@@ -56,19 +56,19 @@ class TestFindMargin:
 
     def test_earlier_confirmations_count(self):
         assert find_margin(make_sample([True] * 200, confirmed=300, confirmed_wrong=30), PRECISION) is None
-        found = find_margin(make_sample([True] * 100, confirmed=300, confirmed_wrong=1), PRECISION)
-        assert found.wrong == 1
-        assert 300 < found.images <= 400
+        evidence = find_margin(make_sample([True] * 100, confirmed=300, confirmed_wrong=1), PRECISION)
+        assert evidence.wrong == 1
+        assert 300 < evidence.images <= 400
 
     @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=300), st.randoms())
     def test_result_does_not_depend_on_the_order_of_images(self, images, rng):
         shuffled = [*images]
         rng.shuffle(shuffled)
-        found = [
+        results = [
             find_margin(Sample(np.array([m for m, _ in each]), np.array([r for _, r in each])), 0.5)
             for each in (images, shuffled)
         ]
-        assert found[0] == found[1]
+        assert results[0] == results[1]
 
 
 class TestErrorRate:
@@ -100,10 +100,10 @@ class TestErrorRate:
             labelled = np.arange(tasks) < 50 * version
             new, old = labelled & ~would_be_confirmed, labelled & would_be_confirmed
             sample = Sample(margins[new], ~wrong[new], int(old.sum()), int(wrong_then[old].sum()))
-            found = find_margin(sample, precision)
-            if found is None:
+            evidence = find_margin(sample, precision)
+            if evidence is None:
                 continue
-            sure = margins >= found.least_margin
+            sure = margins >= evidence.least_margin
             confirmed, errors = confirmed + (sure & in_pool).sum(), errors + (sure & in_pool & wrong).sum()
             in_pool &= ~sure
             newly_sure = held_out & sure & ~would_be_confirmed

@@ -58,13 +58,13 @@ def test_finds_listed_tasks_without_annotation(pets, fetcher):
     for task, cancelled in ((10, False), (11, True)):
         pets.annotate(task, "dog", cancelled=cancelled)
     expected = {image_url(task) for task in range(7, TASKS + 1) if task not in {10, 11}}
-    found = find(pets, fetcher)
-    assert (set(found.sources), found.tasks) == (expected, len(expected))
+    unlabelled_tasks = find(pets, fetcher)
+    assert (set(unlabelled_tasks.sources), unlabelled_tasks.tasks) == (expected, len(expected))
     pets.add_task(image="ftp://elsewhere/1.png")
     pets.add_task(text="no image")
     list_unlabelled(pets.client, pets.cache)
-    found = find(pets, fetcher)
-    assert (set(found.sources), found.tasks) == (expected, len(expected) + 2)
+    unlabelled_tasks = find(pets, fetcher)
+    assert (set(unlabelled_tasks.sources), unlabelled_tasks.tasks) == (expected, len(expected) + 2)
     assert cached_unlabelled(pets.cache / "nowhere") == []
     (pets.cache / "unlabelled.json").write_text("[")
     assert cached_unlabelled(pets.cache) == []

@@ -79,9 +79,9 @@ def test_lowered_graph_computes_torchs_masked_passes(folder, lowered, network, f
     masks = draw_masks("v", lowered.sites, 9)
     for part in (lowered.backbone, lowered.head):
         onnx.load_external_data_for_model(part, str(folder))
-    found = Engine(lowered)(IMAGES[:batch], masks)
+    outputs = Engine(lowered)(IMAGES[:batch], masks)
     expected = masked_passes(network.head, features, masks)[:batch]
-    np.testing.assert_allclose(found.pass_probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(outputs.pass_probabilities, expected, atol=1e-5)
     assert np.ptp(expected, axis=1).max() > 0.1
 
 
