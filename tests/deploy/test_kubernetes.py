@@ -43,8 +43,8 @@ def resources(folder: Path = BASE) -> list[dict]:
 
 
 def find(kind: str, name: str, documents: list[dict] | None = None) -> dict:
-    [found] = [each for each in documents or resources() if (each["kind"], each["metadata"]["name"]) == (kind, name)]
-    return found
+    [document] = [each for each in documents or resources() if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return document
 
 
 def pod(workload: dict) -> dict:
