@@ -132,7 +132,7 @@ def _rank(
         (N,): the reasons. (N,): the representative of each.
     """
     base = strategies.base_utility(candidates, selection.strategy, name=selection.name)
-    representative = _find_representatives(
+    representative = _assign_representatives(
         candidates, base, eligible=eligible, next_held_out=next_held_out, fine_grained=selection.fine_grained
     )
     is_leader = representative == np.arange(len(base))
@@ -148,7 +148,7 @@ def _rank(
     return queue, reasons, representative
 
 
-def _find_representatives(
+def _assign_representatives(
     candidates: Candidates, base: Float64s, *, eligible: Bools, next_held_out: Ints | None, fine_grained: bool
 ) -> Ints:
     """Return the representative of each of N candidates, perhaps itself: indices, int64 (N,).

@@ -1,12 +1,12 @@
-"""Simulated annotation of clusters of points instead of images."""
+"""Projects with clusters of points instead of images."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from bench import actions
-from bench.actions import Plan, Simulation
+from bench.actions import simulation
+from bench.actions.simulation import Plan, Simulation
 from contract.scores.holdout import is_held_out
 from tests.trainer.small import use_small_backbone
 from tests.trainer.study.datasets import make_dataset
@@ -26,7 +26,7 @@ def _small_backbone():
     training = Training(weights="none", part="classifier", epochs=5, passes=10)
     with pytest.MonkeyPatch.context() as patch:
         use_small_backbone(patch)
-        patch.setattr(actions, "training_of", lambda plan, seed: replace(training, seed=seed))
+        patch.setattr(simulation, "training_of", lambda plan, seed: replace(training, seed=seed))
         yield
 
 

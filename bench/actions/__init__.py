@@ -1,0 +1,1 @@
+"""`python -m bench.actions`: how many actions it takes to label a whole pool."""
