@@ -27,6 +27,7 @@ WHOAMI: Final = "/api/current-user/whoami"
 _RENEWED_S: Final = 270  # access tokens expire after 300
 _EXCHANGE: Final = "/api/token/refresh/"
 _CONNECT_S: Final = 10.0
+_MAX_PAUSE_S: Final = 15.0
 _SHOWN: Final = 300  # characters of a response in a message
 
 Post = Callable[[str, bytes], tuple[int, bytes]]
@@ -128,8 +129,7 @@ class RetryPolicy:
     total_s: float = 3.0
     """From the first attempt to the last."""
     pause_s: float = 0.5
-    """Pause before the second attempt; each further pause is twice as long."""
-    max_pause_s: float = 15.0
+    """Pause before the second attempt; each further one is twice as long, up to 15 s."""
 
 
 RETRY_POLICY: Final = RetryPolicy()
@@ -225,7 +225,7 @@ class LabelStudioClient:
                     raise
                 _log.warning("%s; retrying in %.1f s", err, pause_s)
             time.sleep(pause_s)
-            pause_s = min(2 * pause_s, self._retries.max_pause_s)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     def _succeed(
         self, method: str, path: str, *, resource: str = "", accepted: Sequence[int] = (), **sent: Any
