@@ -125,7 +125,7 @@ class ProbeMismatch(InvalidVersion):
     """The results on the probe differ from the trainer's."""
 
 
-class PrecisionRefused(InvalidVersion):
+class PrecisionRejected(InvalidVersion):
     """A backbone in reduced precision ranks the probe differently; the version may still be served in fp32."""
 
 

@@ -42,11 +42,11 @@ class Unreachable(ConfigError):
     """Label Studio does not answer, or reports an internal error; a retry may succeed."""
 
 
-class Refused(ConfigError):
+class BadRequest(ConfigError):
     """Label Studio rejects the content of a request."""
 
 
-class TokenRefused(ConfigError):
+class TokenRejected(ConfigError):
     """Label Studio rejects the token."""
 
 
@@ -139,7 +139,7 @@ RETRY_POLICY: Final = RetryPolicy()
 class LabelStudioClient:
     """A client of one Label Studio. Requests that fail temporarily are sent again, except by methods that send once.
 
-    An unsuccessful status raises ConfigError: `Unreachable`, `TokenRefused` or `Refused` where one of them applies.
+    An unsuccessful status raises ConfigError: `Unreachable`, `TokenRejected` or `BadRequest` where one of them applies.
     """
 
     def __init__(self, url: str, token: str, *, timeout_s: float = 60.0, retries: RetryPolicy | None = None) -> None:
@@ -298,7 +298,7 @@ class LabelStudioClient:
 
     def _explain(self, status: int, data: bytes, resource: str) -> ConfigError:
         if status in {401, 403}:
-            return TokenRefused(
+            return TokenRejected(
                 f"Label Studio at {self.url} refuses the token ({status}); set LABELNEXT_LABEL_STUDIO_TOKEN to a new "
                 "personal access token from the account settings (legacy tokens work only where the organisation "
                 "allows them)"
@@ -314,6 +314,6 @@ class LabelStudioClient:
             )
         message = f"Label Studio at {self.url} answered {status} for {resource}"
         if status == 400:
-            return Refused(f"{message}: {data[:_SHOWN].decode(errors='replace')}")
+            return BadRequest(f"{message}: {data[:_SHOWN].decode(errors='replace')}")
         kind = Unreachable if status == 429 or status >= 500 else ConfigError
         return kind(f"{message}; check its log")

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from contract.errors import ConfigError, LabelnextError
-from contract.label_studio import WHOAMI, LabelStudioClient, RetryPolicy, TokenRefused
+from contract.label_studio import WHOAMI, LabelStudioClient, RetryPolicy, TokenRejected
 from contract.versions.repository import Repository
 from server.inference.engine import Engine
 from server.inference.resources import memory_limit_bytes, resident_bytes
@@ -226,7 +226,7 @@ def _check_label_studio(settings: Settings) -> str:
     studio = LabelStudioClient(settings.label_studio_url, token or "", timeout_s=timeout_s, retries=retries)
     try:
         studio.get(WHOAMI)
-    except TokenRefused:
+    except TokenRejected:
         if token is not None:
             raise
         return f"{studio.url} answers; {unset.format('LABELNEXT_LABEL_STUDIO_TOKEN')}"

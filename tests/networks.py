@@ -10,7 +10,7 @@ import torch
 from baal.bayesian.dropout import patch_module
 
 from contract.graph.builder import OUTPUTS
-from contract.graph.lowering import FEATURES, Lowered, PassOutputs
+from contract.graph.lowering import FEATURES, LoweredGraph, PassOutputs
 
 
 def export(network, *example):
@@ -64,7 +64,7 @@ def flatten_first(graph):
 class Engine:
     """A lowered graph in onnxruntime, with default optimisations."""
 
-    def __init__(self, lowered: Lowered) -> None:
+    def __init__(self, lowered: LoweredGraph) -> None:
         self.backbone_session, self.head_session = open_session(lowered.backbone), open_session(lowered.head)
 
     def __call__(self, images, masks) -> PassOutputs:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from contract.graph.lowering import Lowered
+from contract.graph.lowering import LoweredGraph
 from contract.scores.embedding import embed
 from contract.versions.manifest import Manifest
 from contract.versions.repository import Repository
@@ -165,7 +165,7 @@ def choose_probe(data: TrainingData) -> Indices:
     return order[:PROBE_IMAGES]
 
 
-def _describe(staged: StagedVersion, lowered: Lowered, trained: TrainedNetwork) -> Manifest:
+def _describe(staged: StagedVersion, lowered: LoweredGraph, trained: TrainedNetwork) -> Manifest:
     pool = trained.data.pool
     return Manifest(
         version=staged.version,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from contract.errors import ConfigError, PrecisionRefused
+from contract.errors import ConfigError, PrecisionRejected
 from contract.features.store import FeatureStore
 from contract.scores.acquisition import bald
 from contract.versions.repository import Repository
@@ -73,7 +73,7 @@ def _train_head(
             backbone = choose_precision(exact, data.pixels.images[data.parts.train], repository=repository)
     try:
         return publish(repository, fit_on(backbone))
-    except PrecisionRefused as err:
+    except PrecisionRejected as err:
         _log.warning("int8: not used, since it ranks this version's probe differently: %s", err)
         return publish(repository, fit_on(exact))
 

@@ -50,7 +50,7 @@ class PassOutputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Lowered:
+class LoweredGraph:
     """A lowered graph: the backbone, which rarely changes, and the head, which each round trains.
 
     External data is referenced as in the literal graph.
@@ -82,7 +82,7 @@ def load_graph(path: Path, *, weights_bytes: Mapping[str, int]) -> ModelProto:
     return model
 
 
-def lower(model: ModelProto, *, cut: str, multiple: bool = False) -> Lowered:
+def lower(model: ModelProto, *, cut: str, multiple: bool = False) -> LoweredGraph:
     """Lower a literal graph to a backbone and a head.
 
     The graph must have the batch as its first axis from its one input, images, to its one output, logits (N, C), and no
@@ -107,7 +107,7 @@ def lower(model: ModelProto, *, cut: str, multiple: bool = False) -> Lowered:
         raise LoweringError(f"the graph is not well formed ({type(err).__name__}: {err}); export it again") from err
 
 
-def lower_version(version: Version) -> Lowered:
+def lower_version(version: Version) -> LoweredGraph:
     """Load and lower a version's literal graph; LoweringError if its manifest lists other Dropout sites.
 
     The probe is validated with the sites in the manifest, and requests are served with those of the graph.
@@ -157,7 +157,7 @@ class _Lowering:
         self.backbone = GraphBuilder()
         self.head = GraphBuilder()
 
-    def run(self) -> Lowered:
+    def run(self) -> LoweredGraph:
         width = self._check_cut()
         for node in self.graph.node:
             self._visit(node)
@@ -173,7 +173,7 @@ class _Lowering:
         masks = [describe(mask_name(i), ["T", *site.features]) for i, site in enumerate(self.sites)]
         backbone = self.backbone.assemble(self.literal, [self.graph.input[0]], [features])
         head = self.head.assemble(self.literal, [features, *masks], describe_outputs(batch, classes))
-        return Lowered(backbone, head, tuple(self.sites), self.multiple)
+        return LoweredGraph(backbone, head, tuple(self.sites), self.multiple)
 
     def _visit(self, node: NodeProto) -> None:
         inputs = set(node.input)

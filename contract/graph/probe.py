@@ -17,7 +17,7 @@ from zipfile import ZipFile
 import numpy as np
 import numpy.typing as npt
 
-from contract.errors import DigestError, DropoutDead, PrecisionRefused, ProbeMismatch
+from contract.errors import DigestError, DropoutDead, PrecisionRejected, ProbeMismatch
 from contract.files import open_regular
 from contract.graph.lowering import PassOutputs
 from contract.graph.masks import Masks, draw_masks
@@ -146,7 +146,7 @@ def validate(
 
     Raises:
         DropoutDead: if the passes do not differ, or far less than those of the reference.
-        PrecisionRefused: if a backbone in reduced precision overflows, or ranks the images differently.
+        PrecisionRejected: if a backbone in reduced precision overflows, or ranks the images differently.
         ProbeMismatch: if the results differ otherwise.
     """
     masks = draw_masks(manifest.version, manifest.dropout_sites, probe.masked_probabilities.shape[1])
@@ -159,7 +159,7 @@ def validate(
         )
     outputs = head(features, masks)
     if reduced and not _is_finite(outputs):
-        raise PrecisionRefused(
+        raise PrecisionRejected(
             "in reduced precision the graph gives numbers on the probe that are not finite; serve with "
             "LABELNEXT_PRECISION=fp32"
         )
@@ -171,7 +171,7 @@ def validate(
     if not reduced:
         _compare_exactly(outputs, probe)
     elif validation.rank_correlation < MIN_RANK_CORRELATION and np.abs(outputs.bald - expected).max() > BALD_NOISE:
-        raise PrecisionRefused(
+        raise PrecisionRejected(
             "in reduced precision BALD ranks the probe's images with a correlation of "
             f"{validation.rank_correlation:.3f} with torch's, at least {MIN_RANK_CORRELATION:g} is expected; serve "
             "with LABELNEXT_PRECISION=fp32"

@@ -27,7 +27,7 @@ from contract.images.download import (
     Validators,
     public_name,
 )
-from contract.images.label_studio_files import Studio
+from contract.images.label_studio_files import LabelStudioAddresses
 from contract.images.local import decode_data_uri, read_local_file
 from contract.images.urls import is_data_uri, normalise_reference
 from contract.label_studio import NoAccessToken, Token
@@ -66,7 +66,7 @@ class FetchSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchResult:
     """The current content of a reference."""
 
     data: bytes
@@ -95,7 +95,9 @@ class Fetcher:
         self._base = home.url.rstrip("/") if home else ""
         self._token = Token(settings.api_token or "", clock=clock)
         allowed = frozenset(HttpUrl.parse(text).origin for text in settings.allowed_origins)
-        self._studio = Studio(home, public, describe=self._describe_label_studio, others=allowed, clock=clock)
+        self._studio = LabelStudioAddresses(
+            home, public, describe=self._describe_label_studio, others=allowed, clock=clock
+        )
         trusted = allowed | {home.origin} if home else allowed
         self._downloader = Downloader(settings, trusted=trusted, resolve=resolve)
 
@@ -139,7 +141,7 @@ class Fetcher:
         task_id: int | None = None,
         project_id: int | None = None,
         deadline: float | None = None,
-    ) -> Fetched:
+    ) -> FetchResult:
         """Return the bytes of a reference, unless its source says that they have not changed.
 
         Args:
@@ -156,11 +158,11 @@ class Fetcher:
         context = FetchContext(public_name(reference), end if deadline is None else min(end, deadline), self._clock)
         context.remaining()
         if is_data_uri(reference):
-            return Fetched(decode_data_uri(reference, max_bytes=self._settings.max_bytes))
+            return FetchResult(decode_data_uri(reference, max_bytes=self._settings.max_bytes))
         plain = self._normalise(reference)
         if file := self._local_file(plain):
             data, validators = read_local_file(*file, max_bytes=self._settings.max_bytes, known=known)
-            return Fetched(data or b"", validators, unchanged=data is None)
+            return FetchResult(data or b"", validators, unchanged=data is None)
         return self._download(self._url_of(plain, task_id, project_id), context, known)
 
     def _normalise(self, reference: str) -> str:
@@ -203,7 +205,7 @@ class Fetcher:
             )
         return self._base + plain
 
-    def _download(self, url: str, context: FetchContext, known: Validators | None) -> Fetched:
+    def _download(self, url: str, context: FetchContext, known: Validators | None) -> FetchResult:
         """Follow redirects manually, to check each target like a reference."""
         target = _parse(url, context)
         token_may_go = True
@@ -212,10 +214,10 @@ class Fetcher:
             validators = known if known and known.are_from(target) else None
             answer = self._get(target, context, with_token=token_may_go, known=validators)
             if answer.status == 304 and validators:
-                return Fetched(b"", validators, unchanged=True)
+                return FetchResult(b"", validators, unchanged=True)
             if answer.location is None:
                 if answer.status == 200:
-                    return Fetched(answer.body, answer.validators)
+                    return FetchResult(answer.body, answer.validators)
                 message = f"{context.at(target)} answered {answer.status}, expected 200; {_advice(answer.status)}"
                 raise _error_type(answer.status)(message)
             target = _follow(target, answer.location, context)

@@ -25,7 +25,7 @@ _RETRY_S: Final = 60.0
 """Seconds until the next request if Label Studio reported none."""
 
 
-class Studio:
+class LabelStudioAddresses:
     """The addresses of Label Studio.
 
     Args:

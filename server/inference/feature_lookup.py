@@ -13,7 +13,7 @@ from typing import NamedTuple
 from contract.errors import ImageError
 from contract.features.store import FeatureStore
 from contract.images.download import Validators
-from contract.images.fetch import Fetched, Fetcher
+from contract.images.fetch import Fetcher, FetchResult
 from server.inference.backbone import Features
 from server.inference.engine import Engine
 from server.observe.metrics import Metrics
@@ -107,7 +107,7 @@ class FeatureLookup:
         self._metrics.feature_cache_hits.inc()
         return row
 
-    def _fetch(self, image: ImageReference, deadline: float, known: Validators | None = None) -> Fetched:
+    def _fetch(self, image: ImageReference, deadline: float, known: Validators | None = None) -> FetchResult:
         return self._fetcher.fetch_if_changed(
             image.reference, known=known, task_id=image.task_id, project_id=image.project_id, deadline=deadline
         )

@@ -8,7 +8,7 @@ import pytest
 from bench.harness.hosts import host, raw, reply
 from contract import label_studio
 from contract.errors import ConfigError
-from contract.label_studio import WHOAMI, LabelStudioClient, Refused, RetryPolicy, TokenRefused, Unreachable
+from contract.label_studio import WHOAMI, BadRequest, LabelStudioClient, RetryPolicy, TokenRejected, Unreachable
 from tests.contract.images.conftest import LEGACY_TOKEN, jwt
 
 PERSONAL_TOKEN = jwt("refresh")
@@ -71,7 +71,7 @@ def test_access_token_is_renewed_after_401(studio, prefix):
 )
 def test_refused_token_names_its_setting(studio, token, path, status):
     serve_json(studio, path, {"detail": "Invalid token."}, status)
-    with pytest.raises(TokenRefused, match=rf"refuses the token \({status}\).*LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
+    with pytest.raises(TokenRejected, match=rf"refuses the token \({status}\).*LABELNEXT_LABEL_STUDIO_TOKEN") as caught:
         client(studio.url, token).get(WHOAMI)
     assert token not in str(caught.value)
 
@@ -79,7 +79,7 @@ def test_refused_token_names_its_setting(studio, token, path, status):
 @pytest.mark.parametrize(
     ("status", "error", "message"),
     [
-        (400, Refused, 'answered 400 for project 5: {"detail": "reason"}'),
+        (400, BadRequest, 'answered 400 for project 5: {"detail": "reason"}'),
         (404, ConfigError, "has no project 5 for this token"),
         (301, ConfigError, "answers 301, a redirect; set LABELNEXT_LABEL_STUDIO_URL"),
         (418, ConfigError, "answered 418 for project 5; check its log"),

@@ -52,7 +52,7 @@ replace("contract.images.download.MAX_REFERENCE_LENGTH", 10**9)
 replace("contract.images.fetch.MAX_REFERENCE_LENGTH", 10**9)
 replace("contract.images.fetch.MAX_REDIRECTS", 9)
 replace("contract.images.fetch.read_local_file", lambda root, name, **_: ((root / name).read_bytes(), None))
-replace("contract.images.label_studio_files.Studio.owns", lambda *_: True)
+replace("contract.images.label_studio_files.LabelStudioAddresses.owns", lambda *_: True)
 """,
         "loopback-127.0.0.1 redirect-to-loopback redirect-chain-of-4 "
         "ambiguous-http://{allowed}@{canary}/a.png token-to-allowed-origin token-through-redirect "

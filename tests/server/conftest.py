@@ -9,7 +9,7 @@ from PIL import Image
 
 from bench.harness import load, serving
 from bench.subjects.tiny_model import draw_images, publish
-from contract.images.fetch import Fetched
+from contract.images.fetch import FetchResult
 from contract.versions.repository import Repository
 from server.app import close_app, create_app
 from server.settings import Device, Settings
@@ -33,7 +33,7 @@ class CallFetcher:
         return None
 
     def fetch_if_changed(self, reference, *, known, task_id, project_id, deadline):
-        return Fetched(self.fetch(reference))
+        return FetchResult(self.fetch(reference))
 
     def close(self):
         pass

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from contract.label_studio import WHOAMI, Refused, RetryPolicy
+from contract.label_studio import WHOAMI, BadRequest, RetryPolicy
 from trainer.labelstudio.client import ProjectClient
 from trainer.labelstudio.tasks import ANNOTATED, read_page
 
@@ -128,13 +128,13 @@ def count_annotations(client: ProjectClient) -> tuple[int, int]:
 def switch_model_version(client: ProjectClient, version: str, *, sampling: str | None = UNCERTAINTY_SAMPLING) -> None:
     """Set the model version by which a project shows and sorts predictions, empty for none, and its task sampling.
 
-    None does not change the sampling. Raises Refused if the project has no prediction of the version.
+    None does not change the sampling. Raises BadRequest if the project has no prediction of the version.
     """
     changes = {"model_version": version} | ({"sampling": sampling} if sampling is not None else {})
     try:
         client.send("PATCH", client.path, resource=client.what, body=changes)
-    except Refused as err:
-        raise Refused(
+    except BadRequest as err:
+        raise BadRequest(
             f"Label Studio at {client.url} refuses model version {version!r} for {client.what}: no prediction "
             "in the project has it; retrieve or import predictions of that version first"
         ) from err
@@ -202,7 +202,7 @@ def import_predictions(client: ProjectClient, predictions: Sequence[Mapping[str,
     Label Studio silently drops invalid ones.
 
     Raises:
-        Refused: if a task is not in the project; nothing is stored then.
+        BadRequest: if a task is not in the project; nothing is stored then.
         Unreachable: if it is unknown whether they are or will be stored.
     """
     path = f"{client.path}import/predictions"

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from contract.errors import ConfigError
 from contract.files import explaining
-from contract.label_studio import Refused, Unreachable
+from contract.label_studio import BadRequest, Unreachable
 from trainer import labelstudio
 from trainer.labelstudio import StoredPrediction
 from trainer.labelstudio.client import ProjectClient
@@ -91,7 +91,7 @@ def reconcile(
                     importer.send(
                         [_prediction(task, name, desired[task], without_label=sent[task] > 0) for task in tasks]
                     )
-                except Refused:
+                except BadRequest:
                     _drop_missing(desired, find_open_tasks())
                     break
                 except Unreachable as err:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from baal.bayesian.dropout import patch_module
 
-from contract.errors import DropoutDead, PrecisionRefused, ProbeMismatch
+from contract.errors import DropoutDead, PrecisionRejected, ProbeMismatch
 from contract.graph.lowering import FEATURES, PassOutputs, lower
 from contract.graph.masks import draw_masks
 from contract.graph.probe import MIN_RANK_CORRELATION, TOLERANCE, Probe, validate
@@ -203,7 +203,7 @@ def test_rejects_reduced_precision_that_ranks_differently(probe, small_manifest,
     def shuffle(images):
         return engine.backbone(images[::-1])
 
-    with pytest.raises(PrecisionRefused, match=r"correlation of -?0\.\d+ .*LABELNEXT_PRECISION=fp32"):
+    with pytest.raises(PrecisionRejected, match=r"correlation of -?0\.\d+ .*LABELNEXT_PRECISION=fp32"):
         validate_with(engine, probe, small_manifest, backbone=shuffle, reduced=True)
     monkeypatch.setattr("contract.graph.probe.BALD_NOISE", 2.0)
     validation = validate_with(engine, probe, small_manifest, backbone=shuffle, reduced=True)
@@ -218,7 +218,7 @@ def test_rejects_reduced_precision_that_overflows(probe, small_manifest, engine)
         features[0, 0] = np.inf
         return features
 
-    with pytest.raises(PrecisionRefused, match=r"not finite.*LABELNEXT_PRECISION=fp32"):
+    with pytest.raises(PrecisionRejected, match=r"not finite.*LABELNEXT_PRECISION=fp32"):
         validate_with(engine, probe, small_manifest, backbone=overflow, reduced=True)
     with pytest.raises(ProbeMismatch, match="not finite"):
         validate_with(engine, probe, small_manifest, backbone=overflow)

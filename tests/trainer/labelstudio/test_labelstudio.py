@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from contract.label_studio import Refused, Unreachable
+from contract.label_studio import BadRequest, Unreachable
 from tests.trainer.studio_project import CONFIG
 from trainer import labelstudio
 from trainer.labelstudio import tasks
@@ -91,7 +91,7 @@ class TestPredictions:
 
     def test_failed_imports_are_not_repeated(self, pets):
         """A refused import stored nothing; after other errors the outcome is unknown."""
-        with pytest.raises(Refused):
+        with pytest.raises(BadRequest):
             labelstudio.import_predictions(pets.client, [{"task": 99, "score": 0.5, "result": []}])
         pets.refuse("POST", 502)
         before = len(pets.requests)
@@ -103,10 +103,10 @@ class TestPredictions:
         labelstudio.delete_prediction(pets.client, 99)
 
     def test_version_and_sampling_are_set_by_one_request(self, pets):
-        """Raises Refused if the version has no prediction."""
+        """Raises BadRequest if the version has no prediction."""
         pets.predict(1, "v1")
         labelstudio.switch_model_version(pets.client, "v1")
         [request] = [request for request in pets.requests if request.method == "PATCH"]
         assert json.loads(request.body) == {"model_version": "v1", "sampling": "Uncertainty sampling"}
-        with pytest.raises(Refused, match=re.escape("'v2' for project 5: no prediction in the project has it")):
+        with pytest.raises(BadRequest, match=re.escape("'v2' for project 5: no prediction in the project has it")):
             labelstudio.switch_model_version(pets.client, "v2")

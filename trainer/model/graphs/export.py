@@ -19,7 +19,7 @@ from torch import nn
 from contract.errors import TrainingError
 from contract.graph.builder import GraphBuilder
 from contract.graph.dropouts import constants, drop_probability, is_active
-from contract.graph.lowering import FEATURES, Lowered, lower
+from contract.graph.lowering import FEATURES, LoweredGraph, lower
 from contract.versions.version import HEAD_WEIGHTS_FILE, MODEL_FILE, PORTABLE_FILE
 from trainer.model.bayes import dropout_probabilities
 from trainer.model.head import OPSET, to_onnx
@@ -51,7 +51,7 @@ def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
     return inliner.inline_local_functions(graph) if graph.functions else graph
 
 
-def export(backbone: ModelProto, head: nn.Sequential, folder: Path, *, multiple: bool = False) -> Lowered:
+def export(backbone: ModelProto, head: nn.Sequential, folder: Path, *, multiple: bool = False) -> LoweredGraph:
     """Write model.onnx, head.onnx.data and portable.onnx next to a backbone's weights; return the lowered graph.
 
     Raises TrainingError if a Dropout of the head is missing in the graph, inactive, or has another probability.
@@ -126,7 +126,7 @@ def _strip(message: Message) -> None:
                 _strip(child)
 
 
-def _check_dropout(lowered: Lowered, head: nn.Module) -> None:
+def _check_dropout(lowered: LoweredGraph, head: nn.Module) -> None:
     actual, expected = [site.probability for site in lowered.sites], list(dropout_probabilities(head))
     if len(actual) != len(expected) or not np.allclose(actual, expected, rtol=1e-6):  # float32 in the graph
         raise TrainingError(f"expected Dropout with probabilities {expected} in the exported graph, got {actual}")

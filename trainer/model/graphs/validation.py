@@ -32,7 +32,7 @@ def validate_version(
 
     Raises:
         InvalidVersion: if the graph cannot be lowered or run, its Dropout sites are not those of the manifest, its
-            passes do not differ, or they differ from torch's; PrecisionRefused if they do so only in int8.
+            passes do not differ, or they differ from torch's; PrecisionRejected if they do so only in int8.
     """
     compute, head = _open_version(version, int8=int8)
 
