@@ -15,9 +15,10 @@ from pyarrow import fs
 from pyarrow import parquet as pq
 
 from bench.subjects.tiny_model import LABELS, PASSES, SITES, TinyModel, draw_images, expected_bald, publish
+from contract.commands import parse
 from contract.errors import ConfigError, VersionNotFound
 from contract.graph.masks import draw_masks
-from server.__main__ import main
+from server.__main__ import COMMANDS, main
 from server.pool.job import describe
 from server.pool.job import score_pool as score
 from server.pool.options import PoolOptions
@@ -297,6 +298,11 @@ class TestCommand:
         monkeypatch.delitem(sys.modules, "server.pool.cluster", raising=False)
         assert main(self.ARGUMENTS) == 1
         assert "pip install -r requirements/score-pool.txt" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(("text", "workers"), [("3", (3, 3)), ("2-8", (2, 8))])
+    def test_workers_are_a_number_or_a_range(self, text, workers):
+        _, (options,) = parse("server", COMMANDS, [*self.ARGUMENTS, "--workers", text], about="")
+        assert options.workers == workers
 
     @pytest.mark.parametrize(
         "option", [("--workers", "0"), ("--workers", "3-2"), ("--workers", "x"), ("--cpus", "0"), ("--batch", "-1")]
