@@ -80,6 +80,6 @@ def test_rounding_is_unbiased(probability, passes):
 
 
 def test_rejects_masks_that_would_fill_the_memory():
-    """Their number is untrusted; many passes of a VGG-16 are far below the limit."""
+    """The numbers of passes and features are untrusted; those of a VGG-16 are far below the limit."""
     with pytest.raises(LoweringError, match="need 1073741840 bytes of masks, at most 1073741824"):
         draw_masks("version", [DropoutSite((2**14, 2**14), 0.5), DropoutSite((4,), 0.5)], 1)

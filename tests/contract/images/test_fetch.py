@@ -183,7 +183,7 @@ class TestAddresses:
         assert other_host.requests[0].headers["Host"] == "rebinding.test:81"
 
     def test_rejects_redirects_into_the_private_network(self, other_host, connected, make_fetcher):
-        """Also by a name with one private address."""
+        """Or by a name, if one of its addresses is private."""
         other_host.serve("/a.png", status=302, location="http://169.254.169.254/latest/meta-data/")
         names = {"images.test": [PUBLIC_ADDRESS], "mixed.test": [PUBLIC_ADDRESS, "10.0.0.1"]}
         fetcher = make_fetcher(resolve=lambda host, port: names.get(host, [host]))

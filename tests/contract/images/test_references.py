@@ -163,7 +163,7 @@ class TestLocalFiles:
 
     @pytest.mark.usefixtures("old_files")
     def test_validators_do_not_reveal_files_outside_the_root(self, root, make_fetcher):
-        """With validators of a file that was replaced by a link."""
+        """Not even with validators of a file that was replaced by a link."""
         fetcher, file = make_fetcher(local_files_root=root), root / "sub/b c.png"
         known = fetcher.fetch_if_changed("/data/local-files/?d=sub/b c.png", known=None).validators
         file.rename(root.parent / "moved")

@@ -106,7 +106,7 @@ def test_conditional_request_survives_a_token_renewal(label_studio, make_fetcher
     ids=["none", "unquoted", "two", "long", "no-date", "control"],
 )
 def test_invalid_validators_are_not_stored(label_studio, make_fetcher, headers):
-    """Nor their location: only that the file was downloaded."""
+    """Nor is their location: only the download is recorded."""
     label_studio.serve(UPLOAD, IMAGE, **headers)
     fetcher = make_fetcher()
     fetched = fetcher.fetch_if_changed(UPLOAD, known=None)

@@ -84,7 +84,7 @@ def test_access_token_is_sent_unchanged(label_studio, make_fetcher):
 
 @pytest.mark.parametrize("path", ["/api/projects", "/data/upload/%2e%2e/%2e%2e/api/projects", "/static/a.png"])
 def test_other_paths_of_label_studio_get_no_token(label_studio, make_fetcher, path):
-    """Not even as full URLs."""
+    """Not even if the reference is a full URL."""
     label_studio.serve(path, IMAGE)
     with suppress(FetchError):
         make_fetcher(api_token=LEGACY_TOKEN).fetch(label_studio.url + path)

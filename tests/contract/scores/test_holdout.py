@@ -27,7 +27,7 @@ def test_holdout_is_a_random_sample():
 
 @given(st.floats(0, 0.99), st.floats(0, 0.99))
 def test_larger_share_includes_a_smaller_one(one, other):
-    """So no label is wasted when the share is increased."""
+    """No label is wasted when the share is increased."""
     smaller, larger = (holdout.is_held_out(3, IDS[:300], share) for share in sorted((one, other)))
     assert larger[smaller].all()
 

@@ -74,7 +74,7 @@ def test_each_project_has_its_last_ranking(repository):
 
 
 def test_failed_write_keeps_the_last_ranking(repository):
-    """As of NaN, which JSON does not have."""
+    """NaN has no form in JSON."""
     save_ranking(repository, RANKING)
     with pytest.raises(ValueError, match="Out of range float"):
         save_ranking(repository, dataclasses.replace(RANKING, mean_bald=float("nan")))

@@ -26,7 +26,7 @@ def point_at(url, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 8 * 2**20, 20 * 2**20 + 1])
 def test_file_round_trip(bucket, tmp_path, size):
-    """Of an empty file, one part and several parts. A second upload with the same key is an error."""
+    """An empty file, and files of one and several parts. A second upload with the same key is an error."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_bytes(bytes(range(256)) * (size // 256) + bytes(size % 256))
     bucket.upload("file", source)
@@ -66,7 +66,7 @@ def test_replace_is_conditional(bucket):
 
 
 def test_tags_without_quotes_are_accepted(stub):
-    """Ceph 16 accepts no others in conditions."""
+    """Ceph 16 accepts only such tags in conditions."""
     stored = [b"first"]
 
     def answer(handler, request):
@@ -130,7 +130,7 @@ HEAD = b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\nETag: "1"\r\nLast-Modified: M
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", [silence(), silence(HEAD + b"beginning")], ids=["hangs", "stops"])
 def test_gives_up_on_a_silent_bucket_within_seconds(stub, answer):
-    """And pauses, so that a page with many requests waits only once."""
+    """It then pauses, so that a page with many requests waits only once."""
     stub.answers["/bucket/x/CURRENT"] = answer
     time_s = [0.0]
     bucket = Bucket("bucket", "x", clock=lambda: time_s[0])

@@ -26,7 +26,7 @@ def test_objects_in_subfolders_are_not_documents(open_bucket_as, bucket):
 
 
 def test_failed_write_keeps_the_old_document(open_as, monkeypatch, tmp_path):
-    """Also without a leftover temporary file."""
+    """No temporary file is left."""
     documents = open_as("trainer").documents("notes")
     documents.write("a.json", b"new")
 

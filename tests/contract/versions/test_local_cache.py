@@ -34,7 +34,7 @@ def publish_two(repository, **files):
 
 
 def test_fetches_files_only_when_they_are_read(open_bucket_as):
-    """Not with its manifest; the publisher has its own already."""
+    """Not with the manifest. The publisher's cache has them already."""
     trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
     published = publish(trainer, b"content")
     assert published.path == trainer.folder / published.name
@@ -113,7 +113,7 @@ class TestPublishers:
 class TestLocalCache:
     @pytest.mark.slow
     def test_keeps_the_last_two_opened_versions(self, open_bucket_as):
-        """And those opened minutes ago, which may still be in use."""
+        """Versions opened minutes ago, which may still be in use, are kept too."""
         trainer, server = open_bucket_as("trainer"), open_bucket_as("server")
         names = [publish(trainer, str(number).encode()).name for number in range(4)]
         for name in names[:3]:
@@ -189,7 +189,7 @@ class TestRetiring:
     @pytest.mark.slow
     @pytest.mark.parametrize("requests", [0, 1, 2, 3])
     def test_interrupted_removal_is_finished(self, open_bucket_as, bucket, monkeypatch, requests):
-        """Without the marker a version is complete, with it removed."""
+        """With the marker a version is removed, without it complete."""
         trainer = open_bucket_as("trainer")
         first, second = publish_two(trainer, int8=b"int8")
         allowed = iter(range(requests))
@@ -260,7 +260,7 @@ class TestRetiring:
 
 class TestSignatures:
     def test_signature_is_fetched_and_verified(self, open_bucket_as, key_pair):
-        """Before the files."""
+        """The signature is verified before files are fetched."""
         signing, verifying = key_pair
         published = publish(open_bucket_as("trainer", keys=signing), b"content")
         opened = open_bucket_as("server", keys=verifying).open(published.name)

@@ -196,7 +196,7 @@ Repository(root).retire(name)
 
 @pytest.mark.parametrize("is_removed", [False, True])
 def test_current_version_among_the_removed_is_restored(repository, versions, is_removed):
-    """As after a killed removal, unless its files are gone."""
+    """As after a killed removal; not if its files are gone already."""
     if is_removed:
         repository.retire(versions[0])
     else:

@@ -119,7 +119,7 @@ class TestOpening:
         open_bucket_as("server").open(first.name).verify()
 
     def test_reads_a_bucket_copied_from_a_folder(self, open_bucket_as, bucket):
-        """Where each version has its own files."""
+        """There each version has its own copy of the files."""
         first = publish(open_bucket_as("trainer"), ONE)
         for file in (BACKBONE_WEIGHTS_FILE, INT8_BACKBONE_FILE):
             bucket.upload(f"birds/{first.name}/{file}", first.path / file)
@@ -153,7 +153,7 @@ class TestRetiring:
         assert list_shared() == keys_of(TWO)
 
     def test_interrupted_removal_keeps_its_objects(self, open_bucket_as, list_shared, bucket):
-        """It was interrupted after its marker, and the version was made current."""
+        """After an interruption the version may become current again."""
         trainer = open_bucket_as("trainer")
         first, second, _ = (publish(trainer, backbone).name for backbone in (ONE, TWO, THREE))
         bucket.write(f"birds/{first}/RETIRED", b"1")

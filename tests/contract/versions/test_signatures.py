@@ -151,7 +151,7 @@ def repository(tmp_path, keys):
 
 
 def test_opens_a_signed_version(repository):
-    """Also without a key. The signature is not in the manifest."""
+    """Readers without a key open it, too. The signature is not in the manifest."""
     version = publish(repository, b"content")
     assert (version.path / SIGNATURE_FILE).is_file()
     assert SIGNATURE_FILE not in version.manifest.files
