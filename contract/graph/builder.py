@@ -55,9 +55,9 @@ class GraphBuilder:
         """Concatenate tensors along the first axis."""
         return self.add("Concat", names, axis=0)
 
-    def join(self, name: str, rest: str, output: str | None = None) -> str:
-        """Reshape to (-1, *rest), where `rest` names a tensor with a shape."""
-        return self.add("Reshape", [name, self.concat([self.integers(-1), rest])], output)
+    def join(self, name: str, shape: str, output: str | None = None) -> str:
+        """Reshape to (-1, *shape), where `shape` names a tensor."""
+        return self.add("Reshape", [name, self.concat([self.integers(-1), shape])], output)
 
     def reduce(self, logits: str, *, multiple: bool) -> None:
         """Reduce logits (N, T, C), float32, to `OUTPUTS`.

@@ -92,7 +92,7 @@ def test_full_disk_at_any_file_publishes_nothing(repository):
 
 
 def test_full_disk_is_recognised_without_errno(repository):
-    """numpy only reports a short write."""
+    """Libraries such as numpy only report a short write."""
     with (
         small_disk(repository.root, "2m"),
         pytest.raises(DiskFull, match="of 2 MiB are free"),
