@@ -1,12 +1,12 @@
 """Images of a labelled pool in memory, decoded as in servers, and their split into training and validation."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +30,22 @@ Targets = npt.NDArray[np.integer]
 """Labels of N images: int64 (N,), the label's index, or uint8 (N, C), 1 for each label of the image."""
 
 
+_Outcome = TypeVar("_Outcome")
+
+
 class Unreadable(NamedTuple):
     """An image that could not be fetched or decoded; name and reason contain no secrets."""
 
     name: str
     reason: str
     task_id: int | None = None
+
+
+class _Digests(NamedTuple):
+    """sha256 of an image's file and of its decoded pixels."""
+
+    file: bytes
+    pixels: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,44 +84,53 @@ def load_pixels(
     decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
     are_files = pool.control is None
 
-    def load(position: int) -> tuple[bytes, bytes] | ImageError:
-        """Decode an image in place, and return the sha256 of its file and of its pixels, or the error."""
-        image = pool.images[position]
+    def load(row: int) -> _Digests | ImageError:
+        image = pool.images[row]
         try:
             if are_files:
                 data = _read_file(image.reference)
-                images[position] = decode(data)
+                images[row] = decode(data)
             else:
-                data, images[position] = cache.fetch(fetcher, image.reference, decode, task_id=image.task_id)
+                data, images[row] = cache.fetch(fetcher, image.reference, decode, task_id=image.task_id)
         except ImageError as err:
             return err
-        return hashlib.sha256(data).digest(), hashlib.sha256(images[position]).digest()
+        return _Digests(hashlib.sha256(data).digest(), hashlib.sha256(images[row]).digest())
 
+    return _collect(pool, images, _run_concurrently(load, len(images)))
+
+
+def _collect(pool: LabelledPool, images: npt.NDArray[np.uint8], outcomes: Sequence[_Digests | ImageError]) -> Pixels:
+    """Separate the readable images from the others; `images` is overwritten."""
+    name = as_text if pool.control is None else public_name
+    unreadable = tuple(
+        Unreadable(name(image.reference), str(outcome), image.task_id)
+        for image, outcome in zip(pool.images, outcomes, strict=True)
+        if isinstance(outcome, ImageError)
+    )
+    rows = [row for row, outcome in enumerate(outcomes) if not isinstance(outcome, ImageError)]
+    for position, row in enumerate(rows):
+        images[position] = images[row]  # in place, since a copy might not fit into memory
+    readable = [pool.images[row] for row in rows]
+    digests = [outcome for outcome in outcomes if not isinstance(outcome, ImageError)]
+    _check_classes(readable, unreadable)
+    return Pixels(
+        images=images[: len(rows)],  # (N, H, W, 3)
+        targets=_targets(readable, pool),
+        digests=tuple(each.file for each in digests),
+        groups=group_equal([each.pixels for each in digests]),
+        task_ids=np.array([-1 if image.task_id is None else image.task_id for image in readable], np.int64),
+        references=tuple(image.reference for image in readable),
+        unreadable=unreadable,
+    )
+
+
+def _run_concurrently(load: Callable[[int], _Outcome], count: int) -> list[_Outcome]:
+    """Call a function for each row in threads, with a progress bar; cancel the other calls if one raises."""
     executor = ThreadPoolExecutor(THREADS, thread_name_prefix="images")
     try:
-        loaded = list(Bar(executor.map(load, range(len(images))), "images", len(images), unit="image"))
+        return list(Bar(executor.map(load, range(count)), "images", count, unit="image"))
     finally:
         executor.shutdown(cancel_futures=True)
-    kept, digests, unreadable = list[LabelledImage](), list[tuple[bytes, bytes]](), list[Unreadable]()
-    name = as_text if are_files else public_name
-    for position, outcome in enumerate(loaded):
-        image = pool.images[position]
-        if isinstance(outcome, ImageError):
-            unreadable.append(Unreadable(name(image.reference), str(outcome), image.task_id))
-        else:
-            images[len(kept)] = images[position]  # in place, since a copy might not fit into memory
-            kept.append(image)
-            digests.append(outcome)
-    _check_classes(kept, unreadable)
-    return Pixels(
-        images=images[: len(kept)],  # (N, H, W, 3)
-        targets=_targets(kept, pool),
-        digests=tuple(file_digest for file_digest, _ in digests),
-        groups=group_equal([pixel_digest for _, pixel_digest in digests]),
-        task_ids=np.array([-1 if image.task_id is None else image.task_id for image in kept], np.int64),
-        references=tuple(image.reference for image in kept),
-        unreadable=tuple(unreadable),
-    )
 
 
 def _targets(images: Sequence[LabelledImage], pool: LabelledPool) -> Targets:
@@ -171,12 +190,12 @@ def group_equal(digests: Sequence[bytes]) -> Indices:
     return np.array([first.setdefault(digest, position) for position, digest in enumerate(digests)], np.int64)
 
 
-def _check_classes(kept: Sequence[LabelledImage], unreadable: Sequence[Unreadable]) -> None:
-    classes = len({image.labels for image in kept})
+def _check_classes(readable: Sequence[LabelledImage], unreadable: Sequence[Unreadable]) -> None:
+    classes = len({image.labels for image in readable})
     if classes < 2:
         example = f" ({with_subject(unreadable[0].name, unreadable[0].reason)})" if unreadable else ""
         raise LabelError(
-            f"expected readable images of at least 2 classes, got {len(kept)} images of {classes} and "
+            f"expected readable images of at least 2 classes, got {len(readable)} images of {classes} and "
             f"{len(unreadable)} unreadable images{example}"
         )
 
