@@ -77,7 +77,7 @@ def _read(source: Source, training: Training, environment: Environment, spec: In
     if not len(parts.validation):
         _log.warning(
             "no validation part, so the version is not measured: no class has two different images; label more images, "
-            "or correct identical images with different labels"
+            "or correct the labels of identical images"
         )
     return TrainingData(pool, pixels, parts, project, unlabelled)
 

@@ -41,19 +41,17 @@ def describe_unreadable(pixels: Pixels) -> list[str]:
     return sentences
 
 
-def describe_lost(before: LabelledPool, pixels: Pixels) -> list[str]:
+def describe_lost(pool: LabelledPool, pixels: Pixels) -> list[str]:
     """Describe the labels without a readable image."""
-    readable = count_images(pixels.targets, len(before.labels))
-    labels = np.array([label for each in before.images for label in each.labels], np.int64)
-    labelled = np.bincount(labels, minlength=len(before.labels))
-    lost = [
-        f"{before.labels[label]!r} ({labelled[label]})" for label in np.flatnonzero((labelled > 0) & (readable == 0))
-    ]
+    readable = count_images(pixels.targets, len(pool.labels))
+    labels = np.array([label for each in pool.images for label in each.labels], np.int64)
+    labelled = np.bincount(labels, minlength=len(pool.labels))
+    lost = [f"{pool.labels[label]!r} ({labelled[label]})" for label in np.flatnonzero((labelled > 0) & (readable == 0))]
     if not lost:
         return []
     consequence = (
         "not classes of this version"
-        if before.control is None
+        if pool.control is None
         else "classes of this version, because of the labelling config, but not learnt"
     )
     return [f"labels without a readable image: {_some(lost)}; {consequence}"]

@@ -53,7 +53,7 @@ def export(tmp_path):
 
     def write(tasks):
         path = tmp_path / "export.json"
-        path.write_text(tasks if isinstance(tasks, str) else json.dumps(tasks))
+        path.write_text(json.dumps(tasks))
         return path
 
     return write
@@ -153,6 +153,10 @@ class TestFolders:
         with pytest.raises(LabelError, match=r"folder names in UTF-8, got 'caf\\udce9'.*rename it"):
             from_folder(tmp_path)
 
+    def test_rejects_a_missing_folder(self, tmp_path):
+        with pytest.raises(LabelError, match="expected a folder of class folders"):
+            from_folder(tmp_path / "gone")
+
     @pytest.mark.parametrize(
         ("names", "advice"),
         [
@@ -193,28 +197,6 @@ class TestExports:
         if config:
             assert pool.labels == ("colour > red", "colour > green", "shape > round", "plain")
             assert pool.lost_labels == {"colour": [4]}
-
-    @pytest.mark.parametrize(
-        ("text", "reason"),
-        [
-            (
-                '[{"image": "a.png", "id": 1, "label": "cat"}]',
-                r"JSON-MIN\); choose JSON in the project's Export dialog",
-            ),
-            ("annotation_id,annotator,image,label\n1,1,a.png,cat\n", "CSV"),
-            ("annotation_id\tannotator\timage\tlabel\n1\t1\ta.png\tcat\n", "TSV"),
-            ('{"images": [], "annotations": [], "categories": []}', "COCO"),
-            ("PK\x03\x04", "YOLO"),
-            ('[{"id": 1,\n"data": {}, ', "broken JSON"),
-            ("{}", "not a list of tasks"),
-            ("[]", "has none; label some and export again"),
-            ('[{"data": {"image": "a.png"}, "completions": []}]', "before 1.0; export it with a newer Label Studio"),
-        ],
-        ids=["json-min", "csv", "tsv", "coco", "zip", "cut off", "object", "empty", "before 1.0"],
-    )
-    def test_rejects_other_types_of_export(self, export, text, reason):
-        with pytest.raises(LabelError, match=reason):
-            from_export(export(text), CONFIG)
 
     def test_default_control_has_the_most_annotations(self, export):
         tasks = [task(number, item("cat", "dog"), item("yes", control="sharp")) for number in (1, 2)]
@@ -297,13 +279,6 @@ class TestExports:
             from_export(export([task(number, item("cat", "dog")) for number in (1, 2)]), MULTIPLE)
         with pytest.raises(LabelError, match=r"got 1 of 1 \(cat\).*2 not labelled yet.*label images of another class"):
             from_export(export([task(1, item("cat")), task(2), task(3)]), CONFIG)
-
-
-def test_rejects_missing_folders_and_files(tmp_path):
-    with pytest.raises(LabelError, match="cannot read the export"):
-        from_export(tmp_path / "gone.json", CONFIG)
-    with pytest.raises(LabelError, match="expected a folder of class folders"):
-        from_folder(tmp_path / "gone")
 
 
 def test_leaves_out_bulk_confirmations(export):
