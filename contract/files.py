@@ -47,7 +47,11 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
 
 @contextmanager
 def temporary_file(path: Path, content: bytes) -> Iterator[Path]:
-    """Context manager for a synced temporary file beside `path`, which may replace it atomically; deleted on exit."""
+    """Context manager for a synced temporary file beside `path`, which may replace it atomically; deleted on exit.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         with draft.open("wb") as file:
@@ -65,6 +69,9 @@ def recover_lines(path: Path, parse: Callable[[bytes], _T]) -> list[_T]:
 
     The first incomplete or broken line, for which `parse` raises ValueError, LookupError or TypeError, is cut off with
     all that follows.
+
+    Raises:
+        OSError: if the file exists and cannot be read or written.
     """
     parsed: list[_T] = []
     if not path.exists():
@@ -84,13 +91,13 @@ def recover_lines(path: Path, parse: Callable[[bytes], _T]) -> list[_T]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Sync a folder and everything in it to the disk."""
+    """Sync a folder and everything in it to the disk; OSError if that fails."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
 
 
 def sync(path: Path) -> None:
-    """Sync a file, or the entries of a folder, to the disk."""
+    """Sync a file, or the entries of a folder, to the disk; OSError if that fails."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -59,7 +59,11 @@ class NoAccessToken(Exception):
 
 
 class Token:
-    """A Label Studio token, and the access token for it, which threads share."""
+    """A Label Studio token, and the access token for it, which threads share.
+
+    Raises:
+        ConfigError: if the token is not printable ASCII without spaces.
+    """
 
     def __init__(self, token: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._token = token.strip()
@@ -140,6 +144,10 @@ class LabelStudioClient:
     """A client of one Label Studio. Requests that fail temporarily are sent again, except by methods that send once.
 
     An unsuccessful status raises ConfigError: `Unreachable`, `TokenRejected` or `BadRequest` where one of them applies.
+
+    Raises:
+        ConfigError: if the token is not printable ASCII without spaces, or a response is not Label Studio's.
+        Unreachable: if Label Studio does not answer.
     """
 
     def __init__(self, url: str, token: str, *, timeout_s: float = 60.0, retries: RetryPolicy | None = None) -> None:
@@ -184,7 +192,7 @@ class LabelStudioClient:
         """GET a path, and return `parse` of the JSON, whose objects are passed through `object_hook` first.
 
         ValueError, LookupError, TypeError and AttributeError of `parse` are reported as a response that is not Label
-        Studio's.
+        Studio's, by ConfigError.
         """
         data = self.send("GET", path, resource=resource, query=query, timeout_s=timeout_s)
         with self._checking_response():

@@ -106,7 +106,8 @@ def parse_label_config(xml: str, name: str | None = None) -> tuple[ChoicesContro
     tags, and images other than `value="$key"`.
 
     Raises:
-        ConfigError: if there is none, or none of that name, with the reasons.
+        ConfigError: if there is none, or none of that name, with the reasons; or if the config is not XML, declares a
+            document type, or has more than `MAX_CHARACTERS`.
     """
     tags = list(_tags(_parse(xml)))
     controls, reasons_by_name = _read(tags)
@@ -154,7 +155,10 @@ class _Builder(ElementTree.TreeBuilder):
 
 def _parse(xml: str) -> ElementTree.Element:
     if len(xml) > MAX_CHARACTERS:
-        raise ConfigError(f"expected a labelling config of at most {MAX_CHARACTERS} characters, got {len(xml)}")
+        raise ConfigError(
+            f"expected a labelling config of at most {MAX_CHARACTERS} characters, got {len(xml)}; shorten it in the "
+            "project's labelling setup"
+        )
     try:
         parser = ElementTree.XMLParser(target=_Builder())  # noqa: S314 - the builder refuses entities
         return ElementTree.fromstring(xml, parser)  # noqa: S314

@@ -54,7 +54,7 @@ def format_controls(controls: Sequence[ChoicesControl]) -> str:
 
 
 def choose_control(controls: Sequence[ChoicesControl], *, name: str | None, labels: Sequence[str]) -> ChoicesControl:
-    """Return the control of this name, else the first of those that share most labels."""
+    """Return the control of this name, else the first of those that share most labels; ConfigError without controls."""
     if not controls:
         raise ConfigError("expected at least one <Choices> for an <Image>, got none; check the labelling config")
     named = [control for control in controls if control.from_name == name]

@@ -22,7 +22,7 @@ from server.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status."""
+    """Run a command and return its exit status; SystemExit after --help or an error in the usage."""
     command, values = parse("python -m server", COMMANDS, arguments, about="Labelnext's inference server.")
     try:
         return command.run(*values) or 0

@@ -139,6 +139,9 @@ class Service:
         """Answer /health, without waiting for any other thread.
 
         Describes the model with this name, or the one that has this version in use, or all models together.
+
+        Raises:
+            UnknownModel: if there is no model of this name.
         """
         fault = self.fault or ("the server is shutting down" if self._draining.is_set() else None)
         model = self.models.only if name is None else self.models.find(name)

@@ -95,7 +95,7 @@ class FeatureStore:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the file or of the data in memory."""
+        """Size in bytes of the file or of the data in memory."""
         table = self._table
         with suppress(sqlite3.Error):
             return table.size_bytes if table else 0

@@ -46,7 +46,11 @@ class Table:
     """
 
     def __init__(self, path: Path | None, *, max_bytes: int) -> None:
-        """Open or create the file; None keeps the rows in memory."""
+        """Open or create the file, of at most `max_bytes`; None keeps the rows in memory.
+
+        Raises:
+            sqlite3.DatabaseError: if the file is another program's database.
+        """
         self._reading = threading.Lock()
         self._writer = _connect(path, _WRITE_WAIT_S)
         try:
@@ -69,7 +73,7 @@ class Table:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the file, including free pages but not the WAL."""
+        """Size of the file in bytes, including free pages but not the WAL."""
         with self._reading:
             return _query_int(self._reader, "PRAGMA page_count") * self._page_bytes
 

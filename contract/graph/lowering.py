@@ -67,9 +67,11 @@ class LoweredGraph:
 
 
 def load_graph(path: Path, *, weights_bytes: Mapping[str, int]) -> ModelProto:
-    """Read a graph without its weights, which must be in it or in files beside it with the given lengths.
+    """Read a graph without its weights, which must be in it or in files beside it with the given lengths in bytes.
 
-    DigestError if the file is no graph, UnsafeGraph if it is not safe to open.
+    Raises:
+        DigestError: if the file cannot be read or is no graph.
+        UnsafeGraph: if it is not safe to open.
     """
     try:
         model = onnx.load(path, load_external_data=False)
@@ -108,9 +110,14 @@ def lower(model: ModelProto, *, cut: str, multiple: bool = False) -> LoweredGrap
 
 
 def lower_version(version: Version) -> LoweredGraph:
-    """Load and lower a version's literal graph; LoweringError if its manifest lists other Dropout sites.
+    """Load and lower a version's literal graph, whose Dropout sites must be those in its manifest.
 
     The probe is validated with the sites in the manifest, and requests are served with those of the graph.
+
+    Raises:
+        DigestError, UnsafeGraph: like `load_graph`.
+        DropoutDead: like `lower`.
+        LoweringError: like `lower`, and if the manifest lists other Dropout sites.
     """
     manifest = version.manifest
     literal = load_graph(version.model_path, weights_bytes=version.weights_bytes)

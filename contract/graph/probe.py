@@ -80,7 +80,7 @@ class Probe:
     """(N, T, C), T passes in torch under the masks `draw_masks(version, sites, T)`."""
 
     def save(self, path: Path) -> None:
-        """Write the probe as one npz file."""
+        """Write the probe as one npz file; OSError if it cannot be written."""
         np.savez_compressed(path, **{name: getattr(self, name) for name in self.__slots__})
 
     @classmethod
@@ -146,6 +146,7 @@ def validate(
 
     Raises:
         DropoutDead: if the passes do not differ, or far less than those of the reference.
+        LoweringError: if the masks would exceed `contract.graph.masks.MAX_MASK_BYTES`.
         PrecisionRejected: if a backbone in reduced precision overflows, or ranks the images differently.
         ProbeMismatch: if the results differ otherwise.
     """

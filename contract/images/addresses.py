@@ -28,7 +28,7 @@ def resolve_addresses(host: str, port: int) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an address and all IPv4 addresses embedded in it are public."""
+    """Return whether an address and all IPv4 addresses embedded in it are public; ValueError if it is no address."""
     return all(_is_public(each) for each in _with_embedded(ipaddress.ip_address(address)))
 
 

@@ -37,7 +37,8 @@ def open_pools(resolve: Resolver | None) -> PoolManager:
     """Return connection pools to any address or, with a resolver, to public addresses only.
 
     The check is made when the socket is opened, on the addresses that it connects to: it cannot be bypassed, also not
-    by a name that changes in between. TLS still verifies the name.
+    by a name that changes in between. TLS still verifies the name. A request to a host with any other address raises
+    FetchError.
     """
 
     class Plain(_TimeLimited):
@@ -81,7 +82,11 @@ class _TimeLimited(HTTPConnection):
 
 @contextmanager
 def abort_after(timeout_s: object, shut: Callable[[], None]) -> Iterator[None]:
-    """Context manager that ends a blocking read by `shut` after a timeout, and then raises TimeoutError."""
+    """Context manager that ends a blocking read by `shut` after a timeout, and then raises TimeoutError.
+
+    Raises:
+        TypeError: if the timeout is not a number of seconds.
+    """
     over = threading.Event()
 
     def cut() -> None:

@@ -132,7 +132,7 @@ def public_name(reference: str) -> str:
 
 
 def too_large(name: str, limit: int) -> FetchError:
-    """Return the error for an image above the size limit."""
+    """Return the error for an image above the size limit, in bytes."""
     return FetchError(f"{name} has more than {limit} bytes, the limit for one image; shrink the image")
 
 
@@ -159,7 +159,12 @@ class Downloader:
         known: Validators | None = None,
         post: bytes | None = None,
     ) -> Response:
-        """Send a GET, or a POST of JSON, and return the response; with validators it may be 304, without a body."""
+        """Send a GET, or a POST of JSON, and return the response; with validators it may be 304, without a body.
+
+        Raises:
+            FetchError: if the host has an address that is not allowed, or the body exceeds `FetchSettings.max_bytes`.
+            TemporaryFetchError: if the host cannot be reached or is too slow, or the connection breaks off.
+        """
         named = {
             "Accept-Encoding": "identity",
             "User-Agent": "labelnext",

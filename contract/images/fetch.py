@@ -57,6 +57,7 @@ class FetchSettings:
     allowed_origins: tuple[str, ...] = ()
     """Origins that may have private addresses, such as http://minio:9000."""
     max_bytes: int = 20 * 2**20
+    """Size of a file in bytes; larger ones are refused."""
     connect_timeout_s: float = 3.0
     """TLS included."""
     read_timeout_s: float = 10.0
@@ -87,6 +88,12 @@ class Fetcher:
         resolve: Resolver = resolve_addresses,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Open no connection yet.
+
+        Raises:
+            ConfigError: if the token is not printable ASCII without spaces.
+            ValueError: if an address in the settings is not a URL of http or https.
+        """
         self._settings = settings
         self._clock = clock
         home, public = (
@@ -112,7 +119,7 @@ class Fetcher:
         self._downloader.close()
 
     def is_remote(self, reference: str) -> bool:
-        """Return whether fetching the reference needs the network."""
+        """Return whether fetching the reference needs the network; FetchError if it is too long, or no valid text."""
         if is_data_uri(reference):
             return False
         return self._settings.local_files_root is None or self._local_file(self._normalise(reference)) is None
@@ -125,6 +132,9 @@ class Fetcher:
         """Return the resolved location of a reference, as a key for its validators; None for data URIs.
 
         It may contain secrets, as references do.
+
+        Raises:
+            FetchError: if the reference is invalid, or needs Label Studio's address, a task or a project, and has none.
         """
         if is_data_uri(reference):
             return None
@@ -149,7 +159,7 @@ class Fetcher:
             known: the validators of the bytes that the caller has.
             task_id: for storage references, which Label Studio resolves for a task.
             project_id: used instead if there is no task.
-            deadline: on the clock of `time.monotonic`.
+            deadline: in seconds, on the clock of `time.monotonic`.
 
         Raises:
             FetchError: if the bytes cannot be fetched; TemporaryFetchError if they may be later.

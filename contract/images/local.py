@@ -61,6 +61,9 @@ def read_local_file(
     """Return the content of a file below the root, or None if it still has the known validators; and its validators.
 
     Links are resolved before the check, so that none leads out of the root.
+
+    Raises:
+        FetchError: if the file cannot be read, is not below the root, or has more than `max_bytes`.
     """
     shown = f"the local file {public_name(name)!r}"
     try:

@@ -17,7 +17,7 @@ LABEL_THRESHOLD = 0.5
 
 
 def softmax(logits: Floats) -> Floats:
-    """Return probabilities over the last axis, computed in the precision of `logits`."""
+    """Return probabilities over the last axis, (..., C) to (..., C), computed in the precision of `logits`."""
     shifted: Floats = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities: Floats = shifted / shifted.sum(axis=-1, keepdims=True)
     return probabilities
@@ -40,6 +40,9 @@ def bald(probabilities: Floats, *, multiple: bool = False) -> Floats:
     H[mean_t p_t] - mean_t H[p_t], Houlsby et al. 2011 (arXiv 1112.5745), estimated from T passes as in Gal et al. 2017
     (arXiv 1703.02910). It lies in [0, min(ln C, ln T)]; rounding errors below 0 are clipped. With `multiple` labels it
     is the sum over binary labels, in [0, C min(ln 2, ln T)].
+
+    Raises:
+        ValueError: if `probabilities` do not have three axes.
     """
     if probabilities.ndim != 3:
         raise ValueError(f"bald needs probabilities of shape (N, T, C), got {probabilities.ndim} axes")
@@ -61,7 +64,11 @@ def margin(mean_probabilities: Floats, *, multiple: bool = False) -> Floats:
 
 
 def max_bald(classes: int, *, multiple: bool = False) -> float:
-    """Return the maximum of BALD in nats: ln C, or C ln 2 with `multiple` labels."""
+    """Return the maximum of BALD in nats: ln C, or C ln 2 with `multiple` labels.
+
+    Raises:
+        ValueError: if there are fewer than two classes, or with `multiple` labels none.
+    """
     if multiple and classes >= 1:
         return classes * math.log(2)
     if classes < 2:
@@ -70,7 +77,7 @@ def max_bald(classes: int, *, multiple: bool = False) -> float:
 
 
 def normalised_bald(nats: Floats, classes: int, *, multiple: bool = False) -> Floats:
-    """Return BALD as a share of its maximum, clipped to [0, 1]: (N,) to (N,)."""
+    """Return BALD as a share of its maximum, clipped to [0, 1]: (N,) in nats to (N,); ValueError like `max_bald`."""
     return np.clip(nats / max_bald(classes, multiple=multiple), 0.0, 1.0)
 
 
@@ -78,6 +85,9 @@ def label_studio_score(nats: Floats, classes: int, *, multiple: bool = False) ->
     """Return 1 - BALD / ln C, or 1 - BALD / (C ln 2) with `multiple` labels: (N,) in nats to (N,) in [0, 1].
 
     Label Studio's uncertainty sampling serves the lowest score first, and stores none outside [0, 1].
+
+    Raises:
+        ValueError: like `max_bald`.
     """
     return 1.0 - normalised_bald(nats, classes, multiple=multiple)
 

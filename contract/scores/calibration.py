@@ -14,6 +14,9 @@ def temper(probabilities: Floats, temperature: float, *, multiple: bool = False)
     1706.04599) with log mean probabilities as logits. With `multiple` labels each becomes sigmoid(logit(p) / t). The
     most probable class stays so, and multiple labels of at least one half stay so, whatever the precision. A
     temperature of 1 changes no value.
+
+    Raises:
+        ValueError: if the temperature is not finite and above 0.
     """
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temper needs a finite temperature above 0, got {temperature}")

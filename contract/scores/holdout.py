@@ -25,7 +25,11 @@ def holdout_order(project: int, task_ids: Ints) -> npt.NDArray[np.float64]:
 
 
 def is_held_out(project: int, task_ids: Ints, share: float) -> npt.NDArray[np.bool_]:
-    """Return which tasks are held out: int64 (N,) to bool (N,). A larger share includes a smaller one."""
+    """Return which tasks are held out: int64 (N,) to bool (N,). A larger share includes a smaller one.
+
+    Raises:
+        ConfigError: unless 0 <= `share` < 1.
+    """
     if not 0 <= share < 1:
         raise ConfigError(f"the random holdout must be a share of the tasks of at least 0 and below 1, got {share}")
     return holdout_order(project, task_ids) < share

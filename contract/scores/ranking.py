@@ -92,7 +92,11 @@ _RANKING: Final = TypeAdapter(Ranking)
 
 
 def save_ranking(repository: Repository, ranking: Ranking) -> None:
-    """Replace the record of the project's last ranking, which stays if this fails."""
+    """Replace the record of the project's last ranking, which stays if this fails.
+
+    Raises:
+        ValueError: if a number is not finite.
+    """
     text = json.dumps(_RANKING.dump_python(ranking), ensure_ascii=False, allow_nan=False)
     repository.documents(RANKINGS_FOLDER).write(f"{ranking.project}{_SUFFIX}", text.encode())
 

@@ -54,7 +54,7 @@ class Bucket:
     """
 
     def __init__(self, name: str, prefix: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Make no requests yet; ConfigError if an AWS_ variable is invalid."""
+        """Make no requests yet; `clock` returns seconds. ConfigError if an AWS_ variable is invalid."""
         _check_endpoint(os.environ)
         self.location = f"s3://{name}/{prefix}".rstrip("/")
         self._clock = clock
@@ -69,7 +69,12 @@ class Bucket:
             ) from err
 
     def read(self, key: str, *, max_bytes: int) -> Object:
-        """Return an object; FileNotFoundError if there is none, RepositoryUnreachable if it is too large."""
+        """Return an object.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            RepositoryUnreachable: also if it has more than `max_bytes`, or no ETag.
+        """
         with self._explaining_errors(f"read ({key})"):
             result = obstore.get(self._small, key)
             size, tag = result.meta["size"], result.meta["e_tag"]
@@ -104,7 +109,9 @@ class Bucket:
     def download(self, key: str, target: Path, *, size_bytes: int) -> str:
         """Write the first `size_bytes` of an object, or fewer if it is shorter, to a file, and return their sha256.
 
-        FileNotFoundError if there is no such object.
+        Raises:
+            FileNotFoundError: if there is no such object.
+            OSError: if the file cannot be written.
         """
         digest = hashlib.sha256()
         with target.open("wb") as file:
@@ -124,7 +131,12 @@ class Bucket:
                 return
 
     def upload(self, key: str, source: Path) -> None:
-        """Create an object from a file; PublishConflict if the key exists already, whose object stays."""
+        """Create an object from a file.
+
+        Raises:
+            PublishConflict: if the key exists already, whose object stays.
+            OSError: if the file cannot be read.
+        """
         with self._explaining_errors(f"written ({key})"):
             if source.stat().st_size <= _PART_BYTES:
                 is_new = self._put_if(key, source.read_bytes(), None, self._large)
@@ -134,7 +146,11 @@ class Bucket:
             raise PublishConflict(f"{self.location}/{key} exists already, and versions never change; publish again")
 
     def overwrite(self, key: str, source: Path) -> None:
-        """Create or replace an object from a file; if this fails, the old object stays."""
+        """Create or replace an object from a file; if this fails, the old object stays.
+
+        Raises:
+            OSError: if the file cannot be read.
+        """
         with self._explaining_errors(f"written ({key})"):
             obstore.put(self._large, key, source, chunk_size=_PART_BYTES, max_concurrency=_CONCURRENT_PARTS)
 
@@ -146,7 +162,10 @@ class Bucket:
     def replace(self, key: str, content: bytes, *, expected: str | None) -> None:
         """Replace an object that still has the expected tag; None creates one that must not exist yet.
 
-        PublishConflict if the object has changed. After RepositoryUnreachable it may or may not have been written.
+        After RepositoryUnreachable it may or may not have been written.
+
+        Raises:
+            PublishConflict: if the object has changed.
         """
         with self._explaining_errors(f"written ({key})"):
             if self._put_if(key, content, expected, self._small):

@@ -49,7 +49,7 @@ class Documents:
 
 
 class BucketDocuments(Documents):
-    """Documents as objects of a bucket, below a prefix."""
+    """Documents as objects of a bucket, below a prefix; RepositoryUnreachable if it does not respond, or refuses."""
 
     def __init__(self, bucket: "Bucket", prefix: str) -> None:
         self._bucket = bucket
@@ -67,7 +67,7 @@ class BucketDocuments(Documents):
         return {name: written for name, written in times.items() if "/" not in name}
 
     def read(self, name: str) -> bytes:
-        """Return the content of an object."""
+        """Return the content of an object; FileNotFoundError if there is none."""
         return self._bucket.read(f"{self._prefix}/{name}", max_bytes=_MAX_BYTES).content
 
     def write(self, name: str, content: bytes) -> None:

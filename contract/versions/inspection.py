@@ -80,7 +80,7 @@ def _check_node(node: NodeProto, functions: Mapping[_Name, FunctionProto]) -> No
         )
     for attribute in node.attribute:
         if attribute.HasField("g") or attribute.graphs:
-            raise UnsafeGraph(f"node {name!r} branches or loops; a network without control flow is expected")
+            raise UnsafeGraph(f"node {name!r} branches or loops; a network without control flow is expected; {REMEDY}")
         if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
             raise UnsafeGraph(f"node {name!r} has a sparse tensor, none is expected; {REMEDY}")
 

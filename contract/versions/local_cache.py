@@ -75,7 +75,7 @@ class CachedRepository(Repository):
     """The versions of one model, below a prefix of a bucket; `root`, the local cache, must exist.
 
     Methods raise the errors of a folder's repository, RepositoryUnreachable if the bucket does not respond, and OSError
-    if the local cache cannot be written.
+    if the local cache cannot be written: DiskFull if it has no space left.
     """
 
     _remedy = "make room, or set LABELNEXT_VERSION_CACHE to a folder on another disk"
@@ -88,7 +88,7 @@ class CachedRepository(Repository):
         """ETag of CURRENT when the staging began."""
 
     def for_model(self, model: str) -> "CachedRepository":
-        """Return the repository of another model in the same bucket."""
+        """Return the repository of another model in the same bucket; ConfigError if that is no plain folder name."""
         return CachedRepository(self._bucket, self.root, model, keys=self.keys)
 
     def _names(self, folder: str = "") -> list[str]:
@@ -119,7 +119,12 @@ class CachedRepository(Repository):
         return version
 
     def read_file(self, name: str, file: str, *, max_bytes: int) -> bytes:
-        """Return a file that is not shared, from the local cache if it has the version."""
+        """Return a file that is not shared, from the local cache if it has the version.
+
+        Raises:
+            VersionNotFound: if there is no such version.
+            OSError: if it has no such file; RepositoryUnreachable also if one in the bucket exceeds `max_bytes`.
+        """
         if (path := self._find(name)).is_dir():
             return read_beginning(path, file, max_bytes)
         return self._bucket.read(self._key(name, file), max_bytes=max_bytes).content
@@ -133,7 +138,12 @@ class CachedRepository(Repository):
         return BucketDocuments(self._bucket, folder)
 
     def rollback(self, name: str) -> Version:
-        """Make an earlier version current again; PublishConflict if another one became current meanwhile."""
+        """Make an earlier version current again.
+
+        Raises:
+            PublishConflict: if another one became current meanwhile.
+            VersionNotFound: also if it was removed.
+        """
         if self._is_retired(name):
             raise self._explain_missing(name)
         former, before = self._current_name(), self._current_tag()
@@ -149,6 +159,10 @@ class CachedRepository(Repository):
         """Remove a version except manifest and report, also from this cache unless it is open.
 
         Other machines' caches remove it when they fetch other versions.
+
+        Raises:
+            VersionInUse: if it is current.
+            VersionNotFound: if there is no such version.
         """
         self._refuse_current(name)
         if name not in self.versions():
@@ -219,7 +233,8 @@ class CachedRepository(Repository):
     def stage(self, now: datetime) -> Iterator[StagedVersion]:
         """Context manager for a staged version, which is deleted on exit unless `StagedVersion.publish` was called.
 
-        Uploads that were abandoned over a day ago are removed first.
+        Uploads that were abandoned over a day ago are removed first. `StagedVersion.publish` raises PublishConflict if
+        another version became current since; that one stays current, and a rollback can select the new one.
         """
         self._before = self._current_tag()
         self._clear_abandoned(now)

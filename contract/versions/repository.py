@@ -70,7 +70,10 @@ class Repository:
     Methods that open a version raise VersionNotFound if it does not exist, SignatureError if a signature is required
     and missing or invalid, ManifestError if its manifest does not follow the contract, and DigestError if a file is
     missing, differs from the manifest, or is not within the version's folder. All methods raise OSError if the folder
-    cannot be read or written.
+    cannot be read or written: DiskFull if a version cannot be written, or made current, because no space is left.
+
+    Raises:
+        ConfigError: if the model's name is not a plain folder name.
     """
 
     _remedy = "make room there, as `python -m trainer prune` does, or set LABELNEXT_MODELS to a folder on another disk"
@@ -87,7 +90,12 @@ class Repository:
         """States of verified shared files, which other versions need not read again."""
 
     def current(self) -> str:
-        """Return the name of the version in use; NothingPublished if there is none yet."""
+        """Return the name of the version in use.
+
+        Raises:
+            NothingPublished: if there is none yet.
+            VersionNotFound: if CURRENT names a version that does not exist.
+        """
         name = self._current_name()
         if name is None:
             raise NothingPublished(f"no version has been published in {self.location} yet; run `python -m trainer run`")
@@ -114,7 +122,12 @@ class Repository:
         return self._load_manifest(self._retired(name)) if self._is_retired(name) else self.open(name).manifest
 
     def read_file(self, name: str, file: str, *, max_bytes: int) -> bytes:
-        """Return the first bytes of a version's file; of removed versions only the report exists."""
+        """Return the first `max_bytes` of a version's file; of removed versions only the report exists.
+
+        Raises:
+            VersionNotFound: if there is no such version.
+            OSError: if it has no such file.
+        """
         return read_beginning(self._retired(name) if self._is_retired(name) else self._find(name), file, max_bytes)
 
     def read_published(self, manifest: Manifest, file: str, *, max_bytes: int) -> bytes:
@@ -131,7 +144,7 @@ class Repository:
         return content
 
     def for_model(self, model: str) -> "Repository":
-        """Return the repository of another model at the same place."""
+        """Return the repository of another model at the same place; ConfigError if that is no plain folder name."""
         return Repository(self.root, model, keys=self.keys)
 
     def models(self, known: Collection[str] = ()) -> list[str]:
@@ -165,6 +178,9 @@ class Repository:
 
         If signatures are required it is a private copy in the system's temporary folder, since files in the repository
         could be replaced between comparison and use.
+
+        Raises:
+            RepositoryError: also if the private copy cannot be written.
         """
         version = self.open(name)
         if self.keys.verifying is None:
@@ -184,7 +200,11 @@ class Repository:
             yield Version(folder, version.manifest)
 
     def rollback(self, name: str) -> Version:
-        """Make an earlier version current again, after comparing all files with their digests."""
+        """Make an earlier version current again, after comparing all files with their digests.
+
+        Raises:
+            VersionNotFound: also if it is being removed.
+        """
         with self.shared_lock(name) as is_held:
             if not is_held:
                 raise VersionNotFound(f"version {name} is being removed from {self.location}; roll back to another")
@@ -209,9 +229,11 @@ class Repository:
         return shared_lock(self.folder / name)
 
     def retire(self, name: str) -> None:
-        """Remove a version except manifest and report; VersionInUse if it is current or open.
+        """Remove a version except manifest and report. An interruption at any step is safe.
 
-        An interruption at any step is safe.
+        Raises:
+            VersionInUse: if it is current or open.
+            VersionNotFound: if there is no such version.
         """
         path, retired = self._find(name), self._retired(name)
         with exclusive_lock(path):
@@ -371,7 +393,8 @@ def is_model_name(name: str) -> bool:
 def new_version(now: datetime, *, after: str | None = None) -> str:
     """Return a new version name that sorts after `after`, even if the clock was set back.
 
-    Milliseconds order versions; six random digits separate two of the same millisecond.
+    Milliseconds order versions; six random digits separate two of the same millisecond. ValueError if `after` is
+    malformed.
     """
     moment = now.astimezone(UTC)
     if after is not None:

@@ -58,6 +58,11 @@ class SigningKey:
     """A minisign secret key without a password."""
 
     def __init__(self, path: Path) -> None:
+        """Read the key from its file.
+
+        Raises:
+            ConfigError: also if the key has a password.
+        """
         minisign = _library()
         try:
             self._key: Any = minisign.SecretKey.from_file(path)
@@ -76,7 +81,11 @@ class SigningKey:
         """The public key of its signatures."""
 
     def sign(self, manifest: bytes, *, version: str) -> bytes:
-        """Return the signature of this version's manifest: the content of a .minisig file."""
+        """Return the signature of this version's manifest: the content of a .minisig file.
+
+        Raises:
+            SignatureError: if public and secret part of the key do not match, as in a file that was edited.
+        """
         comment = _comment(version)
         signature = bytes(self._key.sign(manifest, trusted_comment=comment, untrusted_comment=comment)) + b"\n"
         self.public.verify(manifest, signature, version=version)  # fails if the secret key's file was edited
@@ -96,6 +105,9 @@ class Keys:
 
         With a secret key, versions are verified too, by default with its public key: where the secret key is, no other
         publisher's version is opened.
+
+        Raises:
+            ConfigError: also if the two are not of one pair.
         """
         signer = SigningKey(signing) if signing else None
         key = VerifyKey(verifying) if verifying else signer.public if signer else None
@@ -130,7 +142,13 @@ def read_public_key(value: str) -> str:
 
 
 def generate_keys(folder: Path) -> tuple[Path, Path]:
-    """Create a key pair in a folder that has none, and return the paths of secret and public key."""
+    """Create a key pair in a folder that has none, and return the paths of secret and public key.
+
+    Only the owner can read the secret key.
+
+    Raises:
+        ConfigError: if there is a key already, the folder cannot be written, or the library is missing.
+    """
     pair = _library().KeyPair.generate()
     secret, public = folder / "labelnext.key", folder / "labelnext.pub"
     try:

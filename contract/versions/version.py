@@ -109,7 +109,11 @@ class Version:
                 known.add(state)
 
     def copy(self, name: str, target: Path) -> None:
-        """Copy a file while comparing it with its digest, so that the copy is the published file."""
+        """Copy a file while comparing it with its digest, so that the copy is the published file.
+
+        Raises:
+            OSError: if the copy cannot be written.
+        """
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as sink:
             self._compare(name, sink)
@@ -164,6 +168,7 @@ class StagedVersion:
 
         Raises:
             ManifestError: if `manifest` names another version.
+            OSError: if a file cannot be read, or the manifest not written.
         """
         if manifest.version != self.version:
             raise ManifestError(f"staged version {self.version}, got the manifest of {manifest.version}")
@@ -176,6 +181,12 @@ class StagedVersion:
 
         Shared files become hard links to those of a published version. If the process dies, the repository stays
         usable.
+
+        Raises:
+            ManifestError: like `describe`.
+            SignatureError: like `SigningKey.sign`.
+            PublishConflict: in a bucket, if another version became current meanwhile.
+            OSError: if the version cannot be written; RepositoryUnreachable if a bucket does not respond.
         """
         return self._publish(self.describe(manifest))
 
@@ -205,7 +216,7 @@ def read_beginning(folder: Path, name: str, max_bytes: int) -> bytes:
 
 
 def digest_folder(folder: Path) -> dict[str, FileDigest]:
-    """Return the digests of all files in a folder but the manifest, by relative path."""
+    """Return the digests of all files in a folder but the manifest, by relative path; OSError if one cannot be read."""
     return {name: digest_file(folder / name) for name in _files_in(folder) if name != MANIFEST_FILE}
 
 
@@ -214,14 +225,19 @@ def _files_in(folder: Path) -> list[str]:
 
 
 def digest_file(path: Path) -> FileDigest:
-    """Return the sha256 and size of a file."""
+    """Return the sha256 and size of a file; OSError if it cannot be read."""
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return FileDigest(sha256, file.tell())
 
 
 def link(source: Path, target: Path, expected: FileDigest) -> None:
-    """Create or replace `target` as a hard link; DigestError if the file does not match `expected`."""
+    """Create or replace `target` as a hard link.
+
+    Raises:
+        DigestError: if the file does not match `expected`.
+        OSError: if it cannot be read, or not be linked, as on a file system without hard links.
+    """
     draft = target.with_name(f".{target.name}")
     try:
         os.link(source, draft, follow_symlinks=False)
@@ -235,7 +251,7 @@ def link(source: Path, target: Path, expected: FileDigest) -> None:
 
 
 def remove_unkept(folder: Path) -> None:
-    """Remove the files of a version that are not kept."""
+    """Remove the files of a version that are not kept; OSError if one cannot be removed."""
     for name in _files_in(folder):  # the graph first: a version with a graph is complete
         if not is_kept(name):
             (folder / name).unlink()
@@ -246,7 +262,7 @@ def read_manifest(folder: Path, key: VerifyKey | None) -> Manifest:
 
     Raises:
         SignatureError: if it is not signed with the key.
-        ManifestError: if it does not follow the contract.
+        ManifestError: if it cannot be read, does not follow the contract, or is that of another version.
     """
     try:
         content = read_regular(folder / MANIFEST_FILE, max_bytes=MAX_MANIFEST_BYTES)

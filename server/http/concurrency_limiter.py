@@ -25,7 +25,7 @@ class Overloaded(Unavailable):
     code = "overloaded"
 
     def __init__(self, reason: Literal["queue_full", "deadline"], explanation: str, wait_s: float) -> None:
-        """Describe the refusal by a label for the metrics, an explanation, and the estimated waiting time."""
+        """Describe the refusal: a label for the metrics, an explanation, and the estimated waiting time in seconds."""
         self.reason = reason
         self.retry_after_s = max(1, math.ceil(wait_s))
         super().__init__(

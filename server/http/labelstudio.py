@@ -129,7 +129,7 @@ def resolve_target(label_config: str, version: str, control: str | None, labels:
 
     Raises:
         LabelMismatch: if no control has the version's labels.
-        ConfigError: if the config classifies no image.
+        ConfigError: if the config is invalid or classifies no image.
     """
     matched = match_control(parse_label_config(label_config), version=version, name=control, labels=labels)
     by_displayed = {choice.displayed: choice for choice in reversed(matched.choices)}

@@ -41,7 +41,8 @@ class Engine:
         """Lower the version's graph and open its sessions; an equal backbone among `backbones` is shared.
 
         Raises:
-            InvalidVersion: if the graph cannot be lowered, or does not match the manifest.
+            DigestError: if the graph cannot be read.
+            InvalidVersion: if it is not safe, cannot be lowered, or does not match the manifest.
             ConfigError: if CUDA is required and not available.
         """
         lowered = lower_version(version)
@@ -69,7 +70,7 @@ class Engine:
         self._masks = draw_masks(version.name, lowered.sites, self.passes)
 
     def in_fp32(self) -> "Engine":
-        """Return an engine of the same version and options in float32."""
+        """Return an engine of the same version and options in float32; errors are those of the constructor."""
         return Engine(self._source, replace(self._options, precision=Precision.FP32), backbones=self._backbones)
 
     def run(self, images: Images, masks: Masks | None = None) -> PassOutputs:

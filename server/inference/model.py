@@ -98,7 +98,11 @@ class Model:
         self._hold.close()
 
     def poll(self) -> None:
-        """Read CURRENT once, and load the version that it names if it is new."""
+        """Read CURRENT once, and load the version that it names if it is new.
+
+        Raises:
+            OSError: if there is no CURRENT, and versions cannot be listed; other faults are only reported.
+        """
         try:
             published = self.repository.current()
         except NothingPublished as err:

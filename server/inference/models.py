@@ -92,7 +92,7 @@ class Models:
         version in use was trained on it (of several, the newest), else the only one.
 
         Raises:
-            ConfigError: if the config classifies no image.
+            ConfigError: if the config is invalid or classifies no image.
             LabelMismatch: if no model knows the labels, or several do and none was trained on the project or ranked it.
         """
         if (only := self.only) is not None:

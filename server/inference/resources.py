@@ -34,7 +34,7 @@ def resident_bytes(status: Path = _STATUS) -> tuple[int, int] | None:
 
 
 def memory_limit_bytes(cgroups: Path = _CGROUPS) -> int | None:
-    """Return the memory limit of the process's container; None if there is none."""
+    """Return the memory limit of the process's container in bytes; None if there is none."""
     limit = _read(cgroups / "memory.max")
     return int(limit) if limit.isdecimal() else None
 

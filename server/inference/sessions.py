@@ -102,7 +102,7 @@ def batch_buckets(largest: int) -> tuple[int, ...]:
 
 
 def open_session(model: ModelProto, folder: Path, options: SessionOptions) -> Session:
-    """Open a session for a graph with external weights in `folder`.
+    """Open a session for a graph with external weights in `folder`; onnxruntime's own errors are passed on.
 
     Raises:
         ConfigError: if the required device is not available.

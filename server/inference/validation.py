@@ -35,8 +35,11 @@ def admit(repository: Repository, name: str, load: LoadEngine) -> Admitted:
     """Verify the digests of a version's files, load it, warm it, and validate it on its probe.
 
     Raises:
-        RepositoryError: if a file differs from the published one.
+        RepositoryError: if there is no such version, or a file differs from the published one.
         InvalidVersion: if the graph cannot be loaded, or its outputs differ from the trainer's.
+        ConfigError: if CUDA is required and not available.
+        InferenceError: if onnxruntime fails on the probe.
+        OSError, MemoryError: if loading fails for a reason that may be temporary.
     """
     try:
         with repository.open_verified(name) as version:

@@ -103,7 +103,7 @@ class Folder:
             self._files.move(partial, name)
 
     def remove_partial(self) -> None:
-        """Remove the unfinished files of killed writers; no writer may be running."""
+        """Remove the unfinished files of killed writers; no writer may be running. OSError if that fails."""
         with suppress(FileNotFoundError):
             self._files.delete_dir(_PARTIAL)
 
@@ -133,7 +133,8 @@ def find_shards(options: PoolOptions) -> tuple[list[Shard], int]:
     """Return the shards to score, and the number of those whose output exists and has as many rows.
 
     Raises:
-        ConfigError: if the input has no files, one lacks a column, or the output lies in the input.
+        ConfigError: if a location is not supported, the input has no files, one lacks a column or has no strings in
+            that of the images, or the output lies in the input.
         PoolError: if a file cannot be read.
     """
     source, target = Folder(options.input), Folder(options.output)

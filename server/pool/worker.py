@@ -53,6 +53,7 @@ class Worker:
 
         Raises:
             RepositoryError, InvalidVersion: if the version is not valid.
+            InferenceError: if onnxruntime fails on its probe.
             ConfigError: if the settings cannot be met on this machine.
         """
         self._settings = replace(
