@@ -29,7 +29,7 @@ _CAPTION = """text => {
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Context manager for a running browser."""
+    """Context manager for a running browser; raises DemoError if none is installed."""
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     if path is None:
         raise DemoError(f"found no browser ({', '.join(_NAMES)}); run apt install chromium")

@@ -41,7 +41,8 @@ _MAX_PIXELS = 10_000_000  # eleven drawings have 17 times as many and would take
 def provide_drawings(root: Path) -> None:
     """Write the drawings into class folders below `root` unless it exists: RGB on white, at most 320 pixels a side.
 
-    Identical drawings are written once; those in folders of two classes are left out.
+    Identical drawings are written once; those in folders of two classes are left out. Raises PackageError if the
+    package cannot be downloaded, or its drawings are not as expected.
     """
     if root.exists():
         return

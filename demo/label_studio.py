@@ -30,7 +30,7 @@ class LabelStudio:
     process: Child
 
     def client(self) -> LabelStudioClient:
-        """Return an API client that uses the token."""
+        """Return an API client that uses the token; raises ConfigError if the token is malformed."""
         return LabelStudioClient(self.url, self.token, timeout_s=_TIMEOUT_S)
 
 
@@ -41,6 +41,10 @@ def label_studio(data: Path, *, port: int | None = None) -> Iterator[LabelStudio
     Args:
         data: its data folder; created if it does not exist.
         port: the preferred port.
+
+    Raises:
+        ProcessError: if it is not installed or does not start, or no port is free.
+        ConfigError: if it refuses to issue a token.
     """
     data.mkdir(parents=True, exist_ok=True)
     port = free_port(port)  # if the port is in use, Label Studio silently takes the next one

@@ -19,7 +19,10 @@ _BY_SCORE = "tasks:predictions_score"  # ascending: the most informative task ha
 
 @dataclass(slots=True)
 class Loop:
-    """A project, its images, and the trainer and server that work on it."""
+    """A project, its images, and the trainer and server that work on it.
+
+    Methods raise ConfigError if Label Studio does not answer or refuses, and ProcessError if trainer or server fails.
+    """
 
     workplace: Workplace
     project: Project
@@ -47,7 +50,10 @@ class Loop:
         train(self.workplace, self.project.id, self.options, log=self.data / "trainer.log")
 
     def rank(self, server: str) -> list[PoolImage]:
-        """Rank the unlabelled tasks, and return their images in the order in which Label Studio serves them."""
+        """Rank the unlabelled tasks, and return their images in the order in which Label Studio serves them.
+
+        Raises DemoError if Label Studio serves them in another order.
+        """
         rank(self.workplace, self.project.id, server, log=self.data / "trainer.log")
         tasks = [task for task in self.project.tasks(ordering=_BY_SCORE) if task.predictions and not task.labelled]
         scores = [task.predictions[0].score for task in tasks]

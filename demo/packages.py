@@ -20,7 +20,8 @@ class PackageError(DemoError):
 def unpack(packages: Sequence[str], folder: Path) -> Path:
     """Unpack each package into a subfolder of `folder` with its name, unless `folder` exists, and return `folder`.
 
-    If the system's package lists are missing or stale, temporary ones are downloaded.
+    If the system's package lists are missing or stale, temporary ones are downloaded. Raises PackageError if a package
+    cannot be downloaded or unpacked.
     """
     if folder.exists():
         return folder

@@ -48,7 +48,10 @@ class Pool:
 
 
 def read_pool(root: Path, *, limit: int, seed: int) -> Pool:
-    """Return at most `limit` images of a folder of class folders, shuffled by `seed`."""
+    """Return at most `limit` images of a folder of class folders, shuffled by `seed`.
+
+    Raises DemoError if fewer than two folders have images.
+    """
     found = [(path, path.parent.name) for path in sorted(root.glob("*/*")) if path.suffix.lower() in _SUFFIXES]
     labels = tuple(sorted({label for _, label in found}))
     if len(labels) < 2:

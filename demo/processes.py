@@ -33,7 +33,10 @@ class Child:
     log: Path
 
     def wait_for(self, url: str, *, timeout_s: float, until: Callable[[bytes], bool] = lambda _: True) -> None:
-        """Return once `url` answers with a 2xx status and a body that `until` accepts."""
+        """Return once `url` answers with a 2xx status and a body that `until` accepts.
+
+        Raises ProcessError if the process ends first, or does not answer in time.
+        """
         deadline = time.monotonic() + timeout_s
         with urllib3.PoolManager(retries=False, timeout=2.0) as http:
             while not _answers(http, url, until):
@@ -67,7 +70,8 @@ def running(
 ) -> Iterator[Child]:
     """Context manager for a running `command`; error messages call it `name`.
 
-    Its output replaces the file `log`; `environment` is added to that of this process.
+    Its output replaces the file `log`; `environment` is added to that of this process. Raises OSError if it cannot be
+    started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -94,7 +98,10 @@ def tail(log: Path) -> str:
 
 
 def free_port(preferred: int | None = None) -> int:
-    """Return `preferred` if it is free on the loopback address, else any free port."""
+    """Return `preferred` if it is free on the loopback address, else any free port.
+
+    Raises ProcessError if no port is free.
+    """
     for port in (preferred, 0):
         with socket.socket() as probe, contextlib.suppress(OSError):
             if port is not None:

@@ -53,7 +53,10 @@ class Server:
     process: Child
 
     def wait_for(self, version: str | None) -> None:
-        """Return once it serves `version`; with None, once it answers."""
+        """Return once it serves `version`; with None, once it answers.
+
+        Raises ProcessError if the server ends first, or takes too long.
+        """
 
         def serves(health: bytes) -> bool:
             return version is None or json.loads(health)["model_version"] == version
@@ -61,7 +64,10 @@ class Server:
         self.process.wait_for(f"{self.url}/health", timeout_s=_SERVER_TIMEOUT_S, until=serves)
 
     def predict(self, references: Sequence[str], config: str) -> list[str]:
-        """Return the predicted label of each image; `config` is the labelling config."""
+        """Return the predicted label of each image; `config` is the labelling config.
+
+        Raises ProcessError if the server does not answer with status 200.
+        """
         tasks = [{"id": number, "data": {"image": reference}} for number, reference in enumerate(references, 1)]
         reply = urllib3.request(
             "POST",
@@ -85,6 +91,9 @@ def train(
         source: a project's number, or a folder of class folders.
         options: further arguments of `python -m trainer run`.
         log: file to which the trainer's output is appended; by default its stderr is that of this process.
+
+    Raises:
+        ProcessError: if the trainer fails.
     """
     labels = ["--images" if isinstance(source, Path) else "--project", str(source)]
     report: dict[str, Any] = json.loads(run_trainer(workplace, "run", *labels, *options, log=log))
@@ -94,12 +103,18 @@ def train(
 def rank(
     workplace: Workplace, project_id: int, server: str, options: Sequence[str] = (), *, log: Path | None = None
 ) -> None:
-    """Rank a project's unlabelled tasks by the server at a URL; `options` and `log` are as for `train`."""
+    """Rank a project's unlabelled tasks by the server at a URL; `options` and `log` are as for `train`.
+
+    Raises ProcessError if the trainer fails.
+    """
     run_trainer(workplace, "rank", "--project", str(project_id), "--server", server, *options, log=log)
 
 
 def run_trainer(workplace: Workplace, *arguments: str, log: Path | None = None) -> str:
-    """Run a command of the trainer, and return the last line of its output."""
+    """Run a command of the trainer, and return the last line of its output.
+
+    Raises ProcessError if it fails.
+    """
     with log.open("a", encoding="utf-8") if log else contextlib.nullcontext() as log_file:
         done = subprocess.run(
             [sys.executable, "-m", "trainer", *arguments],
@@ -119,7 +134,10 @@ def run_trainer(workplace: Workplace, *arguments: str, log: Path | None = None) 
 
 
 def python_of(environment: str) -> Path:
-    """Return the interpreter of one of the Makefile's environments, such as "server"."""
+    """Return the interpreter of one of the Makefile's environments, such as "server".
+
+    Raises ProcessError if the environment does not exist.
+    """
     python = CHECKOUT / f".venv-{environment}" / "bin" / "python"
     if not python.exists():
         raise ProcessError(f"the environment .venv-{environment} does not exist; run `make environments`")
@@ -137,7 +155,8 @@ def serving(
 ) -> Iterator[Server]:
     """Context manager for a server under gunicorn that serves `version`, or any if None.
 
-    It listens on `port` if that is free. `settings` are additional environment variables.
+    It listens on `port` if that is free. `settings` are additional environment variables. Raises ProcessError if the
+    server is not installed or does not start, or no port is free.
     """
     address = f"127.0.0.1:{free_port(port)}"
     arguments = ["-m", "gunicorn", "-c", "server/gunicorn_conf.py", "server.app:create_app()"]

@@ -36,7 +36,10 @@ class Task:
 
 
 class Project:
-    """A project and an API client of its Label Studio."""
+    """A project and an API client of its Label Studio.
+
+    Methods raise ConfigError if Label Studio does not answer or refuses.
+    """
 
     def __init__(self, client: LabelStudioClient, id: int) -> None:
         self.client = client

@@ -43,7 +43,7 @@ class Screen:
 
     @contextmanager
     def step(self, title: str, activity: str = "") -> Iterator[Step]:
-        """Context manager for a running step; prints its outcome and duration at the end."""
+        """Context manager for a running step; prints its outcome and duration in seconds at the end."""
         started = time.monotonic()
         columns = (
             SpinnerColumn(),

@@ -61,7 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Command, list[Any]]:
-    """Parse the command line into a command and its option values."""
+    """Parse the command line into a command and its option values.
+
+    Raises:
+        ConfigError: if options contradict each other.
+        SystemExit: after `--help`, or if the usage is wrong.
+    """
     about = "Train and publish versions, and sort projects by them."
     return parse("python -m trainer", COMMANDS, arguments, about=about, renamed=_RENAMED)
 

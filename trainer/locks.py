@@ -22,7 +22,13 @@ def lock_model(repository: Repository, *, work: str = "", refusal: str) -> Abstr
 
 @contextmanager
 def lock_file(path: Path, *, refusal: str) -> Iterator[None]:
-    """Context manager that holds a lock file; raises ConfigError(refusal) if another process holds it."""
+    """Context manager that holds a lock file, which is created, with its folder, if it does not exist.
+
+    Raises:
+        ConfigError: with the message `refusal`, if another process holds it.
+        DiskFull: if there is no space for the file.
+        OSError: if the file cannot be created for another reason.
+    """
     lock = FileLock(path)
     try:
         with explaining_disk_full(path.parent, remedy="free some space and start again"):

@@ -38,7 +38,13 @@ class PruneSummary:
 
 
 def prune(repository: Repository, *, newest: int) -> PruneSummary:
-    """Remove all versions except the newest ones and those in use."""
+    """Remove all versions except the newest ones and those in use.
+
+    Raises:
+        ConfigError: if another process is pruning.
+        RepositoryError: if no version is current, since it is then unknown which ones are needed.
+        OSError: if the repository cannot be read or written.
+    """
     refusal = f"another process is pruning {repository.location}; wait for it to finish"
     with lock_model(repository, work=".prune", refusal=refusal):
         repository.finish_retiring()

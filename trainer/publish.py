@@ -91,7 +91,15 @@ class TrainedNetwork:
 
 
 def publish(repository: Repository, trained: TrainedNetwork) -> Version:
-    """Write and validate a version, and make it the current one."""
+    """Write and validate a version, and make it the current one.
+
+    If a step fails, nothing is published, and the current version stays current.
+
+    Raises:
+        LabelnextError: if a step fails, such as export or validation; PrecisionRejected if only the int8 backbone
+            fails it.
+        OSError: if the repository cannot be read or written.
+    """
     data, training, backbone, head = trained.data, trained.training, trained.backbone, trained.head
     with repository.stage(datetime.now(UTC)) as staged:
         with stage("export"):

@@ -31,7 +31,12 @@ _log = logging.getLogger(__name__)
 
 
 def run(source: Source, training: Training, environment: Environment) -> Version:
-    """Train on the labels of a source and return the published version; if any step fails, nothing is published."""
+    """Train on the labels of a source and return the published version; if any step fails, nothing is published.
+
+    Raises:
+        LabelnextError: if a step fails, such as reading the labels, training or validation.
+        OSError: if the repository cannot be read or written.
+    """
     started = time.monotonic()
     repository = environment.repository()
     refusal = (

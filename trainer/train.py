@@ -54,7 +54,11 @@ def train(
 ) -> Version:
     """Train on images of the backbone's size and publish a version; a LoadedBackbone is trained too.
 
-    Fresh layers and Dropout draw from torch's global generator.
+    Fresh layers and Dropout draw from torch's global generator. If a step fails, nothing is published.
+
+    Raises:
+        LabelnextError: if a step fails.
+        OSError: if the repository cannot be read or written.
     """
     choose_device(training.device)  # fails early if there is no such device
     if isinstance(backbone, LoadedBackbone):

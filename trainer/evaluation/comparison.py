@@ -145,7 +145,10 @@ def _measure(manifest: Manifest, predictions: TaskPredictions, test: CommonImage
 
 
 def earlier_versions(repository: Repository, manifest: Manifest) -> list[Manifest]:
-    """Return the manifests of earlier versions with the same labels and network, oldest first."""
+    """Return the manifests of earlier versions with the same labels and network, oldest first.
+
+    Versions with an invalid manifest are left out. Raises OSError if the repository cannot be read.
+    """
     manifests = []
     for name in repository.history()[-_MAX_MANIFESTS:]:
         try:

@@ -39,6 +39,9 @@ def hold_out(pixels: Pixels, *, project: int | None, share: float, fraction: flo
 
     The random holdout is used if it has at least 30 labelled images, and both it and the other images have two classes.
     Copies of its images among the others are then left out. `share` is the random holdout's share of the tasks.
+
+    Raises:
+        ConfigError: if `project` is given, and `share` is not in [0, 1).
     """
     audit = np.zeros(len(pixels.task_ids), bool) if project is None else is_held_out(project, pixels.task_ids, share)
     random = np.flatnonzero(audit)
@@ -61,7 +64,7 @@ def predict_labels(probabilities: npt.NDArray[np.floating], *, multiple: bool) -
 
 
 def to_label_matrix(targets: Targets, classes: int) -> LabelMatrix:
-    """Return targets, (N,) or (N, C), as a matrix (N, C)."""
+    """Return targets, (N,) or (N, C), as a matrix, bool (N, C)."""
     return targets.astype(bool) if targets.ndim == 2 else np.arange(classes) == targets[:, None]
 
 

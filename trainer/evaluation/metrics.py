@@ -23,7 +23,7 @@ _BINS = 15
 
 
 def compute_metrics(probabilities: npt.NDArray[np.float32], targets: Targets) -> Metrics:
-    """Return the metrics of mean probabilities (N, C)."""
+    """Return the metrics of mean probabilities, float32 (N, C), on images with targets (N,) or (N, C)."""
     images, classes = probabilities.shape
     if not images:
         return Metrics(images=0)

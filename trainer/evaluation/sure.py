@@ -66,7 +66,10 @@ class Evidence:
 
 
 def lower_bound(images: int, wrong: int, *, error_rate: float = ERROR_RATE) -> float:
-    """Return Clopper and Pearson's one-sided lower bound for the share of right labels."""
+    """Return Clopper and Pearson's one-sided lower bound for the share of right labels.
+
+    Raises ValueError unless 0 <= `wrong` <= `images`.
+    """
     if not 0 <= wrong <= images:
         raise ValueError(f"expected at least 0 and at most {images} wrong of {images} images, got {wrong}")
     # scipy.stats.beta.ppf gives the same result 50 times slower, and its import takes half of a ranking's start-up.

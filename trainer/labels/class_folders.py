@@ -35,8 +35,8 @@ _SYSTEM_NAMES: Final = frozenset(
 def find_images(root: Path) -> tuple[Mapping[str, Sequence[Path]], Mapping[str, Sequence[str]]]:
     """Return the images by class, sorted by name, and the other paths below `root` by the reason they are left out.
 
-    Hidden and system files are ignored; links are followed. Class names are normalised to NFC, since macOS stores
-    accented letters decomposed.
+    Hidden and system files are ignored; links are followed. A folder without an image of its own is no class. Class
+    names are normalised to NFC, since macOS stores accented letters decomposed.
     """
     images, left_out = defaultdict[str, list[Path]](list), defaultdict[str, list[str]](list)
     start = f"{str(root).rstrip('/')}/"
@@ -74,7 +74,7 @@ def to_nfc(name: str) -> str:
 
 
 def as_text(path: str) -> str:
-    """Return a path as valid UTF-8, for logs and reports."""
+    """Return a path as valid UTF-8, for logs and reports; other bytes in file names are replaced."""
     return path.encode(errors="surrogateescape").decode(errors="replace")
 
 

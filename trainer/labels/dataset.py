@@ -78,7 +78,9 @@ def load_pixels(
 ) -> Pixels:
     """Read or fetch all images of a pool and decode them to one size; unreadable ones are left out.
 
-    Raises LabelError if fewer than two classes remain.
+    Raises:
+        LabelError: if fewer than two classes remain.
+        ConfigError: if the cache cannot be written.
     """
     images = np.empty((len(pool.images), spec.height, spec.width, 3), np.uint8)
     decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
@@ -143,14 +145,14 @@ def _targets(images: Sequence[LabelledImage], pool: LabelledPool) -> Targets:
 
 
 def count_images(targets: Targets, classes: int) -> npt.NDArray[np.int64]:
-    """Return the number of images with each label, (C,)."""
+    """Return the number of images with each label, int64 (C,)."""
     if targets.ndim == 1:
         return np.bincount(targets, minlength=classes)
     return np.asarray(targets.sum(axis=0, dtype=np.int64))
 
 
 def strata(targets: Targets) -> Indices:
-    """Return a class for each image, (N,): its label or, of several, the rarest; C if it has no label."""
+    """Return a class for each image, int64 (N,): its label or, of several, the rarest; C if it has no label."""
     if targets.ndim == 1:
         return targets.astype(np.int64)
     rarest_first = np.argsort(targets.sum(axis=0, dtype=np.int64), kind="stable")  # (C,)
@@ -185,7 +187,7 @@ def _draw_held_out(
 
 
 def group_equal(digests: Sequence[bytes]) -> Indices:
-    """Return the position of the first equal digest for each digest, (N,)."""
+    """Return the position of the first equal digest for each digest, int64 (N,)."""
     first: dict[bytes, int] = {}
     return np.array([first.setdefault(digest, position) for position, digest in enumerate(digests)], np.int64)
 

@@ -8,7 +8,7 @@ from trainer.labels.annotations import Task
 
 
 def read_export(path: Path) -> list[Task]:
-    """Return the tasks of an export; raise LabelError if it is in another format."""
+    """Return the tasks of an export; raise LabelError if it cannot be read, has no tasks, or is in another format."""
     try:
         content = path.read_bytes()
     except OSError as err:

@@ -53,7 +53,12 @@ class ImageCache:
     def fetch(
         self, fetcher: Fetcher, reference: str, decode: Decode, *, task_id: int | None
     ) -> tuple[bytes, npt.NDArray[np.uint8]]:
-        """Return an image's bytes and pixels; cache it if it can be decoded and its source supports revalidation."""
+        """Return an image's bytes and pixels; cache it if it can be decoded and its source supports revalidation.
+
+        Raises:
+            ImageError: if the image cannot be fetched or decoded.
+            ConfigError: if the cache cannot be written.
+        """
         source = fetcher.source(reference, task_id=task_id) if fetcher.is_remote(reference) else None
         known, data = (self.get(source) if source else None) or (None, b"")
         fetched = fetcher.fetch_if_changed(reference, known=known, task_id=task_id)
@@ -80,7 +85,10 @@ class ImageCache:
         return None
 
     def put(self, source: str, validators: Validators, data: bytes) -> None:
-        """Cache a file, replacing the source's previous one, unless it alone exceeds the size limit."""
+        """Cache a file, replacing the source's previous one, unless it alone exceeds the size limit.
+
+        Raises ConfigError if it cannot be written.
+        """
         head = [hashlib.sha256(data).hexdigest(), validators.place, validators.etag, validators.last_modified]
         content = json.dumps(head).encode() + b"\n" + data
         if len(content) > self._max_bytes:

@@ -89,7 +89,11 @@ NO_IMAGE: Final = "no image reference in the task, or several"
 
 
 def from_folder(root: Path) -> LabelledPool:
-    """Return the images of class folders; labels are the folder names, sorted."""
+    """Return the images of class folders; labels are the folder names, sorted.
+
+    Raises:
+        LabelError: if `root` is not a folder, fewer than two folders have images, or a name is not in UTF-8.
+    """
     if not root.is_dir():
         raise LabelError(f"expected a folder of class folders, {root} is not a folder")
     paths, left_out = find_images(root)
@@ -106,6 +110,10 @@ def from_export(path: Path, label_config: str | None = None, control: str | None
 
     Without the XML of the labelling config, the labels are those in the export, sorted, and `control` is required if
     there are several `<Choices>`.
+
+    Raises:
+        LabelError: if the file is not such an export, or fewer than two classes have images.
+        ConfigError: if the labelling config has no control for images, or none of this name.
     """
     tasks = read_export(path)
     if label_config is not None:
@@ -121,6 +129,11 @@ def from_project(client: ProjectClient, control: str | None = None, *, cache: Pa
     """Return the labelled images of a Label Studio project.
 
     `control` defaults to the `<Choices>` with the most annotations; `cache` is the folder of the project's task lists.
+
+    Raises:
+        LabelError: if fewer than two classes have images.
+        ConfigError: if Label Studio does not answer, or the labelling config has no control for images, or none of
+            this name.
     """
     project = labelstudio.read_project(client)
     tasks = list_annotated(client, cache)

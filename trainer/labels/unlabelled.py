@@ -58,7 +58,7 @@ def find_unlabelled(pool: LabelledPool, project: int, cache: Path, fetcher: Fetc
 
 
 def draw_as_unlabelled(tasks: Indices, unlabelled: Unlabelled, known: int) -> npt.NDArray[np.bool_]:
-    """Return which of the held-out tasks (N,) to treat as unlabelled images with cached features: (N,).
+    """Return which of the held-out tasks (N,) to treat as unlabelled images with cached features: bool (N,).
 
     `known` is the number of unlabelled images with cached features. The held-out images represent the unlabelled ones
     only if the same share of them is available when pseudo-labels are chosen.
@@ -69,7 +69,7 @@ def draw_as_unlabelled(tasks: Indices, unlabelled: Unlabelled, known: int) -> np
 def read_known_features(
     sources: Sequence[str], store: FeatureStore, backbone: str, length: int, *, excluding: Collection[bytes]
 ) -> npt.NDArray[np.float32]:
-    """Return the stored features of a backbone for image sources, each file once: (U, F).
+    """Return the stored features of a backbone for image sources, each file once: float32 (U, F).
 
     Args:
         sources: image sources, as in `Unlabelled`.

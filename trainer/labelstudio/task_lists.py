@@ -3,6 +3,9 @@
 Label Studio takes seconds to list ten thousand tasks, but milliseconds for those changed since a time. Changes
 without a time, such as deletions, are detected by the counts of tasks. If the counts disagree, if the settings that
 determine which tasks are labelled have changed, and once a day, all tasks are listed again.
+
+Functions with a client raise ConfigError if Label Studio does not answer. Faults of the cache are ignored, since they
+only cost time.
 """
 
 import json
@@ -41,7 +44,10 @@ _MAX_BYTES: Final = 64 * 2**20
 
 
 def cache_folder(environment: Environment, project_id: int) -> Path:
-    """Return the folder of a project's cached lists."""
+    """Return the folder of a project's cached lists.
+
+    Raises ConfigError if Label Studio's address or token is not set.
+    """
     host = sha256(environment.label_studio()[0].encode()).hexdigest()[:16]
     return environment.cache / "tasks" / f"{project_id}-{host}"
 

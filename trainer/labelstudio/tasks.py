@@ -1,4 +1,4 @@
-"""Tasks of a project, by filters and page by page."""
+"""Tasks of a project, by filters and page by page; functions with a client raise ConfigError if it gets no answer."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

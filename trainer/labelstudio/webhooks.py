@@ -1,4 +1,7 @@
-"""The authorization token of a project's webhooks for our server."""
+"""The authorization token of a project's webhooks for our server.
+
+All functions raise ConfigError if Label Studio does not answer or refuses.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final

@@ -129,7 +129,8 @@ def compute_probe(
 ) -> Probe:
     """Compute a version's probe, the reference outputs for its validation; moves the head to the CPU.
 
-    `images` are (N, H, W, 3); `features` (N, F) are computed by the backbone in float32.
+    `images` are (N, H, W, 3); `features` (N, F) are computed by the backbone in float32. Raises LoweringError if the
+    masks for all passes would take too much memory.
     """
     head.cpu().eval()
     rows, cpu, multiple = torch.from_numpy(features), torch.device("cpu"), manifest.multiple

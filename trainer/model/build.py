@@ -46,6 +46,9 @@ def open_backbone_for(training: Training, *, cache: Path) -> FrozenBackbone | Lo
     """Open the backbone that the options select: frozen, or in memory if it is to be trained.
 
     In memory, fresh layers are drawn from torch's global generator.
+
+    Raises:
+        ConfigError: if there is no such backbone, its weights cannot be loaded, or the cache cannot be written.
     """
     if training.trained_part == "classifier":
         return open_frozen_for(training, cache=cache)
@@ -54,7 +57,10 @@ def open_backbone_for(training: Training, *, cache: Path) -> FrozenBackbone | Lo
 
 
 def open_frozen_for(training: Training, *, cache: Path) -> FrozenBackbone:
-    """Open the frozen backbone that the options select."""
+    """Open the frozen backbone that the options select.
+
+    Raises ConfigError as `open_frozen`.
+    """
     size, weights, cache = training.image_size, training.weights, cache / "backbones"
     return open_frozen(training.backbone, image_size=size, weights=weights, grid=_grid(training), cache=cache)
 
@@ -62,7 +68,10 @@ def open_frozen_for(training: Training, *, cache: Path) -> FrozenBackbone:
 def build_head_for(
     training: Training, backbone: LoadedBackbone | FrozenBackbone, *, classes: int
 ) -> tuple[nn.Sequential, Provenance]:
-    """Build the head that the options select, drawn from torch's global seed; return it with its provenance."""
+    """Build the head that the options select, drawn from torch's global seed; return it with its provenance.
+
+    Raises ConfigError if VGG's head is selected and the backbone is no VGG, or the weights cannot be loaded.
+    """
     if training.head == "vgg":
         cells, weights = math.isqrt(backbone.features // backbone.channels), training.weights
         return vgg_head(training.backbone, classes=classes, cells=cells, weights=weights, dropout=training.dropout)

@@ -45,7 +45,7 @@ def fit_head(
     device: torch.device,
     unlabelled: Features | None = None,
 ) -> FitResult:
-    """Fit a fresh head in place to features (N, F) and targets; deterministic.
+    """Fit a fresh head in place to features (N, F) and targets, (N,) or (N, C); deterministic.
 
     Moves the head to `device` and seeds torch's global generator. Features (U, F) of `unlabelled` images get
     pseudo-labels, unless targets are (N, C). Raises TrainingError if training diverges twice.

@@ -57,7 +57,7 @@ class FrozenBackbone(BackboneInfo):
 
     @cached_property
     def graph(self) -> ModelProto:
-        """The graph in float32, without weights."""
+        """The graph in float32, without weights; reading it raises DigestError if its file is not a graph."""
         path = self.folder / BACKBONE_WEIGHTS_FILE
         return load_graph(self.folder / _GRAPH_FILE, weights_bytes={path.name: path.stat().st_size})
 
@@ -87,7 +87,7 @@ class FrozenBackbone(BackboneInfo):
     def compute(self, images: Images, *, title: str = "features") -> Features:
         """Compute the features of images uint8 (N, H, W, 3): float32 (N, F), rounded to float16.
 
-        Raises TrainingError if they are not finite.
+        Raises TrainingError if they are not finite, and InvalidVersion if onnxruntime cannot run the graph.
         """
         features = np.empty((len(images), self.features), np.float32)
         with Bar(total=len(images), desc=title, unit="image") as bar:
@@ -105,7 +105,10 @@ class FrozenBackbone(BackboneInfo):
     def compute_cached(
         self, images: Images, digests: Sequence[bytes], store: FeatureStore, *, title: str = "features"
     ) -> Features:
-        """Return features from the store, by the sha256 of the files; compute and store the missing ones."""
+        """Return features from the store, by the sha256 of the files; compute and store the missing ones.
+
+        Raises the errors of `compute`.
+        """
         rows = np.empty((len(images), self.features), np.float32)
         missing = []
         for row, stored in enumerate(store.get_many(self.key, digests)):
@@ -133,7 +136,11 @@ _DESCRIPTION: Final = TypeAdapter(FrozenBackbone)
 def open_frozen(
     name: str, *, image_size: int | None, weights: str | Path, grid: int | None, cache: Path
 ) -> FrozenBackbone:
-    """Return a backbone from the `cache` folder, exporting it first if it is not there; see `load_backbone`."""
+    """Return a backbone from the `cache` folder, exporting it first if it is not there; see `load_backbone`.
+
+    Raises:
+        ConfigError: if there is no such backbone, its weights cannot be loaded, or the cache cannot be written.
+    """
     libraries = (torch.__version__, torchvision.__version__)
     inputs = [_FORMAT, RECIPE, _identify(name), image_size, _identify(weights), grid, *libraries]
     folder = cache / hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:32]
@@ -148,7 +155,10 @@ def open_frozen(
 
 
 def freeze(loaded: LoadedBackbone, folder: Path) -> FrozenBackbone:
-    """Export a backbone to a folder."""
+    """Export a backbone to a folder.
+
+    Raises TrainingError as `export_backbone`, and OSError if the folder cannot be written.
+    """
     graph = loaded.graph
     if graph is None:
         backbone = torch.nn.Sequential(cast(torch.nn.Module, loaded.module), Round())
@@ -176,7 +186,10 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def read_frozen(folder: Path) -> FrozenBackbone:
-    """Read a backbone that was exported to a folder."""
+    """Read a backbone that was exported to a folder.
+
+    Raises OSError or ValueError if its description cannot be read.
+    """
     description = json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8"))
     return _DESCRIPTION.validate_python({**description, "folder": folder})
 

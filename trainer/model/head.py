@@ -56,7 +56,8 @@ def build_head(
 ) -> nn.Sequential:
     """Build a fresh head with active Dropout: features float32 (N, F) to logits (N, C).
 
-    Hidden layers are drawn from torch's global seed and do not depend on the number of classes.
+    Hidden layers are drawn from torch's global seed and do not depend on the number of classes. Raises TrainingError
+    unless 0 < `dropout` < 1.
     """
     head = nn.Sequential(
         Standardise(features, channels),
@@ -90,7 +91,10 @@ def fit_standardisation(head: nn.Sequential, features: Tensor) -> None:
 
 
 def to_onnx(head: nn.Sequential) -> ModelProto:
-    """Return a head as an ONNX graph, `features` (N, F) to `logits` (N, C), with Dropout in training mode."""
+    """Return a head as an ONNX graph, `features` (N, F) to `logits` (N, C), with Dropout in training mode.
+
+    Raises TrainingError if it has a layer other than Standardise, Linear, ReLU and Dropout.
+    """
     builder, name = GraphBuilder("head/"), FEATURES
     linear = [layer for layer in head if isinstance(layer, nn.Linear)]
 

@@ -30,10 +30,13 @@ def vgg_grid(image_size: int) -> int:
 def vgg_head(
     architecture: str, *, classes: int, cells: int, weights: str | Path, dropout: float | None = None
 ) -> tuple[nn.Sequential, Provenance]:
-    """Build VGG's classifier for maps of `cells` per side, with loaded hidden layers and a fresh last layer.
+    """Build VGG's classifier for maps of up to 7 `cells` per side, loaded except for a fresh last layer.
 
     If the weights lack the classifier, all its layers are fresh: drawn from torch's global seed. `dropout` defaults to
     0.6 if the hidden layers are fresh, and to VGG's 0.5 otherwise.
+
+    Raises:
+        ConfigError: if `architecture` is no VGG, or the weights cannot be loaded or belong to another network.
     """
     if not architecture.startswith("vgg"):
         raise ConfigError(f"--head vgg needs a VGG as --backbone, got {architecture}; use --head small")

@@ -57,6 +57,9 @@ def load_weights(
         optional: further parts that a file need not contain.
         imagenet: reads the ImageNet weights; by default they are downloaded from torchvision.
         adapt: applied to the state dict before loading.
+
+    Raises:
+        ConfigError: if the weights cannot be loaded, or belong to another network.
     """
     state: Mapping[str, Tensor] = {}
     sha256, path = None, Path(weights)
@@ -94,7 +97,10 @@ def _layer(tensor_name: str) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a file."""
+    """Read a state dict from a file.
+
+    Raises ConfigError if it cannot be read, or contains anything else.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as err:

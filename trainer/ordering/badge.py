@@ -29,7 +29,8 @@ def logit_gradients(probabilities: Float32s, *, multiple: bool) -> Float32s:
 def draw(first: Float32s, second: Float32s, *, count: int, purpose: str) -> Ints:
     """Draw up to `count` of N outer products by k-means++, given their factors (N, C) and (N, E): indices, int64 (K,).
 
-    The longest comes first; duplicates of drawn products are never drawn. `purpose` seeds the draw.
+    The factors are float32. The longest product comes first; duplicates of drawn ones are never drawn. `purpose` seeds
+    the draw.
     """
     rng = keyed_generator(purpose)
     lengths: Float32s = squared_lengths(first) * squared_lengths(second)  # (N,)

@@ -26,8 +26,8 @@ def arrange(
     """Order tasks (N,) by their embeddings (N, E), with evenly spaced scores; independent of the order of the input.
 
     Args:
-        task_ids: (N,)
-        embeddings: (N, E)
+        task_ids: int64 (N,).
+        embeddings: float32 (N, E).
         project: the project's number, which seeds the order.
         holdout_share: the random holdout's share of the places.
         before_holdout: number of first places without holdout images.

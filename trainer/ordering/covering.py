@@ -34,6 +34,7 @@ def choose(directions: Float32s, labelled: Float32s, neighbours: Float64s, *, co
 
     The criterion is the squared distance divided by `neighbours`, (N,): `neighbour_distances`, or their squares, which
     favour typical images. Images at distance 0 are not chosen.
+    `directions`, (N, E), and `labelled` are float32 unit vectors or zeros.
     """
     return _choose_each(
         directions, labelled, count=count, value=lambda distances: distances**_CHOICE_POWER / neighbours, pick=np.argmax
@@ -43,7 +44,8 @@ def choose(directions: Float32s, labelled: Float32s, neighbours: Float64s, *, co
 def draw(weights: Float64s, directions: Float32s, labelled: Float32s, *, count: int, purpose: str) -> Ints:
     """Draw up to `count` of N images by weight (N,) and distance: indices, int64 (K,). `purpose` seeds the draw.
 
-    Images with weight or distance 0 are not drawn.
+    Images with weight or distance 0 are not drawn. `directions`, (N, E), and `labelled`, (M, E), are float32 unit
+    vectors or zeros.
     """
     rng = keyed_generator(purpose)
 

@@ -49,7 +49,7 @@ class Criteria:
     multiple: bool
 
     def held_out(self, tasks: Iterable[int]) -> frozenset[int]:
-        """Return the tasks that are in the random holdout."""
+        """Return the tasks that are in the random holdout; raises ConfigError if its share is not in [0, 1)."""
         numbers = np.array(sorted(tasks), np.int64)
         return frozenset(numbers[is_held_out(self.project, numbers, self.holdout_share)].tolist())
 

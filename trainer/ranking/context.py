@@ -29,7 +29,10 @@ RETRY_POLICY: Final = RetryPolicy(total_s=180.0, pause_s=1.0)
 
 
 class RankingContext:
-    """The project and version of a ranking. Tasks are read from Label Studio lazily, and once."""
+    """The project and version of a ranking. Tasks are read from Label Studio lazily, and once.
+
+    Reading tasks raises ConfigError if Label Studio does not answer.
+    """
 
     def __init__(self, options: RankOptions, environment: Environment, fetcher: Fetcher) -> None:
         """Connect to Label Studio, and check that the version has the project's labels.
@@ -77,7 +80,7 @@ class RankingContext:
 
     @cached_property
     def tab_record(self) -> TabRecord:
-        """The record of the project's tabs."""
+        """The record of the project's tabs; raises OSError if it exists but cannot be read."""
         return load_record(self.repository, self.options.project, self.project.created_at)
 
     def sure_marks(self, ranking: str) -> dict[str, str]:
@@ -103,5 +106,8 @@ class RankingContext:
 
 
 def cache_folder(environment: Environment, project_id: int) -> Path:
-    """Return the folder for files from which an interrupted ranking of a project continues."""
+    """Return the folder for files from which an interrupted ranking of a project continues.
+
+    Raises ConfigError if Label Studio's address or token is not set.
+    """
     return environment.cache / "rank" / environment.model / f"{project_id}-{digest(environment.label_studio()[0])}"

@@ -102,7 +102,10 @@ def load_plan(path: Path) -> Plan | None:
 
 
 def to_candidates(scores: Sequence[Score], *, multiple: bool) -> Candidates:
-    """Return N scores as arrays."""
+    """Return N scores as arrays.
+
+    Raises ValueError if their shapes disagree, a task occurs twice, or a number is not finite.
+    """
     return Candidates(
         task_ids=np.array([score.task for score in scores], np.int64),
         probabilities=np.stack([score.probabilities for score in scores]),  # (N, C)
@@ -135,7 +138,7 @@ def keep_places(
     """Add the tasks that could not be scored but were ranked before, at their former places among the other tasks.
 
     `former` are the predictions of the replaced ranking, with results for the tasks that could not be scored. Only
-    `unlabelled` tasks count.
+    `unlabelled` tasks count. Raises ConfigError if `holdout_share` is not in [0, 1).
     """
     queue = sorted((each.score, each.task) for each in former if each.score is not None and each.task in unlabelled)
     results = {each.task: each.result for each in former}
@@ -180,8 +183,9 @@ def place_later(
 ) -> tuple[PlannedPrediction, ...]:
     """Return predictions of tasks added after a ranking, or `unscored` by it; `ranked` are its scores by task.
 
-    The score is 1 minus BALD as a share of its maximum, as for ranked tasks. A task of the random holdout is
-    placed by its draw among the ranked tasks of the holdout, or among all ranked tasks if there are none.
+    The score is 1 minus BALD as a share of its maximum, as for ranked tasks. A task of the random holdout is placed by
+    its draw among the ranked tasks of the holdout, or among all ranked tasks if there are none. Raises ConfigError if
+    `holdout_share` is not in [0, 1).
     """
     task_ids, holdout = np.array([score.task for score in scores], np.int64), np.array([*ranked], np.int64)
     draws, held_out = holdout_order(project, task_ids), is_held_out(project, task_ids, holdout_share)

@@ -93,6 +93,7 @@ def rank(options: RankOptions, environment: Environment) -> Summary:
 
     Raises:
         LabelnextError: if a step fails; the project is then sorted as before, and the next call continues.
+        OSError: if the repository cannot be read or written.
     """
     started = time.monotonic()
     refusal = f"project {options.project} is being ranked by another process; wait for it to end"

@@ -63,7 +63,10 @@ def save_original(repository: Repository, project: Project) -> None:
 
 
 def load_original(repository: Repository, project_id: int) -> OriginalSettings | None:
-    """Return a project's saved settings, or None if they are missing or invalid."""
+    """Return a project's saved settings, or None if they are missing or invalid.
+
+    Raises OSError if they exist but cannot be read.
+    """
     try:
         return _ORIGINAL.validate_json(repository.documents(PROJECTS_FOLDER).read(f"{project_id}.json"))
     except (FileNotFoundError, ValueError):

@@ -48,7 +48,12 @@ class RankingTabs:
         """Labelled tasks that need no review any more, after `find_review_predictions`."""
 
     def find_review_predictions(self) -> dict[int, DesiredPrediction]:
-        """Return the predictions of labelled tasks to be reviewed, by their current labels."""
+        """Return the predictions of labelled tasks to be reviewed, by their current labels.
+
+        Raises:
+            ConfigError: if Label Studio does not answer.
+            OSError: if the record of the project's tabs cannot be read.
+        """
         context, listed = self._context, self._context.tab_record.listed
         version = context.version if context.options.tabs else None
         issues = read_label_issues(context.repository, version.manifest, context.options.project) if version else []

@@ -28,7 +28,10 @@ _LIBRARIES: Final = ("torch", "torchvision", "baal", "numpy", "scikit-learn", "c
 
 
 def write_report(inputs: Inputs, folder: Path) -> None:
-    """Write index.html, figures.json and classes.csv to a new folder."""
+    """Write index.html, figures.json and classes.csv to a new folder.
+
+    Raises OSError if the folder exists, or cannot be written.
+    """
     figures = compute_figures(inputs)
     folder.mkdir()
     (folder / "index.html").write_text(_page(inputs, figures), encoding="utf-8")

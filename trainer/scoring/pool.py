@@ -57,7 +57,8 @@ def embed_tasks(
 ) -> tuple[list[Score], list[Failure]]:
     """Compute embeddings of tasks before there is a version, and return them as scores without probabilities.
 
-    References are in the tasks' data under `key`. The store records the file of each source, as on servers.
+    References are in the tasks' data under `key`. The store records the file of each source, as on servers. Raises
+    ConfigError if the log cannot be read or written; images that cannot be fetched or decoded are failures.
     """
     decode = partial(decode_image, spec=spec, max_megapixels=max_megapixels)
 
@@ -121,7 +122,7 @@ def collect_scores(
     """Return the scores of tasks in their order, from the log or by `score_tasks`, and the failures.
 
     New scores are logged as they arrive, so that they are kept if `score_tasks` fails. `done` is a participle for
-    messages.
+    messages. Raises ConfigError if the log cannot be read or written, and what `score_tasks` raises.
     """
     digests = {task.id: digest(task.data) for task in tasks}
     known = log.read(digests)

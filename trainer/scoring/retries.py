@@ -33,7 +33,10 @@ def is_small_part(count: int, total: int) -> bool:
 
 
 def retry(score_tasks: ScoreTasks, tasks: Sequence[PoolTask], total: int) -> Iterator[list[Score | Failure]]:
-    """Yield one outcome per task, after retries of temporary failures; `total` counts all images of the ranking."""
+    """Yield one outcome per task, after retries of temporary failures; `total` counts all images of the ranking.
+
+    Raises what `score_tasks` raises.
+    """
     pause_s, first_failure_at, last_success_at = _PAUSE_S, None, time.monotonic()
     while tasks:
         failed: dict[int, Failure] = {}

@@ -31,7 +31,7 @@ def choose(strategy: str, model: Model, unlabelled: Indices, labelled: Indices, 
     """Return the `query` images that a strategy selects from the unlabelled pool, (n,), ascending.
 
     The model was trained on the labelled images, and its name seeds all random choices; `project` seeds the random
-    holdout.
+    holdout. Raises ConfigError if there is no such strategy.
     """
     started = time.perf_counter()
     features: Floats = np.empty((0, 0), np.float32)

@@ -96,6 +96,10 @@ def compute_features(
     """Return the path of a .npy file of the backbone's features, float32 (N, F).
 
     Features missing in both the file and the store are computed.
+
+    Raises:
+        FetchError: if an image can no longer be read.
+        TrainingError: if features are not finite.
     """
     images = decoded.images
 

@@ -57,7 +57,10 @@ class Dataset:
 def open_dataset(
     classes: tuple[str, ...], targets: Indices, *, images: Path, features: Path | None, cache: Path
 ) -> Dataset:
-    """Memory-map a dataset's images and features from .npy files, so that processes share them."""
+    """Memory-map a dataset's images and features from .npy files, so that processes share them.
+
+    Raises OSError if a file cannot be read.
+    """
     mapped = None if features is None else np.load(features, mmap_mode="r")
     return Dataset(classes, targets, np.load(images, mmap_mode="r"), mapped, cache)
 
@@ -66,7 +69,10 @@ class Trainer:
     """Trains the models of one run, each from the same initial weights."""
 
     def __init__(self, dataset: Dataset, training: Training, *, device: torch.device) -> None:
-        """Build the network; `training.seed` seeds its fresh weights and the training."""
+        """Build the network; `training.seed` seeds its fresh weights and the training.
+
+        Raises ConfigError if backbone or head cannot be built.
+        """
         self.dataset = dataset
         self.training = training
         self.device = device
@@ -124,7 +130,10 @@ class Model:
     """A trained model; onnxruntime runs the passes of its lowered graph."""
 
     def __init__(self, trainer: Trainer, name: str) -> None:
-        """Lower the trainer's current head and open a session for it."""
+        """Lower the trainer's current head and open a session for it.
+
+        Raises InvalidVersion if the graph cannot be lowered or loaded.
+        """
         self._trainer = trainer
         self.dataset = trainer.dataset
         self.name = name

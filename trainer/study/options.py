@@ -95,6 +95,10 @@ def split_backbones(training: Training) -> dict[str, Training]:
 
     `NAME@PIXELS` sets the image size of a backbone. `--weights` has one value for all backbones, or one for each in
     the same order.
+
+    Raises:
+        ConfigError: if a weights file does not exist, the numbers of weights and backbones do not match, or no
+            backbone is named, or one twice.
     """
     backbones, weights = _split_paths(training.backbone), _split_paths(training.weights)
     if len(weights) == 1 < len(backbones) and weights[0] not in ("imagenet", "none"):

@@ -58,7 +58,10 @@ class Run:
     """A JSON line for each finished round, so that an interruption loses only the rounds in progress."""
 
     def read_rounds(self) -> list[dict[str, Any]]:
-        """Return the lines of finished rounds; truncates the file at the first incomplete line."""
+        """Return the lines of finished rounds; truncates the file at the first incomplete line.
+
+        Raises OSError if the file exists but cannot be read and written.
+        """
         return recover_lines(self.path, json.loads)
 
 
@@ -70,7 +73,10 @@ def draw_initial(pool: Indices, *, count: int, seed: int) -> Indices:
 def select_initial(
     pool: Indices, trainer: Trainer, *, count: int, seed: int, holdout_share: float = DEFAULT_SHARE
 ) -> Indices:
-    """Return the images production labels first, before there is a version: int64 (count,), ascending."""
+    """Return the images production labels first, before there is a version: int64 (count,), ascending.
+
+    Raises ConfigError if `holdout_share` is not in [0, 1), ValueError if an embedding is not finite.
+    """
     order = coldstart.arrange(
         pool,
         trainer.embed(pool),

@@ -35,9 +35,11 @@ def count_rounds(runs: Sequence[Run]) -> int:
 
 
 def complete_all(runs: Sequence[Run], open_dataset: Callable[[], Dataset], protocol: Protocol, *, workers: int) -> None:
-    """Complete all runs in worker processes; raises LabelnextError if a worker dies or a training diverges.
+    """Complete all runs in worker processes, each of which opens the dataset itself, since it is too large to be sent.
 
-    Each worker opens the dataset itself, since it is too large to be sent.
+    Raises:
+        ConfigError: if a worker dies, or cannot build its network.
+        TrainingError: if a training diverges.
     """
     context, threads = multiprocessing.get_context("spawn"), max(1, count_processors() // workers)
     total = len(runs) * (protocol.rounds + 1)

@@ -85,7 +85,7 @@ def find_review_tasks(
 ) -> list[ReviewTask]:
     """Return the tasks of issues that still have the reported label and were not reviewed since they were listed.
 
-    The marker is added to the predictions.
+    The marker is added to the predictions. Raises ConfigError if Label Studio does not answer.
     """
     tasks = {task["id"]: task for task in tasks_by_number(client, [issue.task for issue in issues])}
     forms = {choice.stored: choice.result_value for choice in control.choices}

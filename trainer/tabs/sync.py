@@ -64,7 +64,10 @@ def sync_tabs(
 
 
 def remove_tabs(client: ProjectClient, repository: Repository, record: TabRecord) -> int:
-    """Remove our tabs and their record, and return the number of removed tabs."""
+    """Remove our tabs and their record, and return the number of removed tabs.
+
+    Raises ConfigError if Label Studio does not answer, OSError if the record cannot be removed.
+    """
     existing = views.list_views(client) if record.tabs else []
     numbers = {own.id for own in _find_own(record.tabs, existing).values()}
     ours = [view.id for view in existing if view.id in numbers]

@@ -170,6 +170,9 @@ def reason_to_train(
         changes: the changes since then.
         controls: the controls of the project's labelling config.
         idle_s: the seconds since the last round, or since the watch started.
+
+    Raises:
+        ConfigError: if there was a training, and `controls` is empty.
     """
     threshold = options.label_threshold
     if threshold is not None and changes.total >= threshold:

@@ -24,6 +24,10 @@ def load_backbone(
         weights: initial weights: `imagenet`, `none`, or a file with a state dict. ONNX files contain their weights.
         grid: cells per side that the last feature map is pooled to, as by AdaptiveAvgPool2d. None for the mean of each
             channel; VGG and Lite0 then use several stages. Ignored by networks that end in a vector.
+
+    Raises:
+        ConfigError: if there is no such backbone, it does not support the image size, or its weights cannot be
+            loaded.
     """
     module, plain_name = _find(name)
     if image_size is not None and image_size < 1:
@@ -32,7 +36,10 @@ def load_backbone(
 
 
 def default_image_size(name: str) -> int:
-    """Return the image size, in pixels per side, that a backbone's weights were trained on, without loading it."""
+    """Return the image size, in pixels per side, that a backbone's weights were trained on, without loading it.
+
+    Raises ConfigError if there is no such backbone.
+    """
     module, plain_name = _find(name)
     return cast(int, module.default_image_size(plain_name))
 

@@ -57,7 +57,10 @@ def from_layers(
     cells: int = 1,
     last_stage: int | None = None,
 ) -> LoadedBackbone:
-    """Build a backbone of layers from normalised planes (N, 3, H, W) to features (N, D * `cells`)."""
+    """Build a backbone of layers from normalised planes (N, 3, H, W) to features (N, D * `cells`).
+
+    Raises ConfigError as `count_features`.
+    """
     module = nn.Sequential(Normalise(mean, deviation), *layers).eval()
     features, spec = count_features(module, name=name, image_size=image_size), InputSpec(image_size, image_size)
     channels, mean, deviation = features // cells, tuple(mean), tuple(deviation)
@@ -65,7 +68,10 @@ def from_layers(
 
 
 def count_features(module: nn.Module, *, name: str, image_size: int) -> int:
-    """Return F of a module from images uint8 (N, H, W, 3) to features (N, F)."""
+    """Return F of a module from images uint8 (N, H, W, 3) to features (N, F).
+
+    Raises ConfigError if it does not support images of this size, or does not return a vector for each image.
+    """
     images = torch.zeros(1, image_size, image_size, 3, dtype=torch.uint8)
     try:
         with torch.no_grad():

@@ -71,7 +71,10 @@ class Description:
 
 
 def default_image_size(name: str) -> int:
-    """Return the image size from the JSON file next to a graph."""
+    """Return the image size from the JSON file next to a graph.
+
+    Raises ConfigError if one of the files is missing or invalid.
+    """
     return _read_description(Path(name)).image_size
 
 

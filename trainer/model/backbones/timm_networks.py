@@ -43,7 +43,10 @@ def names() -> tuple[str, ...]:
 
 
 def default_image_size(name: str) -> int:
-    """Return the image size, in pixels per side, that a network's weights were trained on."""
+    """Return the image size, in pixels per side, that a network's weights were trained on.
+
+    Raises ConfigError if timm is not installed, or has no such network.
+    """
     return int(_settings(name)["input_size"][-1])
 
 

@@ -33,7 +33,10 @@ _MAX_SEED = 1 << 20
 
 
 def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
-    """Return the graph of a module, weights included; moves the module to the CPU and to evaluation mode."""
+    """Return the graph of a module, `images` uint8 (N, H, W, 3) to `features` float32 (N, F), weights included.
+
+    Moves the module to the CPU and to evaluation mode. Raises TrainingError if the exporter returns no graph.
+    """
     program = torch.onnx.export(
         backbone.cpu().eval(),
         (torch.zeros(_SAMPLE_IMAGES, image_size, image_size, 3, dtype=torch.uint8),),
@@ -54,7 +57,10 @@ def export_backbone(backbone: nn.Module, *, image_size: int) -> ModelProto:
 def export(backbone: ModelProto, head: nn.Sequential, folder: Path, *, multiple: bool = False) -> LoweredGraph:
     """Write model.onnx, head.onnx.data and portable.onnx next to a backbone's weights; return the lowered graph.
 
-    Raises TrainingError if a Dropout of the head is missing in the graph, inactive, or has another probability.
+    Raises:
+        TrainingError: if the head has other layers than `to_onnx` supports, or one of its Dropouts is missing in
+            the graph, or has another probability there.
+        LoweringError: if the graph cannot be lowered.
     """
     literal = attach(backbone, move_weights(to_onnx(head), folder / HEAD_WEIGHTS_FILE))
     (folder / MODEL_FILE).write_bytes(literal.SerializeToString(deterministic=True))

@@ -54,7 +54,7 @@ def choose_precision(
     """Return the int8 variant of a float32 backbone if it is similar and faster, else the backbone itself.
 
     If a published version has a quantised backbone, it is used. Otherwise the backbone is quantised, compared on images
-    uint8 (N, H, W, 3), and the verdict is saved next to it.
+    uint8 (N, H, W, 3), and the verdict is saved next to it. Raises OSError if the repository cannot be read.
     """
     target, verdict = backbone.folder / INT8_BACKBONE_FILE, backbone.folder / _VERDICT_FILE
     int8 = replace(backbone, precision="int8")

@@ -31,6 +31,7 @@ def validate_version(
     checks how it is connected.
 
     Raises:
+        DigestError: if the graph or the probe cannot be read.
         InvalidVersion: if the graph cannot be lowered or run, its Dropout sites are not those of the manifest, its
             passes do not differ, or they differ from torch's; PrecisionRejected if they do so only in int8.
     """
@@ -56,6 +57,10 @@ def predict(
     """Return a version's mean probabilities over a number of passes: uint8 (N, H, W, 3) to float32 (N, C).
 
     `known` are features of the images, (N, F), by backbone fingerprint; they are not computed again.
+
+    Raises:
+        DigestError: if the graph cannot be read.
+        InvalidVersion: if it cannot be lowered or run.
     """
     manifest = version.manifest
     backbone, head = _open_version(version, int8=manifest.backbone.precision == "int8")
@@ -89,7 +94,8 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """Open a session for a graph with weights in `folder`; by default it uses all CPUs.
 
-    With `spinning`, idle threads busy-wait for work, which pays off for large graphs.
+    With `spinning`, idle threads busy-wait for work, which pays off for large graphs. Raises InvalidVersion if
+    onnxruntime cannot load the graph.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
@@ -113,7 +119,10 @@ def run(
 
 
 def open_head(head: ModelProto, folder: Path, *, threads: int | None = None) -> RunPasses:
-    """Return a function that runs a lowered head on features (N, F) and masks."""
+    """Return a function that runs a lowered head on features (N, F) and masks.
+
+    Both raise InvalidVersion if onnxruntime cannot load or run the graph.
+    """
     session = open_session(head, folder, threads=threads, spinning=False)
 
     def run_passes(features: npt.NDArray[np.float32], masks: Masks) -> PassOutputs:
