@@ -295,7 +295,7 @@ class _VersionPlanner:
         missing = [task.id for task in tasks if task.id not in passes]
         if missing:
             raise ConfigError(
-                f"{len(missing)} images can no longer be fetched, such as of task {missing[0]}; rank again"
+                f"{len(missing)} images can no longer be fetched, such as that of task {missing[0]}; rank again"
             )
         return np.stack([passes[task.id] for task in tasks])  # (n, T, C)
 
@@ -357,8 +357,8 @@ def _open_backbone(context: RankingContext, store: FeatureStore) -> tuple[InputS
     from trainer.model.graphs.int8 import choose_precision
 
     options = context.options
-    criteria = Training(weights=options.weights, backbone=options.backbone, image_size=options.image_size)
-    exact = open_frozen_for(criteria, cache=context.environment.cache_dir)
+    training = Training(weights=options.weights, backbone=options.backbone, image_size=options.image_size)
+    exact = open_frozen_for(training, cache=context.environment.cache_dir)
 
     def embed_images(images: npt.NDArray[np.uint8], digests: Sequence[bytes]) -> npt.NDArray[np.float32]:
         backbone = choose_precision(exact, images, repository=context.repository)

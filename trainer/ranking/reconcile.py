@@ -134,7 +134,7 @@ def _check_dropped(create: Sequence[int], sent: Mapping[int, int]) -> None:
     """Log imported predictions that Label Studio dropped; raise ConfigError after too many attempts."""
     if dropped := [task for task in create if sent[task] >= _MAX_ATTEMPTS]:
         raise ConfigError(
-            f"Label Studio drops the predictions of {len(dropped)} tasks without a reason, such as of "
+            f"Label Studio drops the predictions of {len(dropped)} tasks without a reason, such as those of "
             f"{', '.join(map(str, dropped[:5]))}; see its log for 'Prediction validation failed'"
         )
     if count := sum(sent[task] > 0 for task in create):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 
-from contract.errors import ImageError
+from contract.errors import FetchError, ImageError, with_subject
 from contract.features.store import FeatureStore
 from contract.files import explaining
 from contract.images.preprocess import MAX_MEGAPIXELS, RECIPE, decode_image
@@ -104,7 +104,10 @@ def compute_features(
     images = decoded.images
 
     def sha256(image: int) -> bytes:  # unreadable images are black pixels, with the digest of an empty file
-        return hashlib.sha256(b"" if image in decoded.faults else pool.read(image)).digest()
+        try:
+            return hashlib.sha256(b"" if image in decoded.faults else pool.read(image)).digest()
+        except FetchError as err:
+            raise FetchError(with_subject(pool.references[image], str(err))) from err
 
     batches = (
         backbone.compute_cached(np.array(images[rows.start : rows.stop]), list(map(sha256, rows)), store)

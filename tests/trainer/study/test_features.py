@@ -1,4 +1,5 @@
 import hashlib
+import re
 import resource
 import threading
 from dataclasses import replace
@@ -8,7 +9,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from contract.errors import ConfigError
+from contract.errors import ConfigError, FetchError
 from contract.features.store import FeatureStore
 from contract.images.preprocess import decode_image
 from contract.versions.manifest import InputSpec
@@ -134,6 +135,14 @@ class TestCompute:
         unreadable, readable = store.get_many(backbone.key, digests)
         assert unreadable is None
         assert readable is not None
+
+    def test_image_that_disappeared_is_named(self, backbone, store, cache, tmp_path):
+        pool = read_pool(write_folders(tmp_path / "colours", each=12), None)
+        decoded = decode(pool, image_size=SIZE, cache=cache)
+        (pool.root / pool.references[3]).unlink()
+        with pytest.raises(FetchError, match=f"^{re.escape(pool.references[3])}: the file cannot be read"):
+            compute_features(pool, decoded, backbone=backbone, store=store, cache=cache)
+        assert files(cache, "features") == []
 
     def test_resume_after_interruption_uses_the_store(self, pool, decoded, backbone, store, cache, monkeypatch):
         with monkeypatch.context() as patch:
