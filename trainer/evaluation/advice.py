@@ -173,5 +173,5 @@ def _agreement(recent: Sequence[CurvePoint]) -> float:
 
 
 def _round_to_two_digits(labels: int) -> int:
-    """Round down to two significant digits, but to at least 1."""
+    """Round to two significant digits, but to at least 1."""
     return max(1, int(float(f"{labels:.1e}")))

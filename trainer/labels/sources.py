@@ -95,7 +95,7 @@ def from_folder(root: Path) -> LabelledPool:
         LabelError: if `root` is not a folder, fewer than two folders have images, or a name is not in UTF-8.
     """
     if not root.is_dir():
-        raise LabelError(f"expected a folder of class folders, {root} is not a folder")
+        raise LabelError(f"expected a folder of class folders, {root} is not a folder; check the path")
     paths, left_out = find_images(root)
     labels = tuple(paths)
     nested = {to_nfc(path.partition("/")[0]) for path in left_out.get(NESTED, ())}
@@ -241,7 +241,7 @@ def _check(pool: LabelledPool) -> LabelledPool:
     """Return the pool; raise LabelError if it has fewer than two classes, or a label that is not valid UTF-8."""
     for label in pool.labels:  # Python decodes other bytes in folder names to lone surrogates
         if label.encode(errors="replace").decode() != label:
-            raise LabelError(f"expected folder names in UTF-8, got {label!a} in {pool.origin!a}; rename it")
+            raise LabelError(f"expected labels in UTF-8, got {label!a} in {pool.origin!a}; rename it")
     if len({image.labels for image in pool.images}) >= 2:
         return pool
     used = {label for image in pool.images for label in image.labels}

@@ -150,7 +150,7 @@ class TestFolders:
         pool = from_folder(self.create(tmp_path, "a/1.png", "b/1.png", os.fsdecode(b"a/caf\xe9.txt")))
         assert labels.describe_left_out(pool) == [f"1 {class_folders.NOT_AN_IMAGE} (a/caf\ufffd.txt)"]
         self.create(tmp_path, os.fsdecode(b"caf\xe9/1.png"))
-        with pytest.raises(LabelError, match=r"folder names in UTF-8, got 'caf\\udce9'.*rename it"):
+        with pytest.raises(LabelError, match=r"labels in UTF-8, got 'caf\\udce9'.*rename it"):
             from_folder(tmp_path)
 
     def test_rejects_a_missing_folder(self, tmp_path):
@@ -279,6 +279,11 @@ class TestExports:
             from_export(export([task(number, item("cat", "dog")) for number in (1, 2)]), MULTIPLE)
         with pytest.raises(LabelError, match=r"got 1 of 1 \(cat\).*2 not labelled yet.*label images of another class"):
             from_export(export([task(1, item("cat")), task(2), task(3)]), CONFIG)
+
+
+def test_rejects_labels_of_exports_that_are_not_utf8(export):
+    with pytest.raises(LabelError, match=r"labels in UTF-8, got '\\ud800' in '.*export.*'; rename it"):
+        from_export(export([task(1, item("cat")), task(2, item("\ud800"))]))
 
 
 def test_leaves_out_bulk_confirmations(export):

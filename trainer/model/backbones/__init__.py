@@ -62,10 +62,10 @@ def _find(name: str) -> tuple[ModuleType, str]:
 def _explain_unknown(name: str) -> str:
     known = dict.fromkeys((*torchvision_networks.names(), lite0.NAME, *timm_networks.names()))
     matches = difflib.get_close_matches(name, known)
-    hint = f"did you mean {' or '.join(matches)}? " if matches else ""
+    hint = f"; did you mean {' or '.join(matches)}?" if matches else "."
     families = dict.fromkeys(each.rstrip("_") for each in torchvision_networks.FAMILIES)
     return (
-        f"unknown --backbone {name[:80]!r}; {hint}Supported are networks of torchvision ({', '.join(families)}: "
+        f"unknown --backbone {name[:80]!r}{hint} Supported are networks of torchvision ({', '.join(families)}: "
         f"{name_some(torchvision_networks.names(), limit=3)}), {lite0.NAME}, networks of timm"
         f"{'' if timm_networks.is_installed() else ' (pip install timm)'}, and ONNX files with the suffix .onnx"
     )

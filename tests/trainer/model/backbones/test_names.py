@@ -10,8 +10,9 @@ from trainer.model.backbones import load_backbone
         (
             "resnet19",
             {},
-            r"unknown --backbone 'resnet19'; did you mean .*resnet1.*vgg.*ONNX files with the suffix \.onnx",
+            r"unknown --backbone 'resnet19'; did you mean .*resnet1.*\? Supported are .*vgg.*suffix \.onnx",
         ),
+        ("xyz", {}, r"unknown --backbone 'xyz'\. Supported are networks of torchvision"),
         ("efficientnet-lite0", {}, "did you mean .*efficientnet_lite0"),
         ("Vgg16", {}, "did you mean .*vgg16"),
         ("timm:vgg61", {}, "unknown timm network 'vgg61'"),
