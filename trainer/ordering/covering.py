@@ -18,7 +18,7 @@ from trainer.ordering.arrays import Float32s, Float64s, Ints
 from trainer.subsampling import evenly_spaced
 
 _CHOICE_POWER: Final = 2
-"""Power of the relative distance in `choose`."""
+"""Power of the distance in `choose`."""
 _DRAW_POWER: Final = 4
 """Power of the distance in `draw`."""
 _NEIGHBOURS: Final = 10
