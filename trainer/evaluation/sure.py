@@ -86,7 +86,10 @@ def min_images(wrong: int, precision: float, *, error_rate: float = ERROR_RATE) 
 
 
 def find_margin(sample: Sample, precision: float, *, error_rate: float = ERROR_RATE) -> Evidence | None:
-    """Return the lowest threshold with this precision; with probability `error_rate` its true precision is lower."""
+    """Return the lowest threshold that is shown to have this precision, or None.
+
+    With probability `error_rate` at most, the true precision above the threshold is lower.
+    """
     order = np.argsort(-sample.margins, kind="stable")
     margins, wrong = sample.margins[order], np.cumsum(~sample.right[order])
     evidence = None

@@ -124,7 +124,7 @@ def _explain(name: str, settings: Mapping[str, Any], err: Exception, *, weights:
         repository = settings.get("hf_hub_id")
         source = f"https://huggingface.co/{repository}" if repository else settings.get("url") or "its weights"
         return (
-            f"cannot download the weights of timm's {name} ({reason}); download {source} on another machine and use "
+            f"cannot load the weights of timm's {name} ({reason}); download {source} on another machine and use "
             "--weights FILE, or use --weights none for random weights"
         )
     return f"--weights {weights} does not fit timm's {name} with images of {image_size} pixels: {reason}"
