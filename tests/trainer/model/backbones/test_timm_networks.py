@@ -86,7 +86,7 @@ def test_errors_suggest_a_download_or_the_installation_of_timm(monkeypatch):
 
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fail)
     with pytest.raises(
-        ConfigError, match=r"cannot download .* \(no route to host\); download https://huggingface.co/timm/"
+        ConfigError, match=r"cannot load the weights .* \(no route to host\); download https://huggingface.co/timm/"
     ):
         load_backbone("timm:resnet10t")
     monkeypatch.setattr(timm_networks, "is_installed", lambda: False)
