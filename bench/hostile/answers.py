@@ -100,7 +100,7 @@ def _slow_hosts() -> list[Case]:
         slow_answer_case("host-trickles-head", _TIMED_OUT, hosts.trickle(_OK + b"X-Slow: ")),
         slow_answer_case("host-trickles-body", _TIMED_OUT, hosts.trickle(_OK_WITH_LENGTH), seconds=slow),
         slow_answer_case("body-endless-tiny-chunks", late_or_large, tiny_chunks, seconds=slow),
-        slow_answer_case("head-endless-100-continue", late_or_broken, continued),
+        slow_answer_case("head-endless-100-continue", late_or_broken, continued, seconds=30.0),  # at most two attempts
         Case("host-silent-at-64-addresses", Kind.ADDRESS, _many_addresses, seconds=120, patient=True),
         Case("host-silent-for-200-images", Kind.ADDRESS, _many_silent, seconds=120, patient=True),
     ]

@@ -103,8 +103,8 @@ class Folder:
             self._files.move(partial, name)
 
     def remove_partial(self) -> None:
-        """Remove the unfinished files of killed writers; no writer may be running. OSError if that fails."""
-        with suppress(FileNotFoundError):
+        """Remove the unfinished files of killed writers; no writer may be running."""
+        with _explaining(f"unfinished files in {self.location} cannot be removed"), suppress(FileNotFoundError):
             self._files.delete_dir(_PARTIAL)
 
     def lock(self, settings: Mapping[str, object]) -> None:

@@ -22,7 +22,7 @@ from server.__main__ import COMMANDS, main
 from server.pool.job import describe
 from server.pool.job import score_pool as score
 from server.pool.options import PoolOptions
-from server.pool.shards import LOCK_FILE, Folder, PoolError, find_shards
+from server.pool.shards import _PARTIAL, LOCK_FILE, Folder, PoolError, find_shards
 from server.pool.worker import ShardResult, Worker
 from server.settings import Score
 from tests.buckets import running_store
@@ -244,6 +244,12 @@ class TestShards:
         for target in ("in", "in/scores", "x/../in"):
             with pytest.raises(ConfigError, match="lies in the input"):
                 find_shards(dataclasses.replace(options, output=str(tmp_path / target)))
+
+
+def test_unfinished_files_that_cannot_be_removed_are_an_error(tmp_path):
+    (tmp_path / _PARTIAL).write_bytes(b"not a folder")
+    with pytest.raises(PoolError, match=r"unfinished files in .* cannot be removed"):
+        Folder(str(tmp_path)).remove_partial()
 
 
 @pytest.mark.slow
