@@ -109,17 +109,16 @@ def _collect(pool: LabelledPool, images: npt.NDArray[np.uint8], outcomes: Sequen
         for image, outcome in zip(pool.images, outcomes, strict=True)
         if isinstance(outcome, ImageError)
     )
-    rows = [row for row, outcome in enumerate(outcomes) if not isinstance(outcome, ImageError)]
-    for position, row in enumerate(rows):
+    digests = {row: outcome for row, outcome in enumerate(outcomes) if not isinstance(outcome, ImageError)}
+    for position, row in enumerate(digests):
         images[position] = images[row]  # in place, since a copy might not fit into memory
-    readable = [pool.images[row] for row in rows]
-    digests = [outcome for outcome in outcomes if not isinstance(outcome, ImageError)]
+    readable = [pool.images[row] for row in digests]
     _check_classes(readable, unreadable)
     return Pixels(
-        images=images[: len(rows)],  # (N, H, W, 3)
+        images=images[: len(digests)],  # (N, H, W, 3)
         targets=_targets(readable, pool),
-        digests=tuple(each.file for each in digests),
-        groups=group_equal([each.pixels for each in digests]),
+        digests=tuple(each.file for each in digests.values()),
+        groups=group_equal([each.pixels for each in digests.values()]),
         task_ids=np.array([-1 if image.task_id is None else image.task_id for image in readable], np.int64),
         references=tuple(image.reference for image in readable),
         unreadable=unreadable,
