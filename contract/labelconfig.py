@@ -4,7 +4,7 @@ Anybody who may edit a project writes the config, so it is parsed without entiti
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from xml.etree import ElementTree
@@ -72,6 +72,12 @@ class ChoicesControl:
     def labels(self) -> tuple[str, ...]:
         """The label that Label Studio stores for each choice."""
         return tuple(choice.stored for choice in self.choices)
+
+    def find_choices(self, labels: Iterable[str]) -> tuple[Choice | None, ...]:
+        """Return the choice of each label, as stored or else as displayed; None for a label that the config lacks."""
+        by_displayed = {choice.displayed: choice for choice in reversed(self.choices)}
+        by_name = {**by_displayed, **{choice.stored: choice for choice in self.choices}}
+        return tuple(map(by_name.get, labels))
 
 
 @dataclass(frozen=True, slots=True)

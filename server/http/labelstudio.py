@@ -132,14 +132,13 @@ def resolve_target(label_config: str, version: str, control: str | None, labels:
         ConfigError: if the config is invalid or classifies no image.
     """
     matched = match_control(parse_label_config(label_config), version=version, name=control, labels=labels)
-    by_displayed = {choice.displayed: choice for choice in reversed(matched.choices)}
-    by_name = {**by_displayed, **{choice.stored: choice for choice in matched.choices}}
-    if missing := [label for label in labels if label not in by_name]:
+    choices = matched.find_choices(labels)
+    if missing := [label for label, choice in zip(labels, choices, strict=True) if choice is None]:
         _log.warning(
             "the labelling config lacks labels of the model; images predicted as one of them get a score and no label",
             extra={"model_version": version, "from_name": matched.from_name, "missing": missing},
         )
-    return Target(matched, tuple(map(by_name.get, labels)))
+    return Target(matched, choices)
 
 
 def find_images(request: PredictRequest, target: Target) -> list[ImageReference | NoImage]:

@@ -36,6 +36,4 @@ class GivenLabels:
     def count_by_class(self, control: ChoicesControl, manifest: Manifest) -> list[int]:
         """Return the number of chosen labels per class of a version, 0 if the labelling config lacks it: (C,)."""
         counts = Counter(label for labels in self.by_people.values() for label in labels)
-        by_displayed = {choice.displayed: choice.stored for choice in control.choices}
-        stored = [label if label in control.labels else by_displayed.get(label, label) for label in manifest.labels]
-        return [counts[label] for label in stored]
+        return [counts[choice.stored] if choice else 0 for choice in control.find_choices(manifest.labels)]
